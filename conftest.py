@@ -1,0 +1,3 @@
+"""This repository's own choices; the plugin itself comes from its installed entry point."""
+
+pytest_plugins = ["pytester"]

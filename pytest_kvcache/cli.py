@@ -1,0 +1,67 @@
+"""`pytest-kvcache`: make the engine environment, show what a run would start."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pytest_kvcache.config import loader
+from pytest_kvcache.engine import setup
+from pytest_kvcache.engine.environment import inspect
+from pytest_kvcache.errors import KvCacheError
+from pytest_kvcache.home import home
+from pytest_kvcache.serving.render import render
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a subcommand; return the exit code."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    try:
+        return int(args.run(args))
+    except KvCacheError as error:
+        print(f"pytest-kvcache: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="pytest-kvcache", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    make = commands.add_parser(
+        "setup", help="make the CPU engine environment (once; reused while its lock is unchanged)"
+    )
+    make.add_argument("--path", action="store_true", help="print where it is, and nothing else")
+    make.set_defaults(run=_setup)
+
+    show = commands.add_parser("render", help="print every command line and file that a run would use")
+    show.add_argument("--kv-profile", required=True, metavar="NAME")
+    show.add_argument("--tier", required=True, metavar="NAME")
+    show.add_argument("--kv-config", type=Path, metavar="FILE", help="default: kvcache.toml of this folder")
+    show.add_argument("--kv-engine", type=Path, metavar="FOLDER", help="name its programs, not those of PATH")
+    show.add_argument("--json", action="store_true", help="for programs: components with argv, env and files")
+    show.set_defaults(run=_render)
+    return parser
+
+
+def _setup(args: argparse.Namespace) -> int:
+    if args.path:
+        print(setup.engine_path(home()))
+        return 0
+    setup.setup(home(), lambda line: print(f"setup: {line}", flush=True))
+    return 0
+
+
+def _render(args: argparse.Namespace) -> int:
+    catalogue = loader.load(loader.find(Path.cwd(), args.kv_config))
+    (tier,) = catalogue.select([args.tier])
+    engine = inspect(args.kv_engine) if args.kv_engine else None
+    print(render(catalogue.profile(args.kv_profile), tier, engine, os.environ, as_json=args.json))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,49 @@
+"""What `--model` gets: a name for vLLM to find, or the folder of the tiny model made on the spot."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+from pathlib import Path
+
+from filelock import FileLock
+
+from pytest_kvcache.config.profile import TINY_MODEL, Profile
+from pytest_kvcache.engine.environment import Engine
+from pytest_kvcache.errors import SetupError
+
+_SCRIPT = Path(__file__).with_name("tiny_model.py")
+
+
+def tiny_model_path(engine: Engine, home: Path) -> Path:
+    """Return where the tiny model of this script and these library versions belongs."""
+    made_by = [engine.versions.get(name, "") for name in ("torch", "transformers")]
+    digest = hashlib.sha256(_SCRIPT.read_bytes() + "".join(made_by).encode()).hexdigest()[:12]
+    return home / "models" / f"{TINY_MODEL}-{digest}"
+
+
+def model_path(profile: Profile, engine: Engine, home: Path) -> str:
+    """Return what `--model` gets, making the tiny model first where the profile asks for it.
+
+    Raises:
+        SetupError: The model could not be made.
+    """
+    if profile.model != TINY_MODEL:
+        return profile.model
+    target = tiny_model_path(engine, home)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(target.with_suffix(".lock")):
+        if not target.is_dir():
+            partial = target.with_suffix(".partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            argv = [str(engine.python), str(_SCRIPT), str(partial)]
+            done = subprocess.run(argv, capture_output=True, text=True, check=False)
+            if done.returncode != 0:
+                raise SetupError(
+                    f"the tiny model could not be made: {done.stderr.strip()[-300:]}",
+                    where=str(engine.path),
+                    todo="`pytest-kvcache setup` repairs the environment",
+                )
+            partial.rename(target)
+    return str(target)

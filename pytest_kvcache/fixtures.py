@@ -1,0 +1,74 @@
+"""The fixtures that a perf test uses. Definitions only: what they do is in `perf.py`, imported when one is used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pytest_kvcache.config.profile import Profile
+    from pytest_kvcache.perf import BaselineCheck, MultiRoundQa
+    from pytest_kvcache.serving.pair import ServingPair
+    from pytest_kvcache.state import PerfState
+    from pytest_kvcache.tiers.base import Tier
+
+
+def _state(config: pytest.Config) -> PerfState:
+    from pytest_kvcache.state import KEY  # noqa: PLC0415 - heavy
+
+    state = config.stash.get(KEY, None)
+    if state is None:
+        pytest.fail("this needs `-m perf` or `--tier NAME` on the command line", pytrace=False)
+    return state
+
+
+@pytest.fixture(scope="session")
+def kv_profile(pytestconfig: pytest.Config) -> Profile:
+    """The profile that runs: model, sizes, workload, tolerances."""
+    return _state(pytestconfig).profile
+
+
+@pytest.fixture(scope="session")
+def kv_tier(request: pytest.FixtureRequest) -> Tier:
+    """The tier of this test; one that cannot run here is skipped, or fails where --tier names it."""
+    state = _state(request.config)
+    from pytest_kvcache import perf  # noqa: PLC0415 - heavy
+
+    return perf.usable(request.param, state)
+
+
+@pytest.fixture
+def kv_context(request: pytest.FixtureRequest) -> int:
+    """The length of the user context (tokens): one test for each of the profile's."""
+    length: int = request.param
+    return length
+
+
+@pytest.fixture(scope="session")
+def vllm_pair(kv_tier: Tier, pytestconfig: pytest.Config) -> Iterator[ServingPair]:
+    """A pair of vLLM servers on the tier, behind a round-robin router; booted once a tier.
+
+    Talk to `vllm_pair.base_url` with the model `vllm_pair.model`.
+    """
+    from pytest_kvcache import perf  # noqa: PLC0415 - heavy
+
+    with perf.booted(kv_tier, _state(pytestconfig)) as pair:
+        yield pair
+
+
+@pytest.fixture
+def multi_round_qa(kv_tier: Tier, vllm_pair: ServingPair, pytestconfig: pytest.Config) -> MultiRoundQa:
+    """Run LMCache's multi-round QA workload against the pair: `multi_round_qa(context_tokens=2000)`."""
+    from pytest_kvcache import perf  # noqa: PLC0415 - heavy
+
+    return perf.MultiRoundQa(_state(pytestconfig), kv_tier, vllm_pair)
+
+
+@pytest.fixture
+def kv_baseline(pytestconfig: pytest.Config) -> BaselineCheck:
+    """Compare a result with the stored baseline: `kv_baseline.check(result)`."""
+    from pytest_kvcache import perf  # noqa: PLC0415 - heavy
+
+    return perf.BaselineCheck(_state(pytestconfig))

@@ -1,0 +1,129 @@
+"""Command line and ini settings of the plugin. Imports nothing heavy: this runs in every pytest session."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+MARKER = "perf"
+UpdateMode = Literal["none", "missing", "all"]
+
+_INI = {
+    "kv_profile": "profile that perf tests run (see kvcache.toml)",
+    "kv_engine": "environment with vLLM and LMCache, in place of the one that `pytest-kvcache setup` makes",
+    "kv_config": "the kvcache.toml to use (default: the one in rootdir)",
+    "kv_runs": "folder of results (default: .kvcache/runs in rootdir)",
+    "kv_baselines": "folder of baselines (default: baselines in rootdir)",
+}
+
+
+_PATH_OPTIONS = ("--kv-engine", "--kv-config", "--kv-runs", "--kv-baselines")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What was asked for, not yet checked against any file.
+
+    Args:
+        rootdir: pytest's.
+        tiers: Named with --tier; empty means all.
+        profile: Named, or None for the default of this machine.
+        engine: An existing environment, or None.
+        config: An explicit kvcache.toml, or None.
+        runs: Folder of results.
+        baselines: Folder of baselines.
+        update: Which baselines to write.
+    """
+
+    rootdir: Path
+    tiers: tuple[str, ...]
+    profile: str | None
+    engine: Path | None
+    config: Path | None
+    runs: Path
+    baselines: Path
+    update: UpdateMode
+
+
+def add_options(parser: pytest.Parser) -> None:
+    """Register options and ini keys; each `--kv-x` has the ini key `kv_x` behind it."""
+    group = parser.getgroup("kvcache", "KV cache offloading (pytest-kvcache)")
+    group.addoption(
+        "--tier", action="append", default=[], metavar="NAME", help="run perf tests on this tier; repeatable"
+    )
+    group.addoption(
+        "--update-baselines",
+        action="store_true",
+        help="store what this run measures as the new baselines, in place of comparing",
+    )
+    group.addoption(
+        "--record-baselines",
+        action="store_true",
+        help="store baselines only where this machine has none yet; compare the others",
+    )
+    for name, text in _INI.items():
+        group.addoption("--" + name.replace("_", "-"), default=None, metavar="VALUE", help=text)
+        parser.addini(name, help=text, default="")
+
+
+def wants_perf(config: pytest.Config) -> bool:
+    """Return whether this session was asked to run perf tests: by --tier, or by -m naming the marker."""
+    if config.getoption("tier"):
+        return True
+    return re.search(rf"\b{MARKER}\b", config.getoption("markexpr", "") or "") is not None
+
+
+def from_config(config: pytest.Config) -> Options:
+    """Collect the options; a value on the command line wins over one in the ini file.
+
+    Raises:
+        pytest.UsageError: A folder was given such that pytest took it for a test path.
+    """
+    _check_rootdir(config)
+    root = config.rootpath
+
+    def value(name: str) -> str | None:
+        return config.getoption(name) or config.getini(name) or None
+
+    def path(name: str) -> Path | None:
+        given: str | None = config.getoption(name)
+        if given:
+            return (config.invocation_params.dir / given).absolute()
+        ini = config.getini(name)
+        return (root / ini).absolute() if ini else None
+
+    if config.getoption("update_baselines"):
+        update: UpdateMode = "all"
+    else:
+        update = "missing" if config.getoption("record_baselines") else "none"
+    return Options(
+        rootdir=root,
+        tiers=tuple(dict.fromkeys(config.getoption("tier"))),
+        profile=value("kv_profile"),
+        engine=path("kv_engine"),
+        config=path("kv_config"),
+        runs=path("kv_runs") or root / ".kvcache" / "runs",
+        baselines=path("kv_baselines") or root / "baselines",
+        update=update,
+    )
+
+
+def _check_rootdir(config: pytest.Config) -> None:
+    """Refuse `--kv-engine FOLDER` where pytest, which reads its ini file before it knows the option, went astray.
+
+    Raises:
+        pytest.UsageError: With the spelling that works.
+    """
+    if config.inipath is not None or config.getoption("rootdir"):
+        return
+    words = config.invocation_params.args
+    for option, value in zip(words, words[1:], strict=False):
+        if str(option) in _PATH_OPTIONS and Path(value).exists():
+            raise pytest.UsageError(
+                f"write {option}={value} (with =): pytest took the folder for a test path, and {config.rootpath} "
+                "for the root of the project"
+            )

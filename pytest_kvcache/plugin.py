@@ -1,0 +1,83 @@
+"""pytest hooks, each one or two calls into the rest. Nothing heavy is imported unless perf tests were asked for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_kvcache import options
+from pytest_kvcache.fixtures import (
+    kv_baseline,
+    kv_context,
+    kv_profile,
+    kv_tier,
+    multi_round_qa,
+    vllm_pair,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["kv_baseline", "kv_context", "kv_profile", "kv_tier", "multi_round_qa", "vllm_pair"]
+
+_TIER, _CONTEXT = "kv_tier", "kv_context"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Register options and ini keys."""
+    options.add_options(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the marker; where perf tests were asked for, check all configuration and load the fixtures."""
+    config.addinivalue_line("markers", "perf: measures a KV cache tier on real servers (run with -m perf or --tier)")
+    if options.wants_perf(config):
+        from pytest_kvcache import activation  # noqa: PLC0415 - heavy
+
+        activation.activate(config)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Parametrize tests that ask for `kv_tier` and `kv_context`."""
+    if _TIER not in metafunc.fixturenames and _CONTEXT not in metafunc.fixturenames:
+        return
+    if not options.wants_perf(metafunc.config):
+        for name in (_TIER, _CONTEXT):
+            if name in metafunc.fixturenames:
+                metafunc.parametrize(name, [pytest.param(None, id="inactive")], indirect=True)
+        return
+    from pytest_kvcache import activation  # noqa: PLC0415 - heavy
+
+    activation.parametrize(metafunc)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave perf tests out unless they were asked for."""
+    if options.wants_perf(config):
+        return
+    left_out = [item for item in items if item.get_closest_marker(options.MARKER)]
+    if left_out:
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
+    """Once all fixtures are torn down: end the run, then write the baselines that it is to leave."""
+    try:
+        yield
+    finally:
+        if options.wants_perf(session.config):
+            from pytest_kvcache import activation  # noqa: PLC0415 - heavy
+
+            activation.finish(session)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End the run however the session ended."""
+    if options.wants_perf(config):
+        from pytest_kvcache import activation  # noqa: PLC0415 - heavy
+
+        activation.close(config)

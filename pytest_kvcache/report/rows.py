@@ -1,0 +1,35 @@
+"""What a report knows of one cell."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pytest_kvcache.verdict.baseline import Baseline, Cell
+from pytest_kvcache.verdict.decide import Verdict
+from pytest_kvcache.workload.runner import RunResult
+
+
+@dataclass(frozen=True)
+class CellReport:
+    """One measured cell and what was made of it.
+
+    Args:
+        cell: Which.
+        result: What was measured.
+        verdict: The decision; None where the run was not compared because its figures became the baseline.
+        stored: The baseline before this run.
+        written: Whether this run's figures are to become the baseline.
+    """
+
+    cell: Cell
+    result: RunResult
+    verdict: Verdict | None
+    stored: Baseline | None = None
+    written: bool = False
+
+    @property
+    def outcome(self) -> str:
+        """One word for tables."""
+        if self.written:
+            return "recorded" if self.stored is None else "updated"
+        return self.verdict.status if self.verdict else "measured"

@@ -1,0 +1,135 @@
+"""A record on disk of what a run has started, so that the next run can clean up after one that was killed.
+
+A run holds a file lock for as long as it lives; the kernel lets go of it however the run ends. A journal whose lock
+can be taken belongs to a dead run: its processes, shared memory and folders are removed, and then it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+from filelock import FileLock, Timeout
+
+from pytest_kvcache.runs import processes
+from pytest_kvcache.runs.processes import Leader
+
+
+@dataclass
+class Record:
+    """What a run would leave if it died now.
+
+    Args:
+        run_id: The run.
+        boot: When the machine was started (s since the epoch): processes of an earlier boot are gone.
+        leaders: First process of each component.
+        folders: Folders to remove, with all content.
+        shared_memory: Shared-memory files by inode.
+    """
+
+    run_id: str
+    boot: float
+    leaders: list[Leader] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
+    shared_memory: dict[str, int] = field(default_factory=dict)
+
+
+class Journal:
+    """The record of the present run.
+
+    Args:
+        folder: Holds all journals.
+        run_id: The present run.
+    """
+
+    def __init__(self, folder: Path, run_id: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / f"{run_id}.json"
+        self._lock = FileLock(folder / f"{run_id}.lock")
+        self._lock.acquire(timeout=0)
+        self.record = Record(run_id=run_id, boot=psutil.boot_time())
+        self._write()
+
+    def add_folder(self, folder: Path) -> None:
+        """Note a folder before it is made."""
+        self.record.folders.append(str(folder))
+        self._write()
+
+    def add_leader(self, leader: Leader) -> None:
+        """Note a component's first process."""
+        self.record.leaders.append(leader)
+        self._write()
+
+    def drop_leaders(self, leaders: list[Leader]) -> None:
+        """Forget components that have ended."""
+        self.record.leaders = [known for known in self.record.leaders if known not in leaders]
+        self._write()
+
+    def add_shared_memory(self, segments: dict[str, int]) -> None:
+        """Note shared memory: once its processes are dead nothing else tells whose it is."""
+        self.record.shared_memory |= segments
+        self._write()
+
+    def close(self) -> None:
+        """Remove the record: everything in it is gone."""
+        self._path.unlink(missing_ok=True)
+        self._lock.release()
+        Path(self._lock.lock_file).unlink(missing_ok=True)
+
+    def _write(self) -> None:
+        partial = self._path.with_suffix(".partial")
+        partial.write_text(json.dumps(asdict(self.record)), encoding="utf-8")
+        partial.replace(self._path)
+
+
+def clean_up_after_the_dead(folder: Path, say: Callable[[str], None]) -> None:
+    """Remove what killed runs left: exactly what their journals say, nothing else.
+
+    Args:
+        folder: Holds all journals.
+        say: Gets one line per dead run.
+    """
+    for path in sorted(folder.glob("*.json")):
+        lock = FileLock(path.with_suffix(".lock"))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            continue  # it lives
+        with lock:
+            if not path.exists():
+                continue
+            record = _read(path)
+            if record is not None:
+                say(_clean(record))
+            path.unlink(missing_ok=True)
+            path.with_suffix(".partial").unlink(missing_ok=True)
+        Path(lock.lock_file).unlink(missing_ok=True)
+
+
+def _clean(record: Record) -> str:
+    same_boot = abs(record.boot - psutil.boot_time()) < 60
+    left = processes.members(record.leaders) if same_boot else []
+    if same_boot:
+        processes.end(record.leaders, grace_s=2.0)
+        processes.remove_shared_memory(record.shared_memory)
+    folders = [f for f in record.folders if Path(f).exists()]
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+    return (
+        f"cleaned up after run {record.run_id}, which was killed: "
+        f"{len(left)} processes ended, {len(folders)} folders removed"
+    )
+
+
+def _read(path: Path) -> Record | None:
+    try:
+        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        data["leaders"] = [Leader(**leader) for leader in data["leaders"]]
+        return Record(**data)
+    except (ValueError, TypeError, KeyError, OSError):
+        return None

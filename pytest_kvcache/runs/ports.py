@@ -1,0 +1,61 @@
+"""TCP ports for a run: free now, and leased so that another run on the machine does not pick the same."""
+
+from __future__ import annotations
+
+import random
+import socket
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from pytest_kvcache.errors import RunError
+
+#: Below the range that Linux hands out for outgoing connections (32768 and up), so that none of those takes a port
+#: in the minute between choosing it and a server's listening on it.
+_RANGE = range(18000, 32000)
+
+
+class PortLeases:
+    """Hands out ports and holds a lease on each until `release`.
+
+    Args:
+        folder: Holds a lock file a leased port, common to all runs of this user.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._held: list[FileLock] = []
+
+    def take(self) -> int:
+        """Return a port on which nothing listens and which no other run has leased.
+
+        Raises:
+            RunError: None is left.
+        """
+        for port in random.sample(_RANGE, len(_RANGE)):
+            lock = FileLock(self._folder / f"{port}.lock")
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                continue
+            if _is_free(port):
+                self._held.append(lock)
+                return port
+            lock.release()
+        raise RunError(f"no free port between {_RANGE.start} and {_RANGE.stop}", todo="`ss -ltn` shows who has them")
+
+    def release(self) -> None:
+        """Give all ports back."""
+        for lock in self._held:
+            lock.release()
+        self._held.clear()
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True

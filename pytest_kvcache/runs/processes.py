@@ -1,0 +1,141 @@
+"""Find and end the processes of a run, and nobody else's.
+
+Every component is started as the leader of a session of its own, with its output in a log file of the run. Both are
+inherited by all that it starts (vLLM's engine core and workers rename themselves and overwrite their environment, so
+names and variables do not identify them). A process belongs to a run when its output goes to one of the run's log
+files, or when it is in the session of a leader that the run recorded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+_SHM = "/dev/shm/"  # noqa: S108 - the kernel's own name for it
+_POLL_S = 0.05
+
+
+@dataclass(frozen=True)
+class Leader:
+    """The first process of a component.
+
+    Args:
+        pid: Also the id of its session.
+        started: Its creation time as the kernel tells it (s since the epoch); tells it from a later process of that id.
+        log: Where its output goes.
+    """
+
+    pid: int
+    started: float
+    log: str
+
+
+def leader_of(pid: int, log: Path) -> Leader:
+    """Return the record of a process that was just started as a session leader."""
+    try:
+        started = psutil.Process(pid).create_time()
+    except psutil.NoSuchProcess:
+        started = 0.0
+    return Leader(pid=pid, started=started, log=str(log))
+
+
+def members(leaders: Iterable[Leader]) -> list[psutil.Process]:
+    """Return all living processes of these components."""
+    known = list(leaders)
+    logs = {leader.log for leader in known}
+    sessions = {leader.pid: leader for leader in known}
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.status() == psutil.STATUS_ZOMBIE or process.pid == os.getpid():
+                continue
+            if _writes_to(process.pid, logs) or _in_session(process, sessions):
+                found.append(process)
+    return found
+
+
+def _writes_to(pid: int, logs: set[str]) -> bool:
+    for descriptor in ("1", "2"):
+        with contextlib.suppress(OSError):
+            if str(Path(f"/proc/{pid}/fd/{descriptor}").readlink()).removesuffix(" (deleted)") in logs:
+                return True
+    return False
+
+
+def _in_session(process: psutil.Process, sessions: dict[int, Leader]) -> bool:
+    leader = sessions.get(os.getsid(process.pid))
+    if leader is None:
+        return False
+    with contextlib.suppress(psutil.NoSuchProcess):
+        # The session's number may have been given to a stranger since.
+        return abs(psutil.Process(leader.pid).create_time() - leader.started) < 1.0
+    return False
+
+
+def shared_memory(processes: Iterable[psutil.Process]) -> dict[str, int]:
+    """Return the shared-memory files that these processes have mapped or open: path → inode."""
+    paths: set[str] = set()
+    for process in processes:
+        with contextlib.suppress(psutil.Error, OSError):
+            maps = Path(f"/proc/{process.pid}/maps").read_text(encoding="utf-8", errors="replace")
+            paths |= {line[line.index(_SHM) :] for line in maps.splitlines() if _SHM in line}
+            for descriptor in Path(f"/proc/{process.pid}/fd").iterdir():
+                with contextlib.suppress(OSError):
+                    target = str(descriptor.readlink())
+                    paths |= {target} if target.startswith(_SHM) else set()
+    found: dict[str, int] = {}
+    for path in paths:
+        with contextlib.suppress(OSError):
+            found[path] = Path(path).stat().st_ino
+    return found
+
+
+def remove_shared_memory(segments: dict[str, int]) -> list[str]:
+    """Remove the segments that are still the same files; return their paths."""
+    removed = []
+    for path, inode in segments.items():
+        with contextlib.suppress(OSError):
+            if Path(path).stat().st_ino == inode:
+                Path(path).unlink()
+                removed.append(path)
+    return removed
+
+
+def end(leaders: Iterable[Leader], *, grace_s: float) -> list[str]:
+    """End all processes of these components: politely, after `grace_s` by force, then their shared memory.
+
+    Args:
+        leaders: What to end; those that are gone already do no harm.
+        grace_s: How long the leaders have to end what they started.
+
+    Returns:
+        A line for each process that had to be forced.
+    """
+    known = list(leaders)
+    segments = shared_memory(members(known))
+    for leader in known:
+        with contextlib.suppress(psutil.Error, OSError):
+            process = psutil.Process(leader.pid)
+            if abs(process.create_time() - leader.started) < 1.0:
+                process.terminate()
+    deadline = time.monotonic() + grace_s
+    while (alive := members(known)) and time.monotonic() < deadline:
+        segments |= shared_memory(alive)
+        time.sleep(_POLL_S)
+    forced = []
+    for process in alive:
+        with contextlib.suppress(psutil.Error, OSError):
+            forced.append(f"{process.pid} {process.name()}")
+            os.kill(process.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 2.0
+    while members(known) and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+    remove_shared_memory(segments)
+    return forced

@@ -1,0 +1,86 @@
+"""The present run: what it owns while it lives, and one `close` that leaves nothing behind."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from pytest_kvcache.runs import processes, signals
+from pytest_kvcache.runs.journal import Journal, clean_up_after_the_dead
+from pytest_kvcache.runs.ports import PortLeases
+from pytest_kvcache.runs.processes import Leader
+
+#: Politely this long, then by force: all of an end takes less than 10 s.
+GRACE_S = 5.0
+
+
+class RunSession:
+    """Everything that a run makes and must not leave.
+
+    Args:
+        home: The plugin's folder (journals, leases, stand-in storage).
+        runs: Folder of results; this run's is made in it and is never an existing one.
+        say: Gets a line where an earlier run was cleaned up after.
+
+    Attributes:
+        id: Names the run everywhere.
+        folder: Results, kept.
+        scratch: Temporary files and sockets, removed. Its path is short: Unix sockets allow 107 bytes.
+    """
+
+    def __init__(self, home: Path, runs: Path, say: Callable[[str], None]) -> None:
+        journals = home / "journal"
+        clean_up_after_the_dead(journals, say)
+        self.id = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
+        self.home = home
+        self.storage_home = home / "storage"
+        self.folder = runs / self.id
+        self.scratch = Path(tempfile.gettempdir()) / f"kvc-{self.id}"
+        self.ports = PortLeases(home / "ports")
+        self._closed = False
+        with signals.deferred():
+            self.journal = Journal(journals, self.id)
+            self.own_folder(self.scratch)
+            self.scratch.mkdir(mode=0o700)
+            self.storage_home.mkdir(parents=True, exist_ok=True)
+            self.own_folder(self.storage_home / f"kvcache-{self.id}")
+        self.folder.mkdir(parents=True)
+
+    def own_folder(self, folder: Path) -> None:
+        """Have `folder` removed at the end; to be called before it is made."""
+        self.journal.add_folder(folder)
+
+    def own_process(self, leader: Leader) -> None:
+        """Have a component ended at the latest at the end of the run."""
+        self.journal.add_leader(leader)
+
+    def note_shared_memory(self) -> None:
+        """Record the shared memory of all components, in case this run is killed."""
+        segments = processes.shared_memory(processes.members(self.journal.record.leaders))
+        self.journal.add_shared_memory(segments)
+
+    def end_processes(self, leaders: list[Leader]) -> None:
+        """End these components and all that they started; at most about 7 s."""
+        with signals.deferred():
+            processes.end(leaders, grace_s=GRACE_S)
+            self.journal.drop_leaders(leaders)
+
+    def close(self) -> None:
+        """End what still runs, remove what is temporary. A second call does nothing."""
+        if self._closed:
+            return
+        with signals.deferred():
+            self._closed = True
+            processes.end(self.journal.record.leaders, grace_s=GRACE_S)
+            processes.remove_shared_memory(self.journal.record.shared_memory)
+            for folder in self.journal.record.folders:
+                shutil.rmtree(folder, ignore_errors=True)
+            self.ports.release()
+            with contextlib.suppress(OSError):
+                self.folder.rmdir()  # only where nothing was measured or logged
+            self.journal.close()

@@ -1,0 +1,46 @@
+"""Interruptions: SIGTERM and SIGHUP end a run as Ctrl-C does, and none of them cuts a clean-up short."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+Handler = Callable[[int, FrameType | None], object]
+
+
+@contextlib.contextmanager
+def deferred() -> Iterator[None]:
+    """Hold interruptions back while the body runs (seconds at most), then deliver the first of them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    caught: list[int] = []
+    before = {number: signal.signal(number, lambda n, _: caught.append(n)) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if caught:
+            signal.raise_signal(caught[0])
+
+
+def end_like_ctrl_c(stop: Callable[[str], object]) -> Callable[[], None]:
+    """Call `stop` with the signal's name on SIGTERM and SIGHUP; return what restores the former handlers."""
+    if threading.current_thread() is not threading.main_thread():
+        return lambda: None
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        stop(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGHUP)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    return restore

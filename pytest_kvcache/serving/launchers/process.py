@@ -1,0 +1,90 @@
+"""Components as processes of this machine, each the leader of its own session."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from pytest_kvcache.runs import signals
+from pytest_kvcache.runs.processes import Leader, leader_of
+from pytest_kvcache.runs.session import RunSession
+from pytest_kvcache.serving.component import Component
+from pytest_kvcache.serving.launchers.base import Handle
+
+#: Credentials of the user that only a tier's `secret_env` may hand on, and what would disturb a component.
+_WITHHELD = ("AWS_", "PYTEST_", "COV_", "PYTHONDONTWRITEBYTECODE", "VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME")
+
+
+@dataclass(frozen=True)
+class ProcessHandle:
+    """A running process.
+
+    Args:
+        component: What was started.
+        log: Its output.
+        leader: Identifies it and all that it starts.
+        popen: For its exit code.
+    """
+
+    component: Component
+    log: Path
+    leader: Leader
+    popen: subprocess.Popen[bytes]
+
+    def exit_code(self) -> int | None:
+        """None while it runs; a negative number is the signal that ended it."""
+        return self.popen.poll()
+
+
+class ProcessLauncher:
+    """Starts processes that belong to a run.
+
+    Args:
+        session: Records each of them before anything can go wrong.
+    """
+
+    def __init__(self, session: RunSession) -> None:
+        self._session = session
+
+    def start(self, component: Component, logs: Path) -> Handle:
+        """Start `component`; its output, and that of all it starts, goes to `logs`/NAME.log."""
+        logs.mkdir(parents=True, exist_ok=True)
+        for path, text in component.files.items():
+            path.write_text(text, encoding="utf-8")
+        log = (logs / f"{component.name}.log").resolve()
+        # Loopback is never reached through a proxy of the environment.
+        proxies = ",".join(filter(None, [os.environ.get("NO_PROXY", ""), "127.0.0.1,localhost"]))
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(_WITHHELD)}
+        with signals.deferred(), log.open("ab") as out:
+            popen = subprocess.Popen(
+                component.argv,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                cwd=self._session.scratch,
+                env={
+                    **inherited,
+                    "NO_PROXY": proxies,
+                    "no_proxy": proxies,
+                    **component.env,
+                    **component.secret_env,
+                },
+                start_new_session=True,
+            )
+            leader = leader_of(popen.pid, log)
+            self._session.own_process(leader)
+        return ProcessHandle(component=component, log=log, leader=leader, popen=popen)
+
+    def signal(self, handle: Handle, number: int) -> None:
+        """Send a signal to a component's first process; nothing where it has ended."""
+        if isinstance(handle, ProcessHandle):
+            handle.popen.send_signal(number)
+
+    def stop(self, handles: list[Handle]) -> None:
+        """End these and all that they started, side by side."""
+        ours = [handle for handle in handles if isinstance(handle, ProcessHandle)]
+        self._session.end_processes([handle.leader for handle in ours])
+        for handle in ours:
+            handle.popen.poll()

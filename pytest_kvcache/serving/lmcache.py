@@ -1,0 +1,101 @@
+"""LMCache in both of its modes: a server beside each vLLM, or inside it with a YAML file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pytest_kvcache.config.profile import Profile
+from pytest_kvcache.serving.component import Component
+from pytest_kvcache.tiers.base import Offload
+
+#: LMCache's own default; named only where a profile differs, so that the article's YAML stays the article's.
+_DEFAULT_CHUNK_TOKENS = 256
+
+
+def lmcache_server(
+    lmcache: str,
+    *,
+    index: int,
+    profile: Profile,
+    offload: Offload,
+    port: int,
+    http_port: int,
+    env: Mapping[str, str],
+    secret_env: Mapping[str, str],
+) -> Component:
+    """Return the component of the LMCache server beside the `index`-th vLLM (multi-process mode).
+
+    Args:
+        lmcache: The program.
+        index: Which of the pair.
+        profile: L1 size and chunk size.
+        offload: The tier's L2 adapter, if any.
+        port: vLLM's connector talks to it, at 127.0.0.1.
+        http_port: Health, metrics and control, at 127.0.0.1.
+        env: More environment.
+        secret_env: Credentials that the L2 adapter reads.
+    """
+    argv = [
+        lmcache, "server",
+        "--host", "127.0.0.1",
+        "--port", str(port),
+        "--http-host", "127.0.0.1",
+        "--http-port", str(http_port),
+        "--l1-size-gb", f"{profile.l1_size_gb:g}",
+        "--chunk-size", str(profile.chunk_tokens),
+        "--eviction-policy", "LRU",
+        "--supported-transfer-mode", "auto",
+    ]  # fmt: skip
+    if offload.l2_adapter is not None:
+        argv += ["--l2-adapter", json.dumps(offload.l2_adapter, separators=(",", ":"))]
+    return Component(
+        name=f"lmcache-{index}",
+        argv=tuple(argv),
+        stage="servers",
+        env={"LMCACHE_TRACK_USAGE": "false", "LMCACHE_DISABLE_BANNER": "1", **env, **profile.env},
+        secret_env=secret_env,
+        ready_url=f"http://127.0.0.1:{http_port}/healthcheck",
+    )
+
+
+def mp_connector(port: int) -> dict[str, Any]:
+    """Return vLLM's `--kv-transfer-config` for an LMCache server at 127.0.0.1:`port`."""
+    return {
+        "kv_connector": "LMCacheMPConnector",
+        "kv_role": "kv_both",
+        "kv_connector_extra_config": {"lmcache.mp.host": "tcp://127.0.0.1", "lmcache.mp.port": port},
+    }
+
+
+def in_process_connector() -> dict[str, Any]:
+    """Return vLLM's `--kv-transfer-config` for LMCache inside vLLM."""
+    return {"kv_connector": "LMCacheConnectorV1", "kv_role": "kv_both"}
+
+
+def in_process_yaml(profile: Profile, offload: Offload) -> str:
+    """Return the YAML that LMCACHE_CONFIG_FILE names, keys and order as in the reference article.
+
+    Written by hand: every value is a bool, a number, a list of names or one flat mapping.
+    """
+    config: dict[str, Any] = {"local_cpu": True, "max_local_cpu_size": profile.l1_size_gb}
+    if profile.chunk_tokens != _DEFAULT_CHUNK_TOKENS:
+        config["chunk_size"] = profile.chunk_tokens
+    config |= {"save_decode_cache": True, **offload.engine_config}
+    return "".join(_yaml_item(key, value) for key, value in config.items())
+
+
+def _yaml_item(key: str, value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"{key}:\n" + "".join(f"  {k}: {_yaml_scalar(v)}\n" for k, v in value.items())
+    return f"{key}: {_yaml_scalar(value)}\n"
+
+
+def _yaml_scalar(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    # JSON strings and lists are YAML flow scalars and sequences.
+    return json.dumps(value)

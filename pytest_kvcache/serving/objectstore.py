@@ -1,0 +1,42 @@
+"""An S3 server for the run: `rclone serve s3` on loopback, with random keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from pytest_kvcache.serving.component import Component
+
+#: rclone takes the first label of the Host header for the bucket; with the host 127.0.0.1 that is "127".
+#: So LMCache's virtual-hosted requests find their bucket without a DNS entry.
+LOCAL_BUCKET = "127"
+
+
+def rclone_server(rclone: str, *, folder: Path, port: int, keys: Mapping[str, str]) -> Component:
+    """Return the component of an S3 server that keeps its buckets in `folder`.
+
+    Args:
+        rclone: The program.
+        folder: Holds one folder a bucket, `LOCAL_BUCKET` among them.
+        port: To listen on, at 127.0.0.1.
+        keys: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY that clients will use.
+
+    rclone reads `--auth-key` from RCLONE_AUTH_KEY too, which keeps the keys out of the process list.
+    """
+    access, secret = keys["AWS_ACCESS_KEY_ID"], keys["AWS_SECRET_ACCESS_KEY"]
+    return Component(
+        name="s3",
+        argv=(
+            rclone, "serve", "s3", str(folder),
+            "--addr", f"127.0.0.1:{port}",
+            "--force-path-style=false",
+            "--config", "/dev/null",
+            "--vfs-cache-mode", "off",
+            "--stats", "0",
+        ),
+        stage="storage",
+        # One CSV field: unquoted, rclone would read two keys.
+        secret_env={"RCLONE_AUTH_KEY": f'"{access},{secret}"'},
+        ready_url=f"http://127.0.0.1:{port}/",
+        ready_any_status=True,
+    )  # fmt: skip

@@ -1,0 +1,142 @@
+"""Boot a serving plan, watch it while it works, stop it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import requests
+
+from pytest_kvcache.errors import BootError
+from pytest_kvcache.serving.component import Component, Stage
+from pytest_kvcache.serving.diagnose import diagnose_file
+from pytest_kvcache.serving.launchers.base import Handle, Launcher
+from pytest_kvcache.serving.plan import ServingPlan
+
+_STAGES: tuple[Stage, ...] = ("storage", "servers", "balancer")
+_POLL_S = 0.25
+
+
+@dataclass(frozen=True)
+class ServingPair:
+    """A running pair.
+
+    Args:
+        plan: What was started.
+        handles: Each component, in the order of the start.
+        boot_s: From the first start to the last readiness (s).
+    """
+
+    plan: ServingPlan
+    handles: tuple[Handle, ...]
+    boot_s: float
+
+    @property
+    def base_url(self) -> str:
+        """The balancer's URL with /v1."""
+        return self.plan.base_url
+
+    @property
+    def model(self) -> str:
+        """The model name for requests."""
+        return self.plan.model
+
+    @property
+    def label(self) -> str:
+        """The tier's name for outputs."""
+        return self.plan.tier.label
+
+    def check_alive(self) -> None:
+        """Return if every component still runs.
+
+        Raises:
+            BootError: One has ended; with its exit code, the first cause and its log.
+        """
+        for handle in self.handles:
+            code = handle.exit_code()
+            if code is not None:
+                raise component_failed(handle, code, "ended while serving")
+
+
+def boot(plan: ServingPlan, launcher: Launcher, logs: Path, *, timeout_s: float) -> ServingPair:
+    """Start all components of `plan`, those of a stage side by side, and return when all are ready.
+
+    Args:
+        plan: What to start.
+        launcher: How.
+        logs: Folder of the components' output.
+        timeout_s: For all of it.
+
+    Raises:
+        BootError: A component ended or was not ready in time. What was started is stopped first.
+    """
+    started = time.monotonic()
+    handles: list[Handle] = []
+    try:
+        for stage in _STAGES:
+            now = [launcher.start(c, logs) for c in _of_stage(plan, stage, handles)]
+            handles += now
+            _wait(now, handles, deadline=started + timeout_s)
+    except BaseException:
+        launcher.stop(handles)
+        raise
+    return ServingPair(plan=plan, handles=tuple(handles), boot_s=time.monotonic() - started)
+
+
+def _of_stage(plan: ServingPlan, stage: Stage, handles: list[Handle]) -> list[Component]:
+    names = {handle.component.name for handle in handles}
+    return [c for c in plan.components if c.stage == stage and c.name not in names]
+
+
+def _wait(now: list[Handle], all_handles: list[Handle], *, deadline: float) -> None:
+    waiting = list(now)
+    while waiting:
+        for handle in all_handles:
+            code = handle.exit_code()
+            if code is not None:
+                raise component_failed(handle, code, "ended while starting")
+        waiting = [handle for handle in waiting if not _is_ready(handle.component)]
+        if waiting and time.monotonic() > deadline:
+            handle = waiting[0]
+            raise component_failed(handle, None, "was not ready in time (boot_timeout_s)")
+        if waiting:
+            time.sleep(_POLL_S)
+
+
+def _is_ready(component: Component) -> bool:
+    if component.ready_url is None:
+        return True
+    try:
+        # Never through a proxy of the environment: it is always loopback.
+        with requests.Session() as session:
+            session.trust_env = False
+            status = session.get(component.ready_url, timeout=1.0).status_code
+    except requests.RequestException:
+        return False
+    return component.ready_any_status or status == 200
+
+
+def component_failed(handle: Handle, code: int | None, how: str) -> BootError:
+    """Return the error for a component that failed: exit code, first cause, log, hint."""
+    _let_log_settle(handle.log)
+    diagnosis = diagnose_file(handle.log)
+    ending = "still running" if code is None else f"exit code {code}" if code >= 0 else f"signal {-code}"
+    cause = f": {diagnosis.cause}" if diagnosis.cause else ""
+    return BootError(
+        f"{handle.component.name} {how} ({ending}){cause}",
+        where=str(handle.log),
+        todo=diagnosis.hint or "read the log above",
+    )
+
+
+def _let_log_settle(log: Path, *, sleep: Callable[[float], None] = time.sleep) -> None:
+    """Wait (1 s at most) until a dying component's other processes have written their last lines."""
+    size = -1
+    for _ in range(4):
+        now = log.stat().st_size if log.exists() else 0
+        if now == size:
+            return
+        size = now
+        sleep(0.25)

@@ -1,0 +1,137 @@
+"""From profile and tier to every process, file and folder of a run: a pure function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from pytest_kvcache.config.profile import Profile
+from pytest_kvcache.serving import lmcache
+from pytest_kvcache.serving.balancer import router
+from pytest_kvcache.serving.component import Component
+from pytest_kvcache.serving.vllm import server_name, vllm_server
+from pytest_kvcache.tiers.base import TierPlan
+
+_MAX_INFLIGHT = 8192
+
+
+class EngineTools(Protocol):
+    """What a plan needs of an engine environment."""
+
+    @property
+    def vllm_launch(self) -> tuple[str, ...]:
+        """How vLLM's OpenAI server is started."""
+
+    def program(self, name: str) -> str:
+        """Path of a program of the environment."""
+
+
+@dataclass(frozen=True)
+class ServingPlan:
+    """A pair of servers, its balancer and its storage, ready to be started.
+
+    Args:
+        tier: The plan of the tier it serves with.
+        components: In the order of their stages.
+        base_url: Of the balancer, with /v1: what a workload talks to.
+        model: The model name that requests carry.
+        server_urls: Base URL of each vLLM server by name, without /v1.
+        metrics_urls: Prometheus endpoint of each vLLM and LMCache by component name.
+    """
+
+    tier: TierPlan
+    components: tuple[Component, ...]
+    base_url: str
+    model: str
+    server_urls: dict[str, str]
+    metrics_urls: dict[str, str]
+
+
+def build_plan(
+    profile: Profile,
+    tier: TierPlan,
+    *,
+    tools: EngineTools,
+    model_path: str,
+    port: Callable[[], int],
+    scratch: Path,
+) -> ServingPlan:
+    """Return the plan of a pair of `profile` on `tier`.
+
+    Args:
+        profile: What to serve and how.
+        tier: What the tier adds.
+        tools: The engine environment's programs.
+        model_path: What vLLM loads.
+        port: Returns a free port at each call.
+        scratch: Folder for generated files, temporary files and sockets of the processes.
+    """
+    common = {"TMPDIR": str(scratch), "HF_HUB_OFFLINE": "1"} if Path(model_path).is_dir() else {"TMPDIR": str(scratch)}
+    components = list(tier.storage)
+    urls: dict[str, str] = {}
+    metrics: dict[str, str] = {}
+    for index in range(profile.servers):
+        connector = None
+        env = common
+        files: dict[Path, str] = {}
+        secrets = {}
+        if tier.offload is not None and profile.lmcache_mode == "mp":
+            lm_port, http_port = port(), port()
+            server = lmcache.lmcache_server(
+                tools.program("lmcache"),
+                index=index,
+                profile=profile,
+                offload=tier.offload,
+                port=lm_port,
+                http_port=http_port,
+                env={**common, **tier.env},
+                secret_env=tier.secret_env,
+            )
+            components.append(server)
+            metrics[server.name] = f"http://127.0.0.1:{http_port}/metrics"
+            connector = lmcache.mp_connector(lm_port)
+        elif tier.offload is not None:
+            config = scratch / f"lmcache-{index}.yaml"
+            files = {config: lmcache.in_process_yaml(profile, tier.offload)}
+            # In-process LMCache hashes tokens with Python's hash(): without a common seed no server ever finds
+            # what another one stored.
+            env = {**common, **tier.env, "LMCACHE_CONFIG_FILE": str(config), "PYTHONHASHSEED": "0"}
+            env |= {"LMCACHE_TRACK_USAGE": "false"}
+            secrets = dict(tier.secret_env)
+            connector = lmcache.in_process_connector()
+        vllm_port = port()
+        components.append(
+            vllm_server(
+                tools.vllm_launch,
+                index=index,
+                profile=profile,
+                model_path=model_path,
+                port=vllm_port,
+                connector=connector,
+                env=env,
+                secret_env=secrets,
+                files=files,
+            )
+        )
+        urls[server_name(index)] = f"http://127.0.0.1:{vllm_port}"
+        metrics[server_name(index)] = f"http://127.0.0.1:{vllm_port}/metrics"
+    router_port = port()
+    components.append(
+        router(
+            tools.program("vllm-router"),
+            workers=list(urls.values()),
+            port=router_port,
+            metrics_port=port(),
+            max_inflight=_MAX_INFLIGHT,
+        )
+    )
+    return ServingPlan(
+        tier=tier,
+        components=tuple(components),
+        base_url=f"http://127.0.0.1:{router_port}/v1",
+        model=profile.served_name,
+        server_urls=urls,
+        metrics_urls=metrics,
+    )

@@ -1,0 +1,122 @@
+"""Show a run without starting it: every file and command line, as a shell script or as JSON."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shlex
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pytest_kvcache.config.profile import TINY_MODEL, Profile
+from pytest_kvcache.engine.environment import Engine
+from pytest_kvcache.serving.component import Component
+from pytest_kvcache.serving.plan import EngineTools, ServingPlan, build_plan
+from pytest_kvcache.tiers.base import Tier, TierContext
+
+#: Stand for what a run chooses when it starts.
+_RUN, _FIRST_PORT = "RUN", 8000
+
+
+@dataclass(frozen=True)
+class _ProgramsOfPath:
+    """Program names as a shell would find them."""
+
+    vllm_launch: tuple[str, ...] = ("vllm", "serve")
+
+    def program(self, name: str) -> str:
+        return name
+
+
+def render(profile: Profile, tier: Tier, engine: Engine | None, environ: Mapping[str, str], *, as_json: bool) -> str:
+    """Return every file and command of a run of `profile` on `tier`.
+
+    Args:
+        profile: What to serve.
+        tier: With which offloading.
+        engine: Whose programs to name; None for plain names.
+        environ: Where credentials would come from; none of them is shown.
+        as_json: `{"components": [{"name", "argv", "env", "files"}], …}` in place of a script.
+    """
+    ports = itertools.count(_FIRST_PORT)
+    scratch = Path("/tmp") / f"kvc-{_RUN}"  # noqa: S108 - shown, not used
+    context = TierContext(
+        profile=profile,
+        run_id=_RUN,
+        scratch=scratch,
+        storage_home=Path("/tmp"),  # noqa: S108 - shown, not used
+        tool=lambda name: engine.find(name) if engine else Path(shutil.which(name) or name),
+        port=lambda: next(ports),
+        environ={"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", **environ},
+    )
+    reason = tier.unavailable(context)
+    tools: EngineTools = engine or _ProgramsOfPath()
+    plan = build_plan(
+        profile,
+        tier.plan(context),
+        tools=tools,
+        model_path=f"{scratch}/{TINY_MODEL}" if profile.model == TINY_MODEL else profile.model,
+        port=lambda: next(ports),
+        scratch=scratch,
+    )
+    return _json(plan, reason) if as_json else _script(profile, plan, reason)
+
+
+def _json(plan: ServingPlan, reason: str | None) -> str:
+    components = [
+        {
+            "name": c.name,
+            "stage": c.stage,
+            "argv": list(c.argv),
+            "env": dict(c.env),
+            "secret_env": sorted(c.secret_env),
+            "files": {str(path): text for path, text in c.files.items()},
+        }
+        for c in plan.components
+    ]
+    return json.dumps(
+        {
+            "tier": plan.tier.label,
+            "unavailable": reason,
+            "base_url": plan.base_url,
+            "folders": [str(folder) for folder in plan.tier.folders],
+            "components": components,
+        },
+        indent=2,
+    )
+
+
+def _script(profile: Profile, plan: ServingPlan, reason: str | None) -> str:
+    lines = [f"# profile {profile.name}, tier {plan.tier.label}: what a run starts, in this order."]
+    lines += [f"# {_RUN} stands for the run's id; ports are chosen free at each run. Requests go to {plan.base_url}."]
+    if reason:
+        lines.append(f"# This tier cannot run here: {reason}")
+    lines += [f"mkdir -p {shlex.quote(str(folder))}" for folder in plan.tier.folders]
+    for component in plan.components:
+        lines += ["", f"# {component.name}", *_component(component)]
+    return "\n".join(lines)
+
+
+def _component(component: Component) -> list[str]:
+    lines = []
+    for path, text in component.files.items():
+        lines += [f"cat > {shlex.quote(str(path))} <<'EOF'", text.rstrip("\n"), "EOF"]
+    if component.secret_env:
+        lines.append(f"# and from the environment: {', '.join(sorted(component.secret_env))}")
+    env = [f"{key}={shlex.quote(value)}" for key, value in component.env.items()]
+    return [
+        *lines,
+        " \\\n    ".join([" ".join([*env, component.argv[0]]), *_options(component.argv[1:])]) + " &",
+    ]
+
+
+def _options(argv: tuple[str, ...]) -> list[str]:
+    """Put each option and its values on one line."""
+    rows: list[list[str]] = []
+    for word in argv:
+        if word.startswith("--") or not rows:
+            rows.append([])
+        rows[-1].append(shlex.quote(word))
+    return [" ".join(row) for row in rows]

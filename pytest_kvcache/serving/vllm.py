@@ -1,0 +1,92 @@
+"""The command line and environment of one vLLM server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from pytest_kvcache.config.profile import Profile
+from pytest_kvcache.serving.component import Component
+
+
+def server_name(index: int) -> str:
+    """Return the name of the `index`-th server (`vllm-0`)."""
+    return f"vllm-{index}"
+
+
+def vllm_server(
+    launch: tuple[str, ...],
+    *,
+    index: int,
+    profile: Profile,
+    model_path: str,
+    port: int,
+    connector: Mapping[str, object] | None,
+    env: Mapping[str, str],
+    secret_env: Mapping[str, str],
+    files: Mapping[Path, str],
+) -> Component:
+    """Return the component of one vLLM server.
+
+    Args:
+        launch: How vLLM's OpenAI server is started in the engine environment, without arguments.
+        index: Which of the pair.
+        profile: Model, dtype, sizes and more arguments.
+        model_path: What `--model` gets; the profile's name stays what requests use.
+        port: To listen on, at 127.0.0.1.
+        connector: The `--kv-transfer-config` JSON, None for vLLM alone.
+        env: More environment.
+        secret_env: Credentials that an in-process LMCache needs.
+        files: To write before the start (LMCache's YAML).
+    """
+    argv = [
+        *launch,
+        "--model", model_path,
+        "--served-model-name", profile.served_name,
+        "--host", "127.0.0.1",
+        "--port", str(port),
+        "--dtype", profile.dtype,
+    ]  # fmt: skip
+    if profile.max_model_len is not None:
+        argv += ["--max-model-len", str(profile.max_model_len)]
+    if profile.device_blocks is not None:
+        argv += ["--num-gpu-blocks-override", str(profile.device_blocks)]
+    argv += profile.vllm_args
+    argv += [
+        # What a row of the results needs: cached tokens, the server's own times, and who answered. The router adds
+        # no header that names the server, so each one says it in the role of the first streamed chunk.
+        "--enable-prompt-tokens-details",
+        "--enable-per-request-metrics",
+        "--response-role", f"assistant@{server_name(index)}",
+        # One access log line a request would be I/O inside what is measured.
+        "--disable-uvicorn-access-log",
+    ]  # fmt: skip
+    if connector is not None:
+        argv += ["--kv-transfer-config", json.dumps(connector, separators=(",", ":"))]
+    return Component(
+        name=server_name(index),
+        argv=tuple(argv),
+        stage="servers",
+        env={
+            **_gpus(profile, index),
+            # Internal sockets follow these; the default is the first outward address.
+            "VLLM_HOST_IP": "127.0.0.1",
+            "VLLM_LOOPBACK_IP": "127.0.0.1",
+            "VLLM_NO_USAGE_STATS": "1",
+            "DO_NOT_TRACK": "1",
+            **env,
+            **profile.env,
+        },
+        secret_env=secret_env,
+        files=files,
+        ready_url=f"http://127.0.0.1:{port}/health",
+    )
+
+
+def _gpus(profile: Profile, index: int) -> dict[str, str]:
+    if profile.gpus_per_server == 0:
+        return {}
+    first = index * profile.gpus_per_server
+    devices = range(first, first + profile.gpus_per_server)
+    return {"CUDA_VISIBLE_DEVICES": ",".join(map(str, devices))}

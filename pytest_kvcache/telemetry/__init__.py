@@ -1,0 +1,1 @@
+"""What servers, processes and the machine say about themselves."""

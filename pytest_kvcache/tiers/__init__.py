@@ -1,0 +1,1 @@
+"""Where KV goes when the device cache is full: one file a tier kind."""

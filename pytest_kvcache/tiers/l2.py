@@ -1,0 +1,49 @@
+"""`kind = "lmcache-l2"`: any L2 adapter that LMCache knows, given as its own JSON."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from pytest_kvcache.tiers.base import Offload, TierContext, TierModel, TierPlan
+
+_SECRET = re.compile(r"secret|password|passwd|token|access_key|api_key|credential", re.IGNORECASE)
+
+
+class L2Tier(TierModel):
+    """CPU RAM and a storage that LMCache reaches by itself (`lmcache server --l2-adapter`).
+
+    Only LMCache's multi-process mode has these adapters, so the profile must say `lmcache_mode = "mp"`.
+    """
+
+    kind: Literal["lmcache-l2"]
+    adapter: dict[str, Any] = Field(description="the adapter's JSON, with its `type`")
+
+    @field_validator("adapter")
+    @classmethod
+    def _check_adapter(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(value.get("type"), str):
+            raise ValueError('needs a `type`, for instance {type = "resp", host = "…", port = 6379}')
+        secret = [key for key in value if _SECRET.search(key)]
+        if secret:
+            raise ValueError(
+                f"{', '.join(secret)} would be readable in the process list; leave it out and set the "
+                "adapter's environment variable instead"
+            )
+        return value
+
+    def unavailable(self, ctx: TierContext) -> str | None:
+        """The mode must be the one that has L2 adapters."""
+        if ctx.profile.lmcache_mode != "mp":
+            return f'profile {ctx.profile.name} has lmcache_mode = "in-process"; L2 adapters need "mp"'
+        return None
+
+    def plan(self, ctx: TierContext) -> TierPlan:
+        """LMCache with L1 and the adapter."""
+        return TierPlan(
+            label=self.label(ctx),
+            offload=Offload(l2_adapter=dict(self.adapter)),
+            facts={"storage": str(self.adapter["type"])},
+        )

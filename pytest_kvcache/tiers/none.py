@@ -1,0 +1,17 @@
+"""`kind = "none"`: vLLM alone, the yardstick of every other tier."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pytest_kvcache.tiers.base import TierContext, TierModel, TierPlan
+
+
+class NoTier(TierModel):
+    """KV stays in the device cache; what does not fit is computed again."""
+
+    kind: Literal["none"] = "none"
+
+    def plan(self, ctx: TierContext) -> TierPlan:
+        """No LMCache, no storage."""
+        return TierPlan(label=self.label(ctx), facts={"storage": "none"})

@@ -1,0 +1,94 @@
+"""`kind = "s3"`: LMCache keeps KV in CPU RAM and in an S3 bucket, the user's or one served for the run."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, model_validator
+
+from pytest_kvcache.serving.objectstore import LOCAL_BUCKET, rclone_server
+from pytest_kvcache.tiers.base import Offload, TierContext, TierModel, TierPlan
+
+_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+_REGION = "us-east-1"
+
+
+class S3Tier(TierModel):
+    """CPU RAM and a bucket.
+
+    Without `endpoint`, `rclone serve s3` is started with random keys on an empty folder. With one, the keys come
+    from the environment only (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY): never from a file, never on a command line.
+    """
+
+    kind: Literal["s3"]
+    endpoint: str | None = Field(default=None, description="http(s)://host[:port] of an existing S3 service")
+    bucket: str | None = Field(default=None, description="an existing bucket of it")
+    region: str = _REGION
+    io_threads: int = Field(default=2, ge=1, description="LMCache's s3_num_io_threads")
+
+    @model_validator(mode="after")
+    def _check(self) -> S3Tier:
+        if (self.endpoint is None) != (self.bucket is None):
+            raise ValueError("endpoint and bucket go together; leave both out for a server started by the run")
+        if self.endpoint is not None:
+            parts = urlsplit(self.endpoint)
+            if parts.scheme not in {"http", "https"} or not parts.hostname:
+                raise ValueError(f"endpoint {self.endpoint!r} is not allowed; allowed: http(s)://host[:port]")
+            if parts.username or parts.password:
+                raise ValueError("endpoint must not hold credentials; set " + " and ".join(_KEYS))
+        return self
+
+    def unavailable(self, ctx: TierContext) -> str | None:
+        """A server of ours needs rclone, an existing one needs keys."""
+        if self.endpoint is None:
+            return None if ctx.tool("rclone") else "rclone is not in the engine environment nor on PATH"
+        missing = [key for key in _KEYS if not ctx.environ.get(key)]
+        return f"{' and '.join(missing)} not set in the environment" if missing else None
+
+    def plan(self, ctx: TierContext) -> TierPlan:
+        """LMCache with L1 and an S3 L2, both servers on the same bucket."""
+        if self.endpoint is None:
+            return self._own_server(ctx)
+        parts = urlsplit(self.endpoint)
+        # LMCache's adapter speaks virtual-hosted style only: the bucket is the first label of the host.
+        host = f"{self.bucket}.{parts.netloc}"
+        session = ctx.environ.get("AWS_SESSION_TOKEN")
+        return TierPlan(
+            label=self.label(ctx),
+            offload=self._offload(host, tls=parts.scheme == "https"),
+            secret_env={k: ctx.environ[k] for k in _KEYS} | ({"AWS_SESSION_TOKEN": session} if session else {}),
+            facts={"storage": "s3", "endpoint": self.endpoint, "bucket": str(self.bucket)},
+        )
+
+    def _own_server(self, ctx: TierContext) -> TierPlan:
+        port = ctx.port()
+        folder = ctx.storage_home / f"kvcache-{ctx.run_id}" / self.name
+        keys = dict(zip(_KEYS, (secrets.token_hex(10), secrets.token_hex(20)), strict=True))
+        rclone = ctx.tool("rclone")
+        server = rclone_server(str(rclone or "rclone"), folder=folder, port=port, keys=keys)
+        return TierPlan(
+            label=self.label(ctx),
+            offload=self._offload(f"127.0.0.1:{port}", tls=False),
+            storage=(server,),
+            folders=(folder / LOCAL_BUCKET,),
+            secret_env=keys,
+            facts={"storage": "s3", "endpoint": "rclone on loopback"},
+        )
+
+    def _offload(self, host: str, *, tls: bool) -> Offload:
+        options = {
+            "s3_region": self.region,
+            "s3_num_io_threads": self.io_threads,
+            "s3_prefer_http2": tls,
+            "disable_tls": not tls,
+        }
+        return Offload(
+            l2_adapter={"type": "s3", "s3_endpoint": host, **options},
+            engine_config={
+                "remote_url": f"s3://{host}",
+                "remote_serde": "naive",
+                "extra_config": {**options, "save_chunk_meta": False},
+            },
+        )

@@ -1,0 +1,1 @@
+"""From rows to a verdict. Pure: no pytest, and no input or output but the baseline file."""

@@ -1,0 +1,59 @@
+"""From the table of requests to the figures of a run.
+
+TTFT, ITL and QPS are used as in vLLM's own benchmarks. Processing speed and decode throughput follow the summary of
+LMCache's `multi-round-qa.py`: finished requests over the time from the first start to the last answer, and the mean
+over requests of generated tokens over the time after the first one. The reference article's "aggregate system
+processing speed" is `tokens_per_s`, prompt plus generated tokens finished a second.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+Estimates = dict[str, float]
+
+
+def estimate(rows: pd.DataFrame, *, duration_s: float) -> Estimates:
+    """Return the figures of a run.
+
+    Args:
+        rows: A row a request, as `workload.records` has it.
+        duration_s: For how long requests were started.
+
+    Returns:
+        Counts (`scheduled`, `sent`, `finished`, `failed`), TTFT, ITL and throughput by name, unit last. Figures that
+        need a finished request are absent where there is none.
+    """
+    sent = rows[rows["actual_start_s"].notna()]
+    done = rows[rows["status"] == "ok"]
+    result: Estimates = {
+        "scheduled": float(len(rows)),
+        "sent": float(len(sent)),
+        "finished": float(len(done)),
+        "failed": float(len(sent) - len(done)),
+        "qps_delivered": len(sent) / duration_s,
+    }
+    if done.empty:
+        return result
+    ttft = done["first_token_s"] - done["actual_start_s"]
+    late = done["actual_start_s"] - done["intended_start_s"]
+    elapsed = float(done["last_token_s"].max() - sent["actual_start_s"].min())
+    prompt, generated = float(done["prompt_tokens"].sum()), float(done["generated_tokens"].sum())
+    decode_s = done["last_token_s"] - done["first_token_s"]
+    gaps = np.concatenate([np.diff(times) for times in done["token_times_s"]])
+    return result | {
+        "ttft_mean_s": float(ttft.mean()),
+        "ttft_p50_s": float(ttft.quantile(0.5)),
+        "ttft_p90_s": float(ttft.quantile(0.9)),
+        "ttft_p99_s": float(ttft.quantile(0.99)),
+        "start_late_p99_s": float(late.quantile(0.99)),
+        "itl_mean_s": float(gaps.mean()) if gaps.size else float("nan"),
+        "itl_p99_s": float(np.quantile(gaps, 0.99)) if gaps.size else float("nan"),
+        "decode_tokens_per_s": float((done["generated_tokens"] / decode_s.where(decode_s > 0)).mean()),
+        "requests_per_s": len(done) / elapsed,
+        "tokens_per_s": (prompt + generated) / elapsed,
+        "prompt_tokens": prompt,
+        "generated_tokens": generated,
+        "cached_share": float(done["cached_tokens"].fillna(0).sum()) / prompt if prompt else 0.0,
+    }

@@ -1,0 +1,82 @@
+"""One row for every request that was to be sent, and the table of them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import pandas as pd
+
+OK = "ok"
+HTTP_ERROR = "http-error"
+NO_CONNECTION = "no-connection"
+BROKEN = "broken-stream"
+TIMED_OUT = "timed-out"
+MALFORMED = "malformed"
+EMPTY = "empty-answer"
+CANCELLED = "cancelled"
+NOT_SENT = "not-sent"
+
+
+@dataclass
+class RequestRecord:
+    """One request. Times are in seconds after the start of the run, on the client's monotonic clock.
+
+    Args:
+        user: Number of the user.
+        round: Number of the question in the user's session, from 1.
+        intended_start_s: When the schedule wants it.
+        actual_start_s: When it was sent.
+        first_token_s: When the first non-empty token arrived.
+        last_token_s: When the last one did.
+        prompt_tokens: As the server counted them.
+        generated_tokens: As the server counted them.
+        cached_tokens: Prompt tokens that the server did not compute.
+        status: `ok`, or what went wrong.
+        error: In words.
+        server: Name of the server that answered.
+        server_queue_s: Its own queue time.
+        server_ttft_s: Its own time from scheduling to the first token.
+        token_times_s: Arrival of each streamed chunk that held text.
+    """
+
+    user: int
+    round: int
+    intended_start_s: float
+    actual_start_s: float | None = None
+    first_token_s: float | None = None
+    last_token_s: float | None = None
+    prompt_tokens: int | None = None
+    generated_tokens: int | None = None
+    cached_tokens: int | None = None
+    status: str = NOT_SENT
+    error: str = ""
+    server: str = ""
+    server_queue_s: float | None = None
+    server_ttft_s: float | None = None
+    token_times_s: list[float] = field(default_factory=list)
+
+
+_INTEGERS = ("prompt_tokens", "generated_tokens", "cached_tokens")
+
+
+def to_frame(records: list[RequestRecord]) -> pd.DataFrame:
+    """Return the table, a row a request in the order of the intended starts."""
+    columns = [f.name for f in fields(RequestRecord)]
+    frame = pd.DataFrame([asdict(r) for r in records], columns=columns)
+    frame = frame.astype(dict.fromkeys(_INTEGERS, "Int64"))
+    times = [c for c in columns if c.endswith("_s") and c != "token_times_s"]
+    frame = frame.astype(dict.fromkeys(times, "float64"))
+    return frame.sort_values(["intended_start_s", "user"], kind="stable", ignore_index=True)
+
+
+def save(frame: pd.DataFrame, path: Path) -> None:
+    """Write the table as Parquet; a file of that name is replaced only by a whole one."""
+    partial = path.with_suffix(".partial")
+    frame.to_parquet(partial, index=False)
+    partial.replace(path)
+
+
+def read(path: Path) -> pd.DataFrame:
+    """Return the table at `path`."""
+    return pd.read_parquet(path)

@@ -1,0 +1,170 @@
+"""Run a load plan in a process of its own against a running pair, and keep all that came of it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pytest_kvcache.errors import RunError
+from pytest_kvcache.runs import signals
+from pytest_kvcache.serving.component import Component
+from pytest_kvcache.serving.diagnose import diagnose_file
+from pytest_kvcache.serving.launchers.base import Handle
+from pytest_kvcache.serving.launchers.process import ProcessLauncher
+from pytest_kvcache.serving.pair import ServingPair
+from pytest_kvcache.telemetry.prometheus import delta, scrape_all
+from pytest_kvcache.verdict.estimate import Estimates, estimate
+from pytest_kvcache.workload import records
+from pytest_kvcache.workload.plan import LoadPlan
+
+ROWS, RUN = "requests.parquet", "run.json"
+_POLL_S = 0.2
+_SAVE_S = 3.0
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What one workload brought.
+
+    Args:
+        tier: Name of the tier.
+        label: Its name for outputs, with what stood in for what.
+        context_tokens: Length of the user context.
+        folder: Where rows, facts and logs are.
+        rows: A row a request.
+        estimates: The figures of the run.
+        counters: By component, what its counters grew by.
+        faults: Why no verdict may rest on the run, empty where one may.
+        comparability: What must be equal for a comparison.
+        versions: Of what was tested.
+    """
+
+    tier: str
+    label: str
+    context_tokens: int
+    folder: Path
+    rows: pd.DataFrame
+    estimates: Estimates
+    counters: Mapping[str, Mapping[str, float]]
+    faults: tuple[str, ...]
+    comparability: Mapping[str, str]
+    versions: Mapping[str, str]
+
+
+def run_load(
+    pair: ServingPair,
+    plan: LoadPlan,
+    launcher: ProcessLauncher,
+    *,
+    tier: str,
+    folder: Path,
+    comparability: Mapping[str, str],
+    versions: Mapping[str, str],
+) -> RunResult:
+    """Carry out `plan` against `pair` and return its result; rows and facts are in `folder` even if it fails.
+
+    Raises:
+        BootError: A component of the pair died.
+        RunError: The load process failed.
+    """
+    plan_file = folder / "plan.json"
+    plan_file.write_text(plan.model_dump_json(indent=2), encoding="utf-8")
+    before = scrape_all(pair.plan.metrics_urls)
+    component = Component(
+        name="load",
+        argv=(sys.executable, "-m", "pytest_kvcache.workload.worker", str(plan_file)),
+        stage="load",
+    )
+    handle = launcher.start(component, folder)
+    try:
+        _wait(handle, pair)
+    finally:
+        _end(handle, launcher)
+        after = scrape_all(pair.plan.metrics_urls)
+        facts = _facts(
+            pair,
+            plan,
+            tier=tier,
+            comparability=dict(comparability),
+            versions=dict(versions),
+            counters_before=before,
+            counters_after=after,
+        )
+        _write_json(folder / RUN, facts)
+    if handle.exit_code() != 0 or not plan.rows.exists():
+        raise RunError(
+            f"the load process failed (exit code {handle.exit_code()}): {diagnose_file(handle.log).cause}",
+            where=str(handle.log),
+            todo="read the log above",
+        )
+    rows = records.read(plan.rows)
+    figures = estimate(rows, duration_s=plan.workload.duration_s)
+    faults = _faults(rows, plan, facts)
+    _write_json(folder / RUN, facts | {"estimates": figures, "faults": faults})
+    return RunResult(
+        tier=tier,
+        label=pair.label,
+        context_tokens=plan.context_tokens,
+        folder=folder,
+        rows=rows,
+        estimates=figures,
+        counters={name: delta(before[name], after[name]) for name in after},
+        faults=tuple(faults),
+        comparability=comparability,
+        versions=versions,
+    )
+
+
+def _wait(handle: Handle, pair: ServingPair) -> None:
+    while handle.exit_code() is None:
+        pair.check_alive()
+        time.sleep(_POLL_S)
+
+
+def _end(handle: Handle, launcher: ProcessLauncher) -> None:
+    """Let a load process that still runs save its rows, then end it."""
+    with signals.deferred():
+        if handle.exit_code() is None:
+            launcher.signal(handle, signal.SIGTERM)
+            deadline = time.monotonic() + _SAVE_S
+            while handle.exit_code() is None and time.monotonic() < deadline:
+                time.sleep(_POLL_S / 4)
+        launcher.stop([handle])
+
+
+def _faults(rows: pd.DataFrame, plan: LoadPlan, facts: Mapping[str, Any]) -> list[str]:
+    faults = [f"warm-up request failed: {error}" for error in facts["load"].get("warmup_errors", [])]
+    sent = rows[rows["actual_start_s"].notna()]
+    failed = sent[sent["status"] != records.OK]
+    if sent.empty:
+        return [*faults, "no request was sent"]
+    if len(failed) / len(sent) > plan.workload.allowed_failures:
+        kinds = ", ".join(f"{count} {status}" for status, count in failed["status"].value_counts().items())
+        first = failed.iloc[0]["error"]
+        faults.append(f"{len(failed)} of {len(sent)} requests failed ({kinds}); the first: {first}")
+    return faults
+
+
+def _facts(pair: ServingPair, plan: LoadPlan, **more: Mapping[str, Any] | str) -> dict[str, Any]:
+    return {
+        "label": pair.label,
+        "settings": plan.model_dump(mode="json"),
+        "commands": {h.component.name: list(h.component.argv) for h in pair.handles},
+        "boot_s": round(pair.boot_s, 2),
+        "load": json.loads(plan.summary.read_text(encoding="utf-8")) if plan.summary.exists() else {},
+        **more,
+    }
+
+
+def _write_json(path: Path, data: Mapping[str, Any]) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(data, indent=2, sort_keys=True), encoding="utf-8")
+    partial.replace(path)
