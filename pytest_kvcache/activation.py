@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 
 from pytest_kvcache import options, settings
@@ -70,9 +72,11 @@ def activate(config: pytest.Config) -> None:
 
     def say(line: str) -> None:
         reporter = config.pluginmanager.get_plugin("terminalreporter")
+        capture = config.pluginmanager.get_plugin("capturemanager")
         if reporter is not None:
-            reporter.ensure_newline()
-            reporter.write_line(f"kvcache: {line}")
+            with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
+                reporter.ensure_newline()
+                reporter.write_line(f"kvcache: {line}")
 
     state = PerfState(chosen, say)
     config.stash[KEY] = state

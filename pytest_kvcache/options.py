@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,7 +122,7 @@ def _check_rootdir(config: pytest.Config) -> None:
     if config.inipath is not None or config.getoption("rootdir"):
         return
     words = config.invocation_params.args
-    for option, value in zip(words, words[1:], strict=False):
+    for option, value in itertools.pairwise(words):
         if str(option) in _PATH_OPTIONS and Path(value).exists():
             raise pytest.UsageError(
                 f"write {option}={value} (with =): pytest took the folder for a test path, and {config.rootpath} "

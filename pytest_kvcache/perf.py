@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -35,10 +37,14 @@ _USERS_APART = 100_000
 @contextlib.contextmanager
 def _told_plainly() -> Iterator[None]:
     """Turn an error meant for the person at the terminal into a failure without a traceback."""
+    told = ""
     try:
         yield
     except KvCacheError as error:
-        pytest.fail(str(error), pytrace=False)
+        told = str(error)
+    # Outside of the except block: pytest would show the error a second time as the cause of the failure.
+    if told:
+        pytest.fail(told, pytrace=False)
 
 
 def usable(tier: Tier, state: PerfState) -> Tier:
@@ -100,15 +106,15 @@ class MultiRoundQa:
     def __call__(self, *, context_tokens: int) -> RunResult:
         """Run it with user contexts of `context_tokens` and return what was measured."""
         state, pair = self.state, self.pair
-        folder = state.tier_folder(self.tier.name) / f"context-{context_tokens}"
+        number = state.next_workload()
         with _told_plainly():
-            folder.mkdir(parents=True)
+            folder = _new_folder(state.tier_folder(self.tier.name) / f"context-{context_tokens}")
             plan = LoadPlan(
                 base_url=pair.base_url,
                 model=pair.model,
                 workload=state.profile.workload,
                 context_tokens=context_tokens,
-                first_user=len(state.reports) * _USERS_APART,
+                first_user=number * _USERS_APART,
                 rows=folder / runner.ROWS,
                 summary=folder / "load.json",
             )
@@ -167,6 +173,16 @@ class BaselineCheck:
             others = list(baselines.elsewhere(root, cell))
             message = terminal.failure(report, verdict, refresh=_refresh_command(state, result.tier), others=others)
             pytest.fail(message, pytrace=False)
+
+
+def _new_folder(wanted: Path) -> Path:
+    """Make a folder of this name, or of the next free one (`context-50-2`): two tests may measure one cell."""
+    for number in itertools.count(1):
+        folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            return folder
+    raise AssertionError("unreachable")
 
 
 def _model_id(state: PerfState) -> str:

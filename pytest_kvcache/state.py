@@ -38,7 +38,7 @@ class PerfState:
     Attributes:
         reports: What was measured, in order.
         writes: Baselines to write at the end of the session.
-        users_seen: Highest user number given out on the present boot.
+        peak_memory_bytes: Of the run, once it is closed.
     """
 
     def __init__(self, settings: Settings, say: Callable[[str], None]) -> None:
@@ -47,6 +47,7 @@ class PerfState:
         self.reports: list[CellReport] = []
         self.writes: list[Write] = []
         self.peak_memory_bytes = 0
+        self._workloads = 0
         self._memory: MemoryWatch | None = None
 
     @property
@@ -105,6 +106,12 @@ class PerfState:
             port=self.run.ports.take,
             environ=os.environ,
         )
+
+    def next_workload(self) -> int:
+        """Return the number of the next workload of the session, from 0."""
+        number = self._workloads
+        self._workloads += 1
+        return number
 
     def tier_folder(self, tier: str) -> Path:
         """Return the folder of the results and logs of a tier."""

@@ -27,7 +27,7 @@ _CUDA_RUNTIME = LOCKS / "torch-cuda-runtime.txt"
 
 _PYTHONS = ((3, 11), (3, 13))
 _DISK_GB = 8
-_GLIBC = (2, 28)
+_GLIBC = (2, 31)
 #: Written last: an environment without it is half made and is made again.
 _MARKER = "kvcache-engine.json"
 _IMPORTS = "import torch, vllm, lmcache"
@@ -71,7 +71,7 @@ def requirements(target: Path) -> list[Requirement]:
         ),
         Requirement("AVX2", "avx2" in flags, "a processor without it", "use another machine, or --kv-engine"),
         Requirement(
-            "glibc 2.28 or newer",
+            "glibc 2.31 or newer",
             libc[0] == "glibc" and tuple(int(x) for x in libc[1].split(".")[:2]) >= _GLIBC,
             " ".join(libc).strip() or "another C library",
             "use a newer distribution, or --kv-engine",

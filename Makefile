@@ -1,0 +1,38 @@
+# `make perf` and `make test` do all the set-up themselves: the plugin's environment in .venv, and the engine
+# environment (vLLM, LMCache, router, S3 server) in the user's cache folder, once for each lock.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: perf test lint format setup clean
+.DELETE_ON_ERROR:
+
+perf: setup ## Measure every tier that this machine has; compare with its baselines, record those it lacks
+	$(BIN)/pytest -m perf --record-baselines
+
+test: setup ## Unit and integration tests, and those that share one real pair
+	$(BIN)/pytest
+
+lint: $(READY) ## ruff and mypy (strict)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+setup: $(READY)
+	$(BIN)/pytest-kvcache setup
+
+# Made anew when pyproject.toml changes.
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "needs CPython 3.11 or newer, found " + sys.version.split()[0] + ": make PYTHON=/path/to/python3.11 …")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $(READY)
+
+clean: ## Remove the plugin's environment (the engine's stays: `pytest-kvcache setup --path` says where)
+	rm -rf $(VENV) build dist

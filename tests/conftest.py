@@ -1,0 +1,41 @@
+"""Fixtures for the tests of the plugin itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+# pytester forgets the modules that a test imported first, and pyarrow's extension types cannot be registered twice.
+import pandas.core.arrays.arrow.extension_types  # noqa: F401
+import pytest
+
+from tests.stubs.engine import make_engine
+
+
+@pytest.fixture
+def kvcache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home of its own for engines, journals and leases."""
+    home = tmp_path / "home"
+    monkeypatch.setenv("PYTEST_KVCACHE_HOME", str(home))
+    return home
+
+
+@pytest.fixture(scope="session")
+def stub_engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An engine environment of stub programs."""
+    return make_engine(tmp_path_factory.mktemp("engine") / "stub")
+
+
+@pytest.fixture
+def project(pytester: pytest.Pytester, kvcache_home: Path, stub_engine: Path) -> pytest.Pytester:
+    """A user's project with the perf test from this repository, whose engine is a stub."""
+    example = Path(__file__).parent / "perf" / "test_multi_round_qa.py"
+    pytester.makepyfile(test_multi_round_qa=example.read_text(encoding="utf-8"))
+    pytester.makepyprojecttoml(
+        f"""
+        [tool.pytest.ini_options]
+        addopts = ["--strict-markers", "--strict-config", "-p", "no:randomly"]
+        kv_engine = "{stub_engine}"
+        kv_profile = "stub"
+        """
+    )
+    return pytester

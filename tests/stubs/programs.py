@@ -1,0 +1,124 @@
+"""The stub programs: `programs.py NAME ARGS…` behaves, as far as the plugin can tell, like NAME."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import json
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from multiprocessing import shared_memory
+
+from aiohttp import ClientSession, web
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+EVENTS = {"Content-Type": "text/event-stream"}
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """Read the few options that matter; ignore the others."""
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("--port", type=int)
+    parser.add_argument("--addr")
+    parser.add_argument("--http-port", type=int)
+    parser.add_argument("--worker-urls", nargs="*", default=[])
+    parser.add_argument("--response-role", default="assistant")
+    parser.add_argument("--stub-ttft", type=float, default=0.005)
+    parser.add_argument("--stub-itl", type=float, default=0.002)
+    parser.add_argument("--stub-fail", default="")
+    parser.add_argument("--stub-boot", type=float, default=0.0)
+    return parser.parse_known_args(argv)[0]
+
+
+async def answer(request: web.Request, args: argparse.Namespace) -> web.StreamResponse:
+    """Stream an answer, or fail in the way that `--stub-fail` names."""
+    body = await request.json()
+    if args.stub_fail == "500":
+        return web.Response(status=500, text="stub says no")
+    response = web.StreamResponse(headers=EVENTS)
+    await response.prepare(request)
+
+    async def event(data: object) -> None:
+        text = data if isinstance(data, str) else json.dumps(data)
+        await response.write(f"data: {text}\n\n".encode())
+
+    await event({"choices": [{"delta": {"role": args.response_role, "content": ""}}]})
+    await asyncio.sleep(args.stub_ttft)
+    for i in range(body["max_tokens"]):
+        if args.stub_fail == "malformed":
+            await event("{not json")
+        if args.stub_fail == "break" and i == 2:
+            request.transport.close()  # type: ignore[union-attr]
+            return response
+        if args.stub_fail == "stall":
+            await asyncio.sleep(3600)
+        if args.stub_fail != "empty":
+            await event({"choices": [{"delta": {"content": " hi"}}]})
+        await asyncio.sleep(args.stub_itl)
+    words = sum(len(m["content"].split()) for m in body["messages"])
+    usage = {"prompt_tokens": words, "completion_tokens": body["max_tokens"]}
+    usage["prompt_tokens_details"] = {"cached_tokens": words // 2}  # type: ignore[assignment]
+    if args.stub_fail != "no-usage":
+        metrics = {"queue_time_ms": 1.5, "time_to_first_token_ms": args.stub_ttft * 1e3}
+        await event({"choices": [], "usage": usage, "metrics": metrics})
+    if args.stub_fail != "no-done":
+        await event("[DONE]")
+    return response
+
+
+async def forward(request: web.Request, workers: itertools.cycle[str]) -> web.StreamResponse:
+    """Pass a request on to the next worker."""
+    body = await request.read()
+    async with ClientSession() as session, session.post(next(workers) + request.path, data=body) as upstream:
+        response = web.StreamResponse(status=upstream.status, headers=EVENTS)
+        await response.prepare(request)
+        async for piece in upstream.content.iter_any():
+            await response.write(piece)
+        return response
+
+
+def serve(port: int, *, handler: Handler | None = None) -> None:
+    """Answer health checks, metrics and, with `handler`, chat completions at 127.0.0.1:`port`."""
+    app = web.Application(client_max_size=2**30)
+
+    async def ok(_: web.Request) -> web.Response:
+        return web.Response(text='vllm:prompt_tokens_total{engine="0"} 1.0\n')
+
+    for path in ("/health", "/healthcheck", "/metrics", "/"):
+        app.router.add_get(path, ok)
+    if handler is not None:
+        app.router.add_post("/v1/chat/completions", handler)
+    web.run_app(app, host="127.0.0.1", port=port, print=None, handle_signals=True)
+
+
+def main(name: str, argv: list[str]) -> None:
+    """Be the program `name`."""
+    args = parse(argv)
+    if name == "vllm":
+        if args.stub_fail == "boot":
+            print("(EngineCore pid=7) ERROR 11-24 04:25:32 [core.py:1510] EngineCore failed to start.")
+            print("(EngineCore pid=7) ERROR 11-24 04:25:32 [core.py:1510] ValueError: the first cause", flush=True)
+            raise RuntimeError("Engine core initialization failed. See root cause above.")
+        # Like vLLM: a child that does the work, and shared memory between the two that a kill leaves behind.
+        segment = shared_memory.SharedMemory(create=True, size=4096)
+        code = "import sys, time, mmap; f = open(sys.argv[1], 'r+b'); m = mmap.mmap(f.fileno(), 0); time.sleep(3600)"
+        child = subprocess.Popen([sys.executable, "-c", code, f"/dev/shm/{segment.name}"])
+        if args.stub_boot:
+            asyncio.run(asyncio.sleep(args.stub_boot))
+        try:
+            serve(args.port, handler=lambda request: answer(request, args))
+        finally:
+            child.terminate()
+            segment.close()
+            segment.unlink()
+    elif name == "vllm-router":
+        workers = itertools.cycle(args.worker_urls)
+        serve(args.port, handler=lambda request: forward(request, workers))
+    else:
+        serve(args.http_port or int(args.addr.rpartition(":")[2]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2:])

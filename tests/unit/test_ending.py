@@ -1,0 +1,192 @@
+"""However a session ends, it leaves nothing; one that is killed is cleaned up after by the next."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+
+from pytest_kvcache.runs import processes
+from tests.stubs.engine import toml
+from tests.unit.test_session import Project, configure, run, run_folder
+
+#: A clean end may take this long; the requirement is 10 s.
+END_S = 10
+
+
+class Session:
+    """A pytest session in the background.
+
+    Args:
+        project: Where it runs.
+        args: For pytest.
+    """
+
+    def __init__(self, project: Project, *args: str) -> None:
+        self.path = project.path
+        self.out = project.path / "session.out"
+        with self.out.open("wb") as out:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *args],
+                cwd=project.path,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+            )
+
+    def wait_for(self, what: Callable[[], bool], timeout_s: float = 30) -> None:
+        """Wait until `what` holds."""
+        deadline = time.monotonic() + timeout_s
+        while not what():
+            assert time.monotonic() < deadline, self.out.read_text()
+            time.sleep(0.05)
+
+    def wait_for_boot(self) -> None:
+        """Wait until servers are starting."""
+        self.wait_for(lambda: len(ours(self.path)) >= 4)
+
+    def wait_for_load(self) -> None:
+        """Wait until requests are on their way."""
+        self.wait_for(lambda: bool(list(self.path.rglob("plan.json"))))
+        time.sleep(1.5)
+
+    def end(self, number: int) -> int:
+        """Send a signal and return the exit code, which must come in time."""
+        self.process.send_signal(number)
+        return self.process.wait(END_S)
+
+
+def ours(project: Path) -> list[psutil.Process]:
+    """Return the living processes whose output goes into the project's runs."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            target = os.readlink(f"/proc/{process.pid}/fd/1")  # noqa: PTH115 - the target may not exist
+        except OSError:
+            continue
+        if target.startswith(f"{project}/.kvcache") and process.status() != psutil.STATUS_ZOMBIE:
+            found.append(process)
+    return found
+
+
+def traces(project: Path, home: Path) -> dict[str, object]:
+    """Return everything that a run must not leave."""
+    ids = [p.name for p in (project / ".kvcache" / "runs").glob("*")] + [p.stem for p in home.glob("journal/*.json")]
+    ports = {
+        c.laddr.port for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.pid in {
+            p.pid for p in ours(project)
+        }
+    }  # fmt: skip
+    return {
+        "processes": [p.cmdline() for p in ours(project)],
+        "ports": ports,
+        "scratch": [str(p) for i in ids for p in Path("/tmp").glob(f"kvc-{i}*")],
+        "storage": [str(p) for p in home.glob("storage/*")],
+        "journal": [str(p) for p in home.glob("journal/*")],
+    }
+
+
+NOTHING = {"processes": [], "ports": set(), "scratch": [], "storage": [], "journal": []}
+
+
+def shared_memory_of(session: Session) -> list[Path]:
+    """Return the shared memory of a session's servers; there must be some."""
+    session.wait_for(lambda: bool(processes.shared_memory(ours(session.path))))
+    return [Path(name) for name in processes.shared_memory(ours(session.path))]
+
+
+@pytest.fixture
+def long_run(project: Project) -> Project:
+    """A project whose workload takes a minute."""
+    configure(project, toml(duration_s=60, qps=5))
+    return project
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_interrupted_while_booting(project: Project, kvcache_home: Path, number: int) -> None:
+    """Ctrl-C, SIGTERM and SIGHUP during the boot leave nothing."""
+    configure(project, toml(vllm_args='"--stub-boot", "60"'))
+    session = Session(project, "--tier", "pnfs")
+    session.wait_for_boot()
+    segments = shared_memory_of(session)
+    assert session.end(number) != 0
+    assert traces(project.path, kvcache_home) == NOTHING
+    assert not any(segment.exists() for segment in segments)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_under_load(long_run: Project, kvcache_home: Path, number: int) -> None:
+    """Ctrl-C and SIGTERM during the load leave nothing but the rows that were measured."""
+    session = Session(long_run, "--tier", "s3")
+    session.wait_for_load()
+    segments = shared_memory_of(session)
+    assert session.end(number) != 0
+    assert traces(long_run.path, kvcache_home) == NOTHING
+    assert not any(segment.exists() for segment in segments)
+    rows = pd.read_parquet(run_folder(long_run) / "s3" / "context-50" / "requests.parquet")
+    assert (rows["status"] == "ok").any()
+
+
+def test_interrupted_twice(long_run: Project, kvcache_home: Path) -> None:
+    """A second and third Ctrl-C during the clean-up do not cut it short."""
+    session = Session(long_run, "--tier", "cpu")
+    session.wait_for_load()
+    session.process.send_signal(signal.SIGINT)
+    for _ in range(5):
+        time.sleep(0.3)
+        if session.process.poll() is None:
+            session.process.send_signal(signal.SIGINT)
+    session.process.wait(END_S)
+    assert traces(long_run.path, kvcache_home) == NOTHING
+
+
+def test_killed_then_cleaned_up_by_the_next_run(project: Project, kvcache_home: Path) -> None:
+    """After kill -9 the servers still run; the next run ends exactly those, and says so."""
+    configure(project, toml(duration_s=60, qps=5))
+    session = Session(project, "--tier", "pnfs")
+    session.wait_for_load()
+    segments = shared_memory_of(session)
+    session.end(signal.SIGKILL)
+    left = ours(project.path)
+    assert len(left) >= 6
+    bystander = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    try:
+        configure(project, toml(duration_s=0.5))
+        result = run(project, "--tier", "gpu", "--record-baselines")
+        assert bystander.poll() is None
+    finally:
+        bystander.kill()
+        bystander.wait()
+    result.assert_outcomes(passed=1)
+    assert re.search(r"cleaned up after run \S+, which was killed: \d+ processes ended", result.stdout.str())
+    assert not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in left)
+    assert traces(project.path, kvcache_home) == NOTHING
+    assert not any(segment.exists() for segment in segments)
+
+
+def test_two_runs_at_once(project: Project, kvcache_home: Path) -> None:
+    """Two runs on one machine share neither ports nor folders, and neither cleans up after the other."""
+    configure(project, toml(duration_s=3))
+    one = Session(project, "--tier", "pnfs", "--kv-baselines=one", "--record-baselines")
+    one.wait_for_load()
+    two = run(project, "--tier", "pnfs", "--kv-baselines=two", "--record-baselines")
+    two.assert_outcomes(passed=1)
+    assert one.process.wait(30) == 0
+    assert "cleaned up" not in two.stdout.str()
+    assert len(list((project.path / ".kvcache" / "runs").iterdir())) == 2
+    assert traces(project.path, kvcache_home) == NOTHING
+
+
+def test_normal_end_leaves_nothing(project: Project, kvcache_home: Path) -> None:
+    """A session that passes leaves results and baselines, and nothing else."""
+    configure(project, toml())
+    run(project, "-m", "perf", "--record-baselines").assert_outcomes(passed=4)
+    assert traces(project.path, kvcache_home) == NOTHING
