@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 .DELETE_ON_ERROR:
 
 perf: setup ## Measure every tier that this machine has; compare with its baselines, record those it lacks
-	$(BIN)/pytest -m perf --record-baselines
+	$(BIN)/pytest -m perf --record-baselines tests/perf
 
 test: setup ## Unit and integration tests, and those that share one real pair
 	$(BIN)/pytest

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import shlex
 import time
 from collections.abc import Iterator
@@ -81,7 +80,7 @@ def _boot(tier: Tier, state: PerfState) -> ServingPair:
         state.profile,
         tier_plan,
         tools=state.engine,
-        model_path=state.model_path,
+        model=_linked_model(state),
         port=state.run.ports.take,
         scratch=state.run.scratch,
     )
@@ -175,6 +174,21 @@ class BaselineCheck:
             pytest.fail(message, pytrace=False)
 
 
+def _linked_model(state: PerfState) -> str:
+    """Return what vLLM gets for the model: its name, or the name of a link in its working folder.
+
+    LMCache's keys begin with the model as vLLM was given it. Its S3 adapter makes "//…" of an absolute path, and every
+    store fails, silently but for its log: so no tier ever sees an absolute one.
+    """
+    folder = state.model_folder
+    if folder is None:
+        return state.profile.model
+    link = state.run.scratch / folder.name
+    if not link.is_symlink():
+        link.symlink_to(folder)
+    return folder.name
+
+
 def _new_folder(wanted: Path) -> Path:
     """Make a folder of this name, or of the next free one (`context-50-2`): two tests may measure one cell."""
     for number in itertools.count(1):
@@ -186,8 +200,7 @@ def _new_folder(wanted: Path) -> Path:
 
 
 def _model_id(state: PerfState) -> str:
-    path = state.model_path
-    return os.path.basename(path) if os.path.isdir(path) else path  # noqa: PTH112, PTH119 - either a name or a path
+    return state.model_folder.name if state.model_folder else state.profile.model
 
 
 def _baseline(state: PerfState, result: RunResult) -> Baseline:

@@ -12,7 +12,7 @@ import pytest
 from pytest_kvcache.config.profile import Profile
 from pytest_kvcache.engine import setup
 from pytest_kvcache.engine.environment import Engine, inspect
-from pytest_kvcache.engine.models import model_path
+from pytest_kvcache.engine.models import model_folder
 from pytest_kvcache.errors import SetupError
 from pytest_kvcache.home import home
 from pytest_kvcache.report.rows import CellReport
@@ -74,9 +74,9 @@ class PerfState:
         return found
 
     @cached_property
-    def model_path(self) -> str:
-        """What vLLM loads."""
-        return model_path(self.profile, self.engine, home())
+    def model_folder(self) -> Path | None:
+        """Folder of the model; None where vLLM finds it by its name."""
+        return model_folder(self.profile, self.engine, home())
 
     @cached_property
     def run(self) -> RunSession:

@@ -25,7 +25,7 @@ class Workload(Strict):
     """
 
     users: PositiveInt = Field(description="users in the system at a time [--num-users]")
-    rounds: PositiveInt = Field(description="questions a user asks [--num-rounds]")
+    rounds: int = Field(ge=2, description="questions a user asks [--num-rounds]")
     qps: PositiveFloat = Field(description="requests/s over all users [--qps]")
     shared_prompt_tokens: int = Field(ge=0, description="prompt common to all [--shared-system-prompt]")
     context_tokens: tuple[PositiveInt, ...] = Field(

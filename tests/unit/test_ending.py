@@ -80,21 +80,18 @@ def ours(project: Path) -> list[psutil.Process]:
 def traces(project: Path, home: Path) -> dict[str, object]:
     """Return everything that a run must not leave."""
     ids = [p.name for p in (project / ".kvcache" / "runs").glob("*")] + [p.stem for p in home.glob("journal/*.json")]
-    ports = {
-        c.laddr.port for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.pid in {
-            p.pid for p in ours(project)
-        }
-    }  # fmt: skip
+    pids = {p.pid for p in ours(project)}
+    listening = [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.pid in pids]
     return {
         "processes": [p.cmdline() for p in ours(project)],
-        "ports": ports,
+        "ports": [c.laddr for c in listening],
         "scratch": [str(p) for i in ids for p in Path("/tmp").glob(f"kvc-{i}*")],
         "storage": [str(p) for p in home.glob("storage/*")],
         "journal": [str(p) for p in home.glob("journal/*")],
     }
 
 
-NOTHING = {"processes": [], "ports": set(), "scratch": [], "storage": [], "journal": []}
+NOTHING: dict[str, object] = {"processes": [], "ports": [], "scratch": [], "storage": [], "journal": []}
 
 
 def shared_memory_of(session: Session) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 from dataclasses import dataclass
@@ -87,4 +88,5 @@ class ProcessLauncher:
         ours = [handle for handle in handles if isinstance(handle, ProcessHandle)]
         self._session.end_processes([handle.leader for handle in ours])
         for handle in ours:
-            handle.popen.poll()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                handle.popen.wait(timeout=1.0)  # collects its exit code: it has ended

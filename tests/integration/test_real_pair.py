@@ -1,0 +1,144 @@
+"""A real pair: vLLM, LMCache, router and storage, nothing mocked. One boot serves all questions that need a pair."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+
+from pytest_kvcache.runs import processes
+from tests.unit.test_ending import NOTHING, Session, ours, traces
+from tests.unit.test_session import Project, configure, run_folder
+
+pytestmark = pytest.mark.engine
+
+SHORT = """
+[profiles.short]
+extends = "cpu-tiny"
+{more}
+[profiles.short.workload]
+context_tokens = [3500]
+duration_s = 16
+"""
+
+
+@pytest.fixture
+def real_project(project: Project, real_engine: Path) -> Project:
+    """A user's project with the real engine and a short workload."""
+    project.makepyprojecttoml(
+        f"""
+        [tool.pytest.ini_options]
+        kv_engine = "{real_engine}"
+        kv_profile = "short"
+        """
+    )
+    configure(project, SHORT.format(more=""))
+    return project
+
+
+@dataclass(frozen=True)
+class Served:
+    """What one real session left and showed."""
+
+    output: str
+    rows: pd.DataFrame
+    facts: dict[str, object]
+    listening: set[str]
+    left: dict[str, object]
+    segments: list[Path]
+
+
+def serve(project: Project, home: Path, tier: str) -> Served:
+    """Run a whole session on `tier`, and look at its sockets while it is under load."""
+    session = Session(project, "--tier", tier, "--record-baselines")
+    session.wait_for(lambda: bool(list(session.path.rglob("plan.json"))), timeout_s=150)
+    pids = {p.pid for p in ours(project.path)}
+    listening = [c for c in psutil.net_connections("inet") if c.status == psutil.CONN_LISTEN and c.pid in pids]
+    sockets = {c.laddr.ip for c in listening if c.laddr}
+    segments = [Path(name) for name in processes.shared_memory(ours(project.path))]
+    assert session.process.wait(120) == 0, session.out.read_text()
+    folder = run_folder(project) / tier / "context-3500"
+    return Served(
+        output=session.out.read_text(),
+        rows=pd.read_parquet(folder / "requests.parquet"),
+        facts=json.loads((folder / "run.json").read_text()),
+        listening=sockets,
+        left=traces(project.path, home),
+        segments=segments,
+    )
+
+
+def test_a_pair_on_s3(real_project: Project, kvcache_home: Path) -> None:
+    """A real pair on S3 answers every request, loads KV from the bucket, keeps to loopback and leaves nothing."""
+    served = serve(real_project, kvcache_home, "s3")
+    rows, counters = served.rows, served.facts["counters_after"]
+    assert set(rows["status"]) == {"ok"}
+    assert set(rows["server"]) == {"vllm-0", "vllm-1"}
+    assert (rows["generated_tokens"] == 20).all()
+    assert rows["server_ttft_s"].notna().all()
+    # The second round of a user goes to the other server, which can have its context from the bucket only.
+    assert (rows["cached_tokens"] > 3000).any()
+    assert isinstance(counters, dict)
+    loaded = sum(counters[n].get("lmcache_mp_lookup_hit_l2_tokens_total", 0) for n in ("lmcache-0", "lmcache-1"))
+    external = sum(
+        counters[n].get('vllm:prompt_tokens_by_source_total{source="external_kv_transfer"}', 0)
+        for n in ("vllm-0", "vllm-1")
+    )
+    assert loaded > 3000
+    assert external > 3000
+    assert served.listening == {"127.0.0.1"}
+    assert served.left == NOTHING
+    assert served.segments
+    assert not any(segment.exists() for segment in served.segments)
+    memory = re.search(r"peak memory ([\d.]+) GB", served.output)
+    assert memory is not None
+    assert 2 < float(memory.group(1)) < 12
+
+
+def test_a_cache_that_is_too_small_is_explained(real_project: Project, kvcache_home: Path) -> None:
+    """When max_model_len does not fit, the boot ends at once with vLLM's first cause and what to change."""
+    configure(real_project, SHORT.format(more="device_blocks = 20"))
+    session = Session(real_project, "--tier", "gpu")
+    assert session.process.wait(120) == 1
+    output = session.out.read_text()
+    assert re.search(
+        r"vllm-\d\.log: vllm-\d ended while starting \(exit code \d+\): ValueError: To serve at least", output
+    )
+    assert "max_model_len does not fit in the device cache" in output
+    assert traces(real_project.path, kvcache_home) == NOTHING
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_real_boot_that_is_interrupted(real_project: Project, kvcache_home: Path, number: int) -> None:
+    """Interrupted while vLLM's and LMCache's processes are starting, a session leaves none of them."""
+    session = Session(real_project, "--tier", "pnfs")
+    session.wait_for(lambda: len(ours(real_project.path)) >= 6, timeout_s=60)
+    session.wait_for(lambda: bool(processes.shared_memory(ours(real_project.path))), timeout_s=60)
+    segments = [Path(name) for name in processes.shared_memory(ours(real_project.path))]
+    assert session.end(number) != 0
+    assert traces(real_project.path, kvcache_home) == NOTHING
+    assert not any(segment.exists() for segment in segments)
+
+
+def test_a_killed_real_run_is_cleaned_up_after(real_project: Project, kvcache_home: Path) -> None:
+    """After kill -9 in the middle of a real boot, the next run ends what is left."""
+    session = Session(real_project, "--tier", "cpu")
+    session.wait_for(lambda: bool(processes.shared_memory(ours(real_project.path))), timeout_s=60)
+    segments = [Path(name) for name in processes.shared_memory(ours(real_project.path))]
+    session.end(signal.SIGKILL)
+    left = ours(real_project.path)
+    assert len(left) >= 4
+    configure(real_project, SHORT.format(more="vllm_args = ['--no-such-argument']"))
+    after = Session(real_project, "--tier", "gpu")
+    assert after.process.wait(90) == 1
+    assert "which was killed" in after.out.read_text()
+    assert not any(os.path.exists(f"/proc/{p.pid}") and p.status() != psutil.STATUS_ZOMBIE for p in left)  # noqa: PTH110
+    assert traces(real_project.path, kvcache_home) == NOTHING
+    assert not any(segment.exists() for segment in segments)

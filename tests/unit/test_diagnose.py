@@ -1,0 +1,74 @@
+"""The first cause in a failed component's log, and the hint for it."""
+
+from __future__ import annotations
+
+import pytest
+
+from pytest_kvcache.serving.diagnose import diagnose
+
+KV_TOO_SMALL = """\
+(APIServer pid=5) INFO 11-24 04:25:10 [api_server.py:1] starting
+(EngineCore pid=7) ERROR 11-24 04:25:32 [core.py:1510] EngineCore failed to start.
+(EngineCore pid=7) ERROR 11-24 04:25:32 [core.py:1510] Traceback (most recent call last):
+(EngineCore pid=7) ERROR 11-24 04:25:32 [core.py:1510]   File "core.py", line 1482, in run_engine_core
+(EngineCore pid=7) ERROR 11-24 04:25:32 [core.py:1510]     raise ValueError(
+(EngineCore pid=7) ERROR 11-24 04:25:32 [core.py:1510] ValueError: To serve at least one request with the model's max \
+seq len (5120), (0.02 GiB KV cache is needed, which is larger than the available KV cache memory (0.02 GiB).
+(EngineCore pid=7) ERROR 11-24 04:25:35 [multiproc_executor.py:315] Worker proc VllmWorker-0 died unexpectedly
+Traceback (most recent call last):
+  File "core_client.py", line 9, in launch
+RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}
+"""
+
+
+@pytest.mark.parametrize(
+    ("log", "cause", "hint"),
+    [
+        (KV_TOO_SMALL, "ValueError: To serve at least one request with the model's max seq len", "max_model_len"),
+        (
+            "(Worker pid=9) ERROR 11-24 04:25:32 [w.py:1] ValueError: Free memory on device cpu (2/23 GiB) on startup "
+            "is less than desired GPU memory utilization (0.92, 21 GiB).\nRuntimeError: Engine core initialization "
+            "failed. See root cause above.",
+            "ValueError: Free memory on device",
+            "--gpu-memory-utilization",
+        ),
+        (
+            "ERROR:    [Errno 98] error while attempting to bind on address ('127.0.0.1', 1): address already in use",
+            "ERROR:    [Errno 98]",
+            "took the port",
+        ),
+        (
+            "Traceback (most recent call last):\n  File x\nOSError: [Errno 98] Address already in use",
+            "OSError: [Errno 98] Address already in use",
+            "took the port",
+        ),
+        (
+            "Traceback (most recent call last):\nModuleNotFoundError: No module named 'orjson'",
+            "ModuleNotFoundError: No module named 'orjson'",
+            "pytest-kvcache setup",
+        ),
+        (
+            "usage: lmcache server [-h]\nlmcache server: error: argument --l1-init-size-gb: invalid int value: '0.1'",
+            "lmcache server: error: argument --l1-init-size-gb: invalid int value: '0.1'",
+            "pytest-kvcache render",
+        ),
+        (
+            "2026/11/24 04:39:16 NOTICE: Failed to s3: listen tcp 127.0.0.1:9: bind: address already in use",
+            "NOTICE: Failed to s3",
+            "took the port",
+        ),
+        (
+            "\x1b[31m[2026-11-24 04:23:11,138] LMCache ERROR:\x1b[0m ValueError: No supported cpu connector found",
+            "ValueError: No supported cpu connector found",
+            'lmcache_mode = "mp"',
+        ),
+        ("all is well\nthe last line\n\n", "the last line", ""),
+        ("", "", ""),
+    ],
+    ids=["kv-cache", "memory", "uvicorn-port", "port", "package", "usage", "rclone", "connector", "unknown", "empty"],
+)
+def test_first_cause_and_hint(log: str, cause: str, hint: str) -> None:
+    """The first line that states a cause is found among what others report of it, and known causes have a hint."""
+    found = diagnose(log)
+    assert cause in found.cause
+    assert hint in found.hint if hint else found.hint == ""

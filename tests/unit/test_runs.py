@@ -1,0 +1,234 @@
+"""Ports, journals, engines and counters: the small parts of a run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pytest_kvcache.engine import setup
+from pytest_kvcache.engine.environment import Engine, inspect
+from pytest_kvcache.errors import SetupError
+from pytest_kvcache.runs import journal, processes, signals
+from pytest_kvcache.runs.journal import Journal
+from pytest_kvcache.runs.ports import PortLeases
+from pytest_kvcache.runs.session import RunSession
+from pytest_kvcache.telemetry import offload
+from pytest_kvcache.telemetry.prometheus import delta, parse
+
+
+def test_two_runs_never_get_one_port(tmp_path: Path) -> None:
+    """A leased port is not handed out again until it is released, not even by another run."""
+    one, two = PortLeases(tmp_path), PortLeases(tmp_path)
+    ports = [leases.take() for _ in range(20) for leases in (one, two)]
+    assert len(set(ports)) == 40
+    one.release()
+    two.release()
+
+
+def test_a_port_in_use_is_not_handed_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A port on which somebody listens is passed over."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        busy = listener.getsockname()[1]
+        monkeypatch.setattr("pytest_kvcache.runs.ports._RANGE", range(busy, busy + 40))
+        leases = PortLeases(tmp_path)
+        assert busy not in [leases.take() for _ in range(5)]
+        leases.release()
+
+
+def test_a_living_run_is_not_cleaned_up_after(tmp_path: Path) -> None:
+    """A journal whose run lives is left alone, with all that it names."""
+    folder = tmp_path / "scratch"
+    alive = Journal(tmp_path / "journal", "r1")
+    alive.add_folder(folder)
+    folder.mkdir()
+    said: list[str] = []
+    journal.clean_up_after_the_dead(tmp_path / "journal", said.append)
+    assert folder.exists()
+    assert said == []
+    alive.close()
+
+
+def test_a_dead_run_is_cleaned_up_after_and_nothing_else(tmp_path: Path) -> None:
+    """Exactly the folders of a dead run go; its neighbours stay."""
+    code = (
+        "import os, sys; from pathlib import Path; from pytest_kvcache.runs.journal import Journal\n"
+        "root = Path(sys.argv[1]); j = Journal(root / 'journal', 'dead')\n"
+        "j.add_folder(root / 'mine'); (root / 'mine' / 'deep').mkdir(parents=True); (root / 'other').mkdir()\n"
+        "os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    said: list[str] = []
+    journal.clean_up_after_the_dead(tmp_path / "journal", said.append)
+    assert not (tmp_path / "mine").exists()
+    assert (tmp_path / "other").exists()
+    assert said == ["cleaned up after run dead, which was killed: 0 processes ended, 1 folders removed"]
+    assert list((tmp_path / "journal").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"run_id": 1}', '{"run_id": "x", "boot": 0, "leaders": [{"pid": 1}]}']
+)
+def test_a_damaged_journal_harms_nobody(tmp_path: Path, text: str) -> None:
+    """A journal that cannot be read is removed, and nothing is ended for it."""
+    (tmp_path / "x.json").write_text(text)
+    journal.clean_up_after_the_dead(tmp_path, lambda _: None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_recycled_process_number_is_not_ended(tmp_path: Path) -> None:
+    """A stranger that has got a dead leader's number is not one of the run's processes."""
+    stranger = subprocess.Popen(["sleep", "30"], start_new_session=True)
+    leader = processes.Leader(pid=stranger.pid, started=1.0, log=str(tmp_path / "x.log"))
+    assert processes.members([leader]) == []
+    assert processes.end([leader], grace_s=0.1) == []
+    assert stranger.poll() is None
+    stranger.kill()
+    stranger.wait()
+
+
+def test_a_process_that_will_not_end_is_forced(tmp_path: Path) -> None:
+    """After the grace, what ignores SIGTERM is killed, its children too."""
+    log = tmp_path / "x.log"
+    code = (
+        "import signal, subprocess, time; signal.signal(15, signal.SIG_IGN)\n"
+        "subprocess.Popen(['sleep', '60']); print('up', flush=True); time.sleep(60)"
+    )
+    with log.open("wb") as out:
+        stubborn = subprocess.Popen([sys.executable, "-c", code], stdout=out, start_new_session=True)
+    while "up" not in log.read_text():
+        pass
+    leader = processes.leader_of(stubborn.pid, log)
+    assert len(processes.members([leader])) == 2
+    assert len(processes.end([leader], grace_s=0.3)) == 2
+    assert stubborn.wait(5) == -signal.SIGKILL
+    assert processes.members([leader]) == []
+
+
+def test_signals_wait_for_a_clean_up() -> None:
+    """An interruption during a clean-up comes after it."""
+    steps = []
+
+    def clean_up() -> None:
+        with signals.deferred():
+            os.kill(os.getpid(), signal.SIGINT)
+            steps.append("cleaned")
+        steps.append("never")
+
+    with pytest.raises(KeyboardInterrupt):
+        clean_up()
+    assert steps == ["cleaned"]
+
+
+def test_results_are_never_overwritten(tmp_path: Path) -> None:
+    """Each run has a folder of its own, and an empty one does not stay."""
+    sessions = [RunSession(tmp_path / "home", tmp_path / "runs", lambda _: None) for _ in range(3)]
+    assert len({s.folder for s in sessions}) == 3
+    (sessions[0].folder / "kept").touch()
+    for s in sessions:
+        s.close()
+        s.close()
+    assert [p.name for p in (tmp_path / "runs").iterdir()] == [sessions[0].id]
+    assert not any(s.scratch.exists() for s in sessions)
+
+
+def test_counters_of_one_server() -> None:
+    """Counters are read by name and the labels that matter; buckets and creation times are left out."""
+    before = parse(
+        "# TYPE vllm:prompt_tokens_by_source counter\n"
+        'vllm:prompt_tokens_by_source_total{engine="0",model_name="m",source="local_compute"} 5.0\n'
+        'vllm:prompt_tokens_by_source_created{engine="0",model_name="m",source="local_compute"} 1.0\n'
+        'python_gc_objects_total{generation="0"} 3.0\n'
+    )
+    after = parse(
+        "# TYPE vllm:prompt_tokens_by_source counter\n"
+        'vllm:prompt_tokens_by_source_total{engine="0",model_name="m",source="local_compute"} 7.0\n'
+        'vllm:prompt_tokens_by_source_total{engine="0",model_name="m",source="external_kv_transfer"} 2.0\n'
+    )
+    assert list(before) == ['vllm:prompt_tokens_by_source_total{source="local_compute"}']
+    assert delta(before, after) == {
+        'vllm:prompt_tokens_by_source_total{source="local_compute"}': 2.0,
+        'vllm:prompt_tokens_by_source_total{source="external_kv_transfer"}': 2.0,
+    }
+
+
+def test_a_storage_that_refuses_every_store_is_a_fault() -> None:
+    """Chunks that were handed over and never stored void the run; a server without a shared storage is fine."""
+    submitted, stored = (f"lmcache_mp_l2_store_{x}_objects_chunks_total" for x in ("submitted", "completed"))
+    fine = {"lmcache-0": {submitted: 5.0, stored: 5.0}, "vllm-0": {}, "lmcache-2": {}}
+    assert offload.faults(fine) == []
+    (fault,) = offload.faults({**fine, "lmcache-1": {submitted: 5.0}})
+    assert fault.startswith("lmcache-1 handed 5 chunks to the shared storage and none was stored")
+
+
+def test_what_is_missing_for_setup_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine that the lock does not hold for, setup stops with everything that is missing."""
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    monkeypatch.setattr("pytest_kvcache.engine.setup._cpu_flags", frozenset)
+    with pytest.raises(SetupError) as caught:
+        setup.setup(tmp_path, lambda _: None)
+    assert "Linux on x86-64" in str(caught.value)
+    assert "AVX2" in str(caught.value)
+    assert "--kv-engine" in str(caught.value)
+
+
+def test_setup_reuses_a_complete_environment_and_remakes_a_half_made_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An environment with its marker is reused as it is; one without is removed and made again."""
+    made: list[Path] = []
+
+    def make(path: Path, _say: object) -> Engine:
+        made.append(path)
+        path.mkdir()
+        (path / setup._MARKER).write_text(json.dumps({}))
+        return Engine(path, {})
+
+    monkeypatch.setattr(setup, "_make", make)
+    monkeypatch.setattr(setup, "inspect", lambda path: Engine(path, {}))
+    monkeypatch.setattr(setup, "requirements", lambda _: [])
+    path = setup.engine_path(tmp_path)
+    setup.setup(tmp_path, lambda _: None)
+    setup.setup(tmp_path, lambda _: None)
+    assert made == [path]
+    (path / setup._MARKER).unlink()
+    (path / "half").touch()
+    setup.setup(tmp_path, lambda _: None)
+    assert made == [path, path]
+    assert not (path / "half").exists()
+
+
+def test_a_changed_lock_asks_for_another_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment's place follows the content of the lock."""
+    before = setup.engine_path(tmp_path)
+    changed = tmp_path / "torch.txt"
+    changed.write_text("torch==0\n")
+    monkeypatch.setattr(setup, "_TORCH", changed)
+    assert setup.engine_path(tmp_path) != before
+
+
+def test_locks_are_pinned_and_name_no_index() -> None:
+    """Every line of every lock is one exact version; no file names where it comes from."""
+    for path in setup.LOCKS.glob("*.txt"):
+        text = path.read_text()
+        assert "://" not in text
+        lines = [x for x in text.splitlines() if x.strip() and not x.lstrip().startswith(("#", "--hash"))]
+        assert lines
+        assert all("==" in line for line in lines)
+
+
+def test_an_engine_without_vllm_is_refused(tmp_path: Path, stub_engine: Path) -> None:
+    """A folder that is no environment, or has no vLLM, is refused with its path."""
+    with pytest.raises(SetupError, match="no bin/python"):
+        inspect(tmp_path)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").symlink_to(sys.executable)
+    with pytest.raises(SetupError, match="has no vLLM"):
+        inspect(tmp_path)
+    assert inspect(stub_engine).vllm_launch("m") == (str(stub_engine / "bin" / "vllm"), "serve", "m")

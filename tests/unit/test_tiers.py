@@ -1,0 +1,212 @@
+"""What each tier adds to a pair, and what the kernel says of a folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from pytest_kvcache.config import loader
+from pytest_kvcache.config.profile import Profile
+from pytest_kvcache.serving.plan import build_plan
+from pytest_kvcache.serving.render import render
+from pytest_kvcache.tiers.base import TierContext
+from pytest_kvcache.tiers.fs import FsTier
+from pytest_kvcache.tiers.l2 import L2Tier
+from pytest_kvcache.tiers.mounts import layout_driver, mount_of
+from pytest_kvcache.tiers.s3 import S3Tier
+
+CATALOGUE = loader.load(None)
+TINY, QWEN = CATALOGUE.profile("cpu-tiny"), CATALOGUE.profile("qwen3-8b")
+MOUNTS = Path(__file__).with_name("data") / "mounts"
+KEYS = {"AWS_ACCESS_KEY_ID": "AKID", "AWS_SECRET_ACCESS_KEY": "SECRET"}
+
+
+def context(tmp_path: Path, profile: Profile = TINY, environ: Mapping[str, str] = KEYS) -> TierContext:
+    """Return a planning context whose ports count from 9000."""
+    ports = iter(range(9000, 9100))
+    return TierContext(
+        profile=profile,
+        run_id="R1",
+        scratch=tmp_path,
+        storage_home=tmp_path,
+        tool=lambda name: Path("/bin") / name,
+        port=lambda: next(ports),
+        environ=environ,
+    )
+
+
+def test_a_stand_in_is_named(tmp_path: Path) -> None:
+    """Without the mount, the pnfs tier of a CPU profile runs on a local folder and its label says so."""
+    tier = FsTier(name="pnfs", kind="fs", path=Path("/nowhere"), expect="pnfs")
+    plan = tier.plan(context(tmp_path))
+    assert tier.unavailable(context(tmp_path)) is None
+    assert plan.label.startswith("pnfs (stand-in: ")
+    assert plan.folders == (tmp_path / "kvcache-R1" / "pnfs",)
+    assert plan.facts["stand_in"] == "true"
+
+
+def test_a_gpu_profile_never_stands_in_by_itself(tmp_path: Path) -> None:
+    """Without the mount, the pnfs tier of a GPU profile cannot run."""
+    tier = FsTier(name="pnfs", kind="fs", path=Path("/nowhere"), expect="pnfs")
+    reason = tier.unavailable(context(tmp_path, QWEN))
+    assert reason is not None
+    assert "/nowhere is not a folder" in reason
+
+
+def test_a_local_folder_in_the_place_of_pnfs_is_named(tmp_path: Path) -> None:
+    """A path that is there but not NFS is a stand-in too, whatever the tier is called."""
+    tier = FsTier(name="pnfs", kind="fs", path=tmp_path, expect="pnfs")
+    assert tier.label(context(tmp_path)).startswith("pnfs (stand-in: ")
+
+
+def test_a_plain_folder_tier_needs_no_excuse(tmp_path: Path) -> None:
+    """A tier that does not claim pNFS carries its own name, and each run a folder of its own."""
+    tier = FsTier(name="nvme", kind="fs", path=tmp_path)
+    plan = tier.plan(context(tmp_path))
+    assert plan.label == "nvme"
+    assert plan.folders == (tmp_path / "kvcache-R1" / "nvme",)
+
+
+def test_keys_of_an_existing_bucket_come_from_the_environment_only(tmp_path: Path) -> None:
+    """Without keys the tier cannot run; with them they are secret, and the endpoint names the bucket first."""
+    tier = S3Tier(name="s3", kind="s3", endpoint="https://s3.example.org", bucket="kv", region="eu-1")
+    assert tier.unavailable(context(tmp_path, environ={})) == (
+        "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY not set in the environment"
+    )
+    plan = tier.plan(context(tmp_path))
+    assert dict(plan.secret_env) == KEYS
+    assert "SECRET" not in repr(plan)
+    assert plan.offload is not None
+    assert plan.offload.l2_adapter is not None
+    assert plan.offload.l2_adapter["s3_endpoint"] == "kv.s3.example.org"
+    assert plan.offload.l2_adapter["disable_tls"] is False
+
+
+def test_a_server_of_our_own_has_random_keys(tmp_path: Path) -> None:
+    """Without an endpoint each plan brings an S3 server on loopback whose keys are new and on no command line."""
+    tier = S3Tier(name="s3", kind="s3")
+    one, two = tier.plan(context(tmp_path)), tier.plan(context(tmp_path))
+    assert one.secret_env != two.secret_env
+    (server,) = one.storage
+    assert f"127.0.0.1:{9000}" in server.argv
+    secret = one.secret_env["AWS_SECRET_ACCESS_KEY"]
+    assert secret not in " ".join(server.argv) + repr(server)
+    assert secret in server.secret_env["RCLONE_AUTH_KEY"]
+
+
+def test_l2_adapters_need_the_multi_process_mode(tmp_path: Path) -> None:
+    """An L2 adapter of LMCache's own cannot run where LMCache is inside vLLM."""
+    tier = L2Tier(name="v", kind="lmcache-l2", adapter={"type": "resp", "host": "h", "port": 1})
+    assert tier.unavailable(context(tmp_path)) is None
+    assert '"mp"' in str(tier.unavailable(context(tmp_path, QWEN)))
+    plan = tier.plan(context(tmp_path))
+    assert plan.offload is not None
+    assert plan.offload.l2_adapter == {"type": "resp", "host": "h", "port": 1}
+
+
+class Tools:
+    """Program names as they are."""
+
+    def vllm_launch(self, model: str) -> tuple[str, ...]:
+        """Return vLLM's command."""
+        return ("vllm", "serve", model)
+
+    def program(self, name: str) -> str:
+        """Return the name."""
+        return name
+
+
+@pytest.mark.parametrize("profile", [TINY, QWEN], ids=lambda p: p.name)
+@pytest.mark.parametrize("tier", CATALOGUE.tiers.values(), ids=lambda t: t.name)
+def test_everything_binds_to_loopback_on_its_own_port(tmp_path: Path, profile: Profile, tier: FsTier) -> None:
+    """No component listens beyond loopback, no two share a port, and no secret is on a command line."""
+    ctx = context(tmp_path, profile)
+    plan = build_plan(profile, tier.plan(ctx), tools=Tools(), model="m", port=ctx.port, scratch=tmp_path)
+    words = [w for c in plan.components for w in c.argv]
+    hosts = [words[i + 1] for i, w in enumerate(words) if w in {"--host", "--http-host", "--prometheus-host"}]
+    ports = [words[i + 1] for i, w in enumerate(words) if w.endswith("port") and w.startswith("--")]
+    assert set(hosts) == {"127.0.0.1"}
+    assert len(set(ports)) == len(ports) >= 4
+    secrets = [v for c in plan.components for v in c.secret_env.values()]
+    assert not any(secret in word for secret in secrets for word in words)
+    expected = {"gpu": 3, "cpu": 5, "s3": 6, "pnfs": 5} if profile is TINY else {"gpu": 3, "cpu": 3, "s3": 4, "pnfs": 3}
+    assert len(plan.components) == expected[tier.name]
+
+
+def test_the_articles_yaml() -> None:
+    """The pnfs tier of qwen3-8b writes the article's YAML, with a folder of the run's own below the mount."""
+    shown = json.loads(render(QWEN, CATALOGUE.tiers["pnfs"], None, {}, as_json=True))
+    (yaml,) = {text for c in shown["components"] for text in c["files"].values()}
+    assert yaml.splitlines() == [
+        "local_cpu: True",
+        "max_local_cpu_size: 100",
+        "save_decode_cache: True",
+        'remote_storage_plugins: ["fs"]',
+        "extra_config:",
+        '  remote_storage_plugin.fs.base_path: "/mnt/kvcache/kvcache-RUN/pnfs"',
+    ]
+
+
+def test_render_shows_no_secret() -> None:
+    """Rendering an S3 tier names the variables that hold keys and not their values."""
+    tier = S3Tier(name="s3", kind="s3", endpoint="https://s3.example.org", bucket="kv")
+    for as_json in (True, False):
+        text = render(QWEN, tier, None, KEYS, as_json=as_json)
+        assert "AWS_SECRET_ACCESS_KEY" in text
+        assert 'SECRET"' not in text
+        assert "AKID" not in text
+
+
+@pytest.mark.parametrize(
+    ("sample", "driver"),
+    [
+        ("none", ""),
+        ("plain-v3-rdma.after", ""),
+        ("plain-v4.0-tcp.after", ""),
+        ("plain-rdma-quiet.after", ""),
+        ("pnfs-flexfiles-tcp-v41.after", "LAYOUT_FLEX_FILES"),
+        ("pnfs-flexfiles-rdma.after", "LAYOUT_FLEX_FILES"),
+        ("pnfs-block-rdma-quiet.after", "LAYOUT_BLOCK_VOLUME"),
+        ("pnfs-scsi-fallback-rdma.after", "LAYOUT_SCSI"),
+    ],
+)
+def test_layout_driver_of_real_mounts(sample: str, driver: str) -> None:
+    """The layout driver is read off what real mounts print, and absent where pNFS is not configured."""
+    text = (MOUNTS / f"{sample}.mountstats").read_text()
+    points = [line.split()[4] for line in text.splitlines() if line.startswith("device ") and " fstype nfs" in line]
+    found = {layout_driver(text, Path(point)) for point in points if " nfsd" not in point}
+    assert driver in (found or {""})
+
+
+def fake_proc(tmp_path: Path, sample: str, line: str) -> Path:
+    """Return a /proc/self with this mount and the mountstats of a sample."""
+    root = "21 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw"
+    (tmp_path / "mountinfo").write_text(f"{root}\n{line}\n")
+    (tmp_path / "mountstats").write_text((MOUNTS / f"{sample}.mountstats").read_text())
+    return tmp_path
+
+
+def test_a_real_pnfs_mount_over_rdma(tmp_path: Path) -> None:
+    """An NFSv4.2 mount over RDMA with a layout driver is what the tier's name promises."""
+    line = "90 21 0:50 / /mnt/kv rw - nfs4 10.0.0.1:/kv rw,vers=4.2,proto=rdma,port=20049"
+    mount = mount_of(Path("/mnt/kv/sub"), proc=fake_proc(tmp_path, "pnfs-flexfiles-rdma.after", line))
+    assert mount.is_pnfs_rdma
+    assert mount.describe() == "nfs v4.2 over rdma, LAYOUT_FLEX_FILES"
+
+
+def test_a_mount_that_fell_back_to_tcp(tmp_path: Path) -> None:
+    """The same over TCP, without pNFS, is described as what it is."""
+    line = "90 21 0:50 / /mnt/kv\\040x rw - nfs4 10.0.0.1:/kv rw,vers=4.2,proto=tcp"
+    mount = mount_of(Path("/mnt/kv x"), proc=fake_proc(tmp_path, "plain-v4.2-tcp.after", line))
+    assert not mount.is_pnfs_rdma
+    assert mount.describe() == "nfs v4.2 over tcp, no pNFS"
+
+
+def test_a_folder_on_the_root_file_system(tmp_path: Path) -> None:
+    """The deepest mount that holds a folder is the one it is on; others do not count."""
+    line = "90 21 0:50 / /mnt/kv rw - nfs4 10.0.0.1:/kv rw,vers=4.2,proto=rdma"
+    proc = fake_proc(tmp_path, "none", line)
+    assert mount_of(Path("/mnt/kvcache"), proc=proc).fstype == "ext4"
