@@ -24,15 +24,15 @@ _HINTS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern, re.IGNORECASE), hint)
     for pattern, hint in (
         (
-            r"less than desired (GPU|CPU) memory utilization|gpu_memory_utilization|Free memory on device",
-            "not enough free memory for --gpu-memory-utilization: lower it in the profile's vllm_args, or end "
-            "what else uses the memory",
-        ),
-        (
             r"max seq len.*larger than the available KV cache|max_model_len.*(larger|greater)|"
             r"estimated maximum model length",
             "max_model_len does not fit in the device cache: lower max_model_len or raise device_blocks "
             "(vLLM keeps one block for itself)",
+        ),
+        (
+            r"less than desired (GPU|CPU) memory utilization|gpu_memory_utilization|Free memory on device",
+            "not enough free memory for --gpu-memory-utilization: lower it in the profile's vllm_args, or end "
+            "what else uses the memory",
         ),
         (
             r"address already in use|errno 98|EADDRINUSE",

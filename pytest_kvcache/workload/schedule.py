@@ -4,7 +4,8 @@ The schedule is that of LMCache's `multi-round-qa.py` (benchmarks/multi_round_qa
 rounds, a user asks every N/q seconds, its session lasts (R - 1)·N/q, and a new user joins every 1/N of that. At the
 start N users are there as if they had joined one such step apart in the past: user i has asked floor(age_i/gap) + 1
 of its questions already (and has no history: its answers were never given), and its next one falls due where it
-would have. The oldest has none left. One more user joins at the start itself.
+would have. The oldest has none left. One more user joins at the start itself. Since a session of R questions counts as
+R - 1 gaps long, R/(R - 1) times as many requests are sent as q says: the reference's quirk, kept.
 
 Unlike there, times are absolute: a late answer makes its own user late and nobody else, and moves no later turn.
 """

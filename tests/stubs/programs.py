@@ -91,7 +91,7 @@ def serve(port: int, *, handler: Handler | None = None) -> None:
         app.router.add_get(path, ok)
     if handler is not None:
         app.router.add_post("/v1/chat/completions", handler)
-    web.run_app(app, host="127.0.0.1", port=port, print=None, handle_signals=True)
+    web.run_app(app, host="127.0.0.1", port=port, print=None, handle_signals=True, shutdown_timeout=0.2)
 
 
 def main(name: str, argv: list[str]) -> None:
