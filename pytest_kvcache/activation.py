@@ -14,6 +14,8 @@ from pytest_kvcache.state import KEY, PerfState
 from pytest_kvcache.verdict import baseline
 
 _SECTION = "kvcache"
+#: The article's table holds the pNFS tier against these two.
+_YARDSTICKS = ("gpu", "cpu")
 
 
 class SessionReport:
@@ -25,7 +27,6 @@ class SessionReport:
 
     def __init__(self, state: PerfState) -> None:
         self._state = state
-        self._written: list[str] = []
 
     def pytest_report_header(self) -> str:
         """Name profile, tiers and configuration file."""
@@ -37,22 +38,25 @@ class SessionReport:
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Print what was measured, each tier against the first two, and what became of the baselines."""
         state = self._state
-        if not state.reports:
+        reports = list(state.reports.values())
+        if not reports:
             return
         out = terminalreporter
         out.section(f"{_SECTION}: {state.profile.name}")
-        out.line(terminal.measured_table(state.reports, qps=state.profile.workload.qps))
-        for against in dict.fromkeys(report.cell.tier for report in state.reports[:1] + state.reports):
-            table = terminal.tiers_table(state.reports, against=against) if against in ("gpu", "cpu") else ""
+        out.line(terminal.measured_table(reports, qps=state.profile.workload.qps))
+        for against in _YARDSTICKS:
+            table = terminal.tiers_table(reports, against=against)
             if table:
                 out.line("")
                 out.line(f"against {against}:")
                 out.line(table)
-        updates = terminal.updates_table(state.reports)
-        if updates:
+        if state.written:
             out.line("")
             out.line(f"baselines written to {state.settings.options.baselines}:")
-            out.line(updates)
+            out.line(terminal.updates_table(reports))
+        elif state.writes:
+            out.line("")
+            out.line("no baseline was written: the session did not come to its end")
         out.line("")
         out.line(f"peak memory {state.peak_memory_bytes / 1e9:.1f} GB (PSS of all processes of the run)")
         out.line(f"rows, counters and logs: {state.run.folder}")
@@ -96,18 +100,19 @@ def parametrize(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("kv_context", lengths, ids=[str(n) for n in lengths], indirect=True)
 
 
-def finish(session: pytest.Session) -> None:
-    """End the run, then write the baselines that it is to leave."""
+def finish(session: pytest.Session, exitstatus: int) -> None:
+    """End the run, then write the baselines that it is to leave, unless it was cut short."""
     state = session.config.stash.get(KEY, None)
     if state is None:
         return
     state.close()
+    if exitstatus not in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}:
+        return
     try:
-        baseline.write_all(state.settings.options.baselines, state.writes)
+        state.written = baseline.write_all(state.settings.options.baselines, state.writes)
     except BaselineError as error:
         state.say(str(error))
         session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
-    state.writes.clear()
 
 
 def close(config: pytest.Config) -> None:

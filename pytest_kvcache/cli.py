@@ -35,6 +35,7 @@ def _parser() -> argparse.ArgumentParser:
         "setup", help="make the CPU engine environment (once; reused while its lock is unchanged)"
     )
     make.add_argument("--path", action="store_true", help="print where it is, and nothing else")
+    make.add_argument("--prune", action="store_true", help="remove the environments of other locks, and nothing else")
     make.set_defaults(run=_setup)
 
     show = commands.add_parser("render", help="print every command line and file that a run would use")
@@ -51,7 +52,16 @@ def _setup(args: argparse.Namespace) -> int:
     if args.path:
         print(setup.engine_path(home()))
         return 0
-    setup.setup(home(), lambda line: print(f"setup: {line}", flush=True))
+
+    def say(line: str) -> None:
+        print(f"setup: {line}", flush=True)
+
+    if args.prune:
+        setup.prune(home(), say)
+        return 0
+    setup.setup(home(), say)
+    if setup.others(home()):
+        say("environments of other locks are still there: `pytest-kvcache setup --prune` removes them")
     return 0
 
 

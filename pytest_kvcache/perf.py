@@ -117,7 +117,7 @@ class MultiRoundQa:
                 rows=folder / runner.ROWS,
                 summary=folder / "load.json",
             )
-            return runner.run_load(
+            result = runner.run_load(
                 pair,
                 plan,
                 state.launcher,
@@ -133,6 +133,8 @@ class MultiRoundQa:
                 ),
                 versions=state.engine.versions,
             )
+        state.reports[result.folder] = CellReport(_cell(state, result), result)
+        return result
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ class BaselineCheck:
         Fails the test unless the verdict is `pass` or `improved`, or the figures became the baseline.
         """
         state = self.state
-        cell = Cell(state.profile.name, machine_name(state.hardware), result.tier, result.context_tokens)
+        cell = _cell(state, result)
         root = state.settings.options.baselines
         with _told_plainly():
             stored = None if state.settings.options.update == "all" else baselines.read(cell.path(root))
@@ -165,13 +167,17 @@ class BaselineCheck:
             or (state.settings.options.update == "missing" and verdict.status == "no-baseline")
         )
         report = CellReport(cell, result, verdict, stored=stored, written=write)
-        state.reports.append(report)
+        state.reports[result.folder] = report
         if write:
             state.writes.append(Write(cell, _baseline(state, result), stored))
         elif not verdict.succeeds:
             others = list(baselines.elsewhere(root, cell))
             message = terminal.failure(report, verdict, refresh=_refresh_command(state, result.tier), others=others)
             pytest.fail(message, pytrace=False)
+
+
+def _cell(state: PerfState, result: RunResult) -> Cell:
+    return Cell(state.profile.name, machine_name(state.hardware), result.tier, result.context_tokens)
 
 
 def _linked_model(state: PerfState) -> str:

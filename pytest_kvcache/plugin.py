@@ -63,16 +63,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=left_out)
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
-    """Once all fixtures are torn down: end the run, then write the baselines that it is to leave."""
+# The innermost wrapper: after all fixtures are torn down, and before the terminal's summary.
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> Iterator[None]:
+    """End the run, then write the baselines that it is to leave."""
     try:
         yield
     finally:
         if options.wants_perf(session.config):
             from pytest_kvcache import activation  # noqa: PLC0415 - heavy
 
-            activation.finish(session)
+            activation.finish(session, exitstatus)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -36,16 +36,18 @@ class PerfState:
         say: Writes a line to the terminal.
 
     Attributes:
-        reports: What was measured, in order.
+        reports: What was measured, in order, by the folder of its results.
         writes: Baselines to write at the end of the session.
+        written: The files that were.
         peak_memory_bytes: Of the run, once it is closed.
     """
 
     def __init__(self, settings: Settings, say: Callable[[str], None]) -> None:
         self.settings = settings
         self.say = say
-        self.reports: list[CellReport] = []
+        self.reports: dict[Path, CellReport] = {}
         self.writes: list[Write] = []
+        self.written: list[Path] = []
         self.peak_memory_bytes = 0
         self._workloads = 0
         self._memory: MemoryWatch | None = None

@@ -112,6 +112,25 @@ def installed(home: Path) -> Engine | None:
     return inspect(path) if (path / _MARKER).is_file() else None
 
 
+def others(home: Path) -> list[Path]:
+    """Return environments of other locks or interpreters, which no setup of this one will use."""
+    folder = home / "engines"
+    return sorted(p for p in folder.glob("cpu-*") if p.is_dir() and p != engine_path(home))
+
+
+def prune(home: Path, say: Callable[[str], None]) -> None:
+    """Remove the environments of other locks, but for one that a setup is making just now."""
+    for path in others(home):
+        lock = FileLock(path.with_suffix(".lock"))
+        if _is_held(lock):
+            say(f"left, a setup is at work on it: {path}")
+            continue
+        with lock:
+            shutil.rmtree(path)
+            path.with_suffix(".log").unlink(missing_ok=True)
+        say(f"removed {path}")
+
+
 def setup(home: Path, say: Callable[[str], None]) -> Engine:
     """Return the environment of the present lock, making it where it is absent or half made.
 

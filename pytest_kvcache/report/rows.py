@@ -16,14 +16,14 @@ class CellReport:
     Args:
         cell: Which.
         result: What was measured.
-        verdict: The decision; None where the run was not compared because its figures became the baseline.
+        verdict: The decision; None where the test did not ask for one.
         stored: The baseline before this run.
         written: Whether this run's figures are to become the baseline.
     """
 
     cell: Cell
     result: RunResult
-    verdict: Verdict | None
+    verdict: Verdict | None = None
     stored: Baseline | None = None
     written: bool = False
 

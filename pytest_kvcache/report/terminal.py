@@ -42,7 +42,7 @@ def tiers_table(reports: Sequence[CellReport], *, against: str) -> str:
     """Return each tier against the tier `against` at the same context, "" where there is nothing to compare.
 
     The columns are those of the reference article's table: processing speed (prompt and generated tokens/s), mean
-    TTFT and mean decode throughput per request, each as a change in percent.
+    TTFT and decode throughput per request, each as a change in percent.
     """
     yardstick = {r.result.context_tokens: r.result.estimates for r in reports if r.cell.tier == against}
     rows = []

@@ -45,7 +45,7 @@ class FsTier(TierModel):
 
     def plan(self, ctx: TierContext) -> TierPlan:
         """LMCache with L1 and a file system L2, each server on the same fresh folder."""
-        folder = self._root(ctx) / f"kvcache-{ctx.run_id}" / self.name
+        folder = self._root(ctx) / f"kvcache-{ctx.run_id}-{self.name}"
         mount = self._mount(ctx)
         return TierPlan(
             label=self.label(ctx),

@@ -13,7 +13,8 @@ KV_TOO_SMALL = """\
 (EngineCore pid=7) ERROR 11-24 04:25:32 [core.py:1510]   File "core.py", line 1482, in run_engine_core
 (EngineCore pid=7) ERROR 11-24 04:25:32 [core.py:1510]     raise ValueError(
 (EngineCore pid=7) ERROR 11-24 04:25:32 [core.py:1510] ValueError: To serve at least one request with the model's max \
-seq len (5120), (0.02 GiB KV cache is needed, which is larger than the available KV cache memory (0.02 GiB). Try increasing `gpu_memory_utilization` or decreasing `max_model_len`.
+seq len (5120), (0.02 GiB KV cache is needed, which is larger than the available KV cache memory (0.02 GiB). Try \
+increasing `gpu_memory_utilization` or decreasing `max_model_len`.
 (EngineCore pid=7) ERROR 11-24 04:25:35 [multiproc_executor.py:315] Worker proc VllmWorker-0 died unexpectedly
 Traceback (most recent call last):
   File "core_client.py", line 9, in launch

@@ -132,6 +132,16 @@ def test_interrupted_under_load(long_run: Project, kvcache_home: Path, number: i
     assert (rows["status"] == "ok").any()
 
 
+def test_an_interrupted_update_writes_no_baseline(project: Project) -> None:
+    """Ctrl-C in the middle of --update-baselines leaves every stored cell as it was, and says so."""
+    configure(project, toml(contexts=(20, 50), duration_s=4))
+    session = Session(project, "--tier", "gpu", "--update-baselines")
+    session.wait_for(lambda: len(list(session.path.rglob("plan.json"))) == 2)
+    assert session.end(signal.SIGINT) == pytest.ExitCode.INTERRUPTED
+    assert "no baseline was written" in session.out.read_text()
+    assert not list((project.path / "baselines").rglob("*.json"))
+
+
 def test_interrupted_twice(long_run: Project, kvcache_home: Path) -> None:
     """A second and third Ctrl-C during the clean-up do not cut it short."""
     session = Session(long_run, "--tier", "cpu")

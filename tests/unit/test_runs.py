@@ -213,6 +213,17 @@ def test_a_changed_lock_asks_for_another_environment(tmp_path: Path, monkeypatch
     assert setup.engine_path(tmp_path) != before
 
 
+def test_prune_removes_other_environments_only(tmp_path: Path) -> None:
+    """Environments of other locks go, that of the present one stays."""
+    mine, other = setup.engine_path(tmp_path), tmp_path / "engines" / "cpu-cp39-0123456789ab"
+    mine.mkdir(parents=True)
+    other.mkdir()
+    assert setup.others(tmp_path) == [other]
+    setup.prune(tmp_path, lambda _: None)
+    assert mine.exists()
+    assert not other.exists()
+
+
 def test_locks_are_pinned_and_name_no_index() -> None:
     """Every line of every lock is one exact version; no file names where it comes from."""
     for path in setup.LOCKS.glob("*.txt"):

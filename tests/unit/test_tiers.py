@@ -44,7 +44,7 @@ def test_a_stand_in_is_named(tmp_path: Path) -> None:
     plan = tier.plan(context(tmp_path))
     assert tier.unavailable(context(tmp_path)) is None
     assert plan.label.startswith("pnfs (stand-in: ")
-    assert plan.folders == (tmp_path / "kvcache-R1" / "pnfs",)
+    assert plan.folders == (tmp_path / "kvcache-R1-pnfs",)
     assert plan.facts["stand_in"] == "true"
 
 
@@ -67,7 +67,7 @@ def test_a_plain_folder_tier_needs_no_excuse(tmp_path: Path) -> None:
     tier = FsTier(name="nvme", kind="fs", path=tmp_path)
     plan = tier.plan(context(tmp_path))
     assert plan.label == "nvme"
-    assert plan.folders == (tmp_path / "kvcache-R1" / "nvme",)
+    assert plan.folders == (tmp_path / "kvcache-R1-nvme",)
 
 
 def test_keys_of_an_existing_bucket_come_from_the_environment_only(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_the_articles_yaml() -> None:
         "save_decode_cache: True",
         'remote_storage_plugins: ["fs"]',
         "extra_config:",
-        '  remote_storage_plugin.fs.base_path: "/mnt/kvcache/kvcache-RUN/pnfs"',
+        '  remote_storage_plugin.fs.base_path: "/mnt/kvcache/kvcache-RUN-pnfs"',
     ]
 
 

@@ -75,9 +75,19 @@ def test_figures_of_a_run() -> None:
     assert e["ttft_p90_s"] == pytest.approx(0.46)
     assert e["itl_mean_s"] == pytest.approx(0.1)
     assert e["decode_tokens_per_s"] == pytest.approx(5 / 0.4)
+    assert e["decode_mean_tokens_per_s"] == pytest.approx(5 / 0.4)
     assert e["requests_per_s"] == pytest.approx(2 / 1.5)
     assert e["tokens_per_s"] == pytest.approx(210 / 1.5)
     assert e["cached_share"] == pytest.approx(0.5)
+
+
+def test_a_burst_does_not_make_decoding_fast() -> None:
+    """One request whose tokens arrive at once moves the reference's mean of ratios, not the compared figure."""
+    rows = [row(i, i, i + 0.5, i + 0.9) for i in range(9)]
+    burst = row(9, 9.0, 9.5, 9.501)
+    plain, with_burst = (estimate(to_frame(r), duration_s=10) for r in (rows, [*rows, burst]))
+    assert with_burst["decode_mean_tokens_per_s"] > 10 * plain["decode_mean_tokens_per_s"]
+    assert with_burst["decode_tokens_per_s"] == pytest.approx(plain["decode_tokens_per_s"], rel=0.12)
 
 
 def test_a_run_without_a_finished_request_has_counts_only() -> None:
