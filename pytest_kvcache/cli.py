@@ -8,12 +8,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pytest_kvcache.config import loader
+from pytest_kvcache import catalogue
 from pytest_kvcache.engine import setup
 from pytest_kvcache.engine.environment import inspect
 from pytest_kvcache.errors import KvCacheError
 from pytest_kvcache.home import home
-from pytest_kvcache.serving.render import render
+from pytest_kvcache.render import render
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,10 +66,10 @@ def _setup(args: argparse.Namespace) -> int:
 
 
 def _render(args: argparse.Namespace) -> int:
-    catalogue = loader.load(loader.find(Path.cwd(), args.kv_config))
-    (tier,) = catalogue.select([args.tier])
+    known = catalogue.load(catalogue.find(Path.cwd(), args.kv_config))
+    (tier,) = known.select([args.tier])
     engine = inspect(args.kv_engine) if args.kv_engine else None
-    print(render(catalogue.profile(args.kv_profile), tier, engine, os.environ, as_json=args.json))
+    print(render(known.profile(args.kv_profile), tier, engine, os.environ, as_json=args.json))
     return 0
 
 

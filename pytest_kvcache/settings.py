@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pytest_kvcache.config import loader
-from pytest_kvcache.config.loader import Catalogue
+from pytest_kvcache import catalogue
+from pytest_kvcache.catalogue import Catalogue
 from pytest_kvcache.config.profile import Profile
 from pytest_kvcache.options import Options
 from pytest_kvcache.telemetry.hardware import gpus
@@ -41,11 +41,11 @@ def resolve(options: Options) -> Settings:
     Raises:
         ConfigError: With file or option, key and what is allowed.
     """
-    catalogue = loader.load(loader.find(options.rootdir, options.config))
+    known = catalogue.load(catalogue.find(options.rootdir, options.config))
     default = GPU_PROFILE if gpus() else CPU_PROFILE
     return Settings(
         options=options,
-        catalogue=catalogue,
-        profile=catalogue.profile(options.profile or default),
-        tiers=tuple(catalogue.select(options.tiers)),
+        catalogue=known,
+        profile=known.profile(options.profile or default),
+        tiers=tuple(known.select(options.tiers)),
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 from pytest_kvcache.config.profile import Profile
 from pytest_kvcache.serving.component import Component
-from pytest_kvcache.tiers.base import Offload
+from pytest_kvcache.serving.offload import Offload
 
 #: LMCache's own default; named only where a profile differs, so that the article's YAML stays the article's.
 _DEFAULT_CHUNK_TOKENS = 256

@@ -11,8 +11,8 @@ from pytest_kvcache.config.profile import Profile
 from pytest_kvcache.serving import lmcache
 from pytest_kvcache.serving.balancer import router
 from pytest_kvcache.serving.component import Component
+from pytest_kvcache.serving.offload import TierPlan
 from pytest_kvcache.serving.vllm import server_name, vllm_server
-from pytest_kvcache.tiers.base import TierPlan
 
 _MAX_INFLIGHT = 8192
 

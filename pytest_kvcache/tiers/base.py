@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from pydantic import ConfigDict
 
 from pytest_kvcache.config.profile import Profile, Strict
-from pytest_kvcache.serving.component import Component
+from pytest_kvcache.serving.offload import TierPlan
 
 
 @dataclass(frozen=True)
@@ -34,42 +34,6 @@ class TierContext:
     tool: Callable[[str], Path | None]
     port: Callable[[], int]
     environ: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class Offload:
-    """How LMCache is to be configured, in the words of both of its modes.
-
-    Args:
-        l2_adapter: JSON of `lmcache server --l2-adapter`; None keeps KV in CPU RAM only (L1).
-        engine_config: Keys of the in-process YAML (`LMCACHE_CONFIG_FILE`) beyond those of the CPU-RAM tier.
-    """
-
-    l2_adapter: Mapping[str, Any] | None = None
-    engine_config: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class TierPlan:
-    """What a tier adds to a serving pair.
-
-    Args:
-        label: Name of the tier in every output; says so where something stands in for the real storage.
-        offload: LMCache's configuration, or None for vLLM alone.
-        storage: Components to start before the servers.
-        folders: Made before boot and removed with all content at the end.
-        env: Environment of the processes that talk to the storage.
-        secret_env: The same, for credentials: never printed, logged or stored.
-        facts: What the storage is, for comparing one run with another.
-    """
-
-    label: str
-    offload: Offload | None = None
-    storage: tuple[Component, ...] = ()
-    folders: tuple[Path, ...] = ()
-    env: Mapping[str, str] = field(default_factory=dict)
-    secret_env: Mapping[str, str] = field(default_factory=dict, repr=False)
-    facts: Mapping[str, str] = field(default_factory=dict)
 
 
 class Tier(Protocol):

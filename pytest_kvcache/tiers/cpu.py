@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pytest_kvcache.tiers.base import Offload, TierContext, TierModel, TierPlan
+from pytest_kvcache.serving.offload import Offload, TierPlan
+from pytest_kvcache.tiers.base import TierContext, TierModel
 
 
 class CpuTier(TierModel):

@@ -7,7 +7,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from pytest_kvcache.tiers.base import Offload, TierContext, TierModel, TierPlan
+from pytest_kvcache.serving.offload import Offload, TierPlan
+from pytest_kvcache.tiers.base import TierContext, TierModel
 from pytest_kvcache.tiers.mounts import Mount, mount_of
 
 

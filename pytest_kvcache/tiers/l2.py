@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from pytest_kvcache.tiers.base import Offload, TierContext, TierModel, TierPlan
+from pytest_kvcache.serving.offload import Offload, TierPlan
+from pytest_kvcache.tiers.base import TierContext, TierModel
 
 _SECRET = re.compile(r"secret|password|passwd|token|access_key|api_key|credential", re.IGNORECASE)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pytest_kvcache.tiers.base import TierContext, TierModel, TierPlan
+from pytest_kvcache.serving.offload import TierPlan
+from pytest_kvcache.tiers.base import TierContext, TierModel
 
 
 class NoTier(TierModel):

@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 from pydantic import Field, model_validator
 
 from pytest_kvcache.serving.objectstore import LOCAL_BUCKET, rclone_server
-from pytest_kvcache.tiers.base import Offload, TierContext, TierModel, TierPlan
+from pytest_kvcache.serving.offload import Offload, TierPlan
+from pytest_kvcache.tiers.base import TierContext, TierModel
 
 _KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 _REGION = "us-east-1"

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from pytest_kvcache.config import loader
-from pytest_kvcache.serving.render import render
+from pytest_kvcache import catalogue
+from pytest_kvcache.render import render
 
 SCRIPT = Path(__file__).with_name("parse_commands.py")
 MODES = ("in-process", "mp")
@@ -18,12 +18,12 @@ MODES = ("in-process", "mp")
 
 def rendered() -> list[dict[str, Any]]:
     """Return the components of every built-in profile, in both modes of LMCache, on every built-in tier."""
-    catalogue = loader.load(None)
+    known = catalogue.load(None)
     return [
         {**component, "key": f"{profile.name} {mode} {tier.name} {component['name']}"}
-        for profile in catalogue.profiles.values()
+        for profile in known.profiles.values()
         for mode in MODES
-        for tier in catalogue.tiers.values()
+        for tier in known.tiers.values()
         for component in json.loads(
             render(profile.model_copy(update={"lmcache_mode": mode}), tier, None, {}, as_json=True)
         )["components"]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_kvcache.config import loader
-from pytest_kvcache.config.loader import Catalogue
+from pytest_kvcache import catalogue
+from pytest_kvcache.catalogue import Catalogue
 from pytest_kvcache.errors import ConfigError
 
 
@@ -15,7 +15,7 @@ def load(tmp_path: Path, text: str) -> Catalogue:
     """Load a kvcache.toml with this text."""
     path = tmp_path / "kvcache.toml"
     path.write_text(text, encoding="utf-8")
-    return loader.load(path)
+    return catalogue.load(path)
 
 
 def refusal(tmp_path: Path, text: str) -> str:
@@ -27,7 +27,7 @@ def refusal(tmp_path: Path, text: str) -> str:
 
 def test_the_articles_run_is_built_in() -> None:
     """The profile qwen3-8b has the reference run's parameters."""
-    profile = loader.load(None).profile("qwen3-8b")
+    profile = catalogue.load(None).profile("qwen3-8b")
     workload = profile.workload
     assert (profile.model, profile.servers, profile.gpus_per_server) == ("Qwen/Qwen3-8B", 2, 1)
     assert (workload.users, workload.rounds, workload.qps) == (15, 20, 2)
@@ -38,12 +38,12 @@ def test_the_articles_run_is_built_in() -> None:
 
 def test_built_in_tiers_in_their_order() -> None:
     """The four tiers are there without a file, the yardstick first."""
-    assert list(loader.load(None).tiers) == ["gpu", "cpu", "s3", "pnfs"]
+    assert list(catalogue.load(None).tiers) == ["gpu", "cpu", "s3", "pnfs"]
 
 
 def test_a_new_tier_needs_no_code(tmp_path: Path) -> None:
     """Every kind can be added as a table."""
-    catalogue = load(
+    known = load(
         tmp_path,
         """
         [tiers.nvme]
@@ -62,7 +62,7 @@ def test_a_new_tier_needs_no_code(tmp_path: Path) -> None:
         adapter = { type = "resp", host = "127.0.0.1", port = 6379 }
         """,
     )
-    assert [t.name for t in catalogue.select(["valkey", "nvme"])] == ["nvme", "valkey"]
+    assert [t.name for t in known.select(["valkey", "nvme"])] == ["nvme", "valkey"]
 
 
 def test_a_profile_can_change_single_keys(tmp_path: Path) -> None:
@@ -126,17 +126,17 @@ def test_all_mistakes_of_a_table_are_told_at_once(tmp_path: Path) -> None:
 
 def test_unknown_names_list_the_known_ones() -> None:
     """A profile or tier that does not exist is refused with those that do."""
-    catalogue = loader.load(None)
+    known = catalogue.load(None)
     with pytest.raises(ConfigError, match="unknown profile 'x'; known: cpu-tiny, qwen3-8b"):
-        catalogue.profile("x")
+        known.profile("x")
     with pytest.raises(ConfigError, match="unknown tier 'x'; known: gpu, cpu, s3, pnfs"):
-        catalogue.select(["gpu", "x"])
+        known.select(["gpu", "x"])
 
 
 def test_the_file_is_found_from_rootdir(tmp_path: Path) -> None:
     """kvcache.toml of rootdir is used; without one, only what is built in."""
-    assert loader.find(tmp_path) is None
+    assert catalogue.find(tmp_path) is None
     (tmp_path / "kvcache.toml").touch()
-    assert loader.find(tmp_path) == tmp_path / "kvcache.toml"
+    assert catalogue.find(tmp_path) == tmp_path / "kvcache.toml"
     with pytest.raises(ConfigError, match="no such file"):
-        loader.find(tmp_path, tmp_path / "other.toml")
+        catalogue.find(tmp_path, tmp_path / "other.toml")

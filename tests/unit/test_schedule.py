@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_kvcache.config.loader import load
+from pytest_kvcache.catalogue import load
 from pytest_kvcache.config.profile import Workload
 from pytest_kvcache.workload.schedule import UserSchedule, gap_s, schedule, session_life_s
 

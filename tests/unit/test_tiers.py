@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from pytest_kvcache.config import loader
+from pytest_kvcache import catalogue
 from pytest_kvcache.config.profile import Profile
+from pytest_kvcache.render import render
 from pytest_kvcache.serving.plan import build_plan
-from pytest_kvcache.serving.render import render
 from pytest_kvcache.tiers.base import TierContext
 from pytest_kvcache.tiers.fs import FsTier
 from pytest_kvcache.tiers.l2 import L2Tier
 from pytest_kvcache.tiers.mounts import layout_driver, mount_of
 from pytest_kvcache.tiers.s3 import S3Tier
 
-CATALOGUE = loader.load(None)
+CATALOGUE = catalogue.load(None)
 TINY, QWEN = CATALOGUE.profile("cpu-tiny"), CATALOGUE.profile("qwen3-8b")
 MOUNTS = Path(__file__).with_name("data") / "mounts"
 KEYS = {"AWS_ACCESS_KEY_ID": "AKID", "AWS_SECRET_ACCESS_KEY": "SECRET"}

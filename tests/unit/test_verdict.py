@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_kvcache.config.loader import load
+from pytest_kvcache.catalogue import load
 from pytest_kvcache.errors import BaselineError
 from pytest_kvcache.verdict import baseline
 from pytest_kvcache.verdict.baseline import Baseline, Cell, Write

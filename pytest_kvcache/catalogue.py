@@ -16,7 +16,7 @@ from pytest_kvcache.tiers.base import Tier
 from pytest_kvcache.tiers.registry import tier_kinds
 
 FILE_NAME = "kvcache.toml"
-_BUILTIN = Path(__file__).with_name("builtin.toml")
+_BUILTIN = Path(__file__).parent / "config" / "builtin.toml"
 _SECTIONS = ("profiles", "tiers")
 
 Table = dict[str, Any]
