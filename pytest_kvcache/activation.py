@@ -44,6 +44,8 @@ class SessionReport:
         out = terminalreporter
         out.section(f"{_SECTION}: {state.profile.name}")
         out.line(terminal.measured_table(reports, qps=state.profile.workload.qps))
+        out.line("")
+        out.line(terminal.client_table(reports))
         for against in _YARDSTICKS:
             table = terminal.tiers_table(reports, against=against)
             if table:

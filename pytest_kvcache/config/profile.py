@@ -36,6 +36,9 @@ class Workload(Strict):
     warmup_requests: int = Field(default=10, ge=0, description="requests sent before the clock starts")
     ignore_eos: bool = Field(default=False, description="answers have exactly answer_tokens; random weights need it")
     request_timeout_s: PositiveFloat = Field(default=300, description="a request is failed after this")
+    send_late_budget_s: PositiveFloat = Field(
+        default=0.05, description="a run whose requests left later than this (p99, the client's fault) is invalid"
+    )
     allowed_failures: NonNegativeFloat = Field(
         default=0.0, le=1, description="share of failed requests that a verdict may rest on"
     )

@@ -38,6 +38,28 @@ def measured_table(reports: Sequence[CellReport], *, qps: float) -> str:
     return pd.DataFrame(rows).to_string(index=False)
 
 
+def client_table(reports: Sequence[CellReport]) -> str:
+    """Return how true the client's times are: what it added itself, and TTFT as the schedule sees it."""
+    rows = []
+    for report in reports:
+        e = report.result.estimates
+        milliseconds = {
+            key: e[key] * 1e3 for key in ("send_late_p99_s", "residual_p50_s", "residual_p99_s") if key in e
+        }
+        rows.append(
+            {
+                "tier": report.result.label,
+                "context": str(report.result.context_tokens),
+                "TTFT from intended start: mean": _format(e.get("ttft_from_intended_mean_s"), "{:.3f}"),
+                "p99 s": _format(e.get("ttft_from_intended_p99_s"), "{:.3f}"),
+                "sent late p99 ms": _format(milliseconds.get("send_late_p99_s"), "{:.2f}"),
+                "client - server TTFT p50 ms": _format(milliseconds.get("residual_p50_s"), "{:.1f}"),
+                "p99 ms": _format(milliseconds.get("residual_p99_s"), "{:.1f}"),
+            }
+        )
+    return pd.DataFrame(rows).to_string(index=False)
+
+
 def tiers_table(reports: Sequence[CellReport], *, against: str) -> str:
     """Return each tier against the tier `against` at the same context, "" where there is nothing to compare.
 

@@ -80,21 +80,21 @@ def _in_session(process: psutil.Process, sessions: dict[int, Leader]) -> bool:
 
 
 def shared_memory(processes: Iterable[psutil.Process]) -> dict[str, int]:
-    """Return the shared-memory files that these processes have mapped or open: path → inode."""
-    paths: set[str] = set()
+    """Return the shared-memory files that these processes have mapped or open: path → inode.
+
+    They are found by inode: the C library makes a named semaphore under another name, and its maker's map shows that one.
+    """
+    inodes: set[int] = set()
     for process in processes:
         with contextlib.suppress(psutil.Error, OSError):
             maps = Path(f"/proc/{process.pid}/maps").read_text(encoding="utf-8", errors="replace")
-            paths |= {line[line.index(_SHM) :] for line in maps.splitlines() if _SHM in line}
+            inodes |= {int(line.split(maxsplit=5)[4]) for line in maps.splitlines() if _SHM in line}
             for descriptor in Path(f"/proc/{process.pid}/fd").iterdir():
                 with contextlib.suppress(OSError):
-                    target = str(descriptor.readlink())
-                    paths |= {target} if target.startswith(_SHM) else set()
-    found: dict[str, int] = {}
-    for path in paths:
-        with contextlib.suppress(OSError):
-            found[path] = Path(path).stat().st_ino
-    return found
+                    if str(descriptor.readlink()).startswith(_SHM):
+                        inodes.add(descriptor.stat().st_ino)
+    with os.scandir(_SHM) as entries:
+        return {entry.path: entry.inode() for entry in entries if entry.inode() in inodes}
 
 
 def remove_shared_memory(segments: dict[str, int]) -> list[str]:

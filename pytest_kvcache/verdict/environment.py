@@ -30,7 +30,7 @@ def comparability(
         launcher: How the components ran.
     """
     serving = profile.model_dump(exclude={"name", "description", "workload", "tolerance", "boot_timeout_s", "model"})
-    workload = profile.workload.model_dump(exclude={"context_tokens", "allowed_failures"})
+    workload = profile.workload.model_dump(exclude={"context_tokens", "allowed_failures", "send_late_budget_s"})
     return {
         **_prefixed("hardware", hardware),
         **_prefixed("storage", storage),

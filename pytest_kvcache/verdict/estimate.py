@@ -28,6 +28,10 @@ def estimate(rows: pd.DataFrame, *, duration_s: float) -> Estimates:
     Returns:
         Counts (`scheduled`, `sent`, `finished`, `failed`), TTFT, ITL and throughput by name, unit last. Figures that
         need a finished request are absent where there is none.
+
+        TTFT counts from the actual send; `ttft_from_intended_*` from when the schedule wanted it, so that a user who is
+        late because the last answer was shows too. `send_late_p99_s` is the client's own fault alone. `residual_*` is
+        the client's TTFT less the server's queue time and TTFT: network, router, HTTP, and what the client adds.
     """
     sent = rows[rows["actual_start_s"].notna()]
     done = rows[rows["status"] == "ok"]
@@ -37,11 +41,13 @@ def estimate(rows: pd.DataFrame, *, duration_s: float) -> Estimates:
         "finished": float(len(done)),
         "failed": float(len(sent) - len(done)),
         "qps_delivered": len(sent) / duration_s,
+        "send_late_p99_s": float((sent["actual_start_s"] - sent["due_s"]).quantile(0.99)),
     }
     if done.empty:
         return result
     ttft = done["first_token_s"] - done["actual_start_s"]
-    late = done["actual_start_s"] - done["intended_start_s"]
+    from_intended = done["first_token_s"] - done["intended_start_s"]
+    residual = ttft - done["server_queue_s"] - done["server_ttft_s"]
     elapsed = float(done["last_token_s"].max() - sent["actual_start_s"].min())
     prompt, generated = float(done["prompt_tokens"].sum()), float(done["generated_tokens"].sum())
     decode_s = done["last_token_s"] - done["first_token_s"]
@@ -51,7 +57,10 @@ def estimate(rows: pd.DataFrame, *, duration_s: float) -> Estimates:
         "ttft_p50_s": float(ttft.quantile(0.5)),
         "ttft_p90_s": float(ttft.quantile(0.9)),
         "ttft_p99_s": float(ttft.quantile(0.99)),
-        "start_late_p99_s": float(late.quantile(0.99)),
+        "ttft_from_intended_mean_s": float(from_intended.mean()),
+        "ttft_from_intended_p99_s": float(from_intended.quantile(0.99)),
+        "residual_p50_s": float(residual.quantile(0.5)),
+        "residual_p99_s": float(residual.quantile(0.99)),
         "itl_mean_s": float(gaps.mean()) if gaps.size else float("nan"),
         "itl_p99_s": float(np.quantile(gaps, 0.99)) if gaps.size else float("nan"),
         "decode_tokens_per_s": generated / float(decode_s.sum()) if decode_s.sum() > 0 else float("nan"),

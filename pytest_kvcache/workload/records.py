@@ -26,7 +26,8 @@ class RequestRecord:
         user: Number of the user.
         round: Number of the question in the user's session, from 1.
         intended_start_s: When the schedule wants it.
-        actual_start_s: When it was sent.
+        due_s: When it was to be sent: then, or at the end of the user's previous answer where that came later.
+        actual_start_s: When the last byte of it was with the kernel.
         first_token_s: When the first non-empty token arrived.
         last_token_s: When the last one did.
         prompt_tokens: As the server counted them.
@@ -43,6 +44,7 @@ class RequestRecord:
     user: int
     round: int
     intended_start_s: float
+    due_s: float | None = None
     actual_start_s: float | None = None
     first_token_s: float | None = None
     last_token_s: float | None = None

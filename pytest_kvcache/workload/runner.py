@@ -109,7 +109,7 @@ def run_load(
     rows = records.read(plan.rows)
     figures = estimate(rows, duration_s=plan.workload.duration_s)
     counters = {name: delta(before[name], after[name]) for name in after}
-    faults = [*_faults(rows, plan, facts), *offload.faults(counters)]
+    faults = [*_faults(rows, plan, facts), *_client_faults(figures, plan), *offload.faults(counters)]
     _write_json(folder / RUN, facts | {"estimates": figures, "faults": faults})
     return RunResult(
         tier=tier,
@@ -153,6 +153,16 @@ def _faults(rows: pd.DataFrame, plan: LoadPlan, facts: Mapping[str, Any]) -> lis
         first = failed.iloc[0]["error"]
         faults.append(f"{len(failed)} of {len(sent)} requests failed ({kinds}); the first: {first}")
     return faults
+
+
+def _client_faults(figures: Estimates, plan: LoadPlan) -> list[str]:
+    late, budget = figures["send_late_p99_s"], plan.workload.send_late_budget_s
+    if late <= budget:
+        return []
+    return [
+        f"the client sent late: p99 {late * 1e3:.0f} ms, budget {budget * 1e3:.0f} ms (workload.send_late_budget_s); "
+        "give it a core of its own"
+    ]
 
 
 def _facts(pair: ServingPair, plan: LoadPlan, **more: Mapping[str, Any] | str) -> dict[str, Any]:

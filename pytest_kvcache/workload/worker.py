@@ -6,28 +6,32 @@ keeps what was measured.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import json
 import signal
 import sys
 from pathlib import Path
 
-import uvloop
-
 from pytest_kvcache.workload import multi_round, records
 from pytest_kvcache.workload.plan import LoadPlan
 
 
-async def _run(plan: LoadPlan) -> multi_round.Outcome:
+def main() -> int:
+    """Read the plan, run it, write rows and summary."""
+    plan = LoadPlan.model_validate_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
     outcome = multi_round.Outcome()
-    task = asyncio.ensure_future(multi_round.run(plan, outcome))
+    wire = multi_round.connect(plan.base_url)
+    stopped: list[int] = []
+
+    def stop(number: int, _frame: object) -> None:
+        stopped.append(number)
+        wire.stop()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
-    _save(plan, outcome, interrupted=task.cancelled())
-    return outcome
+        signal.signal(number, stop)
+    multi_round.run(plan, outcome, wire)
+    wire.close()
+    _save(plan, outcome, interrupted=bool(stopped))
+    return 0
 
 
 def _save(plan: LoadPlan, outcome: multi_round.Outcome, *, interrupted: bool) -> None:
@@ -45,13 +49,6 @@ def _save(plan: LoadPlan, outcome: multi_round.Outcome, *, interrupted: bool) ->
         encoding="utf-8",
     )
     partial.replace(plan.summary)
-
-
-def main() -> int:
-    """Read the plan, run it, write rows and summary."""
-    plan = LoadPlan.model_validate_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    uvloop.run(_run(plan))
-    return 0
 
 
 if __name__ == "__main__":

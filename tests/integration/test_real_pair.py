@@ -55,6 +55,16 @@ class Served:
     segments: list[Path]
 
 
+def shm_of(project: Project) -> list[Path]:
+    """Return the shared memory that the project's processes use, and the semaphores that were made since they started.
+
+    Semaphores are taken from the folder and not from the plugin's own search, which is what is being tested.
+    """
+    oldest = min(p.create_time() for p in ours(project.path))
+    semaphores = [p for p in Path("/dev/shm").glob("sem.mp-*") if p.stat().st_ctime >= oldest]
+    return [*semaphores, *(Path(name) for name in processes.shared_memory(ours(project.path)))]
+
+
 def serve(project: Project, home: Path, tier: str) -> Served:
     """Run a whole session on `tier`, and look at its sockets while it is under load."""
     session = Session(project, "--tier", tier, "--record-baselines")
@@ -62,7 +72,7 @@ def serve(project: Project, home: Path, tier: str) -> Served:
     pids = {p.pid for p in ours(project.path)}
     listening = [c for c in psutil.net_connections("inet") if c.status == psutil.CONN_LISTEN and c.pid in pids]
     sockets = {c.laddr.ip for c in listening if c.laddr}
-    segments = [Path(name) for name in processes.shared_memory(ours(project.path))]
+    segments = shm_of(project)
     assert session.process.wait(120) == 0, session.out.read_text()
     folder = run_folder(project) / tier / "context-3500"
     return Served(
@@ -119,8 +129,8 @@ def test_a_real_boot_that_is_interrupted(real_project: Project, kvcache_home: Pa
     """Interrupted while vLLM's and LMCache's processes are starting, a session leaves none of them."""
     session = Session(real_project, "--tier", "pnfs")
     session.wait_for(lambda: len(ours(real_project.path)) >= 6, timeout_s=60)
-    session.wait_for(lambda: bool(processes.shared_memory(ours(real_project.path))), timeout_s=60)
-    segments = [Path(name) for name in processes.shared_memory(ours(real_project.path))]
+    session.wait_for(lambda: bool(list(Path("/dev/shm").glob("sem.mp-*"))), timeout_s=60)
+    segments = shm_of(real_project)
     assert session.end(signal.SIGINT) != 0
     assert traces(real_project.path, kvcache_home) == NOTHING
     assert not any(segment.exists() for segment in segments)
@@ -129,8 +139,8 @@ def test_a_real_boot_that_is_interrupted(real_project: Project, kvcache_home: Pa
 def test_a_killed_real_run_is_cleaned_up_after(real_project: Project, kvcache_home: Path) -> None:
     """After kill -9 in the middle of a real boot, the next run ends what is left."""
     session = Session(real_project, "--tier", "cpu")
-    session.wait_for(lambda: bool(processes.shared_memory(ours(real_project.path))), timeout_s=60)
-    segments = [Path(name) for name in processes.shared_memory(ours(real_project.path))]
+    session.wait_for(lambda: bool(list(Path("/dev/shm").glob("sem.mp-*"))), timeout_s=60)
+    segments = shm_of(real_project)
     session.end(signal.SIGKILL)
     left = ours(real_project.path)
     assert len(left) >= 4

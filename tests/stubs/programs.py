@@ -9,7 +9,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
-from multiprocessing import shared_memory
+from multiprocessing import get_context, shared_memory
 
 from aiohttp import ClientSession, web
 
@@ -104,6 +104,8 @@ def main(name: str, argv: list[str]) -> None:
             raise RuntimeError("Engine core initialization failed. See root cause above.")
         # Like vLLM: a child that does the work, and shared memory between the two that a kill leaves behind.
         segment = shared_memory.SharedMemory(create=True, size=4096)
+        lock = get_context("spawn").Lock()
+        print(f"SHM /dev/shm/{segment.name} /dev/shm/sem.{lock._semlock.name.lstrip('/')}", flush=True)  # type: ignore[attr-defined]
         code = "import sys, time, mmap; f = open(sys.argv[1], 'r+b'); m = mmap.mmap(f.fileno(), 0); time.sleep(3600)"
         child = subprocess.Popen([sys.executable, "-c", code, f"/dev/shm/{segment.name}"])
         if args.stub_boot:

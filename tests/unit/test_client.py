@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import signal
 import subprocess
@@ -85,7 +84,9 @@ def plan(tmp_path: Path, port: int, workload: Workload = WORKLOAD) -> LoadPlan:
 def run(load_plan: LoadPlan) -> Outcome:
     """Carry out a plan in this process."""
     outcome = Outcome()
-    asyncio.run(multi_round.run(load_plan, outcome))
+    wire = multi_round.connect(load_plan.base_url)
+    multi_round.run(load_plan, outcome, wire)
+    wire.close()
     return outcome
 
 

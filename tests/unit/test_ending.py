@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,6 @@ import pandas as pd
 import psutil
 import pytest
 
-from pytest_kvcache.runs import processes
 from tests.stubs.engine import toml
 from tests.unit.test_session import Project, configure, run, run_folder
 
@@ -85,7 +85,7 @@ def traces(project: Path, home: Path) -> dict[str, object]:
     return {
         "processes": [p.cmdline() for p in ours(project)],
         "ports": [c.laddr for c in listening],
-        "scratch": [str(p) for i in ids for p in Path("/tmp").glob(f"kvc-{i}*")],
+        "scratch": [str(p) for i in ids for p in Path(tempfile.gettempdir()).glob(f"kvc-{i}*")],
         "storage": [str(p) for p in home.glob("storage/*")],
         "journal": [str(p) for p in home.glob("journal/*")],
     }
@@ -95,9 +95,16 @@ NOTHING: dict[str, object] = {"processes": [], "ports": [], "scratch": [], "stor
 
 
 def shared_memory_of(session: Session) -> list[Path]:
-    """Return the shared memory of a session's servers; there must be some."""
-    session.wait_for(lambda: bool(processes.shared_memory(ours(session.path))))
-    return [Path(name) for name in processes.shared_memory(ours(session.path))]
+    """Return the shared memory and semaphores that the session's servers say they have made."""
+
+    def said() -> list[Path]:
+        logs = (session.path / ".kvcache").rglob("vllm-*.log")
+        lines = [line for log in logs for line in log.read_text().splitlines() if line.startswith("SHM ")]
+        return [Path(name) for line in lines for name in line.split()[1:]]
+
+    session.wait_for(lambda: len(said()) == 4)
+    assert all(segment.exists() for segment in said())
+    return said()
 
 
 @pytest.fixture

@@ -53,7 +53,10 @@ def row(user: int, start: float, first: float, last: float, status: str = OK) ->
         user=user,
         round=1,
         intended_start_s=start - 0.01,
+        due_s=start - 0.002,
         actual_start_s=start,
+        server_queue_s=0.01,
+        server_ttft_s=first - start - 0.015,
         first_token_s=first,
         last_token_s=last,
         prompt_tokens=100,
@@ -73,6 +76,9 @@ def test_figures_of_a_run() -> None:
     assert e["qps_delivered"] == pytest.approx(3 / 4)
     assert e["ttft_mean_s"] == pytest.approx(0.3)
     assert e["ttft_p90_s"] == pytest.approx(0.46)
+    assert e["ttft_from_intended_mean_s"] == pytest.approx(0.31)
+    assert e["send_late_p99_s"] == pytest.approx(0.002)
+    assert e["residual_p99_s"] == pytest.approx(0.005)
     assert e["itl_mean_s"] == pytest.approx(0.1)
     assert e["decode_tokens_per_s"] == pytest.approx(5 / 0.4)
     assert e["decode_mean_tokens_per_s"] == pytest.approx(5 / 0.4)

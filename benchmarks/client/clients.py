@@ -1,0 +1,152 @@
+"""One client at one rate: `python -m benchmarks.client.clients NAME PORT RATE SECONDS START WORKER WORKERS`.
+
+Prints JSON: CPU seconds, and for each request its errors in ms.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import resource
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+from pytest_kvcache.workload import framing, wire
+
+BODY = json.dumps(
+    {"model": "stub", "messages": [{"role": "user", "content": "hi " * 2000}], "max_tokens": 100, "stream": True}
+).encode()
+Event = tuple[float, bytes]
+
+
+def row(due_s: float, sent_s: float, events: Iterator[Event] | list[Event]) -> dict[str, float]:
+    """Hold a client's stamps against the server's."""
+    stamps: list[float] = []
+    sent_ns: list[int] = []
+    read_ns = 0
+    for at, data in events:
+        if data == b"[DONE]":
+            break
+        event = json.loads(data)
+        if "t" in event:
+            stamps.append(at)
+            sent_ns.append(event["t"])
+            read_ns = event["r"]
+    ttft_error = (stamps[0] - sent_s) - (sent_ns[0] - read_ns) / 1e9
+    gaps = [abs((b - a) - (d - c) / 1e9) for a, b, c, d in zip(stamps, stamps[1:], sent_ns, sent_ns[1:], strict=False)]
+    return {
+        "ttft_error_ms": 1e3 * ttft_error,
+        "itl_error_ms": 1e3 * sum(gaps) / len(gaps),
+        "late_ms": 1e3 * (sent_s - due_s),
+    }
+
+
+def ours(port: int, due: list[float]) -> list[dict[str, float]]:
+    """Send with the plugin's own client."""
+    payload = framing.request(f"127.0.0.1:{port}", "/v1/chat/completions", BODY)
+    done: list[wire.Exchange] = []
+    line = wire.Wire("127.0.0.1", port)
+    for at in due:
+        line.submit(wire.Exchange(payload, due_s=at, deadline_s=at + 60, done=done.append))
+    line.run()
+    line.close()
+    return [row(e.due_s, e.sent_s or 0.0, framing.events(e.pieces)) for e in done if not e.failed]
+
+
+async def at_their_times(
+    due: list[float], ask: Callable[[], Awaitable[tuple[float, list[Event]]]]
+) -> list[dict[str, float]]:
+    """Start one task a request at its absolute time."""
+
+    async def one(at: float) -> dict[str, float]:
+        await asyncio.sleep(at - time.monotonic())
+        sent, events = await ask()
+        return row(at, sent, events)
+
+    return list(await asyncio.gather(*(one(at) for at in due)))
+
+
+async def with_aiohttp(port: int, due: list[float]) -> list[dict[str, float]]:
+    """Send as a plain aiohttp client does."""
+    import aiohttp
+
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+
+        async def ask() -> tuple[float, list[Event]]:
+            events: list[Event] = []
+            sent = time.monotonic()
+            headers = {"Content-Type": "application/json"}
+            url = f"http://127.0.0.1:{port}/v1/chat/completions"
+            async with session.post(url, data=BODY, headers=headers) as response:
+                async for line in response.content:
+                    if line.startswith(b"data:"):
+                        events.append((time.monotonic(), line[5:].strip()))
+            return sent, events
+
+        return await at_their_times(due, ask)
+
+
+async def with_httpx(port: int, due: list[float]) -> list[dict[str, float]]:
+    """Send as a plain httpx client does."""
+    import httpx
+
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+    async with httpx.AsyncClient(limits=limits, timeout=None) as session:  # noqa: S113 - a stall shows in the table
+
+        async def ask() -> tuple[float, list[Event]]:
+            events: list[Event] = []
+            sent = time.monotonic()
+            headers = {"Content-Type": "application/json"}
+            url = f"http://127.0.0.1:{port}/v1/chat/completions"
+            async with session.stream("POST", url, content=BODY, headers=headers) as response:
+                async for line in response.aiter_lines():
+                    if line.startswith("data:"):
+                        events.append((time.monotonic(), line[5:].strip().encode()))
+            return sent, events
+
+        return await at_their_times(due, ask)
+
+
+async def with_openai(port: int, due: list[float]) -> list[dict[str, float]]:
+    """Send as the reference script does: AsyncOpenAI, streaming, one client for all."""
+    import openai
+
+    client = openai.AsyncOpenAI(api_key="EMPTY", base_url=f"http://127.0.0.1:{port}/v1", max_retries=0, timeout=300)
+    messages = json.loads(BODY)["messages"]
+
+    async def ask() -> tuple[float, list[Event]]:
+        events: list[Event] = []
+        sent = time.monotonic()
+        stream: AsyncIterator[openai.types.chat.ChatCompletionChunk] = await client.chat.completions.create(
+            model="stub", messages=messages, max_tokens=100, stream=True, stream_options={"include_usage": True}
+        )
+        async for chunk in stream:
+            stamps = chunk.model_extra or {}
+            if "t" in stamps:
+                events.append((time.monotonic(), json.dumps(stamps).encode()))
+        return sent, events
+
+    return await at_their_times(due, ask)
+
+
+def main(argv: list[str]) -> None:
+    """Run the client that was named."""
+    name, port = argv[0], int(argv[1])
+    rate, seconds, start = (float(x) for x in argv[2:5])
+    worker, workers = int(argv[5]), int(argv[6])
+    due = [start + i / rate for i in range(int(rate * seconds)) if i % workers == worker]
+    if name == "wire":
+        rows = ours(port, due)
+    elif name == "aiohttp-uvloop":
+        import uvloop
+
+        rows = uvloop.run(with_aiohttp(port, due))
+    else:
+        rows = asyncio.run({"aiohttp": with_aiohttp, "httpx": with_httpx, "openai": with_openai}[name](port, due))
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    print(json.dumps({"cpu_s": usage.ru_utime + usage.ru_stime, "rows": rows}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
