@@ -82,7 +82,7 @@ def _in_session(process: psutil.Process, sessions: dict[int, Leader]) -> bool:
 def shared_memory(processes: Iterable[psutil.Process]) -> dict[str, int]:
     """Return the shared-memory files that these processes have mapped or open: path → inode.
 
-    They are found by inode: the C library makes a named semaphore under another name, and its maker's map shows that one.
+    They are found by inode: the C library makes a named semaphore under another name, and its maker's map shows that.
     """
     inodes: set[int] = set()
     for process in processes:
