@@ -52,6 +52,7 @@ answer_tokens = 5
 duration_s = {duration_s}
 warmup_requests = 1
 request_timeout_s = 5
+send_late_budget_s = 5
 """
 
 

@@ -228,6 +228,14 @@ def test_failed_requests_are_counted_and_void_the_verdict(project: Project, faul
     assert not list((project.path / "baselines").rglob("*.json"))
 
 
+def test_a_client_that_sends_late_voids_the_verdict(project: Project) -> None:
+    """Requests that leave later than the budget, by the client's own fault, make the run invalid and say so."""
+    configure(project, toml().replace("send_late_budget_s = 5", "send_late_budget_s = 1e-9"))
+    result = run(project, "--tier", "gpu", "--update-baselines")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*stub/gpu/50 on gpu is invalid*", "*the client sent late: p99 *, budget 0 ms*"])
+
+
 def test_failed_boot_names_the_first_cause_and_the_log(project: Project) -> None:
     """A server that fails to start ends the boot with its exit code, the first cause and its log."""
     configure(project, toml(vllm_args='"--stub-fail", "boot"'))
