@@ -40,6 +40,8 @@ class Session:
                 cwd=project.path,
                 stdout=out,
                 stderr=subprocess.STDOUT,
+                # A job in the background of a script inherits SIGINT as ignored; a person's terminal does not.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
             )
 
     def wait_for(self, what: Callable[[], bool], timeout_s: float = 30) -> None:

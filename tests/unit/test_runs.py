@@ -114,6 +114,7 @@ def test_a_process_that_will_not_end_is_forced(tmp_path: Path) -> None:
 def test_signals_wait_for_a_clean_up() -> None:
     """An interruption during a clean-up comes after it."""
     steps = []
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a script in the background has it ignored
 
     def clean_up() -> None:
         with signals.deferred():
@@ -123,6 +124,7 @@ def test_signals_wait_for_a_clean_up() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         clean_up()
+    signal.signal(signal.SIGINT, before)
     assert steps == ["cleaned"]
 
 
