@@ -74,9 +74,10 @@ def body_pieces(pieces: Pieces) -> Iterator[tuple[float, bytes]]:
                 if not mark:
                     break
                 size = int(line.split(b";", 1)[0], 16)
-                if size == 0:
-                    rest = b""
-                    break
+                if size == 0:  # the last chunk: what follows is the end of the framing, cut or whole
+                    if out:
+                        yield at, b"".join(out)
+                    return
                 rest, left = after, size + 2
         if out:
             yield at, b"".join(out)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_kvcache.workload import framing, wire
@@ -195,6 +195,7 @@ def test_https(serve: Callable[..., Server], tmp_path: Path) -> None:
 texts = st.lists(st.binary(min_size=1, max_size=40).filter(lambda t: b"\n" not in t and t == t.strip()), max_size=8)
 
 
+@settings(deadline=None)
 @given(texts, st.data())
 def test_framing_does_not_depend_on_where_it_is_cut(parts: list[bytes], data: st.DataObject) -> None:
     """However the bytes of an answer are cut into pieces, the same events come out, each stamped by its last byte."""
