@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 Pieces = list[tuple[float, bytes]]
+
+#: A head or a line of chunk framing that is longer than this is none.
+HEAD_MAX_BYTES = 64 * 1024
+_STATUS_LINE = re.compile(rb"HTTP/1\.[01] +(\d{3})(?: .*)?", re.DOTALL)
+_SIZE = re.compile(rb"[0-9a-fA-F]{1,15}")
+_LENGTH = re.compile(rb"\d{1,18}")
 
 
 def request(host: str, path: str, body: bytes) -> bytes:
@@ -15,6 +23,148 @@ def request(host: str, path: str, body: bytes) -> bytes:
     return head.encode() + body
 
 
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What a response's head says about the rest.
+
+    Args:
+        status: HTTP status.
+        size: Bytes of the head, the empty line included.
+        chunked: The body comes in chunks.
+        length: Bytes of the body; None where it is chunked, or ends when the connection does.
+        keeps: The connection may be used again.
+    """
+
+    status: int
+    size: int
+    chunked: bool
+    length: int | None
+    keeps: bool
+
+
+def read_head(text: bytes) -> Head | None:
+    """Return the head that `text` begins with, None where its end has not arrived.
+
+    Raises:
+        ValueError: It is none, or longer than a head may be.
+    """
+    if not text.startswith(b"HTTP/1."[: len(text)]):
+        raise ValueError(f"an answer that begins with {text[:40]!r}")
+    end = text.find(b"\r\n\r\n", 0, HEAD_MAX_BYTES)
+    if end < 0:
+        if len(text) >= HEAD_MAX_BYTES:
+            raise ValueError(f"a head of over {HEAD_MAX_BYTES} bytes")
+        return None
+    first, *lines = text[:end].split(b"\r\n")
+    found = _STATUS_LINE.fullmatch(first)
+    if found is None:
+        raise ValueError(f"status line {first[:80]!r}")
+    status = int(found[1])
+    fields: dict[bytes, bytes] = {}
+    for line in lines:
+        name, mark, value = line.partition(b":")
+        if not mark:
+            raise ValueError(f"header line {line[:80]!r}")
+        fields[name.strip().lower()] = value.strip().lower()
+    chunked = b"chunked" in fields.get(b"transfer-encoding", b"")
+    length = None
+    if status < 200 or status in {204, 304}:
+        chunked, length = False, 0
+    elif not chunked and b"content-length" in fields:
+        if not _LENGTH.fullmatch(fields[b"content-length"]):
+            raise ValueError(f"Content-Length {fields[b'content-length'][:40]!r}")
+        length = int(fields[b"content-length"])
+    connection = fields.get(b"connection", b"keep-alive" if first.startswith(b"HTTP/1.1") else b"close")
+    keeps = b"close" not in connection and (chunked or length is not None)
+    return Head(status, end + 4, chunked, length, keeps)
+
+
+def _chunk_size(line: bytes) -> int:
+    text = line.split(b";", 1)[0].strip()
+    if not _SIZE.fullmatch(text):
+        raise ValueError(f"chunk size {line[:40]!r}")
+    return int(text, 16)
+
+
+class Answer:
+    """Follows an answer while it arrives and knows when it is over.
+
+    Args:
+        pieces: Grows as they arrive; interim responses (1xx) are taken out of it.
+    """
+
+    __slots__ = ("_arrived", "_last", "_left", "_pieces", "_rest", "_walked", "head")
+
+    def __init__(self, pieces: Pieces) -> None:
+        self._pieces = pieces
+        self.head: Head | None = None
+        self._arrived = 0
+        # Chunk framing: pieces walked through, bytes not understood yet, bytes to skip, whether the last chunk is read.
+        self._walked, self._rest, self._left, self._last = 0, b"", 0, False
+
+    def take(self, at: float, data: bytes) -> bool:
+        """Add what arrived; return whether the answer is over.
+
+        Raises:
+            ValueError: It is not HTTP.
+        """
+        self._pieces.append((at, data))
+        self._arrived += len(data)
+        head = self.head
+        if head is None:
+            head = self._read_head()
+            if head is None:
+                return False
+        elif head.chunked and len(data) >= 4 and data[-4:] != b"\r\n\r\n":
+            return False  # every end looks like this; the framing is walked through only where there may be one
+        if head.chunked:
+            return self._walk()
+        return head.length is not None and self._arrived >= head.size + head.length
+
+    def may_end(self) -> bool:
+        """Return whether it is whole where the connection is closed now."""
+        if self.head is None:
+            return False
+        if self.head.chunked:
+            return self._walk()
+        return self.head.length is None or self._arrived >= self.head.size + self.head.length
+
+    def _read_head(self) -> Head | None:
+        at = self._pieces[-1][0]
+        text = self._pieces[0][1] if len(self._pieces) == 1 else b"".join(data for _, data in self._pieces)
+        head = read_head(text)
+        while head is not None and head.status < 200:
+            text = text[head.size :]
+            self._pieces[:] = [(at, text)] if text else []
+            self._arrived = len(text)
+            head = read_head(text)
+        if head is not None:
+            self.head, self._rest, self._walked = head, text[head.size :], len(self._pieces)
+        return head
+
+    def _walk(self) -> bool:
+        text = self._rest + b"".join(data for _, data in self._pieces[self._walked :])
+        self._walked = len(self._pieces)
+        at = 0
+        while True:
+            skipped = min(self._left, len(text) - at)
+            at, self._left = at + skipped, self._left - skipped
+            end = text.find(b"\r\n", at, at + HEAD_MAX_BYTES)
+            if self._left or end < 0:
+                break
+            if self._last:  # trailers, then an empty line
+                if end == at:
+                    return True
+            else:
+                size = _chunk_size(text[at:end])
+                self._last, self._left = size == 0, size + 2 if size else 0
+            at = end + 2
+        self._rest = text[at:]
+        if len(self._rest) >= HEAD_MAX_BYTES:
+            raise ValueError(f"chunk size {self._rest[:40]!r}")
+        return False
+
+
 def status(pieces: Pieces) -> int:
     """Return the response's HTTP status, 0 where its first line did not arrive."""
     line = b"".join(piece for _, piece in pieces[:3]).split(b"\r\n", 1)[0].split()
@@ -22,22 +172,12 @@ def status(pieces: Pieces) -> int:
 
 
 def is_whole(pieces: Pieces) -> bool:
-    """Return whether a chunked response has its last chunk."""
-    _, mark, body = b"".join(piece for _, piece in pieces).partition(b"\r\n\r\n")
-    if not mark:
-        return False
-    at = 0
-    while True:
-        line = body.find(b"\r\n", at)
-        if line < 0:
-            return False
-        try:
-            size = int(body[at:line].split(b";", 1)[0], 16)
-        except ValueError:
-            return True  # not chunked after all: decoding will say so
-        if size == 0:
-            return True
-        at = line + 2 + size + 2
+    """Return whether the response is whole, were the connection closed now; one whose framing is broken is."""
+    answer = Answer([])
+    try:
+        return any(answer.take(at, data) for at, data in pieces) or answer.may_end()
+    except ValueError:
+        return True  # decoding will say so
 
 
 def body_pieces(pieces: Pieces) -> Iterator[tuple[float, bytes]]:  # noqa: PLR0912 - a branch for each state of the framing
@@ -50,11 +190,11 @@ def body_pieces(pieces: Pieces) -> Iterator[tuple[float, bytes]]:  # noqa: PLR09
     for at, piece in pieces:
         rest += piece
         if in_head:
-            head, mark, rest_after = rest.partition(b"\r\n\r\n")
-            if not mark:
+            head = read_head(rest)
+            if head is None:
                 continue
-            in_head, rest = False, rest_after
-            chunked = b"transfer-encoding: chunked" in head.lower()
+            rest = rest[head.size :]
+            in_head, chunked = False, head.chunked
         if not chunked:
             if rest:
                 yield at, rest
@@ -73,7 +213,7 @@ def body_pieces(pieces: Pieces) -> Iterator[tuple[float, bytes]]:  # noqa: PLR09
                 line, mark, after = rest.partition(b"\r\n")
                 if not mark:
                     break
-                size = int(line.split(b";", 1)[0], 16)
+                size = _chunk_size(line)
                 if size == 0:  # the last chunk: what follows is the end of the framing, cut or whole
                     if out:
                         yield at, b"".join(out)

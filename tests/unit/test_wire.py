@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import resource
 import socket
 import ssl
+import struct
 import subprocess
 import threading
 import time
@@ -14,7 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_kvcache.workload import framing, wire
+from pytest_kvcache.workload import connection, framing, wire
+from pytest_kvcache.workload.open_files import raise_open_files
 from pytest_kvcache.workload.wire import Exchange, Wire
 
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -29,15 +32,16 @@ class Server:
     """Answers each connection with a script of pauses (s) and bytes.
 
     Args:
-        script: Run for every request on a connection.
+        script: Run for every request on a connection; a negative pause closes it.
         tls: For https.
+        answers: So many on a connection; the next request on it finds it closed.
     """
 
-    def __init__(self, script: list[float | bytes], tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, script: list[float | bytes], tls: ssl.SSLContext | None = None, answers: int = 1000) -> None:
         self.socket = socket.create_server(("127.0.0.1", 0))
         self.port = self.socket.getsockname()[1]
         self.accepted = 0
-        self._script, self._tls = script, tls
+        self._script, self._tls, self._answers = script, tls, answers
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _accept(self) -> None:
@@ -54,7 +58,9 @@ class Server:
             peer = self._tls.wrap_socket(plain, server_side=True) if self._tls else plain
             peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with peer:
-                while peer.recv(1 << 20):
+                left = self._answers
+                while peer.recv(1 << 20) and left:
+                    left -= 1
                     for step in self._script:
                         if isinstance(step, bytes):
                             peer.sendall(step)
@@ -71,8 +77,8 @@ def serve() -> Iterator[Callable[..., Server]]:
     """Start servers, and close them."""
     servers: list[Server] = []
 
-    def start(script: list[float | bytes], tls: ssl.SSLContext | None = None) -> Server:
-        servers.append(Server(script, tls))
+    def start(script: list[float | bytes], tls: ssl.SSLContext | None = None, answers: int = 1000) -> Server:
+        servers.append(Server(script, tls, answers))
         return servers[-1]
 
     yield start
@@ -80,15 +86,23 @@ def serve() -> Iterator[Callable[..., Server]]:
         server.socket.close()
 
 
-def ask(port: int, count: int = 1, *, timeout_s: float = 5, tls: ssl.SSLContext | None = None) -> list[Exchange]:
+def ask(
+    port: int,
+    count: int = 1,
+    *,
+    timeout_s: float = 5,
+    stall_s: float | None = None,
+    tls: ssl.SSLContext | None = None,
+    body: bytes = b"{}",
+) -> list[Exchange]:
     """Send `count` requests 50 ms apart and return them when they are over."""
     done: list[Exchange] = []
     line = Wire("127.0.0.1", port, tls)
     start = time.monotonic() + 0.1
-    payload = framing.request("h", "/v1/x", b"{}")
+    payload = framing.request("h", "/v1/x", body)
     for i in range(count):
         due = start + 0.05 * i
-        line.submit(Exchange(payload, due, due + timeout_s, done.append))
+        line.submit(Exchange(payload, due, due + timeout_s, done.append, stall_s))
     line.run()
     line.close()
     return done
@@ -190,6 +204,206 @@ def test_https(serve: Callable[..., Server], tmp_path: Path) -> None:
         assert (exchange.failed, [d for _, d in framing.events(exchange.pieces)]) == ("", [b"a"])
     (distrusted,) = ask(server.port, tls=ssl.create_default_context())
     assert distrusted.failed.startswith(wire.NO_CONNECTION)
+
+
+def test_a_stream_that_stalls(serve: Callable[..., Server]) -> None:
+    """Silence of `stall_s` ends it, and what arrived before is kept."""
+    (exchange,) = ask(serve([HEAD + chunk(b"data: a\n\n"), 60.0]).port, stall_s=0.2)
+    assert exchange.failed == "stalled: nothing arrived for 0.2 s"
+    assert [data for _, data in framing.events(exchange.pieces)] == [b"a"]
+    assert exchange.ended_s is not None
+    assert exchange.ended_s - exchange.pieces[-1][0] == pytest.approx(0.2, abs=0.1)
+    (exchange,) = ask(serve([60.0]).port, stall_s=0.2)
+    assert exchange.failed.startswith(wire.STALLED)
+
+
+def test_a_slow_stream_does_not_stall(serve: Callable[..., Server]) -> None:
+    """Silence is counted from the last arrival, however long the whole takes."""
+    steps: list[float | bytes] = [HEAD]
+    for _ in range(6):
+        steps += [0.1, chunk(b"data: a\n\n")]
+    (exchange,) = ask(serve([*steps, b"0\r\n\r\n"]).port, stall_s=0.3)
+    assert exchange.failed == ""
+
+
+def test_what_arrived_unread_is_no_stall(serve: Callable[..., Server]) -> None:
+    """A client that was kept from reading does not blame the server."""
+    server = serve([0.1, HEAD + chunk(b"data: a\n\n"), 0.2, b"0\r\n\r\n"])
+    done: list[Exchange] = []
+    line = Wire("127.0.0.1", server.port)
+    due = time.monotonic() + 0.1
+    line.submit(Exchange(framing.request("h", "/", b""), due, due + 5, done.append, stall_s=0.25))
+    line.call_at(due + 0.05, lambda: time.sleep(0.3))
+    line.run()
+    line.close()
+    assert done[0].failed == ""
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"SSH-2.0-OpenSSH_9.9\r\n",
+        b"HTTP/1.1 2OO OK\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nno field\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nX: " + b"a" * framing.HEAD_MAX_BYTES,
+        HEAD + b"data: not chunked\r\n\r\n",
+        HEAD + b"-5\r\n\r\n",
+        HEAD + b"a" * (framing.HEAD_MAX_BYTES + 10) + b"\r\n\r\n",
+    ],
+    ids=["garbage", "status", "length", "negative length", "field", "endless head", "no size", "size", "endless size"],
+)
+def test_malformed_answers(serve: Callable[..., Server], answer: bytes) -> None:
+    """What is not HTTP fails its exchange at once, and the run goes on."""
+    done = ask(serve([answer, 60.0]).port, 2, timeout_s=3)
+    assert [e.failed.partition(":")[0] for e in done] == [wire.MALFORMED] * 2
+
+
+def test_interim_responses_are_passed_over(serve: Callable[..., Server]) -> None:
+    """100 Continue and its like are no answer; the one after them is."""
+    interim = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: a\r\n\r\n"
+    whole = HEAD + chunk(b"data: a\n\n") + b"0\r\n\r\n"
+    for script in (
+        [interim + whole],
+        [interim, 0.05, whole],
+        [interim[:30], 0.05, interim[30:] + whole[:9], 0.05, whole[9:]],
+    ):
+        (exchange,) = ask(serve(script).port)
+        assert (exchange.failed, framing.status(exchange.pieces)) == ("", 200)
+        assert [data for _, data in framing.events(exchange.pieces)] == [b"a"]
+
+
+@pytest.mark.parametrize(
+    ("head", "body", "accepted"),
+    [
+        (b"HTTP/1.1 200 OK\r\n\r\n", b"data: a\n\n", 3),
+        (b"HTTP/1.0 200 OK\r\n\r\n", b"data: a\n\n", 3),
+        (b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 9\r\n\r\n", b"data: a\n\n", 3),
+        (HEAD[:-2] + b"Connection: Close\r\n\r\n", chunk(b"data: a\n\n") + b"0\r\n\r\n", 3),
+    ],
+    ids=["ends at the close", "HTTP/1.0", "length", "chunked"],
+)
+def test_connections_that_are_not_kept(serve: Callable[..., Server], head: bytes, body: bytes, accepted: int) -> None:
+    """An answer may end with its connection, which is then not used again."""
+    server = serve([head, 0.01, body, 0.01, -1.0])
+    for exchange in ask(server.port, 3):
+        assert (exchange.failed, exchange.resent) == ("", False)
+        assert [data for _, data in framing.events(exchange.pieces)] == [b"a"]
+    assert server.accepted >= accepted
+
+
+def test_a_length_that_is_not_reached(serve: Callable[..., Server]) -> None:
+    """Where the head says how long the body is, a close before that is no end."""
+    (exchange,) = ask(serve([b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\ndata", 0.05, -1.0]).port)
+    assert exchange.failed.startswith(wire.CLOSED)
+
+
+def test_trailers_and_answers_without_a_body(serve: Callable[..., Server]) -> None:
+    """Trailers end with an empty line, 204 with its head; the connection is used again after both."""
+    for script in (
+        [HEAD + chunk(b"data: a\n\n") + b"0\r\nX-Time: 5\r\n", 0.02, b"X-More: 6\r\n\r\n"],
+        [b"HTTP/1.1 204 No Content\r\n\r\n"],
+        [HEAD + chunk(b"data: a\r\n\r\n"), 0.02, chunk(b"data: b\r\n\r\n") + b"0\r", 0.02, b"\n\r\n"],
+    ):
+        server = serve(script)
+        assert [e.failed for e in ask(server.port, 4)] == [""] * 4
+        assert server.accepted <= 3
+
+
+def test_a_connection_closed_while_idle(serve: Callable[..., Server]) -> None:
+    """The server's keep-alive timeout costs a new connection and nothing else."""
+    server = serve([HEAD + chunk(b"data: a\n\n") + b"0\r\n\r\n", 0.01, -1.0])
+    assert [(e.failed, e.resent) for e in ask(server.port, 4)] == [("", False)] * 4
+
+
+def test_a_close_that_crosses_a_request(serve: Callable[..., Server]) -> None:
+    """A kept connection that closes on a request before any answer: sent again on a new one, once, and said."""
+    server = serve([HEAD + chunk(b"data: a\n\n") + b"0\r\n\r\n"], answers=1)
+    done = ask(server.port, 6)
+    assert [e.failed for e in done] == [""] * 6
+    assert any(e.resent for e in done)
+    assert not done[0].resent
+    assert all(e.sent_s is not None and e.sent_s <= e.pieces[0][0] for e in done)
+
+
+def test_a_new_connection_that_closes_is_a_failure(serve: Callable[..., Server]) -> None:
+    """Nothing is sent twice where the connection was not used before."""
+    assert [(e.failed[:17], e.resent) for e in ask(serve([], answers=0).port, 3)] == [(wire.CLOSED, False)] * 3
+
+
+def test_unasked_bytes_on_an_idle_connection(serve: Callable[..., Server]) -> None:
+    """A server that tells of its timeout (408) before it closes does not spoil the next answer."""
+    server = serve([HEAD + chunk(b"data: a\n\n") + b"0\r\n\r\n", 0.01, b"HTTP/1.1 408 Timeout\r\n\r\n", 0.5])
+    assert [framing.status(e.pieces) for e in ask(server.port, 3)] == [200] * 3
+
+
+def test_the_send_stamp_is_of_the_last_byte() -> None:
+    """A request that the network takes slowly is sent when its last byte left, told by a stamp that comes later."""
+    server = socket.socket()
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+    server.bind(("127.0.0.1", 0))
+    server.listen()
+    body, read_s = b"x" * (8 << 20), []
+
+    def serve_slowly() -> None:
+        peer, _ = server.accept()
+        with peer:
+            time.sleep(0.4)
+            left = len(framing.request("h", "/v1/x", body))
+            while left:
+                left -= len(peer.recv(1 << 16))
+            read_s.append(time.monotonic())
+            peer.sendall(HEAD + b"0\r\n\r\n")
+
+    threading.Thread(target=serve_slowly, daemon=True).start()
+    (exchange,) = ask(server.getsockname()[1], body=body)
+    server.close()
+    assert exchange.failed == ""
+    assert exchange.sent_s is not None
+    assert exchange.due_s + 0.25 < exchange.sent_s <= read_s[0] + 0.001 < exchange.pieces[0][0] + 0.01
+
+
+def test_an_interface_that_stamps_nothing(serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the kernel does not say when the request left, the clock after the send does."""
+    monkeypatch.setattr(connection, "_TX", 0)
+    (exchange,) = ask(serve([0.05, HEAD + b"0\r\n\r\n"]).port)
+    assert exchange.sent_s is not None
+    assert exchange.due_s <= exchange.sent_s < exchange.pieces[0][0]
+
+
+def test_an_old_kernel(serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel that refuses the flags for sends still stamps what arrives."""
+    monkeypatch.setattr(connection, "_OPT_ID_TCP", 1 << 30)
+    server = serve([0.1, HEAD + b"0\r\n\r\n"])
+    done: list[Exchange] = []
+    line = Wire("127.0.0.1", server.port)
+    due = time.monotonic() + 0.1
+    line.submit(Exchange(framing.request("h", "/", b""), due, due + 5, done.append))
+    line.call_at(due + 0.05, lambda: time.sleep(0.5))
+    line.run()
+    line.close()
+    assert done[0].pieces[0][0] - due < 0.4
+
+
+def test_stamps_are_turned_into_the_monotonic_clock() -> None:
+    """A stamp of now is now; one that is empty, of the future or of long ago is none."""
+    clock = connection.WallClock()
+    wall, now = time.time_ns(), time.monotonic()
+
+    def stamp(at_ns: int) -> bytes:
+        return struct.pack("@qq", *divmod(at_ns, 1_000_000_000))
+
+    assert clock.monotonic_s(stamp(wall)) == pytest.approx(now, abs=1e-3)
+    assert [clock.monotonic_s(stamp(at)) for at in (0, wall + 10**9, wall - 10**11)] == [None] * 3
+
+
+def test_open_files() -> None:
+    """The soft limit goes up to the hard one; a hard limit that is too low is told with its remedies."""
+    hard = raise_open_files()
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
+    with pytest.raises(OSError, match="ulimit -Hn"):
+        raise_open_files(hard + 1)
 
 
 texts = st.lists(st.binary(min_size=1, max_size=40).filter(lambda t: b"\n" not in t and t == t.strip()), max_size=8)
