@@ -43,9 +43,12 @@ class SessionReport:
             return
         out = terminalreporter
         out.section(f"{_SECTION}: {state.profile.name}")
-        out.line(terminal.measured_table(reports, qps=state.profile.workload.qps))
+        out.line(terminal.measured_table(reports))
         out.line("")
         out.line(terminal.client_table(reports))
+        for report in reports:
+            for line in report.result.suspicions:
+                out.line(f"suspect: {report.result.label}, context {report.result.context_tokens}: {line}")
         for against in _YARDSTICKS:
             table = terminal.tiers_table(reports, against=against)
             if table:

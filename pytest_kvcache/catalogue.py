@@ -14,6 +14,7 @@ from pytest_kvcache.config.profile import Profile
 from pytest_kvcache.errors import ConfigError
 from pytest_kvcache.tiers.base import Tier
 from pytest_kvcache.tiers.registry import tier_kinds
+from pytest_kvcache.workload.registry import DEFAULT_KIND, workload_kinds
 
 FILE_NAME = "kvcache.toml"
 _BUILTIN = Path(__file__).parent / "config" / "builtin.toml"
@@ -127,15 +128,35 @@ def _merge(base: Table, over: Table) -> Table:
 
 
 def _profiles(builtin: Table, user: Table, where: str) -> dict[str, Profile]:
-    raw = dict(builtin)
-    for name, table in user.items():
+    raw: Table = {}
+    for name, table in (*builtin.items(), *user.items()):
         key = f"{where}: profiles.{name}"
         base_name = table.get("extends", name)
         if "extends" in table and base_name not in raw:
             raise ConfigError(f"{base_name!r} is not a profile; allowed: {', '.join(raw)}", where=f"{key}.extends")
         over = {k: v for k, v in table.items() if k != "extends"}
-        raw[name] = _merge(raw.get(base_name, {}), over)
-    return {n: validate(Profile, {"name": n, **t}, f"{where}: profiles.{n}") for n, t in raw.items()}
+        raw[name] = _merge(_without_other_kind(raw.get(base_name, {}), over), over)
+    return {n: _profile(n, t, f"{where}: profiles.{n}") for n, t in raw.items()}
+
+
+def _without_other_kind(base: Table, over: Table) -> Table:
+    """Return `base` without its workload where `over` has one of another kind, whose keys are others."""
+    new, old = (t.get("workload") for t in (over, base))
+    if not isinstance(new, dict) or not isinstance(old, dict):
+        return base
+    other = new.get("kind", old.get("kind")) != old.get("kind")
+    return {k: v for k, v in base.items() if k != "workload"} if other else base
+
+
+def _profile(name: str, table: Table, key: str) -> Profile:
+    workload = table.get("workload")
+    if isinstance(workload, dict):
+        kinds = workload_kinds()
+        kind = workload.get("kind", DEFAULT_KIND)
+        if kind not in kinds:
+            raise ConfigError(f"{kind!r} is not allowed; allowed: {', '.join(kinds)}", where=f"{key}.workload.kind")
+        table = {**table, "workload": validate(kinds[kind].load(), workload, f"{key}.workload")}
+    return validate(Profile, {"name": name, **table}, key)
 
 
 def _tiers(builtin: Table, user: Table, where: str) -> dict[str, Tier]:
@@ -174,7 +195,7 @@ def _finding(model: type[BaseModel], loc: tuple[int | str, ...], error: Any, whe
         return f"{where}.{key}: unknown key; allowed: {allowed}"
     if error["type"] == "literal_error":
         return f"{where}.{key}: {error['input']!r} is not allowed; allowed: {error['ctx']['expected']}"
-    return f"{where}.{key}: {error['msg'].removeprefix('Value error, ')}"
+    return f"{where}{'.' if key else ''}{key}: {error['msg'].removeprefix('Value error, ')}"
 
 
 def _fields_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> set[str]:

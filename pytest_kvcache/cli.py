@@ -1,4 +1,4 @@
-"""`pytest-kvcache`: make the engine environment, show what a run would start."""
+"""`pytest-kvcache`: make the engine environment, show what a run would start, send a load."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pytest_kvcache import catalogue
+from pytest_kvcache import catalogue, load
 from pytest_kvcache.engine import setup
 from pytest_kvcache.engine.environment import inspect
 from pytest_kvcache.errors import KvCacheError
@@ -45,6 +45,10 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--kv-engine", type=Path, metavar="FOLDER", help="name its programs, not those of PATH")
     show.add_argument("--json", action="store_true", help="for programs: components with argv, env and files")
     show.set_defaults(run=_render)
+
+    send = commands.add_parser("load", help="run the workload alone, against an endpoint that is already there")
+    load.add_arguments(send)
+    send.set_defaults(run=lambda args: load.run(args, lambda line: print(line, flush=True)))
     return parser
 
 

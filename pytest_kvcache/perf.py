@@ -114,8 +114,10 @@ class MultiRoundQa:
                 workload=state.profile.workload,
                 context_tokens=context_tokens,
                 first_user=number * _USERS_APART,
+                tokenizer_url=next(iter(pair.plan.server_urls.values())),
+                metrics_urls=pair.plan.metrics_urls,
                 rows=folder / runner.ROWS,
-                summary=folder / "load.json",
+                summary=folder / runner.LOAD,
             )
             result = runner.run_load(
                 pair,

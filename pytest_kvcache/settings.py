@@ -43,9 +43,11 @@ def resolve(options: Options) -> Settings:
     """
     known = catalogue.load(catalogue.find(options.rootdir, options.config))
     default = GPU_PROFILE if gpus() else CPU_PROFILE
+    profile = known.profile(options.profile or default)
+    profile.workload.check()
     return Settings(
         options=options,
         catalogue=known,
-        profile=known.profile(options.profile or default),
+        profile=profile,
         tiers=tuple(known.select(options.tiers)),
     )

@@ -2,46 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from pytest_kvcache.config.strict import Strict
+from pytest_kvcache.workload.registry import AnyWorkload
 
 #: Name that asks for the small random-weight Qwen3 made on the spot (`engine/tiny_model.py`).
 TINY_MODEL = "tiny-qwen3"
 
 Share = Annotated[float, Field(gt=0, lt=10)]
-
-
-class Strict(BaseModel):
-    """Base of all settings: unknown keys are errors and values do not change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Workload(Strict):
-    """Parameters of the multi-round QA workload.
-
-    The names of LMCache's `multi-round-qa.py` in brackets.
-    """
-
-    users: PositiveInt = Field(description="users in the system at a time [--num-users]")
-    rounds: int = Field(ge=2, description="questions a user asks [--num-rounds]")
-    qps: PositiveFloat = Field(description="requests/s over all users [--qps]")
-    shared_prompt_tokens: int = Field(ge=0, description="prompt common to all [--shared-system-prompt]")
-    context_tokens: tuple[PositiveInt, ...] = Field(
-        min_length=1, description="lengths of the user context, one test each [--user-history-prompt]"
-    )
-    answer_tokens: PositiveInt = Field(description="length of an answer [--answer-len]")
-    duration_s: PositiveFloat = Field(description="no request is started later than this [--time]")
-    warmup_requests: int = Field(default=10, ge=0, description="requests sent before the clock starts")
-    ignore_eos: bool = Field(default=False, description="answers have exactly answer_tokens; random weights need it")
-    request_timeout_s: PositiveFloat = Field(default=300, description="a request is failed after this")
-    send_late_budget_s: PositiveFloat = Field(
-        default=0.05, description="a run whose requests left later than this (p99, the client's fault) is invalid"
-    )
-    allowed_failures: NonNegativeFloat = Field(
-        default=0.0, le=1, description="share of failed requests that a verdict may rest on"
-    )
 
 
 class Tolerances(Strict):
@@ -76,8 +47,17 @@ class Profile(Strict):
     l1_size_gb: PositiveFloat = Field(default=100, description="CPU RAM of each LMCache (L1)")
     chunk_tokens: PositiveInt = Field(default=256, description="LMCache's chunk size")
     boot_timeout_s: PositiveFloat = 900
-    workload: Workload
+    workload: AnyWorkload
     tolerance: Tolerances = Tolerances()
+
+    @model_validator(mode="after")
+    def _prompts_fit(self) -> Self:
+        longest = self.workload.longest_tokens()
+        if longest is not None and self.max_model_len is not None and longest > self.max_model_len:
+            raise ValueError(
+                f"max_model_len {self.max_model_len} is less than the longest prompt with its answer, {longest} tokens"
+            )
+        return self
 
     @property
     def served_name(self) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes.util
 import hashlib
-import json
 import os
 import platform
 import shutil
@@ -19,6 +18,7 @@ from filelock import FileLock
 
 from pytest_kvcache.engine.environment import Engine, inspect
 from pytest_kvcache.errors import SetupError
+from pytest_kvcache.runs.files import write_json
 
 LOCKS = Path(__file__).with_name("locks")
 _TORCH = LOCKS / "torch.txt"
@@ -185,12 +185,7 @@ def _make(path: Path, say: Callable[[str], None]) -> Engine:
     seconds = time.monotonic() - started
     engine = inspect(path)
     marker = path / _MARKER
-    partial = marker.with_suffix(".partial")
-    partial.write_text(
-        json.dumps({"lock": lock_digest(), "versions": dict(engine.versions), "made_in_s": round(seconds, 1)}),
-        encoding="utf-8",
-    )
-    partial.replace(marker)
+    write_json(marker, {"lock": lock_digest(), "versions": dict(engine.versions), "made_in_s": round(seconds, 1)})
     say(f"engine environment made in {seconds:.0f} s")
     return engine
 

@@ -30,6 +30,7 @@ class CellReport:
     @property
     def outcome(self) -> str:
         """One word for tables."""
+        word: str = self.verdict.status if self.verdict else "measured"
         if self.written:
-            return "recorded" if self.stored is None else "updated"
-        return self.verdict.status if self.verdict else "measured"
+            word = "recorded" if self.stored is None else "updated"
+        return f"{word}, suspect" if self.result.suspicions else word

@@ -9,6 +9,7 @@ import pandas as pd
 
 from pytest_kvcache.report.rows import CellReport
 from pytest_kvcache.verdict.decide import Change, Verdict
+from pytest_kvcache.verdict.estimate import Estimates
 from pytest_kvcache.verdict.metrics import GATED
 
 _COLUMNS = {
@@ -24,14 +25,14 @@ _COLUMNS = {
 }
 
 
-def measured_table(reports: Sequence[CellReport], *, qps: float) -> str:
+def measured_table(reports: Sequence[CellReport]) -> str:
     """Return the table of all cells: TTFT, ITL, throughputs, QPS asked and delivered, failures, outcome."""
     rows = []
     for report in reports:
         e = report.result.estimates
         row = {"tier": report.result.label, "context": str(report.result.context_tokens)}
         row |= {title: _format(e.get(key), form) for key, (title, form) in _COLUMNS.items()}
-        row["QPS asked/sent"] = f"{qps:g}/{e['qps_delivered']:.2f}"
+        row["QPS asked/sent"] = f"{e['qps_asked']:.2f}/{e['qps_delivered']:.2f}"
         row["ok/failed/unsent"] = f"{e['finished']:.0f}/{e['failed']:.0f}/{e['scheduled'] - e['sent']:.0f}"
         row["outcome"] = report.outcome
         rows.append(row)
@@ -43,21 +44,44 @@ def client_table(reports: Sequence[CellReport]) -> str:
     rows = []
     for report in reports:
         e = report.result.estimates
-        milliseconds = {
-            key: e[key] * 1e3 for key in ("send_late_p99_s", "residual_p50_s", "residual_p99_s") if key in e
-        }
+        shown = ("user_late_p99_s", "send_late_p99_s", "residual_p50_s", "residual_p99_s")
+        milliseconds = {key: e[key] * 1e3 for key in shown if key in e}
         rows.append(
             {
                 "tier": report.result.label,
                 "context": str(report.result.context_tokens),
                 "TTFT from intended start: mean": _format(e.get("ttft_from_intended_mean_s"), "{:.3f}"),
                 "p99 s": _format(e.get("ttft_from_intended_p99_s"), "{:.3f}"),
+                "user late p99 ms": _format(milliseconds.get("user_late_p99_s"), "{:.0f}"),
                 "sent late p99 ms": _format(milliseconds.get("send_late_p99_s"), "{:.2f}"),
                 "client - server TTFT p50 ms": _format(milliseconds.get("residual_p50_s"), "{:.1f}"),
                 "p99 ms": _format(milliseconds.get("residual_p99_s"), "{:.1f}"),
             }
         )
     return pd.DataFrame(rows).to_string(index=False)
+
+
+def run_lines(figures: Estimates) -> list[str]:
+    """Return the figures of one run for people, a line a subject."""
+
+    def ms(key: str) -> str:
+        return _format(figures[key] * 1e3 if key in figures else None, "{:.1f}")
+
+    lines = [
+        f"requests: {figures['scheduled']:.0f} due, {figures['sent']:.0f} sent, {figures['finished']:.0f} finished, "
+        f"{figures['failed']:.0f} failed; {figures['qps_asked']:.2f}/s asked, {figures['qps_delivered']:.2f}/s sent",
+        f"late (p99): users {ms('user_late_p99_s')} ms, sending {ms('send_late_p99_s')} ms",
+    ]
+    if "ttft_mean_s" in figures:
+        percentiles = " / ".join(ms(f"ttft_{p}_s") for p in ("mean", "p50", "p90", "p99"))
+        lines += [
+            f"TTFT mean / p50 / p90 / p99: {percentiles} ms; from the intended start: mean "
+            f"{ms('ttft_from_intended_mean_s')}, p99 {ms('ttft_from_intended_p99_s')} ms",
+            f"client TTFT less the server's own: p50 {ms('residual_p50_s')}, p99 {ms('residual_p99_s')} ms",
+            f"ITL mean {ms('itl_mean_s')}, p99 {ms('itl_p99_s')} ms; prompt tokens from a cache: "
+            f"{figures['cached_share']:.0%}; prompt + generated tokens/s: {figures['tokens_per_s']:.0f}",
+        ]
+    return lines
 
 
 def tiers_table(reports: Sequence[CellReport], *, against: str) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 from filelock import FileLock, Timeout
 
-from pytest_kvcache.runs import processes
+from pytest_kvcache.runs import files, processes
 from pytest_kvcache.runs.processes import Leader
 
 
@@ -82,9 +82,7 @@ class Journal:
         Path(self._lock.lock_file).unlink(missing_ok=True)
 
     def _write(self) -> None:
-        partial = self._path.with_suffix(".partial")
-        partial.write_text(json.dumps(asdict(self.record)), encoding="utf-8")
-        partial.replace(self._path)
+        files.write_json(self._path, asdict(self.record))
 
 
 def clean_up_after_the_dead(folder: Path, say: Callable[[str], None]) -> None:
@@ -107,7 +105,7 @@ def clean_up_after_the_dead(folder: Path, say: Callable[[str], None]) -> None:
             if record is not None:
                 say(_clean(record))
             path.unlink(missing_ok=True)
-            path.with_suffix(".partial").unlink(missing_ok=True)
+            files.partial_of(path).unlink(missing_ok=True)
         Path(lock.lock_file).unlink(missing_ok=True)
 
 

@@ -9,7 +9,8 @@ from typing import Protocol
 
 from pydantic import ConfigDict
 
-from pytest_kvcache.config.profile import Profile, Strict
+from pytest_kvcache.config.profile import Profile
+from pytest_kvcache.config.strict import Strict
 from pytest_kvcache.serving.offload import TierPlan
 
 

@@ -30,13 +30,18 @@ def comparability(
         launcher: How the components ran.
     """
     serving = profile.model_dump(exclude={"name", "description", "workload", "tolerance", "boot_timeout_s", "model"})
-    workload = profile.workload.model_dump(exclude={"context_tokens", "allowed_failures", "send_late_budget_s"})
+    workload = profile.workload.model_dump(mode="json", exclude=set(profile.workload.NOT_COMPARED))
     return {
         **_prefixed("hardware", hardware),
         **_prefixed("storage", storage),
         **_prefixed("serving", {**serving, "model": model_id, "launcher": launcher}),
-        **_prefixed("workload", {**workload, "context_tokens": context_tokens}),
+        **_prefixed("workload", {**workload, "context_tokens": context_tokens, **_content(profile)}),
     }
+
+
+def _content(profile: Profile) -> dict[str, str]:
+    digest = profile.workload.content_digest()
+    return {"content": digest} if digest else {}
 
 
 def differences(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:

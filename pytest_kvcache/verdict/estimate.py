@@ -30,8 +30,8 @@ def estimate(rows: pd.DataFrame, *, duration_s: float) -> Estimates:
         need a finished request are absent where there is none.
 
         TTFT counts from the actual send; `ttft_from_intended_*` from when the schedule wanted it, so that a user who is
-        late because the last answer was shows too. `send_late_p99_s` is the client's own fault alone. `residual_*` is
-        the client's TTFT less the server's queue time and TTFT: network, router, HTTP, and what the client adds.
+        late because the last answer was shows too. `user_late_p99_s` is that lateness, `send_late_p99_s` the client's
+        own. `residual_*` is the client's TTFT less the server's queue time and TTFT (see `workload.records`).
     """
     sent = rows[rows["actual_start_s"].notna()]
     done = rows[rows["status"] == "ok"]
@@ -40,14 +40,16 @@ def estimate(rows: pd.DataFrame, *, duration_s: float) -> Estimates:
         "sent": float(len(sent)),
         "finished": float(len(done)),
         "failed": float(len(sent) - len(done)),
+        "qps_asked": len(rows) / duration_s,
         "qps_delivered": len(sent) / duration_s,
         "send_late_p99_s": float((sent["actual_start_s"] - sent["due_s"]).quantile(0.99)),
+        "user_late_p99_s": float((sent["due_s"] - sent["intended_start_s"]).quantile(0.99)),
     }
     if done.empty:
         return result
     ttft = done["first_token_s"] - done["actual_start_s"]
     from_intended = done["first_token_s"] - done["intended_start_s"]
-    residual = ttft - done["server_queue_s"] - done["server_ttft_s"]
+    residual = done["residual_s"]
     elapsed = float(done["last_token_s"].max() - sent["actual_start_s"].min())
     prompt, generated = float(done["prompt_tokens"].sum()), float(done["generated_tokens"].sum())
     decode_s = done["last_token_s"] - done["first_token_s"]

@@ -13,6 +13,8 @@ _KINDS = {
     wire.NO_CONNECTION: records.NO_CONNECTION,
     wire.CLOSED: records.BROKEN,
     wire.TIMED_OUT: records.TIMED_OUT,
+    wire.STALLED: records.STALLED,
+    wire.MALFORMED: records.MALFORMED,
     wire.ENDED: records.CANCELLED,
 }
 
@@ -64,6 +66,8 @@ def settle(exchange: Exchange, record: RequestRecord, *, start_s: float) -> str:
         record.status, record.error = records.MALFORMED, f"not HTTP: {error}"
         return ""
     record.status = records.OK
+    if record.ttft_s is not None and record.server_queue_s is not None and record.server_ttft_s is not None:
+        record.residual_s = record.ttft_s - record.server_queue_s - record.server_ttft_s
     return "".join(text)
 
 

@@ -1,160 +1,161 @@
 """The multi-round QA workload: users who come back with their whole history.
 
-The behaviour is that of LMCache's `multi-round-qa.py` (see `schedule.py`); the code and the texts are not.
+In mode `exact` everything is known before the clock starts: each prompt has its length in tokens of the served
+tokenizer, users are of all ages from the start and have their history, and the history carries prepared answers in
+place of the ones that were given, so that two runs send the same bytes at the same times. In mode `compat` it is what
+LMCache's script sends (`reference.py`).
 """
 
 from __future__ import annotations
 
-import functools
-import json
-import ssl
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
-from urllib.parse import urlsplit
+from collections.abc import Iterable
+from typing import Literal
 
-from pytest_kvcache.workload import framing, prompts, records
-from pytest_kvcache.workload.answers import settle
-from pytest_kvcache.workload.plan import LoadPlan
-from pytest_kvcache.workload.records import RequestRecord
-from pytest_kvcache.workload.schedule import Turn, UserSchedule, schedule
-from pytest_kvcache.workload.wire import Exchange, Wire
+from pydantic import Field, PositiveFloat, PositiveInt
 
-Message = dict[str, str]
-#: Time to build the first prompts and open the first connections before the clock starts (s).
-_LEAD_S = 0.3
+from pytest_kvcache.errors import RunError
+from pytest_kvcache.workload import reference
+from pytest_kvcache.workload.base import Workload
+from pytest_kvcache.workload.schedule import Due, steady
+from pytest_kvcache.workload.script import Conversation, Message, Script, Turn
+from pytest_kvcache.workload.tokens import Texts, Tokenizer, message, texts
+
+#: Length of a warm-up prompt (words).
+_WARM_UP = 100
 
 
-@dataclass
-class Outcome:
-    """What a run brought.
+class MultiRoundQa(Workload):
+    """Parameters of the multi-round QA workload.
 
-    Args:
-        rows: One a request that the schedule asked for, also those that were never sent.
-        started_at: Wall clock at the start (s since the epoch).
-        elapsed_s: From the start to the last answer.
-        warmup_errors: What went wrong before the start.
+    The names of LMCache's `multi-round-qa.py` in brackets.
     """
 
-    rows: list[RequestRecord] = field(default_factory=list)
-    started_at: float = 0.0
-    elapsed_s: float = 0.0
-    warmup_errors: list[str] = field(default_factory=list)
+    kind: Literal["multi-round-qa"] = "multi-round-qa"
+    mode: Literal["exact", "compat"] = Field(
+        default="exact", description="prepared prompts of exact length, or what LMCache's script sends"
+    )
+    users: PositiveInt = Field(description="users in the system at a time [--num-users]")
+    rounds: int = Field(ge=2, description="questions a user asks [--num-rounds]")
+    qps: PositiveFloat = Field(description="requests/s over all users [--qps]")
+    shared_prompt_tokens: int = Field(ge=0, description="prompt common to all [--shared-system-prompt]")
+    question_tokens: PositiveInt = Field(default=32, description="what a round adds beside the answer (exact only)")
+    answer_tokens: PositiveInt = Field(description="length of an answer [--answer-len]")
 
+    @property
+    def needs_tokenizer(self) -> bool:
+        """Whether prompts are exact."""
+        return self.mode == "exact"
 
-@dataclass(frozen=True)
-class Endpoint:
-    """Where requests go and what is common to all of them.
+    def longest_tokens(self) -> int | None:
+        """Return the length of the longest prompt with its answer."""
+        if self.mode == "compat":
+            return None
+        return self._prompt_tokens(max(self.context_tokens), self.rounds) + self.answer_tokens
 
-    Args:
-        plan: Names the URL, the model and the length of answers.
-        wire: To the server.
-    """
+    def script(self, context_tokens: int, tokenizer: Tokenizer | None, *, first_user: int = 0) -> Script:
+        """Return the run at one context length."""
+        if self.mode == "compat" or tokenizer is None:
+            return self._as_reference(context_tokens, first_user)
+        return _Exact(self, context_tokens, texts(tokenizer, seed=self.seed)).script(first_user)
 
-    plan: LoadPlan
-    wire: Wire
+    def _prompt_tokens(self, context_tokens: int, question: int) -> int:
+        first = self.shared_prompt_tokens + context_tokens + self.question_tokens
+        return first + (question - 1) * (self.answer_tokens + self.question_tokens)
 
-    def submit(self, messages: list[Message], due_s: float, done: Callable[[Exchange], None]) -> None:
-        """Have a chat completion for `messages` sent at `due_s` (CLOCK_MONOTONIC).
+    def _as_reference(self, context_tokens: int, first_user: int) -> Script:
+        def opening(user: int) -> tuple[str, ...]:
+            return reference.opening(user, shared_tokens=self.shared_prompt_tokens, context_tokens=context_tokens)
 
-        Nothing is retried: a failure is a result.
-        """
-        workload, url = self.plan.workload, urlsplit(self.plan.base_url)
-        request: dict[str, Any] = {
-            "model": self.plan.model,
-            "messages": messages,
-            "max_tokens": workload.answer_tokens,
-            "temperature": 0,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
-        if workload.ignore_eos:
-            request["ignore_eos"] = True
-        payload = framing.request(url.netloc, f"{url.path}/chat/completions", json.dumps(request).encode())
-        self.wire.submit(Exchange(payload, due_s, due_s + workload.request_timeout_s, done))
-
-
-def connect(base_url: str) -> Wire:
-    """Return a wire to the host of `base_url`."""
-    url = urlsplit(base_url)
-    secure = url.scheme == "https"
-    tls = ssl.create_default_context() if secure else None
-    return Wire(url.hostname or "", url.port or (443 if secure else 80), tls)
-
-
-def run(plan: LoadPlan, outcome: Outcome, wire: Wire) -> None:
-    """Carry out `plan` over `wire`; `outcome` is filled in as it goes, so that a stopped run keeps what it has."""
-    endpoint = Endpoint(plan, wire)
-    users = schedule(plan.workload, first_user=plan.first_user)
-    outcome.warmup_errors = _warm_up(endpoint)
-    start_s = time.monotonic() + _LEAD_S
-    outcome.started_at = time.time() + _LEAD_S
-    for user in users:
-        _User(user, endpoint, start_s, outcome.rows).begin()
-    wire.run()
-    outcome.elapsed_s = time.monotonic() - start_s
-
-
-def _warm_up(endpoint: Endpoint) -> list[str]:
-    now = time.monotonic()
-    rows = []
-    for i in range(endpoint.plan.workload.warmup_requests):
-        row = RequestRecord(user=0, round=i, intended_start_s=0.0)
-        text = prompts.warmup_message(endpoint.plan.first_user + i)
-        endpoint.submit([{"role": "user", "content": text}], now, functools.partial(_settle_warm_up, row, now))
-        rows.append(row)
-    endpoint.wire.run()
-    return [f"{row.status}: {row.error}" for row in rows if row.status != records.OK]
-
-
-def _settle_warm_up(row: RequestRecord, start_s: float, exchange: Exchange) -> None:
-    settle(exchange, row, start_s=start_s)
-
-
-class _User:
-    """One user's session: its next question is sent when it is due, and not before the last answer is there."""
-
-    def __init__(self, user: UserSchedule, endpoint: Endpoint, start_s: float, rows: list[RequestRecord]) -> None:
-        self._user = user
-        self._endpoint = endpoint
-        self._start_s = start_s
-        self._history: list[Message] = []
-        self._turns = iter(user.turns)
-        self._rows = {t: RequestRecord(user=user.user, round=t.question, intended_start_s=t.at_s) for t in user.turns}
-        rows.extend(self._rows.values())
-
-    def begin(self) -> None:
-        """Have the next turn sent, or all that are left marked as never sent once the run's time is over."""
-        plan = self._endpoint.plan
-        for turn in self._turns:
-            # Prompts are built and encoded as soon as they can be, never when they are due.
-            due_s = max(self._start_s + turn.at_s, time.monotonic())
-            if due_s - self._start_s < plan.workload.duration_s:
-                message: Message = {"role": "user", "content": self._question(turn)}
-                done = self._answered(turn, message)
-                self._endpoint.submit([*self._history, message], due_s, done)
-                return
-            self._rows[turn].error = "the answer before it came after the end of the run"
-
-    def _answered(self, turn: Turn, message: Message) -> Callable[[Exchange], None]:
-        def done(exchange: Exchange) -> None:
-            record = self._rows[turn]
-            answer = settle(exchange, record, start_s=self._start_s)
-            if record.status == records.OK:
-                self._history += [message, {"role": "assistant", "content": answer}]
-            if record.status not in {records.CANCELLED, records.NOT_SENT}:
-                self.begin()
-
-        return done
-
-    def _question(self, turn: Turn) -> str:
-        if self._history:
-            return prompts.next_question(turn.question)
-        workload = self._endpoint.plan.workload
-        return prompts.first_message(
-            self._user.user,
-            shared_tokens=workload.shared_prompt_tokens,
-            context_tokens=self._endpoint.plan.context_tokens,
-            question=turn.question,
+        schedules = reference.schedule(
+            users=self.users, rounds=self.rounds, qps=self.qps, duration_s=self.duration_s, first_user=first_user
         )
+        conversations = tuple(
+            Conversation(
+                user.user,
+                tuple(
+                    Turn(asked.question, asked.at_s, (_question(asked.question, opening(user.user), first),), answer)
+                    for first, asked, answer in (
+                        (index == 0, asked, self.answer_tokens) for index, asked in enumerate(user.turns)
+                    )
+                ),
+                answers_return=True,
+            )
+            for user in schedules
+        )
+        warm_up = tuple(
+            Turn(i, 0.0, (Message("user", (reference.warm_up(first_user + i),)),), reference.WARM_UP_ANSWER_TOKENS)
+            for i in range(self.warmup_requests)
+        )
+        return Script(conversations, warm_up, user_header=True)
+
+
+def _question(number: int, opening: tuple[str, ...], first: bool) -> Message:
+    # The reference joins opening and question without a space between them.
+    text = reference.question(number)
+    return Message("user", (*opening[:-1], opening[-1] + text)) if first else Message("user", (text,))
+
+
+class _Exact:
+    """Makes the prompts of one context length."""
+
+    def __init__(self, workload: MultiRoundQa, context_tokens: int, source: Texts) -> None:
+        self._workload, self._context_tokens, self._texts = workload, context_tokens, source
+        self._shared_words, self._context_words = workload.shared_prompt_tokens, context_tokens
+        # The template's tokens are part of what all users share, or of the context where they share nothing.
+        if self._shared_words >= source.first_overhead:
+            self._shared_words -= source.first_overhead
+        else:
+            self._context_words -= source.first_overhead
+        self._question_words = workload.question_tokens - source.next_overhead
+        if self._context_words < 1:
+            raise RunError(
+                f"the chat template alone is {source.first_overhead} tokens", where="workload.context_tokens"
+            )
+        if self._question_words < 1:
+            raise RunError(
+                f"the chat template adds {source.next_overhead} tokens a round",
+                where="workload.question_tokens",
+                todo=f"set it to more than {source.next_overhead}",
+            )
+        self._shared = source.words(self._shared_words, "shared")
+        self._contexts: dict[int, str] = {}
+        self._messages: dict[tuple[int, int], tuple[Message, ...]] = {}
+
+    def script(self, first_user: int) -> Script:
+        w = self._workload
+        due = list(self._due(first_user, before=False))
+        turns: dict[int, list[Turn]] = {}
+        for each in due:
+            turns.setdefault(each.user, []).append(self._turn(each))
+        priming = tuple(self._turn(each) for each in self._due(first_user, before=True))
+        warm_up = tuple(
+            Turn(i, 0.0, (message("user", self._texts.words(_WARM_UP, "warm-up", first_user, i)),), w.answer_tokens)
+            for i in range(w.warmup_requests)
+        )
+        return Script(tuple(Conversation(user, tuple(own)) for user, own in turns.items()), warm_up, priming)
+
+    def _due(self, first_user: int, *, before: bool) -> Iterable[Due]:
+        w = self._workload
+        return steady(
+            users=w.users, rounds=w.rounds, qps=w.qps, duration_s=w.duration_s, first_user=first_user, before=before
+        )
+
+    def _turn(self, due: Due) -> Turn:
+        messages = tuple(m for r in range(1, due.round + 1) for m in self._round(due.user, r))
+        length = self._workload._prompt_tokens(self._context_tokens, due.round)
+        return Turn(due.round, due.at_s, messages, self._workload.answer_tokens, length)
+
+    def _round(self, user: int, number: int) -> tuple[Message, ...]:
+        """Return the answer before question `number`, where there is one, and the question."""
+        if (user, number) not in self._messages:
+            say = self._texts.words
+            if number == 1:
+                context = say(self._context_words, "user", user)
+                question = say(self._workload.question_tokens, "question", user, number)
+                made: tuple[Message, ...] = (message("user", self._shared, context, question),)
+            else:
+                answer = say(self._workload.answer_tokens, "answer", user, number - 1)
+                question = say(self._question_words, "question", user, number)
+                made = (message("assistant", answer), message("user", question))
+            self._messages[user, number] = made
+        return self._messages[user, number]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
-from pytest_kvcache.config.profile import Strict, Workload
+from pytest_kvcache.config.strict import Strict
+from pytest_kvcache.workload.registry import AnyWorkload
 
 
 class LoadPlan(Strict):
@@ -18,14 +19,22 @@ class LoadPlan(Strict):
         workload: Its parameters.
         context_tokens: Length of the user context of this run, one of the workload's.
         first_user: Users are numbered from the one after it, so that runs on one boot share no user context.
+        tokenizer_url: Of a vLLM server with that model, without /v1.
+        metrics_urls: Prometheus endpoints to read before and after, by name.
+        api_key_env: Environment variable with the API key; the key itself is in no file.
+        report_s: How often progress is printed.
         rows: Where the table of requests goes (Parquet).
         summary: Where the JSON of the run's own facts goes.
     """
 
     base_url: str
     model: str
-    workload: Workload
+    workload: AnyWorkload
     context_tokens: PositiveInt
-    first_user: NonNegativeInt
+    first_user: NonNegativeInt = 0
+    tokenizer_url: str
+    metrics_urls: dict[str, str] = Field(default_factory=dict)
+    api_key_env: str = ""
+    report_s: PositiveInt = 30
     rows: Path
     summary: Path

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pandas as pd
 
+from pytest_kvcache.runs.files import replace_whole
+
 OK = "ok"
 HTTP_ERROR = "http-error"
 NO_CONNECTION = "no-connection"
 BROKEN = "broken-stream"
+STALLED = "stalled"
 TIMED_OUT = "timed-out"
 MALFORMED = "malformed"
 EMPTY = "empty-answer"
@@ -30,14 +33,18 @@ class RequestRecord:
         actual_start_s: When the last byte of it was with the kernel.
         first_token_s: When the first non-empty token arrived.
         last_token_s: When the last one did.
+        intended_prompt_tokens: As the workload made it, where it knows.
+        intended_generated_tokens: As was asked for, where answers have an exact length.
         prompt_tokens: As the server counted them.
         generated_tokens: As the server counted them.
         cached_tokens: Prompt tokens that the server did not compute.
         status: `ok`, or what went wrong.
         error: In words.
         server: Name of the server that answered.
-        server_queue_s: Its own queue time.
-        server_ttft_s: Its own time from scheduling to the first token.
+        server_queue_s: Its own queue time: from the scheduler's first sight of the request to the start of its work.
+        server_ttft_s: Its own time from there to the first token.
+        residual_s: The client's TTFT less both: network, router, HTTP, tokenizing, waiting for a running step of the
+            engine before the scheduler saw it, and what the client adds.
         token_times_s: Arrival of each streamed chunk that held text.
     """
 
@@ -48,6 +55,8 @@ class RequestRecord:
     actual_start_s: float | None = None
     first_token_s: float | None = None
     last_token_s: float | None = None
+    intended_prompt_tokens: int | None = None
+    intended_generated_tokens: int | None = None
     prompt_tokens: int | None = None
     generated_tokens: int | None = None
     cached_tokens: int | None = None
@@ -56,10 +65,24 @@ class RequestRecord:
     server: str = ""
     server_queue_s: float | None = None
     server_ttft_s: float | None = None
+    residual_s: float | None = None
     token_times_s: list[float] = field(default_factory=list)
 
+    @property
+    def ttft_s(self) -> float | None:
+        """From the actual send to the first token."""
+        if self.first_token_s is None or self.actual_start_s is None:
+            return None
+        return self.first_token_s - self.actual_start_s
 
-_INTEGERS = ("prompt_tokens", "generated_tokens", "cached_tokens")
+
+_INTEGERS = (
+    "intended_prompt_tokens",
+    "intended_generated_tokens",
+    "prompt_tokens",
+    "generated_tokens",
+    "cached_tokens",
+)
 
 
 def to_frame(records: list[RequestRecord]) -> pd.DataFrame:
@@ -74,9 +97,7 @@ def to_frame(records: list[RequestRecord]) -> pd.DataFrame:
 
 def save(frame: pd.DataFrame, path: Path) -> None:
     """Write the table as Parquet; a file of that name is replaced only by a whole one."""
-    partial = path.with_suffix(".partial")
-    frame.to_parquet(partial, index=False)
-    partial.replace(path)
+    replace_whole(path, lambda partial: frame.to_parquet(partial, index=False))
 
 
 def read(path: Path) -> pd.DataFrame:

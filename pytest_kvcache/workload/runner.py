@@ -15,20 +15,22 @@ import pandas as pd
 
 from pytest_kvcache.errors import RunError
 from pytest_kvcache.runs import signals
+from pytest_kvcache.runs.files import replace_whole, write_json
 from pytest_kvcache.serving.component import Component
 from pytest_kvcache.serving.diagnose import diagnose_file
 from pytest_kvcache.serving.launchers.base import Handle
 from pytest_kvcache.serving.launchers.process import ProcessLauncher
 from pytest_kvcache.serving.pair import ServingPair
 from pytest_kvcache.telemetry import offload
-from pytest_kvcache.telemetry.prometheus import delta, scrape_all
+from pytest_kvcache.telemetry.prometheus import delta
 from pytest_kvcache.verdict.estimate import Estimates, estimate
-from pytest_kvcache.workload import records
+from pytest_kvcache.workload import records, reference, validity
+from pytest_kvcache.workload.multi_round import MultiRoundQa
 from pytest_kvcache.workload.plan import LoadPlan
 
-ROWS, RUN = "requests.parquet", "run.json"
+ROWS, RUN, LOAD, CSV = "requests.parquet", "run.json", "load.json", "summary.csv"
 _POLL_S = 0.2
-_SAVE_S = 3.0
+_SAVE_S = 6.0
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class RunResult:
         estimates: The figures of the run.
         counters: By component, what its counters grew by.
         faults: Why no verdict may rest on the run, empty where one may.
+        suspicions: What makes its times doubtful.
         comparability: What must be equal for a comparison.
         versions: Of what was tested.
     """
@@ -56,6 +59,7 @@ class RunResult:
     estimates: Estimates
     counters: Mapping[str, Mapping[str, float]]
     faults: tuple[str, ...]
+    suspicions: tuple[str, ...]
     comparability: Mapping[str, str]
     versions: Mapping[str, str]
 
@@ -78,7 +82,6 @@ def run_load(
     """
     plan_file = folder / "plan.json"
     plan_file.write_text(plan.model_dump_json(indent=2), encoding="utf-8")
-    before = scrape_all(pair.plan.metrics_urls)
     component = Component(
         name="load",
         argv=(sys.executable, "-m", "pytest_kvcache.workload.worker", str(plan_file)),
@@ -89,28 +92,24 @@ def run_load(
         _wait(handle, pair)
     finally:
         _end(handle, launcher)
-        after = scrape_all(pair.plan.metrics_urls)
-        facts = _facts(
-            pair,
-            plan,
-            tier=tier,
-            comparability=dict(comparability),
-            versions=dict(versions),
-            counters_before=before,
-            counters_after=after,
-        )
-        _write_json(folder / RUN, facts)
+        facts = _facts(pair, plan, tier=tier, comparability=dict(comparability), versions=dict(versions))
+        write_json(folder / RUN, facts)
     if handle.exit_code() != 0 or not plan.rows.exists():
         raise RunError(
             f"the load process failed (exit code {handle.exit_code()}): {diagnose_file(handle.log).cause}",
             where=str(handle.log),
             todo="read the log above",
         )
-    rows = records.read(plan.rows)
+    rows, load = records.read(plan.rows), facts["load"]
     figures = estimate(rows, duration_s=plan.workload.duration_s)
-    counters = {name: delta(before[name], after[name]) for name in after}
-    faults = [*_faults(rows, plan, facts), *_client_faults(figures, plan), *offload.faults(counters)]
-    _write_json(folder / RUN, facts | {"estimates": figures, "faults": faults})
+    after = load["counters_after"]
+    counters = {name: delta(load["counters_before"].get(name, {}), after[name]) for name in after}
+    faults = [*validity.faults(rows, plan.workload, load), *offload.faults(counters)]
+    suspicions = validity.suspicions(rows, plan.workload)
+    write_json(folder / RUN, facts | {"estimates": figures, "faults": faults, "suspicions": suspicions})
+    if isinstance(plan.workload, MultiRoundQa) and plan.workload.mode == "compat":
+        table = reference.csv_table(rows, started_at=load["started_at"])
+        replace_whole(folder / CSV, lambda partial: table.to_csv(partial, index=False))
     return RunResult(
         tier=tier,
         label=pair.label,
@@ -120,6 +119,7 @@ def run_load(
         estimates=figures,
         counters=counters,
         faults=tuple(faults),
+        suspicions=tuple(suspicions),
         comparability=comparability,
         versions=versions,
     )
@@ -142,29 +142,6 @@ def _end(handle: Handle, launcher: ProcessLauncher) -> None:
         launcher.stop([handle])
 
 
-def _faults(rows: pd.DataFrame, plan: LoadPlan, facts: Mapping[str, Any]) -> list[str]:
-    faults = [f"warm-up request failed: {error}" for error in facts["load"].get("warmup_errors", [])]
-    sent = rows[rows["actual_start_s"].notna()]
-    failed = sent[sent["status"] != records.OK]
-    if sent.empty:
-        return [*faults, "no request was sent"]
-    if len(failed) / len(sent) > plan.workload.allowed_failures:
-        kinds = ", ".join(f"{count} {status}" for status, count in failed["status"].value_counts().items())
-        first = failed.iloc[0]["error"]
-        faults.append(f"{len(failed)} of {len(sent)} requests failed ({kinds}); the first: {first}")
-    return faults
-
-
-def _client_faults(figures: Estimates, plan: LoadPlan) -> list[str]:
-    late, budget = figures["send_late_p99_s"], plan.workload.send_late_budget_s
-    if late <= budget:
-        return []
-    return [
-        f"the client sent late: p99 {late * 1e3:.0f} ms, budget {budget * 1e3:.0f} ms (workload.send_late_budget_s); "
-        "give it a core of its own"
-    ]
-
-
 def _facts(pair: ServingPair, plan: LoadPlan, **more: Mapping[str, Any] | str) -> dict[str, Any]:
     return {
         "label": pair.label,
@@ -174,9 +151,3 @@ def _facts(pair: ServingPair, plan: LoadPlan, **more: Mapping[str, Any] | str) -
         "load": json.loads(plan.summary.read_text(encoding="utf-8")) if plan.summary.exists() else {},
         **more,
     }
-
-
-def _write_json(path: Path, data: Mapping[str, Any]) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(data, indent=2, sort_keys=True), encoding="utf-8")
-    partial.replace(path)

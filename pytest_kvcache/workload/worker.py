@@ -1,54 +1,298 @@
 """The load process: `python -m pytest_kvcache.workload.worker PLAN.json`.
 
-Load is generated outside pytest's process, so that nothing in there delays a stamp. SIGTERM ends the run early and
-keeps what was measured.
+Load is generated outside pytest's process, so that nothing in there delays a stamp. This process prepares the script,
+warms up, primes, and starts as many children as the rate needs, each with a share of the users. SIGTERM or SIGINT ends
+the run early and keeps what was measured.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
+import ctypes
+import multiprocessing
+import os
 import signal
+import ssl
 import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
-from pytest_kvcache.workload import multi_round, records
+from pytest_kvcache.errors import KvCacheError
+from pytest_kvcache.runs.files import write_json
+from pytest_kvcache.telemetry.prometheus import scrape_all
+from pytest_kvcache.workload import records
+from pytest_kvcache.workload.driver import Driver, Encoder, Progress
 from pytest_kvcache.workload.plan import LoadPlan
+from pytest_kvcache.workload.records import RequestRecord
+from pytest_kvcache.workload.script import Conversation, Script, Turn
+from pytest_kvcache.workload.tokens import ServedTokenizer
+from pytest_kvcache.workload.wire import Wire
+
+#: Time for children to start and to put the first requests together before the clock starts (s).
+_LEAD_S = 0.5
+#: What a child is given to hand over its rows after the run was stopped (s).
+_SAVE_S = 5.0
+_TICK_S = 0.5
+_PR_SET_PDEATHSIG = 1
+#: A run that warms up badly is not started; so many failures are listed.
+_LISTED = 3
+
+
+@dataclass
+class Outcome:
+    """What a run brought.
+
+    Args:
+        rows: One a request that the schedule asked for, also those that were never sent.
+        started_at: Wall clock at the start (s since the epoch).
+        elapsed_s: From the start to the last answer.
+        warmup_errors: What went wrong before the start.
+        lost_workers: How load processes ended that handed nothing over.
+        interrupted: Whether it was ended early.
+        workers: Number of load processes.
+        counters_before: By component, read when the clock was about to start.
+        counters_after: By component, read after the last answer.
+    """
+
+    rows: list[RequestRecord] = field(default_factory=list)
+    started_at: float = 0.0
+    elapsed_s: float = 0.0
+    warmup_errors: list[str] = field(default_factory=list)
+    lost_workers: list[str] = field(default_factory=list)
+    interrupted: bool = False
+    workers: int = 0
+    counters_before: dict[str, dict[str, float]] = field(default_factory=dict)
+    counters_after: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def facts(self) -> dict[str, Any]:
+        """All but the rows."""
+        return {key: value for key, value in asdict(self).items() if key != "rows"}
 
 
 def main() -> int:
-    """Read the plan, run it, write rows and summary."""
+    """Read the plan, run it, write rows and facts."""
     plan = LoadPlan.model_validate_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    outcome = multi_round.Outcome()
-    wire = multi_round.connect(plan.base_url)
-    stopped: list[int] = []
-
-    def stop(number: int, _frame: object) -> None:
-        stopped.append(number)
-        wire.stop()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
-    multi_round.run(plan, outcome, wire)
-    wire.close()
-    _save(plan, outcome, interrupted=bool(stopped))
+    try:
+        carry_out(plan, lambda line: print(line, flush=True))
+    except KvCacheError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
-def _save(plan: LoadPlan, outcome: multi_round.Outcome, *, interrupted: bool) -> None:
-    records.save(records.to_frame(outcome.rows), plan.rows)
-    partial = plan.summary.with_suffix(".partial")
-    partial.write_text(
-        json.dumps(
-            {
-                "started_at": outcome.started_at,
-                "elapsed_s": outcome.elapsed_s,
-                "warmup_errors": outcome.warmup_errors,
-                "interrupted": interrupted,
-            }
-        ),
-        encoding="utf-8",
-    )
-    partial.replace(plan.summary)
+def carry_out(plan: LoadPlan, say: Callable[[str], None]) -> Outcome:
+    """Run `plan`, write its files, and return what it brought. SIGINT and SIGTERM end it early.
+
+    Raises:
+        RunError: The workload does not fit the server.
+    """
+    outcome = Outcome()
+    with _Stop() as stop:
+        key = os.environ.get(plan.api_key_env, "") if plan.api_key_env else ""
+        script = _script(plan, key)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        encoder = Encoder(plan, headers)
+        encoder.prepare(_all_turns(script))
+        outcome.warmup_errors = _before_the_clock(plan, script, encoder, stop)
+        outcome.counters_before = scrape_all(plan.metrics_urls)
+        count = outcome.workers = plan.workload.worker_count(script)
+        start_s = time.monotonic() + _LEAD_S
+        outcome.started_at = time.time() + _LEAD_S
+        children = _Children(
+            [_Share(plan, script.conversations[i::count], encoder, script.user_header, start_s) for i in range(count)],
+            say,
+        )
+        stop.on(children.stop)
+        children.listen()
+        outcome.rows, outcome.lost_workers = children.rows, children.lost
+        outcome.elapsed_s = time.monotonic() - start_s
+        outcome.counters_after = scrape_all(plan.metrics_urls)
+        outcome.interrupted = stop.asked
+        records.save(records.to_frame(outcome.rows), plan.rows)
+        write_json(plan.summary, outcome.facts())
+    return outcome
+
+
+def _script(plan: LoadPlan, key: str) -> Script:
+    tokenizer = None
+    if plan.workload.needs_tokenizer:
+        tokenizer = ServedTokenizer(plan.tokenizer_url, plan.model, api_key=key)
+    return plan.workload.script(plan.context_tokens, tokenizer, first_user=plan.first_user)
+
+
+def _all_turns(script: Script) -> Iterator[Turn]:
+    yield from script.warm_up
+    yield from script.priming
+    for user in script.conversations:
+        yield from user.turns
+
+
+def _before_the_clock(plan: LoadPlan, script: Script, encoder: Encoder, stop: _Stop) -> list[str]:
+    with _connected(plan) as wire:
+        stop.on(wire.stop)
+        driver = Driver(plan, encoder, wire, user_header=False)
+        rows = [*driver.at_once(script.warm_up), *driver.one_by_one(script.priming)]
+    errors = [f"{row.status}: {row.error}" for row in rows if row.status != records.OK]
+    more = len(errors) - _LISTED
+    return [*errors[:_LISTED], *([f"and {more} more"] if more > 0 else [])]
+
+
+@contextlib.contextmanager
+def _connected(plan: LoadPlan) -> Iterator[Wire]:
+    url = urlsplit(plan.base_url)
+    secure = url.scheme == "https"
+    tls = ssl.create_default_context() if secure else None
+    wire = Wire(url.hostname or "", url.port or (443 if secure else 80), tls)
+    try:
+        yield wire
+    finally:
+        wire.close()
+
+
+class _Stop:
+    """Turns SIGINT and SIGTERM into a call of what is to be stopped just now."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._action: Callable[[], None] = lambda: None
+        self._before: dict[int, Any] = {}
+
+    def on(self, action: Callable[[], None]) -> None:
+        """Have `action` called from now on, at once where a signal came already."""
+        self._action = action
+        if self.asked:
+            action()
+
+    def __enter__(self) -> _Stop:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._stop)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _stop(self, _number: int, _frame: object) -> None:
+        self.asked = True
+        self._action()
+
+
+@dataclass(frozen=True)
+class _Share:
+    """What one child sends.
+
+    Args:
+        plan: What limits apply.
+        conversations: Its own.
+        encoder: Has all texts already.
+        user_header: Whether requests name their user.
+        start_s: When the clock starts (CLOCK_MONOTONIC).
+    """
+
+    plan: LoadPlan
+    conversations: tuple[Conversation, ...]
+    encoder: Encoder
+    user_header: bool
+    start_s: float
+
+
+class _Children:
+    """The processes that send, and what they say.
+
+    Args:
+        shares: One for each.
+        say: Prints a line.
+    """
+
+    def __init__(self, shares: list[_Share], say: Callable[[str], None]) -> None:
+        self._say = say
+        self._plan, self._start_s = shares[0].plan, shares[0].start_s
+        self._progress: dict[int, Progress] = {}
+        self._ends: dict[Connection, int] = {}
+        self._give_up_s: float | None = None
+        self.rows: list[RequestRecord] = []
+        self.lost: list[str] = []
+        # Forked, so that all prompts are there and none is copied.
+        context = multiprocessing.get_context("fork")
+        self._processes = []
+        for number, share in enumerate(shares):
+            ours, theirs = context.Pipe(duplex=False)
+            child = context.Process(target=_work, args=(share, theirs), name=f"load-{number}", daemon=True)
+            child.start()
+            theirs.close()
+            self._processes.append(child)
+            self._ends[ours] = number
+
+    def stop(self) -> None:
+        """Have them hand over what they have."""
+        self._give_up_s = time.monotonic() + _SAVE_S
+        for child in self._processes:
+            child.terminate()
+
+    def listen(self) -> None:
+        """Return when each has handed over its rows, or has ended without."""
+        next_report_s = self._start_s + self._plan.report_s
+        while self._ends:
+            for end in wait(list(self._ends), timeout=_TICK_S):
+                assert isinstance(end, Connection)  # noqa: S101 - for the type checker: `wait` takes other things too
+                self._hear(end)
+            now = time.monotonic()
+            if now >= next_report_s:
+                next_report_s += self._plan.report_s
+                self._report(now - self._start_s)
+            if self._give_up_s is not None and now > self._give_up_s:
+                for child in self._processes:
+                    child.kill()
+        for child in self._processes:
+            child.join(_SAVE_S)
+
+    def _hear(self, end: Connection) -> None:
+        number = self._ends[end]
+        try:
+            said = end.recv()
+        except EOFError:
+            child = self._processes[number]
+            child.join(_SAVE_S)
+            self.lost.append(f"load process {number} ended with exit code {child.exitcode} and kept its rows")
+            del self._ends[end]
+            return
+        if isinstance(said, Progress):
+            self._progress[number] = said
+        else:
+            self.rows += said
+            del self._ends[end]
+
+    def _report(self, elapsed_s: float) -> None:
+        p = sum(self._progress.values(), Progress())
+        mean = f"{p.ttft_sum_s / p.finished:.3f} s" if p.finished else "-"
+        self._say(
+            f"{elapsed_s:.0f} of {self._plan.workload.duration_s:.0f} s: {p.finished} finished, {p.failed} failed, "
+            f"mean TTFT {mean}, {p.sent / elapsed_s:.2f} answers/s"
+        )
+
+
+def _work(share: _Share, end: Connection) -> None:
+    """Be a child: send a share of the conversations and hand over the rows."""
+    # Whatever ends the parent ends this one too.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent passes it on
+    with _connected(share.plan) as wire:
+        signal.signal(signal.SIGTERM, lambda *_: wire.stop())
+        driver = Driver(share.plan, share.encoder, wire, share.user_header)
+
+        def tell() -> None:
+            end.send(driver.progress)
+            wire.call_at(time.monotonic() + 1.0, tell)
+
+        wire.call_at(share.start_s, tell)
+        driver.run(share.conversations, share.start_s)
+    end.send(driver.rows)
+    end.close()
 
 
 if __name__ == "__main__":

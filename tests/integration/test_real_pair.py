@@ -88,14 +88,18 @@ def serve(project: Project, home: Path, tier: str) -> Served:
 def test_a_pair_on_s3(real_project: Project, kvcache_home: Path) -> None:
     """A real pair on S3 answers every request, loads KV from the bucket, keeps to loopback and leaves nothing."""
     served = serve(real_project, kvcache_home, "s3")
-    rows, counters = served.rows, served.facts["counters_after"]
+    rows, load = served.rows, served.facts["load"]
+    assert isinstance(load, dict)
+    counters = load["counters_after"]
     assert set(rows["status"]) == {"ok"}
     assert set(rows["server"]) == {"vllm-0", "vllm-1"}
     assert (rows["generated_tokens"] == 20).all()
-    assert rows["server_ttft_s"].notna().all()
+    # Lengths are exact in tokens of the served tokenizer, by the server's own count.
+    assert (rows["prompt_tokens"] == 200 + 3500 + 32 + (rows["round"] - 1) * (20 + 32)).all()
+    assert rows["residual_s"].notna().all()
+    assert "client - server TTFT" in served.output
     # The second round of a user goes to the other server, which can have its context from the bucket only.
     assert (rows["cached_tokens"] > 3000).any()
-    assert isinstance(counters, dict)
     loaded = sum(counters[n].get("lmcache_mp_lookup_hit_l2_tokens_total", 0) for n in ("lmcache-0", "lmcache-1"))
     external = sum(
         counters[n].get('vllm:prompt_tokens_by_source_total{source="external_kv_transfer"}', 0)

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import itertools
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
@@ -15,6 +16,7 @@ from aiohttp import ClientSession, web
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 EVENTS = {"Content-Type": "text/event-stream"}
+ASKED = itertools.count()
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -28,6 +30,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--stub-ttft", type=float, default=0.005)
     parser.add_argument("--stub-itl", type=float, default=0.002)
     parser.add_argument("--stub-fail", default="")
+    parser.add_argument("--stub-key", default="")
     parser.add_argument("--stub-boot", type=float, default=0.0)
     return parser.parse_known_args(argv)[0]
 
@@ -35,8 +38,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
 async def answer(request: web.Request, args: argparse.Namespace) -> web.StreamResponse:
     """Stream an answer, or fail in the way that `--stub-fail` names."""
     body = await request.json()
-    if args.stub_fail == "500":
-        return web.Response(status=500, text="stub says no")
+    if args.stub_key and request.headers.get("Authorization") != f"Bearer {args.stub_key}":
+        return web.Response(status=401, text="no key")
+    if args.stub_fail.isdigit():
+        return web.Response(status=int(args.stub_fail), text="stub says no")
+    if args.stub_fail == "die" and next(ASKED) >= 6:
+        os._exit(9)
     response = web.StreamResponse(headers=EVENTS)
     await response.prepare(request)
 
@@ -55,10 +62,12 @@ async def answer(request: web.Request, args: argparse.Namespace) -> web.StreamRe
             return response
         if args.stub_fail == "stall":
             await asyncio.sleep(3600)
+        if args.stub_fail == "slow":
+            await asyncio.sleep(0.3)
         if args.stub_fail != "empty":
             await event({"choices": [{"delta": {"content": " hi"}}]})
         await asyncio.sleep(args.stub_itl)
-    words = sum(len(m["content"].split()) for m in body["messages"])
+    words = count(body["messages"])
     details = {"cached_tokens": words // 2}
     usage = {"prompt_tokens": words, "completion_tokens": body["max_tokens"], "prompt_tokens_details": details}
     if args.stub_fail != "no-usage":
@@ -67,6 +76,34 @@ async def answer(request: web.Request, args: argparse.Namespace) -> web.StreamRe
     if args.stub_fail != "no-done":
         await event("[DONE]")
     return response
+
+
+#: The stub's tokenizer: words between spaces are one token each, a chat has some of its own, as templates do.
+VOCABULARY = ["".join(letters) for letters in itertools.product("bcdfg", "aeiou", "klmnp", "aeiou")]
+PER_CHAT, PER_MESSAGE = 2, 3
+
+
+def count(messages: list[dict[str, str]]) -> int:
+    """Return the length of a chat prompt in tokens."""
+    return PER_CHAT + sum(PER_MESSAGE + len(m["content"].split()) for m in messages)
+
+
+async def tokenize(request: web.Request) -> web.Response:
+    """Answer as vLLM's /tokenize does."""
+    body = await request.json()
+    if "messages" in body:
+        return web.json_response({"count": count(body["messages"]), "tokens": [], "max_model_len": 100000})
+    words = body["prompt"].split() or [body["prompt"]]
+    return web.json_response({"count": len(words), "tokens": [1] * len(words), "max_model_len": 100000})
+
+
+async def detokenize(request: web.Request) -> web.Response:
+    """Answer as vLLM's /detokenize does: token 1 is a line end, 300 and more are words."""
+    tokens = (await request.json())["tokens"]
+    if max(tokens) >= 300 + len(VOCABULARY) * 4:
+        return web.Response(status=400, text="no such token")
+    text = ("\n" if t == 1 else f" {VOCABULARY[(t - 300) % len(VOCABULARY)]}" for t in tokens)
+    return web.json_response({"prompt": "".join(text)})
 
 
 async def forward(request: web.Request, workers: itertools.cycle[str]) -> web.StreamResponse:
@@ -91,6 +128,8 @@ def serve(port: int, *, handler: Handler | None = None) -> None:
         app.router.add_get(path, ok)
     if handler is not None:
         app.router.add_post("/v1/chat/completions", handler)
+        app.router.add_post("/tokenize", tokenize)
+        app.router.add_post("/detokenize", detokenize)
     web.run_app(app, host="127.0.0.1", port=port, print=None, handle_signals=True, shutdown_timeout=0.2)
 
 

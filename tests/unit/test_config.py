@@ -9,6 +9,7 @@ import pytest
 from pytest_kvcache import catalogue
 from pytest_kvcache.catalogue import Catalogue
 from pytest_kvcache.errors import ConfigError
+from pytest_kvcache.workload.multi_round import MultiRoundQa
 
 
 def load(tmp_path: Path, text: str) -> Catalogue:
@@ -30,6 +31,7 @@ def test_the_articles_run_is_built_in() -> None:
     profile = catalogue.load(None).profile("qwen3-8b")
     workload = profile.workload
     assert (profile.model, profile.servers, profile.gpus_per_server) == ("Qwen/Qwen3-8B", 2, 1)
+    assert isinstance(workload, MultiRoundQa)
     assert (workload.users, workload.rounds, workload.qps) == (15, 20, 2)
     assert (workload.shared_prompt_tokens, workload.answer_tokens, workload.duration_s) == (1000, 100, 1200)
     assert len(workload.context_tokens) > 1
@@ -68,6 +70,7 @@ def test_a_new_tier_needs_no_code(tmp_path: Path) -> None:
 def test_a_profile_can_change_single_keys(tmp_path: Path) -> None:
     """A table of a built-in profile's name changes what it names and keeps the rest."""
     profile = load(tmp_path, "[profiles.qwen3-8b.workload]\nqps = 3\n").profile("qwen3-8b")
+    assert isinstance(profile.workload, MultiRoundQa)
     assert profile.workload.qps == 3
     assert profile.workload.users == 15
 

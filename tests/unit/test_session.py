@@ -200,7 +200,7 @@ def test_run_folder_holds_rows_settings_and_counters(project: Project) -> None:
     assert len(rows) == facts["estimates"]["finished"] > 10
     assert facts["settings"]["workload"]["users"] == 3
     assert facts["comparability"]["storage.stand_in"] == "true"
-    assert set(facts["counters_before"]) == {"vllm-0", "vllm-1", "lmcache-0", "lmcache-1"}
+    assert set(facts["load"]["counters_before"]) == {"vllm-0", "vllm-1", "lmcache-0", "lmcache-1"}
 
 
 def test_stand_in_is_named_in_every_output(project: Project) -> None:

@@ -56,6 +56,7 @@ def row(user: int, start: float, first: float, last: float, status: str = OK) ->
         due_s=start - 0.002,
         actual_start_s=start,
         server_queue_s=0.01,
+        residual_s=0.005,
         server_ttft_s=first - start - 0.015,
         first_token_s=first,
         last_token_s=last,

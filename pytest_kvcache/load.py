@@ -1,0 +1,153 @@
+"""`pytest-kvcache load`: the workload on its own, against any OpenAI endpoint; nothing is booted.
+
+The flags are those of LMCache's `multi-round-qa.py`, and some more.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pandas as pd
+
+from pytest_kvcache.catalogue import validate
+from pytest_kvcache.report import terminal
+from pytest_kvcache.runs.files import replace_whole
+from pytest_kvcache.telemetry.prometheus import delta
+from pytest_kvcache.verdict.estimate import Estimates, estimate
+from pytest_kvcache.workload import records, reference, validity, worker
+from pytest_kvcache.workload.base import Workload
+from pytest_kvcache.workload.mooncake import MooncakeTrace
+from pytest_kvcache.workload.multi_round import MultiRoundQa
+from pytest_kvcache.workload.plan import LoadPlan
+from pytest_kvcache.workload.sharegpt import ShareGpt
+
+Say = Callable[[str], None]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    what = parser.add_argument_group("what is sent (flags of multi-round-qa.py)")
+    what.add_argument("--num-users", type=int, metavar="N", help="users in the system at a time")
+    what.add_argument("--num-rounds", type=int, metavar="N", help="questions a user asks")
+    what.add_argument("--qps", type=float, help="requests/s over all users")
+    what.add_argument("--shared-system-prompt", type=int, default=1000, metavar="TOKENS", help="prompt common to all")
+    what.add_argument(
+        "--user-history-prompt", type=int, required=True, metavar="TOKENS", help="length of user contexts"
+    )
+    what.add_argument("--answer-len", type=int, default=100, metavar="TOKENS", help="length of an answer")
+    what.add_argument("--time", type=float, required=True, metavar="SECONDS", help="no request is started later")
+    what.add_argument("--init-user-id", type=int, default=0, metavar="N", help="users are numbered from the next one")
+    what.add_argument("--request-with-user-id", action="store_true", help="taken and ignored, as in the original")
+    what.add_argument("--sharegpt", type=Path, metavar="FILE", help="conversations from a ShareGPT-style file")
+
+    more = parser.add_argument_group("what is sent (more)")
+    more.add_argument("--mode", choices=("exact", "compat"), default="exact", help="compat: what the original sends")
+    more.add_argument(
+        "--trace", type=Path, metavar="FILE", help="a Mooncake-style trace; --user-history-prompt caps it"
+    )
+    more.add_argument("--speed", type=float, default=1.0, help="of the trace")
+    more.add_argument("--seed", type=int, default=0, help="texts follow from it")
+    more.add_argument("--keep-eos", action="store_true", help="let the model end its answers early")
+
+    where = parser.add_argument_group("where to")
+    where.add_argument("--base-url", required=True, help="with /v1")
+    where.add_argument("--model", required=True, help="the name that requests carry")
+    where.add_argument(
+        "--tokenizer-url", metavar="URL", help="of a vLLM server, without /v1 (default: that of --base-url)"
+    )
+    where.add_argument("--metrics-url", action="append", default=[], metavar="URL", help="counters to read; repeatable")
+    where.add_argument("--api-key-env", default="", metavar="VARIABLE", help="environment variable with the API key")
+
+    how = parser.add_argument_group("how, and what is left")
+    how.add_argument("--output", type=Path, default=Path("summary.csv"), help="the original's CSV; rows go beside it")
+    how.add_argument("--log-interval", type=int, default=30, metavar="SECONDS", help="between two lines of progress")
+    how.add_argument("--workers", type=int, help="load processes (default: as the rate needs)")
+    how.add_argument("--request-timeout", type=float, default=300.0, metavar="SECONDS")
+    how.add_argument(
+        "--token-timeout", type=float, default=120.0, metavar="SECONDS", help="for a stream that stands still"
+    )
+
+
+def run(args: argparse.Namespace, say: Say) -> int:
+    """Send the load and say what came of it.
+
+    Returns:
+        0 for a valid run, 1 for an invalid one, 130 for one that was interrupted. Its rows are kept in each case.
+
+    Raises:
+        ConfigError: A flag or a file is wrong.
+        RunError: The workload does not fit the server.
+    """
+    workload = _workload(args)
+    workload.check()
+    url = urlsplit(args.base_url)
+    plan = LoadPlan(
+        base_url=args.base_url,
+        model=args.model,
+        workload=workload,
+        context_tokens=args.user_history_prompt,
+        first_user=args.init_user_id,
+        tokenizer_url=args.tokenizer_url or f"{url.scheme}://{url.netloc}",
+        metrics_urls={each: each for each in args.metrics_url},
+        api_key_env=args.api_key_env,
+        report_s=args.log_interval,
+        rows=args.output.with_suffix(".parquet"),
+        summary=args.output.with_suffix(".json"),
+    )
+    args.output.absolute().parent.mkdir(parents=True, exist_ok=True)
+    say(f"{workload.kind}: preparing prompts, warming up")
+    outcome = worker.carry_out(plan, say)
+    rows = records.to_frame(outcome.rows)
+    table = reference.csv_table(rows, started_at=outcome.started_at)
+    replace_whole(args.output, lambda partial: table.to_csv(partial, index=False))
+    _tell(plan, rows, table, outcome, say)
+    faults = validity.faults(rows, workload, outcome.facts())
+    for line in faults:
+        say(f"INVALID: {line}")
+    for line in validity.suspicions(rows, workload):
+        say(f"suspect: {line}")
+    say(f"rows: {plan.rows}, reference CSV: {args.output}, counters and facts: {plan.summary}")
+    return 130 if outcome.interrupted else 1 if faults else 0
+
+
+def _workload(args: argparse.Namespace) -> Workload:
+    common: dict[str, Any] = {
+        "context_tokens": (args.user_history_prompt,),
+        "duration_s": args.time,
+        "seed": args.seed,
+        "ignore_eos": not args.keep_eos,
+        "workers": args.workers,
+        "request_timeout_s": args.request_timeout,
+        "token_timeout_s": args.token_timeout,
+    }
+    users = {"users": args.num_users, "rounds": args.num_rounds, "qps": args.qps, "answer_tokens": args.answer_len}
+    where = "command line"
+    if args.trace is not None:
+        return validate(MooncakeTrace, {**common, "path": args.trace, "speed": args.speed}, where)
+    users = {key: value for key, value in users.items() if value is not None}
+    if args.sharegpt is not None:
+        return validate(ShareGpt, {**common, **users, "path": args.sharegpt}, where)
+    shared = {"shared_prompt_tokens": args.shared_system_prompt, "mode": args.mode}
+    return validate(MultiRoundQa, {**common, **users, **shared}, where)
+
+
+def _tell(plan: LoadPlan, rows: pd.DataFrame, table: pd.DataFrame, outcome: worker.Outcome, say: Say) -> None:
+    summed = reference.summary(
+        table,
+        started_at=outcome.started_at,
+        config_qps=getattr(plan.workload, "qps", len(rows) / plan.workload.duration_s),
+        pending=int((rows["status"] == records.CANCELLED).sum()),
+    )
+    if summed is not None:
+        for line in summed.lines():
+            say(line)
+    figures: Estimates = estimate(rows, duration_s=plan.workload.duration_s)
+    for line in terminal.run_lines(figures):
+        say(line)
+    for name, before in outcome.counters_before.items():
+        grown = delta(before, outcome.counters_after.get(name, {}))
+        say(f"{name}: {len(grown)} counters grew")

@@ -1,0 +1,90 @@
+"""What every kind of workload has in common. A kind is one file: a model with its keys, and `script`."""
+
+from __future__ import annotations
+
+import math
+import os
+from abc import abstractmethod
+from typing import ClassVar
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+from pytest_kvcache.config.strict import Strict
+from pytest_kvcache.workload.script import Script
+from pytest_kvcache.workload.tokens import Tokenizer
+
+#: Streamed chunks a second that one load process stamps well (docs/client.md).
+_CHUNKS_A_WORKER = 20_000
+
+
+class Workload(Strict):
+    """The keys of every kind, and what a kind has to say.
+
+    The names of LMCache's `multi-round-qa.py` in brackets.
+    """
+
+    #: Keys that change how a run is judged or carried out, and not what is sent.
+    NOT_COMPARED: ClassVar[frozenset[str]] = frozenset(
+        {"context_tokens", "allowed_failures", "send_late_budget_s", "residual_budget_s", "workers"}
+    )
+
+    kind: str
+    context_tokens: tuple[PositiveInt, ...] = Field(
+        min_length=1, description="lengths of the user context, one test each [--user-history-prompt]"
+    )
+    duration_s: PositiveFloat = Field(description="no request is started later than this [--time]")
+    seed: int = Field(default=0, description="all texts follow from it")
+    ignore_eos: bool = Field(default=True, description="answers are exactly as long as was asked for")
+    warmup_requests: int = Field(default=10, ge=0, description="requests sent before the clock starts")
+    request_timeout_s: PositiveFloat = Field(default=300, description="a request is failed after this")
+    token_timeout_s: PositiveFloat = Field(default=120, description="a stream that stands still for this is failed")
+    workers: PositiveInt | None = Field(default=None, description="load processes; by default as the rate needs")
+    send_late_budget_s: PositiveFloat = Field(
+        default=0.05, description="a run whose requests left later than this (p99, the client's fault) is invalid"
+    )
+    residual_budget_s: PositiveFloat = Field(
+        default=0.5, description="a run whose client TTFT less the server's own (p99) is more than this is suspect"
+    )
+    allowed_failures: NonNegativeFloat = Field(
+        default=0.0, le=1, description="share of failed requests that a verdict may rest on"
+    )
+
+    @abstractmethod
+    def script(self, context_tokens: int, tokenizer: Tokenizer | None, *, first_user: int = 0) -> Script:
+        """Return all that a run sends.
+
+        Args:
+            context_tokens: One of the workload's.
+            tokenizer: The served one; None for a workload that said it needs none.
+            first_user: Users are numbered from the one after it, so that runs on one boot share no user's text.
+
+        Raises:
+            RunError: The workload does not fit the model's tokenizer or length.
+        """
+
+    @property
+    def needs_tokenizer(self) -> bool:
+        """Whether `script` counts tokens."""
+        return True
+
+    def check(self) -> None:
+        """Return if whatever the workload reads is there and sound; called before anything boots.
+
+        Raises:
+            ConfigError: Naming file and line.
+        """
+
+    def longest_tokens(self) -> int | None:
+        """Return the length of the longest prompt with its answer, None where it is not known beforehand."""
+        return None
+
+    def content_digest(self) -> str:
+        """Return a digest of the files that the workload reads, "" where it reads none."""
+        return ""
+
+    def worker_count(self, script: Script) -> int:
+        """Return the number of load processes for `script`."""
+        if self.workers is not None:
+            return self.workers
+        wanted = math.ceil(script.answer_tokens / self.duration_s / _CHUNKS_A_WORKER)
+        return max(1, min(wanted, os.cpu_count() or 1, len(script.conversations)))

@@ -1,0 +1,247 @@
+"""What LMCache's `multi-round-qa.py` sends, when, and how it sums up, so that published numbers can be compared.
+
+Source: github.com/LMCache/LMCache, benchmarks/multi_round_qa/multi-round-qa.py, as of commit 2cdc3a8. The texts are the
+wire format of a published benchmark and have to be its own; the code is not. docs/compat.md lists every difference.
+
+Its schedule: N users at q requests/s and R rounds; a user asks every gap = N/q seconds; a session counts as R - 1 gaps
+long, and a new user joins each N-th part of that. What follows from how it is written:
+
+- At the start N users are there as if they had joined one such step apart in the past. User i is (N - i) steps old and
+  has asked int(age/gap) + 1 questions. It has no history: its next prompt is the opening and that question alone.
+- The oldest has no question left, and sends nothing.
+- One more user joins at the start itself, since the time of the last join is 0 on the wall clock.
+- R questions in R - 1 gaps: R/(R - 1) times as many requests are sent as q says.
+- It looks every 0.1 s whether a user is due and sleeps in between: requests leave at multiples of the poll interval,
+  all that fell due since the last look together.
+- A user's next question is due one gap after the look at which the last one left, and a join one step after the look at
+  which the last one was made: each is late by up to one poll interval, and that adds up (`drift`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import pandas as pd
+
+POLL_S = 0.1
+#: Length of an answer to a warm-up request (tokens).
+WARM_UP_ANSWER_TOKENS = 100
+COLUMNS = (
+    "prompt_tokens",
+    "generation_tokens",
+    "ttft",
+    "generation_time",
+    "user_id",
+    "question_id",
+    "launch_time",
+    "finish_time",
+)
+_ROUNDING = 1e-9
+
+
+def opening(user: int, *, shared_tokens: int, context_tokens: int) -> tuple[str, ...]:
+    """Return the beginning of a user's first prompt, in parts to be joined by spaces; the question follows at once."""
+    shared = f"Hi, here's some system prompt: {_filler(shared_tokens)}.For user"
+    return shared, f"{user}, here are some other context: {_filler(context_tokens)}."
+
+
+def question(number: int) -> str:
+    """Return the text of question `number` of a session."""
+    return f"Here's question #{number}: can you tell me a new long story with a happy ending?"
+
+
+def warm_up(index: int) -> str:
+    """Return the text of a warm-up request."""
+    return f"WARMUP: Hi, I'm user {index}. Here are some text: {'hi ' * 100}."
+
+
+def _filler(tokens: int) -> str:
+    return " ".join(["hi"] * tokens)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One question.
+
+    Args:
+        question: Its number in the session, from 1.
+        at_s: When it leaves, after the start of the run.
+    """
+
+    question: int
+    at_s: float
+
+
+@dataclass(frozen=True)
+class Session:
+    """One user with its questions that fall into the run.
+
+    Args:
+        user: Its number.
+        turns: In order.
+    """
+
+    user: int
+    turns: tuple[Asked, ...]
+
+
+def gap_s(*, users: int, qps: float) -> float:
+    """Return the time between two questions of one user."""
+    return users / qps
+
+
+def join_step_s(*, users: int, rounds: int, qps: float) -> float:
+    """Return the time between two new users."""
+    return gap_s(users=users, qps=qps) * (rounds - 1) / users
+
+
+def schedule(
+    *,
+    users: int,
+    rounds: int,
+    qps: float,
+    duration_s: float,
+    first_user: int = 0,
+    poll_s: float = POLL_S,
+    drift: bool = False,
+) -> tuple[Session, ...]:
+    """Return every user with a question in the run, in the order of joining, as if each answer came at once.
+
+    Args:
+        users: N [--num-users].
+        rounds: R [--num-rounds].
+        qps: q [--qps].
+        duration_s: Of the run [--time].
+        first_user: Users are numbered from the one after it [--init-user-id].
+        poll_s: How often it looks who is due.
+        drift: Whether lateness adds up, as it does in the original; without it times are absolute.
+    """
+    gap = gap_s(users=users, qps=qps)
+    step = join_step_s(users=users, rounds=rounds, qps=qps)
+    clock = _Clock(poll_s, drift)
+    found = []
+    for i in range(users):
+        age = gap * (rounds - 1) - i * step
+        asked = math.floor(age / gap + _ROUNDING) + 1
+        times = clock.times((asked - 1) * gap - age, gap, rounds - asked)
+        found.append(_session(first_user + i + 1, asked + 1, times, duration_s))
+    joins = [0.0, *clock.times(0.0, step, math.ceil(duration_s / step) if step > 0 else 0)]
+    for i, joined in enumerate(joins):
+        times = [joined, *clock.times(joined, gap, rounds - 1)]
+        found.append(_session(first_user + users + i + 1, 1, times, duration_s))
+    return tuple(session for session in found if session.turns)
+
+
+@dataclass(frozen=True)
+class _Clock:
+    """Looks at multiples of an interval."""
+
+    poll_s: float
+    drift: bool
+
+    def times(self, last_s: float, every_s: float, count: int) -> list[float]:
+        """Return the looks at which `count` events are found due, `every_s` apart from `last_s` on."""
+        found: list[float] = []
+        for number in range(1, count + 1):
+            due = (found[-1] if found and self.drift else last_s) + (1 if self.drift else number) * every_s
+            # With drift, as written there: more than the gap must have passed. Without, a look that comes just in time
+            # finds it due, as there, where sleeping always takes a little longer.
+            looks = math.floor(due / self.poll_s + _ROUNDING) + 1 if self.drift else math.ceil(due / self.poll_s - 1e-6)
+            found.append(max(looks, 0) * self.poll_s)
+        return found
+
+
+def _session(user: int, first_question: int, times: list[float], duration_s: float) -> Session:
+    asked = (Asked(first_question + i, at) for i, at in enumerate(times))
+    return Session(user, tuple(a for a in asked if a.at_s < duration_s))
+
+
+def csv_table(rows: pd.DataFrame, *, started_at: float) -> pd.DataFrame:
+    """Return the finished requests in the columns of the original's CSV.
+
+    As there, `question_id` counts a user's finished requests from 1, `generation_time` runs from the first token to the
+    end, and times of launch and end are on the wall clock.
+
+    Args:
+        rows: A row a request (`records`).
+        started_at: Wall clock at the start of the run (s since the epoch).
+    """
+    done = rows[rows["status"] == "ok"].sort_values(["user", "actual_start_s"], kind="stable")
+    table = pd.DataFrame(
+        {
+            "prompt_tokens": done["prompt_tokens"].astype("int64"),
+            "generation_tokens": done["generated_tokens"].astype("int64"),
+            "ttft": done["first_token_s"] - done["actual_start_s"],
+            "generation_time": done["last_token_s"] - done["first_token_s"],
+            "user_id": done["user"],
+            "question_id": done.groupby("user").cumcount() + 1,
+            "launch_time": done["actual_start_s"] + started_at,
+            "finish_time": done["last_token_s"] + started_at,
+        }
+    )
+    return table[list(COLUMNS)].reset_index(drop=True)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The original's performance summary, by its formulas.
+
+    Args:
+        config_qps: As asked for (requests/s).
+        actual_qps: Launched requests/s.
+        processing_speed: Finished requests/s.
+        input_tokens_per_s: Prompt tokens of finished requests a second.
+        output_tokens_per_s: Generated tokens of finished requests a second.
+        decode_tokens_per_s: Mean over requests of generated tokens over generation time.
+        ttft_mean_s: Mean.
+        total_s: What rates refer to: from the start to the last end of a request.
+    """
+
+    config_qps: float
+    actual_qps: float
+    processing_speed: float
+    input_tokens_per_s: float
+    output_tokens_per_s: float
+    decode_tokens_per_s: float
+    ttft_mean_s: float
+    total_s: float
+
+    def lines(self) -> list[str]:
+        """Return it for people."""
+        return [
+            f"Config QPS: {self.config_qps:.4f} reqs/s",
+            f"Actual QPS: {self.actual_qps:.4f} reqs/s",
+            f"Processing speed: {self.processing_speed:.4f} reqs/s",
+            f"Input tokens per second: {self.input_tokens_per_s:.4f} tokens/s",
+            f"Output tokens per second: {self.output_tokens_per_s:.4f} tokens/s",
+            f"Average generation throughput (per request): {self.decode_tokens_per_s:.4f} tokens/req/s",
+            f"Average TTFT: {self.ttft_mean_s:.4f}s",
+            f"Time range: {self.total_s:.2f}s",
+        ]
+
+
+def summary(table: pd.DataFrame, *, started_at: float, config_qps: float, pending: int = 0) -> Summary | None:
+    """Return the summary of a CSV table, None where nothing finished.
+
+    Args:
+        table: As `csv_table` gives it, or read from the original's CSV.
+        started_at: Wall clock at the start of the run; the first launch where that is not known.
+        config_qps: As asked for.
+        pending: Requests that were launched and had no end.
+    """
+    if table.empty:
+        return None
+    total = float(table["finish_time"].max()) - started_at
+    # An answer of one token has no generation time: the original would print "inf" for all.
+    generation = table["generation_time"].where(table["generation_time"] > 0)
+    return Summary(
+        config_qps=config_qps,
+        actual_qps=(len(table) + pending) / total,
+        processing_speed=len(table) / total,
+        input_tokens_per_s=float(table["prompt_tokens"].sum()) / total,
+        output_tokens_per_s=float(table["generation_tokens"].sum()) / total,
+        decode_tokens_per_s=float((table["generation_tokens"] / generation).mean()),
+        ttft_mean_s=float(table["ttft"].mean()),
+        total_s=total,
+    )

@@ -1,0 +1,82 @@
+"""What a workload has sent: conversations of turns at absolute times. Every kind of workload ends up as this."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message of a chat.
+
+    Args:
+        role: `user` or `assistant`.
+        parts: Its text, to be joined by spaces. Texts that several prompts share are the same object, so that a run
+            with gigabytes of prompts holds and encodes each of them once.
+    """
+
+    role: str
+    parts: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """The whole text."""
+        return " ".join(self.parts)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One request that is to be sent.
+
+    Args:
+        round: Number of the question in its user's session, from 1.
+        at_s: When, after the start of the run.
+        messages: The prompt: all of it, or what is new since the last answer (see `Conversation.answers_return`).
+        answer_tokens: Length of the answer that is asked for.
+        prompt_tokens: Length of the whole prompt in tokens of the served tokenizer, where the workload knows it.
+    """
+
+    round: int
+    at_s: float
+    messages: tuple[Message, ...]
+    answer_tokens: int
+    prompt_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """One user: a turn is sent when it is due, and not before the answer to the one before it is there.
+
+    Args:
+        user: Its number.
+        turns: In order; `at_s` rises.
+        answers_return: Whether the prompt of a turn is all that was said before, real answers included, and then its
+            messages; otherwise its messages are the whole prompt, and the run can be repeated to the byte.
+    """
+
+    user: int
+    turns: tuple[Turn, ...]
+    answers_return: bool = False
+
+
+@dataclass(frozen=True)
+class Script:
+    """A whole run.
+
+    Args:
+        conversations: In the order in which they begin.
+        warm_up: Sent all at once before the clock starts, answers thrown away.
+        priming: Sent one after the other after the warm-up: what the caches would hold already had the run begun long
+            ago.
+        user_header: Whether each request names its user in `x-user-id`.
+    """
+
+    conversations: tuple[Conversation, ...]
+    warm_up: tuple[Turn, ...] = ()
+    priming: tuple[Turn, ...] = ()
+    user_header: bool = False
+
+    @property
+    def answer_tokens(self) -> int:
+        """Length of all answers together."""
+        return sum(turn.answer_tokens for user in self.conversations for turn in user.turns)

@@ -1,0 +1,183 @@
+"""The served tokenizer: exact counts, and words that are one token each, so that texts have exact lengths.
+
+vLLM answers `/tokenize` and `/detokenize` (docs: "Tokenizer API"); no tokenizer is needed on this side, and none that
+might differ from the served one.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import requests
+
+from pytest_kvcache.errors import RunError
+from pytest_kvcache.workload.script import Message
+
+#: Each message begins with it: what stands at the start of a message is cut into tokens unlike what stands in it.
+OPENER = "Note:"
+_WORD = re.compile(r"^ [a-z]{3,12}$")
+_FIRST_ID = 300
+_LAST_IDS = (12000, 6000, 4000, 2000, 1000)
+_FEWEST_WORDS = 50
+_TIMEOUT_S = 60
+
+
+class Tokenizer(Protocol):
+    """What a workload may ask of the served tokenizer."""
+
+    @property
+    def max_model_len(self) -> int | None:
+        """The longest prompt with its answer that the server takes (tokens), None where it does not say."""
+
+    def count(self, messages: Sequence[Message]) -> int:
+        """Return the length of a chat prompt as the server will count it, template included (tokens)."""
+
+    def words(self) -> tuple[str, ...]:
+        """Return words that, each after a space, are one token, whatever stands around them."""
+
+
+class ServedTokenizer:
+    """The tokenizer of a vLLM server.
+
+    Args:
+        url: Of the server, without /v1.
+        model: The name that requests carry.
+        api_key: Sent as a bearer token, "" for none.
+    """
+
+    def __init__(self, url: str, model: str, *, api_key: str = "") -> None:
+        self._url, self._model = url.rstrip("/"), model
+        self._session = requests.Session()
+        self._session.trust_env = False
+        if api_key:
+            self._session.headers["Authorization"] = f"Bearer {api_key}"
+        self.max_model_len: int | None = None
+
+    def count(self, messages: Sequence[Message]) -> int:
+        """Return the length of a chat prompt (tokens).
+
+        Raises:
+            RunError: The server has no tokenizer API, or refuses.
+        """
+        data = {"messages": [{"role": m.role, "content": m.text} for m in messages], "add_generation_prompt": True}
+        return int(self._tokenize(data)["count"])
+
+    def words(self) -> tuple[str, ...]:
+        """Return the words, sorted.
+
+        Raises:
+            RunError: As `count`, or the vocabulary has too few of them.
+        """
+        (newline,) = self._tokenize({"prompt": "\n", "add_special_tokens": False})["tokens"][-1:]
+        texts: set[str] = set()
+        for last in _LAST_IDS:
+            ids = [part for token in range(_FIRST_ID, last) for part in (token, newline)]
+            answer = self._ask("detokenize", {"tokens": ids}, refusal_ok=last != _LAST_IDS[-1])
+            if answer is not None:
+                texts = set(answer["prompt"].split("\n"))
+                break
+        found = self._single(sorted(text[1:] for text in texts if _WORD.match(text)))
+        if len(found) < _FEWEST_WORDS:
+            raise RunError(
+                f"exact lengths need {_FEWEST_WORDS} words of one token, the tokenizer has {len(found)} early on",
+                where=f"{self._url}/detokenize",
+                todo='use mode = "compat" (`--mode compat`)',
+            )
+        return tuple(found)
+
+    def _single(self, words: list[str]) -> list[str]:
+        """Return those of `words` that are one token each in a text of such words."""
+        if not words:
+            return []
+        alone = self._tokenize({"prompt": OPENER, "add_special_tokens": False})["count"]
+        together = self._tokenize({"prompt": " ".join([OPENER, *words]), "add_special_tokens": False})["count"]
+        if together == alone + len(words):
+            return words
+        if len(words) == 1:
+            return []
+        half = len(words) // 2
+        return [*self._single(words[:half]), *self._single(words[half:])]
+
+    def _tokenize(self, data: dict[str, Any]) -> dict[str, Any]:
+        answer = self._ask("tokenize", data)
+        if answer is None:
+            raise AssertionError("a refusal is an error here")
+        self.max_model_len = answer.get("max_model_len")
+        return answer
+
+    def _ask(self, what: str, data: dict[str, Any], *, refusal_ok: bool = False) -> dict[str, Any] | None:
+        url = f"{self._url}/{what}"
+        todo = 'name a vLLM server with --tokenizer-url, or use mode = "compat" (`--mode compat`)'
+        try:
+            response = self._session.post(url, json={"model": self._model, **data}, timeout=_TIMEOUT_S)
+            if response.status_code != 200:
+                if refusal_ok and response.status_code in {400, 500}:
+                    return None
+                raise RunError(f"HTTP {response.status_code}: {response.text[:200]}", where=url, todo=todo)
+            answer = response.json()
+        except requests.RequestException as error:
+            raise RunError(f"exact prompt lengths need vLLM's tokenizer API: {error}", where=url, todo=todo) from None
+        if not isinstance(answer, dict) or not {"count", "prompt"} & answer.keys():
+            raise RunError("is not vLLM's tokenizer API", where=url, todo=todo)
+        return answer
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Texts of exact length that follow from a seed.
+
+    Args:
+        vocabulary: Words of one token each.
+        seed: Equal seeds give equal texts.
+        first_overhead: Tokens that a chat of one message has beside its words: template, opener.
+        next_overhead: Tokens that an answer and the next question add beside their words.
+    """
+
+    vocabulary: tuple[str, ...]
+    seed: int
+    first_overhead: int
+    next_overhead: int
+
+    def words(self, count: int, *name: object) -> str:
+        """Return `count` words in random order, always the same for one name.
+
+        The vocabulary has hundreds of words, so no sequence of a few words comes again within a prompt.
+        """
+        source = random.Random("/".join(map(str, (self.seed, *name))))  # noqa: S311 - reproducible, not secret
+        return " ".join(source.choices(self.vocabulary, k=count))
+
+
+def texts(tokenizer: Tokenizer, *, seed: int) -> Texts:
+    """Measure what the chat template adds, and make sure that lengths then come out exactly.
+
+    Raises:
+        RunError: They do not.
+    """
+    vocabulary = tokenizer.words()
+    draft = Texts(vocabulary, seed, 0, 0)
+
+    def chat(*lengths: int, name: str) -> list[Message]:
+        roles = ("user", "assistant")
+        return [message(roles[i % 2], draft.words(length, "calibration", name, i)) for i, length in enumerate(lengths)]
+
+    first = tokenizer.count(chat(20, name="one")) - 20
+    following = tokenizer.count(chat(20, 30, 40, name="three")) - first - 90
+    for lengths in ((len(vocabulary) * 2,), (33, 7, 12, 5, 9), (300, 200, 100, 50, 25, 12, 6)):
+        expected = first + sum(lengths) + following * (len(lengths) // 2)
+        found = tokenizer.count(chat(*lengths, name="check"))
+        if found != expected:
+            raise RunError(
+                f"{len(lengths)} messages have {found} tokens, not {expected}: lengths do not come out exactly",
+                where="the model's tokenizer and chat template",
+                todo='use mode = "compat" (`--mode compat`)',
+            )
+    return Texts(vocabulary, seed, first, following)
+
+
+def message(role: str, *parts: str) -> Message:
+    """Return a message of texts from `Texts`."""
+    return Message(role, (OPENER, *(part for part in parts if part)))

@@ -1,0 +1,234 @@
+"""`pytest-kvcache load` against a stub server: what it sends and leaves, and each way in which the other side fails."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from pytest_kvcache.workload import reference
+from tests.stubs.server import free_port, stub_server
+
+FLAGS = {
+    "--model": "stub",
+    "--num-users": "3",
+    "--num-rounds": "8",
+    "--qps": "30",
+    "--shared-system-prompt": "20",
+    "--user-history-prompt": "40",
+    "--answer-len": "4",
+    "--time": "0.8",
+    "--request-timeout": "1",
+    "--token-timeout": "5",
+}
+
+
+def command(folder: Path, url: str, **more: str) -> list[str]:
+    """Return the command line."""
+    flags = {**FLAGS, "--base-url": f"{url}/v1", "--output": str(folder / "out" / "summary.csv")}
+    flags |= {f"--{name.replace('_', '-')}": value for name, value in more.items()}
+    return [sys.executable, "-m", "pytest_kvcache.cli", "load", *itertools.chain(*flags.items())]
+
+
+def load(folder: Path, url: str, **more: str) -> tuple[int, str, pd.DataFrame]:
+    """Send a load; return exit code, output and rows."""
+    done = subprocess.run(command(folder, url, **more), capture_output=True, text=True, timeout=60, check=False)
+    rows = folder / "out" / "summary.parquet"
+    return done.returncode, done.stdout + done.stderr, pd.read_parquet(rows) if rows.exists() else pd.DataFrame()
+
+
+def test_a_good_run(tmp_path: Path) -> None:
+    """Each row has its times in order, exact lengths, its server, and the residual of the client's TTFT."""
+    with stub_server(tmp_path, "--response-role", "assistant@vllm-0") as url:
+        code, output, rows = load(tmp_path, url)
+    assert code == 0, output
+    assert set(rows["status"]) == {"ok"}
+    assert len(rows) == 24
+    assert rows["intended_start_s"].tolist() == pytest.approx([i / 30 for i in range(24)])
+    for a, b in itertools.pairwise(["intended_start_s", "due_s", "actual_start_s", "first_token_s", "last_token_s"]):
+        assert (rows[a] <= rows[b] + 1e-6).all()
+    assert (rows["prompt_tokens"] == rows["intended_prompt_tokens"]).all()
+    assert (rows["prompt_tokens"] == 20 + 40 + 32 + (rows["round"] - 1) * 36).all()
+    assert (rows["generated_tokens"] == 4).all()
+    assert rows["token_times_s"].map(len).eq(4).all()
+    assert set(rows["server"]) == {"vllm-0"}
+    ttft = rows["first_token_s"] - rows["actual_start_s"]
+    residual = ttft - rows["server_queue_s"] - rows["server_ttft_s"]
+    assert rows["residual_s"].tolist() == pytest.approx(residual.tolist())
+    assert "client TTFT less the server's own" in output
+
+
+def test_compat_leaves_the_originals_csv(tmp_path: Path) -> None:
+    """In mode compat the CSV has the original's columns, answers return in the history, and the summary is printed."""
+    with stub_server(tmp_path) as url:
+        code, output, rows = load(tmp_path, url, mode="compat", time="1.2")
+    assert code == 0, output
+    table = pd.read_csv(tmp_path / "out" / "summary.csv")
+    assert tuple(table.columns) == reference.COLUMNS
+    assert len(table) == len(rows)
+    for _, own in rows.groupby("user"):
+        # The next prompt has the question and the answer of 4 words more.
+        assert all(b - a >= 4 for a, b in itertools.pairwise(own["prompt_tokens"]))
+    assert "Processing speed:" in output
+    assert "Average TTFT:" in output
+
+
+def test_several_load_processes(tmp_path: Path) -> None:
+    """With two processes the same requests are sent at the same times, each once."""
+    with stub_server(tmp_path) as url:
+        code, output, rows = load(tmp_path, url, workers="2")
+    assert code == 0, output
+    assert rows["intended_start_s"].tolist() == pytest.approx([i / 30 for i in range(24)])
+    assert not rows.duplicated(["user", "round"]).any()
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["workers"] == 2
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "error"),
+    [
+        ("500", "http-error", "HTTP 500: stub says no"),
+        ("404", "http-error", "HTTP 404: stub says no"),
+        ("break", "broken-stream", "connection closed"),
+        ("slow", "timed-out", "timed out"),
+        ("malformed", "malformed", "{not json"),
+        ("empty", "empty-answer", "no token"),
+        ("no-usage", "malformed", "no usage"),
+        ("no-done", "broken-stream", "before [DONE]"),
+    ],
+)
+def test_each_fault_is_a_row_with_its_status(tmp_path: Path, fault: str, status: str, error: str) -> None:
+    """Whatever the server does, the run goes on to its end, each request says what became of it, and none is valid."""
+    with stub_server(tmp_path, "--stub-fail", fault) as url:
+        code, output, rows = load(tmp_path, url)
+    assert code == 1
+    sent = rows[rows["actual_start_s"].notna()]
+    assert set(sent["status"]) == {status}
+    assert sent["error"].str.contains(error, regex=False).all()
+    assert f"INVALID: {len(sent)} of {len(sent)} requests failed ({len(sent)} {status})" in output
+
+
+def test_a_stream_that_stands_still(tmp_path: Path) -> None:
+    """Where no token comes within the token deadline the request is failed, long before its own deadline."""
+    with stub_server(tmp_path, "--stub-fail", "stall") as url:
+        code, output, rows = load(tmp_path, url, token_timeout="0.3", request_timeout="60")
+    assert code == 1
+    assert set(rows[rows["actual_start_s"].notna()]["status"]) == {"stalled"}
+    assert "nothing arrived for 0.3 s" in output
+
+
+def test_nobody_listens(tmp_path: Path) -> None:
+    """Where nothing listens, in mode exact the run does not start, in compat every request is a row that says so."""
+    with free_port(tmp_path) as port:
+        url = f"http://127.0.0.1:{port}"
+        code, output, rows = load(tmp_path, url)
+        assert (code, rows.empty) == (1, True)
+        assert "exact prompt lengths need vLLM's tokenizer API" in output
+        assert "--mode compat" in output
+        code, output, rows = load(tmp_path, url, mode="compat")
+    assert code == 1
+    assert set(rows["status"]) == {"no-connection"}
+    assert "INVALID: warm-up request failed: no-connection" in output
+
+
+def test_a_server_that_dies(tmp_path: Path) -> None:
+    """What was answered before is kept, what came after is marked, and the run is invalid."""
+    with stub_server(tmp_path, "--stub-fail", "die") as url:
+        code, _, rows = load(tmp_path, url, mode="compat", shared_system_prompt="1")
+    assert code == 1
+    assert {"broken-stream", "no-connection"} >= set(rows[rows["status"] != "ok"]["status"])
+    assert (rows["status"] == "no-connection").any()
+
+
+def test_a_late_user_delays_nobody_else(tmp_path: Path) -> None:
+    """With answers slower than a user's gap, others are sent on time; the late ones' lateness is theirs alone."""
+    with stub_server(tmp_path, "--stub-ttft", "0.4") as url:
+        code, output, rows = load(tmp_path, url, qps="10", time="2")
+    assert code == 0, output  # the server is slow, the client is not to blame
+    first = rows.drop_duplicates("user")
+    assert (first["actual_start_s"] - first["intended_start_s"]).max() < 0.2
+    later = rows[~rows.index.isin(first.index) & rows["actual_start_s"].notna()]
+    assert (later["due_s"] - later["intended_start_s"]).max() > 0.05
+    assert (rows["status"] == "not-sent").any()
+    assert rows[rows["status"] == "not-sent"]["error"].str.contains("after the end of the run").all()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "terminated"])
+def test_an_interrupted_run_keeps_what_was_measured(tmp_path: Path, number: signal.Signals) -> None:
+    """Ctrl-C ends the load; finished rows are kept, those under way and those to come are marked, exit code 130."""
+    with stub_server(tmp_path, "--stub-itl", "0.05") as url:
+        process = subprocess.Popen(
+            command(tmp_path, url, time="60", log_interval="1"),
+            stdout=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
+        )
+        assert process.stdout is not None
+        for line in process.stdout:
+            if " 60 s: " in line:  # live progress
+                break
+        time.sleep(1)
+        process.send_signal(number)
+        output = process.communicate(timeout=15)[0]
+        assert process.returncode == 130
+    rows = pd.read_parquet(tmp_path / "out" / "summary.parquet")
+    counts = rows["status"].value_counts()
+    assert counts["ok"] > 10
+    assert counts["cancelled"] >= 1
+    assert counts["not-sent"] > 100
+    assert "INVALID: the run was ended before its time" in output
+    assert len(pd.read_csv(tmp_path / "out" / "summary.csv")) == counts["ok"]
+
+
+def test_a_load_process_that_is_killed(tmp_path: Path) -> None:
+    """When a load process dies, its rows are missing, which makes the run invalid, and nothing is left behind."""
+    with stub_server(tmp_path) as url:
+        process = subprocess.Popen(
+            command(tmp_path, url, time="4", workers="2", log_interval="1"), stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        for line in process.stdout:
+            if " 4 s: " in line:
+                break
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        assert len(children) == 2
+        subprocess.run(["kill", "-9", children[0]], check=True)
+        output = process.communicate(timeout=20)[0]
+        assert process.returncode == 1
+    assert "INVALID: load process 0 ended with exit code -9" in output
+    assert not any(Path(f"/proc/{child}").exists() for child in children)
+
+
+def test_a_key_is_sent_and_written_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The API key comes from the environment; neither output nor files nor command line have it."""
+    monkeypatch.setenv("MY_KEY", "sk-very-secret")
+    with stub_server(tmp_path, "--stub-key", "sk-very-secret") as url:
+        code, output, _ = load(tmp_path, url, api_key_env="MY_KEY")
+        refused, text, _ = load(tmp_path, url, output=str(tmp_path / "other.csv"), mode="compat")
+    assert code == 0, output
+    assert refused == 1
+    assert "HTTP 401" in text
+    assert "sk-very-secret" not in output
+    assert not any(b"sk-very-secret" in path.read_bytes() for path in (tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"num_rounds": "1"}, "command line.rounds: Input should be greater than or equal to 2"),
+        ({"trace": "nothing.jsonl"}, "nothing.jsonl: cannot be read"),
+    ],
+    ids=["rounds", "trace"],
+)
+def test_a_wrong_flag_is_one_line(tmp_path: Path, more: dict[str, str], message: str) -> None:
+    """A wrong value or file ends it before anything is sent, without a traceback."""
+    code, output, _ = load(tmp_path, "http://127.0.0.1:9", **more)
+    assert code == 1
+    assert message in output
+    assert "Traceback" not in output

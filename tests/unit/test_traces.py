@@ -1,0 +1,186 @@
+"""ShareGPT-style files and Mooncake-style traces: what is read and sent, and what is refused with file and line."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pytest_kvcache.errors import ConfigError, RunError
+from pytest_kvcache.workload import mooncake, sharegpt
+from pytest_kvcache.workload.mooncake import MooncakeTrace
+from pytest_kvcache.workload.sharegpt import ShareGpt
+from tests.unit.test_exact import Words, common
+
+
+def trace(path: Path, lines: list[Any], **more: object) -> MooncakeTrace:
+    """Write a trace and return its workload."""
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    values = {"kind": "mooncake-trace", "path": path, "context_tokens": (3000,), "duration_s": 10, **more}
+    return MooncakeTrace.model_validate(values)
+
+
+def line(timestamp: int, input_length: int, *hash_ids: int, output_length: int = 5) -> dict[str, Any]:
+    """Return a request of a trace."""
+    return {
+        "timestamp": timestamp,
+        "input_length": input_length,
+        "output_length": output_length,
+        "hash_ids": list(hash_ids),
+    }
+
+
+def test_a_trace_is_sent_as_it_was_taken(tmp_path: Path) -> None:
+    """Each line is a request at its time, of its exact length, asking for its answer; the file need not be in order."""
+    workload = trace(tmp_path / "t.jsonl", [line(2500, 1100, 1, 2, 3), line(500, 600, 1, 4, output_length=9), ""])
+    workload.check()
+    turns = [c.turns[0] for c in workload.script(3000, Words()).conversations]
+    assert [(t.at_s, t.prompt_tokens, t.answer_tokens) for t in turns] == [(0.0, 600, 9), (2.0, 1100, 5)]
+    assert [Words().count(t.messages) for t in turns] == [600, 1100]
+
+
+def test_equal_hash_ids_are_equal_prefixes(tmp_path: Path) -> None:
+    """Prompts agree in the blocks whose ids are equal from the start on, and in no more."""
+    lines = [line(0, 1536, 1, 2, 3), line(1, 1536, 1, 2, 9), line(2, 1536, 7, 2, 3)]
+    turns = [c.turns[0].messages[0].text for c in trace(tmp_path / "t", lines).script(3000, Words()).conversations]
+    assert common(turns[0], turns[1]) == pytest.approx(1 + 2 * 512, abs=2)
+    assert common(turns[0], turns[2]) <= 3
+
+
+def test_speed_duration_and_the_longest_prompt(tmp_path: Path) -> None:
+    """`speed` divides the times, later requests and longer prompts are left out."""
+    lines = [line(i * 1000, 512 * (i + 1), *range(i + 1)) for i in range(8)]
+    workload = trace(tmp_path / "t", lines, speed=2.0, duration_s=3)
+    turns = [c.turns[0] for c in workload.script(2048, Words()).conversations]
+    assert [(t.at_s, t.prompt_tokens) for t in turns] == [(0.0, 512), (0.5, 1024), (1.0, 1536), (1.5, 2048)]
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ("{no json", "line 2: the line: Invalid JSON"),
+        ({"timestamp": 1, "input_length": 5, "output_length": 1}, "line 2: hash_ids: Field required"),
+        (line(-1, 5, 1), "line 2: timestamp: Input should be greater than or equal to 0"),
+        (line(1, 0, 1), "line 2: input_length: Input should be greater than 0"),
+        (line(1, 600, 1), "line 2: hash_ids: 1, but 600 tokens are 2 blocks of 512"),
+        ({**line(1, 5, 1), "hash_ids": ["x"]}, "line 2: hash_ids.0: Input should be a valid integer"),
+        ("[1]", "line 2: the line: Input should be an object"),
+    ],
+    ids=["json", "missing", "time", "length", "blocks", "ids", "array"],
+)
+def test_a_malformed_line_names_file_and_line(tmp_path: Path, bad: Any, message: str) -> None:
+    """The error has file, line, key and what is wrong; it comes before anything boots."""
+    workload = trace(tmp_path / "t.jsonl", [line(0, 5, 1), bad])
+    with pytest.raises(ConfigError) as error:
+        workload.check()
+    assert f"t.jsonl: {message}" in str(error.value)
+
+
+def test_a_trace_of_which_nothing_fits(tmp_path: Path) -> None:
+    """A trace whose prompts are all longer than the run's limit is refused, and so is one that the template exceeds."""
+    with pytest.raises(ConfigError, match="no request of at most 100 tokens"):
+        trace(tmp_path / "t", [line(0, 600, 1, 2)], context_tokens=(100,)).check()
+    with pytest.raises(RunError, match="shorter than the chat template"):
+        trace(tmp_path / "t", [line(0, 4, 1)]).script(3000, Words())
+
+
+def talk(*texts: str, start: str = "human", **more: object) -> dict[str, Any]:
+    """Return a conversation of a ShareGPT-style file."""
+    roles = itertools.cycle(["human", "gpt"] if start == "human" else ["gpt", "human"])
+    return {"id": "x", "conversations": [{"from": next(roles), "value": text, **more} for text in texts]}
+
+
+def shared(path: Path, content: str, **more: object) -> ShareGpt:
+    """Write a file and return its workload."""
+    path.write_text(content)
+    values = {
+        "kind": "sharegpt",
+        "path": path,
+        "users": 2,
+        "rounds": 2,
+        "qps": 2,
+        "context_tokens": (100,),
+        "answer_tokens": 6,
+        "duration_s": 4,
+        **more,
+    }
+    return ShareGpt.model_validate(values)
+
+
+TALKS = [
+    talk("q one", "a one two three", "q two", "a " * 20, "more", "more"),
+    talk("too", "short"),
+    talk("lead", "second q", "second a", "another q", "another a", start="gpt"),
+    talk("w " * 200, "long", "x", "y"),
+]
+
+
+@pytest.mark.parametrize("as_lines", [False, True], ids=["array", "lines"])
+def test_conversations_are_sent_on_the_steady_schedule(tmp_path: Path, as_lines: bool) -> None:
+    """Users ask the file's questions, with the file's answers as history; too short and too long ones are left out."""
+    content = "\n".join(map(json.dumps, TALKS)) if as_lines else json.dumps(TALKS, indent=1)
+    workload = shared(tmp_path / "s.json", content)
+    workload.check()
+    script = workload.script(100, Words())
+    turns = sorted(((t.at_s, c.user, t) for c in script.conversations for t in c.turns), key=lambda each: each[0])
+    assert [at for at, _, _ in turns] == [i / 2 for i in range(8)]
+    texts = {tuple(m.text for m in t.messages) for _, _, t in turns}
+    assert texts == {
+        ("q one",),
+        ("q one", "a one two three", "q two"),
+        ("second q",),
+        ("second q", "second a", "another q"),
+    }
+    assert {t.answer_tokens for _, _, t in turns if t.messages[-1].text == "q one"} == {4}
+    assert {t.answer_tokens for _, _, t in turns if t.messages[-1].text == "q two"} == {6}  # at most answer_tokens
+    assert len(script.priming) == 2
+
+
+def test_lengths_of_answers_that_the_file_has(tmp_path: Path) -> None:
+    """`num_tokens` of an answer is taken over the tokenizer's count."""
+    content = json.dumps([talk("q", "a", "q", "a", num_tokens=3)] * 2)
+    script = shared(tmp_path / "s", content).script(100, Words())
+    assert {t.answer_tokens for c in script.conversations for t in c.turns} == {3}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('[\n{"conversations": []},\n{"nothing": 1}\n]', 'line 3: is not an object with a list "conversations"'),
+        ('[\n{"conversations": [{"from": "human"}]}]', "line 2: has a message without text"),
+        ('{"conversations": []}\n{"conversations": [', "line 2: is not JSON"),
+        ('[\n{"conversations": []},\n', "line 3: the array has no end"),
+        (json.dumps([talk("q", "a", num_tokens=-1)]), "line 1: num_tokens is -1, not a count"),
+        (json.dumps([talk("q", "a")]), "has 0 conversations of 2 rounds, for 2 users"),
+    ],
+    ids=["entry", "message", "json", "end", "tokens", "few"],
+)
+def test_a_malformed_file_names_the_line(tmp_path: Path, content: str, message: str) -> None:
+    """The error has the file, the line where the entry begins, and what is wrong."""
+    with pytest.raises(ConfigError) as error:
+        shared(tmp_path / "s.json", content).check()
+    assert "s.json" in str(error.value)
+    assert message in str(error.value)
+
+
+def test_conversations_that_do_not_fit(tmp_path: Path) -> None:
+    """When too few conversations fit into the run's length, the error says how many do."""
+    with pytest.raises(RunError, match="2 conversations of 2 rounds fit into 100 tokens, for 3 users"):
+        shared(tmp_path / "s", json.dumps(TALKS), users=3).script(100, Words())
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.text(max_size=60) | st.recursive(st.none() | st.integers() | st.text(), st.lists).map(json.dumps))
+def test_no_content_makes_it_fall_over(tmp_path_factory: pytest.TempPathFactory, content: str) -> None:
+    """Whatever a file holds, reading it yields entries or an error that names it."""
+    path = tmp_path_factory.getbasetemp() / "any"
+    path.write_text(content, encoding="utf-8", errors="replace")
+    for read in (sharegpt.read, mooncake.read):
+        with contextlib.suppress(ConfigError):
+            list(read(path))
