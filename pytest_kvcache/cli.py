@@ -8,11 +8,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pytest_kvcache import catalogue, load
+from pytest_kvcache import catalogue
 from pytest_kvcache.engine import setup
 from pytest_kvcache.engine.environment import inspect
 from pytest_kvcache.errors import KvCacheError
 from pytest_kvcache.home import home
+from pytest_kvcache.load import command
 from pytest_kvcache.render import render
 
 
@@ -47,8 +48,8 @@ def _parser() -> argparse.ArgumentParser:
     show.set_defaults(run=_render)
 
     send = commands.add_parser("load", help="run the workload alone, against an endpoint that is already there")
-    load.add_arguments(send)
-    send.set_defaults(run=lambda args: load.run(args, lambda line: print(line, flush=True)))
+    command.add_arguments(send)
+    send.set_defaults(run=lambda args: command.run(args, lambda line: print(line, flush=True)))
     return parser
 
 

@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 
 from pytest_kvcache.errors import KvCacheError, TierUnavailableError
+from pytest_kvcache.load import runner
+from pytest_kvcache.load.plan import LoadPlan
+from pytest_kvcache.load.runner import RunResult
 from pytest_kvcache.report import terminal
 from pytest_kvcache.report.rows import CellReport
 from pytest_kvcache.runs import signals
@@ -25,9 +28,6 @@ from pytest_kvcache.verdict import baseline as baselines
 from pytest_kvcache.verdict.baseline import Baseline, Cell, Write
 from pytest_kvcache.verdict.decide import Measurement, decide
 from pytest_kvcache.verdict.environment import comparability, machine_name
-from pytest_kvcache.workload import runner
-from pytest_kvcache.workload.plan import LoadPlan
-from pytest_kvcache.workload.runner import RunResult
 
 #: Users of one workload are numbered from a multiple of this, so that workloads on one boot share no user context.
 _USERS_APART = 100_000

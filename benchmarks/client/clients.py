@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
-from pytest_kvcache.workload import framing, wire
+from pytest_kvcache.client import framing, wire
 
 BODY = json.dumps(
     {"model": "stub", "messages": [{"role": "user", "content": "hi " * 2000}], "max_tokens": 100, "stream": True}

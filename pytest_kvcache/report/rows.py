@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pytest_kvcache.load.runner import RunResult
 from pytest_kvcache.verdict.baseline import Baseline, Cell
 from pytest_kvcache.verdict.decide import Verdict
-from pytest_kvcache.workload.runner import RunResult
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ def estimate(rows: pd.DataFrame, *, duration_s: float) -> Estimates:
     """Return the figures of a run.
 
     Args:
-        rows: A row a request, as `workload.records` has it.
+        rows: A row a request, as `load.records` has it.
         duration_s: For how long requests were started.
 
     Returns:
@@ -31,7 +31,7 @@ def estimate(rows: pd.DataFrame, *, duration_s: float) -> Estimates:
 
         TTFT counts from the actual send; `ttft_from_intended_*` from when the schedule wanted it, so that a user who is
         late because the last answer was shows too. `user_late_p99_s` is that lateness, `send_late_p99_s` the client's
-        own. `residual_*` is the client's TTFT less the server's queue time and TTFT (see `workload.records`).
+        own. `residual_*` is the client's TTFT less the server's queue time and TTFT (see `load.records`).
     """
     sent = rows[rows["actual_start_s"].notna()]
     done = rows[rows["status"] == "ok"]

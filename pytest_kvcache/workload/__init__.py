@@ -1,1 +1,1 @@
-"""The load: what is sent and when, sending it, and one row for every request."""
+"""What is sent, and when: kinds of workload, each of which makes a script."""

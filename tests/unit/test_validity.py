@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import pandas as pd
 import pytest
 
-from pytest_kvcache.workload import records, validity
+from pytest_kvcache.load import records, validity
+from pytest_kvcache.load.records import RequestRecord
 from pytest_kvcache.workload.multi_round import MultiRoundQa
-from pytest_kvcache.workload.records import RequestRecord
 
 WORKLOAD = MultiRoundQa(
     users=2,

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 
 from pytest_kvcache.catalogue import load
 from pytest_kvcache.errors import BaselineError
+from pytest_kvcache.load.records import BROKEN, OK, RequestRecord, to_frame
 from pytest_kvcache.verdict import baseline
 from pytest_kvcache.verdict.baseline import Baseline, Cell, Write
 from pytest_kvcache.verdict.decide import Measurement, Verdict, decide
 from pytest_kvcache.verdict.environment import comparability, differences, machine_name
 from pytest_kvcache.verdict.estimate import estimate
 from pytest_kvcache.verdict.metrics import GATED
-from pytest_kvcache.workload.records import BROKEN, OK, RequestRecord, to_frame
 
 TOLERANCES = {m.key: 0.1 for m in GATED}
 FIGURES = {

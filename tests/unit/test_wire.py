@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_kvcache.workload import connection, framing, wire
-from pytest_kvcache.workload.open_files import raise_open_files
-from pytest_kvcache.workload.wire import Exchange, Wire
+from pytest_kvcache.client import connection, framing, wire
+from pytest_kvcache.client.open_files import raise_open_files
+from pytest_kvcache.client.wire import Exchange, Wire
 
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 

@@ -11,10 +11,10 @@ import pytest
 
 from pytest_kvcache.catalogue import load
 from pytest_kvcache.errors import ConfigError
+from pytest_kvcache.load.plan import LoadPlan
 from pytest_kvcache.workload import registry
 from pytest_kvcache.workload.base import Workload
 from pytest_kvcache.workload.multi_round import MultiRoundQa
-from pytest_kvcache.workload.plan import LoadPlan
 from pytest_kvcache.workload.script import Conversation, Message, Script, Turn
 from pytest_kvcache.workload.tokens import Tokenizer
 
@@ -40,7 +40,7 @@ class OneWord(Workload):
         """Words are not counted."""
         return False
 
-    def script(self, context_tokens: int, tokenizer: Tokenizer | None, *, first_user: int = 0) -> Script:
+    def script(self, context_tokens: int, tokenizer: Tokenizer | None, *, first_user: int = 0) -> Script:  # noqa: ARG002
         """Say it once."""
         return Script((Conversation(first_user + 1, (Turn(1, 0.0, (Message("user", (self.word,)),), 1),)),))
 
@@ -50,7 +50,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Have the kind installed, as a plugin's entry point would."""
     ours = registry.workload_kinds()
     point = EntryPoint("one-word", f"{__name__}:OneWord", registry.GROUP)
-    monkeypatch.setattr(registry, "entry_points", lambda group: [*ours.values(), point])
+    monkeypatch.setattr(registry, "entry_points", lambda **_: [*ours.values(), point])
     registry.workload_kinds.cache_clear()
     yield
     registry.workload_kinds.cache_clear()
@@ -58,7 +58,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("installed")
 def test_a_third_partys_kind_is_configured_like_ours(tmp_path: Path) -> None:
-    """A kind from an entry point is named in kvcache.toml, its keys replace those of the base's kind, errors name them."""
+    """A kind from an entry point is named in kvcache.toml, its keys replace the base's, and errors name them."""
     file = tmp_path / "kvcache.toml"
     file.write_text(TOML)
     workload = load(file).profile("mine").workload

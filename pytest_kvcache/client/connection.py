@@ -15,8 +15,8 @@ import ssl
 import struct
 import time
 
-from pytest_kvcache.workload.exchange import Exchange
-from pytest_kvcache.workload.framing import Answer
+from pytest_kvcache.client.exchange import Exchange
+from pytest_kvcache.client.framing import Answer
 
 _SO_TIMESTAMPING = 37
 # Documentation/networking/timestamping.rst, SOF_TIMESTAMPING_*: stamp what leaves, what arrives, hand the stamps out,

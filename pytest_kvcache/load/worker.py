@@ -1,4 +1,4 @@
-"""The load process: `python -m pytest_kvcache.workload.worker PLAN.json`.
+"""The load process: `python -m pytest_kvcache.load.worker PLAN.json`.
 
 Load is generated outside pytest's process, so that nothing in there delays a stamp. This process prepares the script,
 warms up, primes, and starts as many children as the rate needs, each with a share of the users. SIGTERM or SIGINT ends
@@ -22,16 +22,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from pytest_kvcache.client.wire import Wire
 from pytest_kvcache.errors import KvCacheError
+from pytest_kvcache.load import records
+from pytest_kvcache.load.driver import Driver, Encoder, Progress
+from pytest_kvcache.load.plan import LoadPlan
+from pytest_kvcache.load.records import RequestRecord
 from pytest_kvcache.runs.files import write_json
 from pytest_kvcache.telemetry.prometheus import scrape_all
-from pytest_kvcache.workload import records
-from pytest_kvcache.workload.driver import Driver, Encoder, Progress
-from pytest_kvcache.workload.plan import LoadPlan
-from pytest_kvcache.workload.records import RequestRecord
 from pytest_kvcache.workload.script import Conversation, Script, Turn
 from pytest_kvcache.workload.tokens import ServedTokenizer
-from pytest_kvcache.workload.wire import Wire
 
 #: Time for children to start and to put the first requests together before the clock starts (s).
 _LEAD_S = 0.5

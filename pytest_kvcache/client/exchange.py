@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from pytest_kvcache.workload.framing import Pieces
+from pytest_kvcache.client.framing import Pieces
 
 #: How `failed` begins, by kind.
 NO_CONNECTION, CLOSED, TIMED_OUT, ENDED = "no connection", "connection closed", "timed out", "the run was ended first"

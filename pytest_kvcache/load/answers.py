@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from pytest_kvcache.workload import framing, records, wire
-from pytest_kvcache.workload.records import RequestRecord
-from pytest_kvcache.workload.wire import Exchange
+from pytest_kvcache.client import framing, wire
+from pytest_kvcache.client.wire import Exchange
+from pytest_kvcache.load import records
+from pytest_kvcache.load.records import RequestRecord
 
 _KINDS = {
     wire.NO_CONNECTION: records.NO_CONNECTION,

@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from pytest_kvcache.workload import framing, records
-from pytest_kvcache.workload.answers import settle
-from pytest_kvcache.workload.plan import LoadPlan
-from pytest_kvcache.workload.records import RequestRecord
+from pytest_kvcache.client import framing
+from pytest_kvcache.client.wire import Exchange, Wire
+from pytest_kvcache.load import records
+from pytest_kvcache.load.answers import settle
+from pytest_kvcache.load.plan import LoadPlan
+from pytest_kvcache.load.records import RequestRecord
 from pytest_kvcache.workload.script import Conversation, Message, Turn
-from pytest_kvcache.workload.wire import Exchange, Wire
 
 
 @dataclass

@@ -25,9 +25,9 @@ import struct
 import time
 from collections.abc import Callable
 
-from pytest_kvcache.workload.connection import Connection, WallClock
-from pytest_kvcache.workload.exchange import CLOSED, ENDED, MALFORMED, NO_CONNECTION, STALLED, TIMED_OUT, Exchange
-from pytest_kvcache.workload.open_files import raise_open_files
+from pytest_kvcache.client.connection import Connection, WallClock
+from pytest_kvcache.client.exchange import CLOSED, ENDED, MALFORMED, NO_CONNECTION, STALLED, TIMED_OUT, Exchange
+from pytest_kvcache.client.open_files import raise_open_files
 
 __all__ = ["CLOSED", "ENDED", "MALFORMED", "NO_CONNECTION", "STALLED", "TIMED_OUT", "Exchange", "Wire"]
 

@@ -14,15 +14,16 @@ from urllib.parse import urlsplit
 import pandas as pd
 
 from pytest_kvcache.catalogue import validate
+from pytest_kvcache.load import records, validity, worker
+from pytest_kvcache.load.plan import LoadPlan
 from pytest_kvcache.report import terminal
 from pytest_kvcache.runs.files import replace_whole
 from pytest_kvcache.telemetry.prometheus import delta
 from pytest_kvcache.verdict.estimate import Estimates, estimate
-from pytest_kvcache.workload import records, reference, validity, worker
+from pytest_kvcache.workload import reference
 from pytest_kvcache.workload.base import Workload
 from pytest_kvcache.workload.mooncake import MooncakeTrace
 from pytest_kvcache.workload.multi_round import MultiRoundQa
-from pytest_kvcache.workload.plan import LoadPlan
 from pytest_kvcache.workload.sharegpt import ShareGpt
 
 Say = Callable[[str], None]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from pytest_kvcache.workload import records
+from pytest_kvcache.load import records
 from pytest_kvcache.workload.base import Workload
 
 #: Requests that may miss the end of the run for the client's reasons: one, or this share where that is more.

@@ -14,6 +14,8 @@ from typing import Any
 import pandas as pd
 
 from pytest_kvcache.errors import RunError
+from pytest_kvcache.load import records, validity
+from pytest_kvcache.load.plan import LoadPlan
 from pytest_kvcache.runs import signals
 from pytest_kvcache.runs.files import replace_whole, write_json
 from pytest_kvcache.serving.component import Component
@@ -24,9 +26,8 @@ from pytest_kvcache.serving.pair import ServingPair
 from pytest_kvcache.telemetry import offload
 from pytest_kvcache.telemetry.prometheus import delta
 from pytest_kvcache.verdict.estimate import Estimates, estimate
-from pytest_kvcache.workload import records, reference, validity
+from pytest_kvcache.workload import reference
 from pytest_kvcache.workload.multi_round import MultiRoundQa
-from pytest_kvcache.workload.plan import LoadPlan
 
 ROWS, RUN, LOAD, CSV = "requests.parquet", "run.json", "load.json", "summary.csv"
 _POLL_S = 0.2
@@ -84,7 +85,7 @@ def run_load(
     plan_file.write_text(plan.model_dump_json(indent=2), encoding="utf-8")
     component = Component(
         name="load",
-        argv=(sys.executable, "-m", "pytest_kvcache.workload.worker", str(plan_file)),
+        argv=(sys.executable, "-m", "pytest_kvcache.load.worker", str(plan_file)),
         stage="load",
     )
     handle = launcher.start(component, folder)

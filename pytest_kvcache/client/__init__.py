@@ -1,0 +1,1 @@
+"""Sends requests at their times and stamps what arrives: sockets, TLS, HTTP framing."""
