@@ -65,7 +65,9 @@ class Cell:
         for what in ("profile", "machine", "tier"):
             name = getattr(self, what)
             if not isinstance(name, str) or not _NAME.fullmatch(name):
-                raise BaselineError(f"{what} {name!r:.120} cannot name a folder", todo="use letters, digits and . _ + -")
+                raise BaselineError(
+                    f"{what} {name!r:.120} cannot name a folder", todo="use letters, digits and . _ + -"
+                )
         if type(self.context_tokens) is not int or not 0 < self.context_tokens < 10**9:
             raise BaselineError(f"a context of {self.context_tokens!r:.40} tokens cannot name a file")
 
@@ -181,9 +183,7 @@ class StoredCell(_Strict):
 
 def name_of(cell: Cell) -> CellName:
     """Return a cell's address as data."""
-    return CellName(
-        profile=cell.profile, machine=cell.machine, tier=cell.tier, context_tokens=cell.context_tokens
-    )
+    return CellName(profile=cell.profile, machine=cell.machine, tier=cell.tier, context_tokens=cell.context_tokens)
 
 
 def parse(text: bytes, *, where: str) -> StoredCell:
@@ -211,7 +211,9 @@ def parse(text: bytes, *, where: str) -> StoredCell:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"])) or "the file"
-        raise BaselineError(f"is not a baseline: {key:.200}: {first['msg']:.200}", where=where, todo=RECORD_ANEW) from None
+        raise BaselineError(
+            f"is not a baseline: {key:.200}: {first['msg']:.200}", where=where, todo=RECORD_ANEW
+        ) from None
     except (ValueError, RecursionError) as error:
         raise BaselineError(f"is not a baseline: {error!s:.200}", where=where, todo=RECORD_ANEW) from None
 

@@ -143,7 +143,9 @@ def judge(
     ample = t_quantile(policy.pass_level(new_boots), df) * error
     resolved = resolution(policy, baseline_boots=baseline_boots, df=df, family=family) * spread
     margin = np.maximum(np.log1p(policy.margin_of(metric)), resolved)
-    return classify(difference, strict, ample, margin, policy, widest=max(policy.widest_margin, policy.margin_of(metric)))
+    return classify(
+        difference, strict, ample, margin, policy, widest=max(policy.widest_margin, policy.margin_of(metric))
+    )
 
 
 def classify(
