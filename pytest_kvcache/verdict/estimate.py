@@ -88,7 +88,7 @@ def session_log_ttft(rows: pd.DataFrame) -> pd.Series[float]:
     done = rows[rows["status"] == "ok"]
     ttft = (done["first_token_s"] - done["actual_start_s"]).astype("float64")
     kept = ttft > 0
-    logs: pd.Series[float] = np.log(ttft[kept])
+    logs = pd.Series(np.log(ttft[kept].to_numpy()), index=ttft.index[kept], dtype="float64")
     return logs.groupby(done["user"][kept]).median()
 
 

@@ -19,6 +19,7 @@ from scipy import special
 from pytest_kvcache.verdict.looks import Policy, resolution, standard_errors, t_quantile
 
 Floats = npt.NDArray[np.float64]
+Real = Floats | np.float64
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
@@ -148,9 +149,7 @@ def judge(
     )
 
 
-def classify(
-    difference: Floats, strict: Floats, ample: Floats, margin: Floats, policy: Policy, *, widest: float
-) -> Bounds:
+def classify(difference: Real, strict: Real, ample: Real, margin: Real, policy: Policy, *, widest: float) -> Bounds:
     """Return bounds and outcomes for half-widths of intervals: the rules of `judge`, whatever the interval came from.
 
     Args:
@@ -162,7 +161,7 @@ def classify(
         widest: A wider margin than this share cannot pass.
     """
     least = np.log1p(policy.least_effect)
-    lower, upper, mirror = difference - strict, difference + ample, difference + strict
+    lower, upper, mirror = map(np.asarray, (difference - strict, difference + ample, difference + strict))
     outcome = np.select(
         [
             (lower > 0) & (difference >= least),
@@ -173,4 +172,4 @@ def classify(
         [Outcome.REGRESSED, Outcome.IMPROVED, Outcome.TOO_WIDE, Outcome.PASS],
         default=Outcome.OPEN,
     )
-    return Bounds(lower, upper, mirror, margin, np.asarray(outcome, dtype=np.int64))
+    return Bounds(lower, upper, mirror, np.asarray(margin), np.asarray(outcome, dtype=np.int64))

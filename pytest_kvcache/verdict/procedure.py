@@ -270,6 +270,11 @@ def _combine(
         return "inconclusive", (f"the baseline has {_boots(len(stored.boots))}, gates need {policy.least_boots}",)
     if not gates:
         return "inconclusive", (f"the tier's baselines have fewer than {policy.least_df} degrees of freedom",)
+    return _by_gates(gates, policy, more=more)
+
+
+def _by_gates(gates: tuple[Gate, ...], policy: Policy, *, more: bool) -> tuple[Status, tuple[str, ...]]:
+    outcomes = {gate.outcome for gate in gates}
     wide = tuple(
         f"{g.metric.label}: boots spread by {share(g.sd):.1%}, so that only a change of {share(g.margin):+.0%} could be"
         f" told, and at most {max(policy.widest_margin, policy.margin_of(g.metric.key)):+.0%} may pass"

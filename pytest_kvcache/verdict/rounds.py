@@ -1,8 +1,8 @@
 """Stopping early within a boot, at a whole round, and cutting the baseline to the same rounds.
 
 A round is the time in which every user asks once. A boot is one replicate however long it runs: running on after the
-noise within the boot is small beside that between boots buys nothing. With a within-boot SE of a third of the boot's sd,
-the sd of a boot grows by a factor of sqrt(1 + 1/9), 5 %, and no more.
+noise within the boot is small beside that between boots buys nothing. With a within-boot SE of a third of the sd of a
+boot, that sd grows by a factor of sqrt(1 + 1/9), 5 %, and no more.
 
 Whether to stop is decided on spreads alone, never on the level of the estimate, so that it does not bias it (sequential
 fixed-width stopping: Chow & Robbins, Ann. Math. Stat. 1965). Later rounds are not like earlier ones, since histories
@@ -19,7 +19,7 @@ import pandas as pd
 
 from pytest_kvcache.verdict.cells import StoredCell
 from pytest_kvcache.verdict.estimate import session_log_ttft
-from pytest_kvcache.verdict.interval import pooled
+from pytest_kvcache.verdict.interval import Floats, pooled
 from pytest_kvcache.verdict.metrics import JUDGED
 
 #: Fewer rounds, or sessions, than this have no standard error worth the name.
@@ -39,9 +39,8 @@ def rounds_of(rows: pd.DataFrame, round_s: float) -> pd.Series[int]:
     """
     if not round_s > 0:
         raise ValueError(f"a round of {round_s} s")
-    number = np.floor(rows["intended_start_s"].astype("float64") / round_s + 1e-9) + 1
-    result: pd.Series[int] = number.astype("int64")
-    return result
+    number = np.floor(rows["intended_start_s"].to_numpy(dtype=np.float64) / round_s + 1e-9) + 1
+    return pd.Series(number.astype(np.int64), index=rows.index)
 
 
 def prefix(rows: pd.DataFrame, *, rounds: int, round_s: float) -> pd.DataFrame:
@@ -75,9 +74,9 @@ def within_boot_errors(rows: pd.DataFrame, *, round_s: float) -> dict[str, float
 
     - TTFT: sessions are the sample, sd of their medians / sqrt(sessions). Sessions differ by design too (an older one
       has a longer history), so this is an upper estimate and stops late rather than early.
-    - Decode throughput: a ratio of sums, its linearised error over sessions (Cochran, "Sampling Techniques", 1977, 6.3).
-    - Processing speed: rounds are the sample (batch means: Law & Kelton, "Simulation Modeling and Analysis"), tokens of
-      each round over the mean.
+    - Decode throughput: a ratio of sums, its linearised error over sessions (Cochran, "Sampling Techniques", 1977, ch. 6).
+    - Processing speed: rounds are the sample (batch means: Law & Kelton, "Simulation Modeling and Analysis"), tokens
+      of each round over the mean.
 
     Returns:
         By metric key; infinite where there are fewer than `LEAST_SESSIONS` sessions or `LEAST_ROUNDS` rounds.
@@ -146,7 +145,7 @@ def cut(stored: StoredCell, requests: pd.DataFrame, *, rounds: int) -> StoredCel
     return stored.model_copy(update={"boots": tuple(boots), "requests": None})
 
 
-def _error_of_mean(values: np.ndarray[tuple[int], np.dtype[np.float64]], least: int) -> float:
+def _error_of_mean(values: Floats, least: int) -> float:
     return float(values.std(ddof=1)) / math.sqrt(values.size) if values.size >= least else math.inf
 
 
