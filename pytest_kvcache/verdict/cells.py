@@ -23,7 +23,7 @@ SCHEMA = 2
 #: Longest JSON file that is read. Six boots take about 8 kB.
 MAX_JSON_BYTES = 1 << 20
 RECORD_ANEW = "restore it from version control, or record it anew with --update-baselines"
-MIGRATE = "see what can be done about it with `pytest-kvcache baselines migrate`"
+MIGRATE = "record it anew with --update-baselines; `pytest-kvcache baselines migrate` prints the command for each cell"
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,99}")
 _DIGITS = 6

@@ -40,7 +40,7 @@ def rounds_of(rows: pd.DataFrame, round_s: float) -> pd.Series[int]:
     if not round_s > 0:
         raise ValueError(f"a round of {round_s} s")
     number = np.floor(rows["intended_start_s"].to_numpy(dtype=np.float64) / round_s + 1e-9) + 1
-    return pd.Series(number.astype(np.int64), index=rows.index)
+    return pd.Series(number.astype(np.int64), index=rows.index, dtype="int64")
 
 
 def prefix(rows: pd.DataFrame, *, rounds: int, round_s: float) -> pd.DataFrame:
@@ -74,7 +74,7 @@ def within_boot_errors(rows: pd.DataFrame, *, round_s: float) -> dict[str, float
 
     - TTFT: sessions are the sample, sd of their medians / sqrt(sessions). Sessions differ by design too (an older one
       has a longer history), so this is an upper estimate and stops late rather than early.
-    - Decode throughput: a ratio of sums, its linearised error over sessions (Cochran, "Sampling Techniques", 1977, ch. 6).
+    - Decode throughput: a ratio of sums, its linearised error over sessions (Cochran, "Sampling Techniques", 1977).
     - Processing speed: rounds are the sample (batch means: Law & Kelton, "Simulation Modeling and Analysis"), tokens
       of each round over the mean.
 
@@ -83,9 +83,9 @@ def within_boot_errors(rows: pd.DataFrame, *, round_s: float) -> dict[str, float
     """
     done = rows[rows["status"] == "ok"]
     sessions = session_log_ttft(rows)
-    errors = {"ttft_session_s": _error_of_mean(sessions.to_numpy(dtype=np.float64), LEAST_SESSIONS)}
+    errors = {"ttft_session_s": _error_of_mean(np.asarray(sessions, dtype=np.float64), LEAST_SESSIONS)}
     tokens = (done["prompt_tokens"] + done["generated_tokens"]).astype("float64")
-    by_round = tokens.groupby(rounds_of(done, round_s)).sum().to_numpy(dtype=np.float64)
+    by_round: Floats = np.asarray(tokens.groupby(rounds_of(done, round_s)).sum(), dtype=np.float64)
     middle = float(by_round.mean()) if by_round.size else math.nan
     errors["tokens_per_s"] = _error_of_mean(by_round / middle, LEAST_ROUNDS) if middle > 0 else math.inf
     errors["decode_tokens_per_s"] = _ratio_error(done)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterable
@@ -81,10 +82,13 @@ def read_bytes(path: Path, *, root: Path, limit: int) -> bytes | None:
             raise BaselineError(f"leads out of the baselines' folder, to {real}", where=str(path))
         # Not blocking: a pipe would be waited for.
         descriptor = os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
-        with open(descriptor, "rb") as file:
+        try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise BaselineError("is not a regular file", where=str(path), todo=RECORD_ANEW)
-            data = file.read(limit + 1)
+            with os.fdopen(descriptor, "rb", closefd=False) as file:
+                data = file.read(limit + 1)
+        finally:
+            os.close(descriptor)
     except FileNotFoundError:
         return None
     except (OSError, RuntimeError, ValueError) as error:
@@ -172,8 +176,7 @@ def _swap(staged: list[tuple[Path, Path | None]]) -> None:
             if path.exists() or path.is_symlink():
                 kept = path.with_name(f".{path.name}.{os.getpid()}.old")
                 kept.unlink(missing_ok=True)
-                # A link, not a move: the place is never empty.
-                os.link(path, kept, follow_symlinks=False)
+                _keep(path, kept)
             undo.append((path, kept))
             if temporary is not None:
                 temporary.replace(path)
@@ -193,6 +196,14 @@ def _swap(staged: list[tuple[Path, Path | None]]) -> None:
     for _, kept in undo:
         if kept is not None:
             kept.unlink(missing_ok=True)
+
+
+def _keep(path: Path, kept: Path) -> None:
+    """Give a file a second name; not move it, so that its place is never empty."""
+    try:
+        os.link(path, kept, follow_symlinks=False)
+    except OSError:  # a file system without links
+        shutil.copy2(path, kept, follow_symlinks=False)
 
 
 def _sync(folder: Path) -> None:

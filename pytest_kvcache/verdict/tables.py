@@ -1,7 +1,7 @@
 """The requests of a baseline's boots as one small Parquet file, and back.
 
-Kept so that a baseline can be cut to the rounds that a shorter run had (`rounds.cut`) and be looked into later. Times are
-integers of 10 µs, delta-encoded and compressed with Zstandard: about 25 bytes a request. Arrival times of single tokens
+Kept so that a baseline can be cut to the rounds that a shorter run had (`rounds.cut`) and be looked into later. Times
+are integers of 10 µs, delta-encoded and compressed with Zstandard: about 25 bytes a request. Arrival times of single tokens
 are not kept: they would be most of the file, and no decision rests on them.
 """
 
@@ -107,7 +107,7 @@ def unpack(packed: bytes, expected: RequestsFile, *, where: str) -> pd.DataFrame
         table = _read(packed, expected)
     except (pa.ArrowException, OSError, ValueError, KeyError, IndexError, MemoryError) as error:
         raise BaselineError(f"is no table of requests: {error!s:.200}", where=where, todo=RECORD_ANEW) from None
-    frame = table.to_pandas(ignore_metadata=True)
+    frame: pd.DataFrame = table.to_pandas(ignore_metadata=True)
     for name in _TIMES:
         frame[name] = frame[name].astype("float64") / _TICKS_PER_S
     return frame.astype(dict.fromkeys(_COUNTS, "Int64"))
