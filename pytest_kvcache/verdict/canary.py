@@ -49,6 +49,7 @@ def differences(
             elif not low <= value <= high:
                 lines.append(
                     f"canary {name}: {middle:.4g} -> {value:.4g} before boot {number}"
-                    f" ({value / middle - 1:+.0%}, within {low / middle - 1:+.0%} and {high / middle - 1:+.0%} is the same)"
+                    f" ({value / middle - 1:+.0%};"
+                    f" from {low / middle - 1:+.0%} to {high / middle - 1:+.0%} is as before)"
                 )
     return lines

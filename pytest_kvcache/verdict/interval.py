@@ -1,8 +1,9 @@
 """t intervals on boots, and what follows from them for one gate. Works on arrays, so that it can be simulated as it is.
 
-The unit of replication is a fresh boot, never a request: requests of one run share its queue, cache and boot, and taking
-them for independent makes intervals many times too narrow (Kalibera & Jones, "Rigorous benchmarking in reasonable time",
-ISMM 2013, on replication at the level that varies most; Georges et al., OOPSLA 2007, on VM invocations).
+The unit of replication is a fresh boot, never a request: requests of one run share its queue, cache and boot, and
+taking them for independent makes intervals many times too narrow (Kalibera & Jones, "Rigorous benchmarking in
+reasonable time", ISMM 2013, on replication at the level that varies most; Georges et al., OOPSLA 2007, on VM
+invocations).
 
 All values are on the turned log scale of `Metric.log`: positive is worse, differences are log ratios.
 """
@@ -59,8 +60,8 @@ def pooled(squares: npt.ArrayLike, dfs: npt.ArrayLike) -> Spread:
     analysis of variance): one context's six boots alone have 5 degrees of freedom, and t at 5 is wide. Pooling assumes
     that the contexts spread alike on the log scale. One that spreads more than the others together (F test, level 1 %)
     keeps its own spread and degrees of freedom, since pooling would make its intervals too narrow; testing first is the
-    "sometimes pool" procedure (Bancroft, Ann. Math. Stat. 1944). One that spreads less is pooled: its intervals are then
-    too wide, which errs towards more boots and never towards a false alarm.
+    "sometimes pool" procedure (Bancroft, Ann. Math. Stat. 1944). One that spreads less is pooled: its intervals are
+    then too wide, which errs towards more boots and never towards a false alarm.
 
     Args:
         squares: Sums of squared deviations from each context's own mean, shape (..., contexts).

@@ -2,8 +2,8 @@
 
 A cell is looked at after each boot, at most three times. Every look is a chance to be wrong, so the error is split over
 the looks beforehand: the sum of the parts bounds the error of the whole whatever the looks have in common (Bonferroni;
-spending it unevenly is the alpha spending of group sequential tests: Lan & DeMets, Biometrika 1983; Jennison & Turnbull,
-"Group Sequential Methods", 2000). A design with fewer looks spends the same sum: looks never add error.
+spending it unevenly is the alpha spending of group sequential tests: Lan & DeMets, Biometrika 1983; Jennison &
+Turnbull, "Group Sequential Methods", 2000). A design with fewer looks spends the same sum: looks never add error.
 
 Two errors, two families:
 

@@ -176,7 +176,7 @@ def decide(
     different = incomparable(evidence, stored)
     if different:
         return CellVerdict("incomparable", reasons=different, boots=count, fixed_boots=policy.looks)
-    gates = _gates(evidence.boots, stored, family_of(stored, siblings), family, policy)
+    gates = _gates(evidence.boots, stored, tier_of(stored, siblings), family, policy)
     status, reasons = _combine(gates, stored, policy, more=another_boot and count < policy.looks)
     return CellVerdict(status, gates, reasons, _notes(gates, stored), count, policy.looks)
 
@@ -190,7 +190,7 @@ def incomparable(evidence: Evidence, stored: StoredCell) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def family_of(stored: StoredCell, siblings: Sequence[StoredCell]) -> tuple[StoredCell, ...]:
+def tier_of(stored: StoredCell, siblings: Sequence[StoredCell]) -> tuple[StoredCell, ...]:
     """Return the cells whose boots may be pooled with those of `stored`, itself first: same tier and environment.
 
     Context length apart, all comparability keys must agree. A cell of the same address is taken once.

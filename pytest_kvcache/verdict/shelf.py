@@ -11,19 +11,16 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from pytest_kvcache.errors import BaselineError
 from pytest_kvcache.verdict.cells import MAX_JSON_BYTES, SCHEMA, Cell, StoredCell, parse, parse_json, requests_path
-from pytest_kvcache.verdict.environment import differences
-from pytest_kvcache.verdict.looks import Policy, t_quantile
-from pytest_kvcache.verdict.metrics import JUDGED, Metric
-from pytest_kvcache.verdict.procedure import family_of
+from pytest_kvcache.verdict.looks import Policy
+from pytest_kvcache.verdict.metrics import JUDGED
+from pytest_kvcache.verdict.procedure import tier_of
 from pytest_kvcache.verdict.store import read_bytes
 from pytest_kvcache.verdict.update import levels
 
-_CONFIDENCE = 0.95
 _PREFIX, _SUFFIX = "context-", ".json"
 
 
@@ -83,7 +80,7 @@ def list_table(found: Sequence[Found], *, family: int | None = None, policy: Pol
             lines.append(line | {"boots": "-", "sessions": "-", "recorded": "-", "margin": "-", "state": item.problem})
             continue
         gates = family or sum(_same_run(c, stored) for c in cells) * len(JUDGED)
-        margin = levels(family_of(stored, cells), family=gates, policy=policy)[0].margin
+        margin = levels(tier_of(stored, cells), family=gates, policy=policy)[0].margin
         dates = sorted(boot.recorded for boot in stored.boots)
         few = len(stored.boots) < policy.least_boots
         lines.append(
@@ -138,7 +135,7 @@ def show(
             "boot sd": "-" if math.isnan(level.sd) else f"{math.expm1(level.sd):.1%}",
             "margin": "-" if math.isnan(level.margin) or level.margin > 10 else f"{level.margin:+.0%}",
         }
-        for level in levels(family_of(stored, siblings), family=family, policy=policy)
+        for level in levels(tier_of(stored, siblings), family=family, policy=policy)
     ]
     boots = [
         {"session": boot.run_id, "recorded": boot.recorded}
@@ -158,67 +155,8 @@ def show(
     )
 
 
-@dataclass(frozen=True)
-class Moved:
-    """One metric of two baselines of a cell.
-
-    Args:
-        metric: Which.
-        old: Geometric mean of the boots, natural unit.
-        new: The same, of the other.
-        ratio: New over old.
-        low: Lower end of the ratio's 95 % interval (Welch's t on logs: the spreads need not be alike); NaN where one
-            has a single boot.
-        high: Upper end.
-    """
-
-    metric: Metric
-    old: float
-    new: float
-    ratio: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Two baselines of a cell.
-
-    Args:
-        comparability: A line a key that differs: the ratios then compare different things.
-        versions: A line a version that differs.
-        metrics: Every judged metric, old → new.
-    """
-
-    comparability: tuple[str, ...]
-    versions: tuple[str, ...]
-    metrics: tuple[Moved, ...]
-
-    def table(self) -> pd.DataFrame:
-        """Return a line a metric: old, new, ratio and its interval."""
-        return pd.DataFrame(
-            {
-                "metric": m.metric.label,
-                "old": f"{m.old:.4g}",
-                "new": f"{m.new:.4g}",
-                "ratio": f"{m.ratio:.3f}",
-                "95 % interval": "-" if math.isnan(m.low) else f"{m.low:.3f} … {m.high:.3f}",
-            }
-            for m in self.metrics
-        )
-
-
-def diff(old: StoredCell, new: StoredCell) -> Difference:
-    """Return what changed from one baseline of a cell to another: what `--update-baselines` shows before it writes."""
-    keys = differences(old.comparability, new.comparability)
-    if old.workload != new.workload:
-        keys.append(f"workload hash: {old.workload:.12} -> {new.workload:.12}")
-    moved = tuple(_moved(index, old, new) for index in range(len(JUDGED)))
-    return Difference(tuple(keys), tuple(differences(old.versions, new.versions)), moved)
-
-
 def unused(found: Sequence[Found], used: Collection[Cell]) -> tuple[Found, ...]:
-    """Return the cells that a full run did not use, of the profiles and machines that it had; others are not its affair."""
+    """Return the cells that a full run did not use, of the profiles and machines that it had."""
     had = {(cell.profile, cell.machine) for cell in used}
     return tuple(f for f in found if f.cell and f.cell not in used and (f.cell.profile, f.cell.machine) in had)
 
@@ -341,23 +279,3 @@ def _same_run(one: StoredCell, other: StoredCell) -> bool:
 
 def _order(found: Found) -> tuple[tuple[str, ...], int]:
     return found.path.parts[-4:-1], found.cell.context_tokens if found.cell else 0
-
-
-def _moved(index: int, old: StoredCell, new: StoredCell) -> Moved:
-    metric = JUDGED[index]
-    one, two = (np.array([boot.logs(index) for boot in cell.boots]) for cell in (old, new))
-    turned = -1 if metric.higher_is_better else 1
-    effect, half = float(two.mean() - one.mean()), math.nan
-    if min(len(one), len(two)) > 1:
-        parts = [float(v.var(ddof=1)) / len(v) for v in (one, two)]
-        scale = sum(p**2 / (len(v) - 1) for p, v in zip(parts, (one, two), strict=True))
-        half = t_quantile((1 - _CONFIDENCE) / 2, max(1, int(sum(parts) ** 2 / scale))) if scale > 0 else 0.0
-        half *= math.sqrt(sum(parts))
-    return Moved(
-        metric,
-        old=math.exp(turned * float(one.mean())),
-        new=math.exp(turned * float(two.mean())),
-        ratio=math.exp(turned * effect),
-        low=math.exp(turned * effect - half),
-        high=math.exp(turned * effect + half),
-    )

@@ -12,6 +12,7 @@ import pandas as pd
 from pytest_kvcache.errors import BaselineError
 from pytest_kvcache.verdict import tables
 from pytest_kvcache.verdict.cells import Cell, StoredBoot, StoredCell, name_of
+from pytest_kvcache.verdict.environment import differences
 from pytest_kvcache.verdict.interval import pooled
 from pytest_kvcache.verdict.looks import Policy, resolution, t_quantile
 from pytest_kvcache.verdict.metrics import JUDGED, Metric
@@ -126,7 +127,7 @@ def levels(tier: Sequence[StoredCell], *, family: int, policy: Policy | None = N
     """Return mean, interval, spread and margin of each judged metric of the first cell.
 
     Args:
-        tier: The cell, then those it is pooled with (`procedure.family_of`).
+        tier: The cell, then those it is pooled with (`procedure.tier_of`).
         family: Declared gates.
         policy: The rules; the default ones for None.
     """
@@ -151,3 +152,82 @@ def levels(tier: Sequence[StoredCell], *, family: int, policy: Policy | None = N
         level = [math.exp(middle + d) for d in (0.0, -half, half)]
         result.append(Level(metric, count, level[0], level[1], level[2], sd, margin))
     return tuple(result)
+
+
+@dataclass(frozen=True)
+class Moved:
+    """One metric of two baselines of a cell.
+
+    Args:
+        metric: Which.
+        old: Geometric mean of the boots, natural unit.
+        new: The same, of the other.
+        ratio: New over old.
+        low: Lower end of the ratio's 95 % interval (Welch's t on logs: the spreads need not be alike); NaN where one
+            has a single boot.
+        high: Upper end.
+    """
+
+    metric: Metric
+    old: float
+    new: float
+    ratio: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Two baselines of a cell.
+
+    Args:
+        comparability: A line a key that differs: the ratios then compare different things.
+        versions: A line a version that differs.
+        metrics: Every judged metric, old → new.
+    """
+
+    comparability: tuple[str, ...]
+    versions: tuple[str, ...]
+    metrics: tuple[Moved, ...]
+
+    def table(self) -> pd.DataFrame:
+        """Return a line a metric: old, new, ratio and its interval."""
+        return pd.DataFrame(
+            {
+                "metric": m.metric.label,
+                "old": f"{m.old:.4g}",
+                "new": f"{m.new:.4g}",
+                "ratio": f"{m.ratio:.3f}",
+                "95 % interval": "-" if math.isnan(m.low) else f"{m.low:.3f} … {m.high:.3f}",
+            }
+            for m in self.metrics
+        )
+
+
+def diff(old: StoredCell, new: StoredCell) -> Difference:
+    """Return what changed from one baseline of a cell to another: what `--update-baselines` shows before it writes."""
+    keys = differences(old.comparability, new.comparability)
+    if old.workload != new.workload:
+        keys.append(f"workload hash: {old.workload:.12} -> {new.workload:.12}")
+    moved = tuple(_moved(index, old, new) for index in range(len(JUDGED)))
+    return Difference(tuple(keys), tuple(differences(old.versions, new.versions)), moved)
+
+
+def _moved(index: int, old: StoredCell, new: StoredCell) -> Moved:
+    metric = JUDGED[index]
+    one, two = (np.array([boot.logs(index) for boot in cell.boots]) for cell in (old, new))
+    turned = -1 if metric.higher_is_better else 1
+    effect, half = float(two.mean() - one.mean()), math.nan
+    if min(len(one), len(two)) > 1:
+        parts = [float(v.var(ddof=1)) / len(v) for v in (one, two)]
+        scale = sum(p**2 / (len(v) - 1) for p, v in zip(parts, (one, two), strict=True))
+        half = t_quantile((1 - _CONFIDENCE) / 2, max(1, int(sum(parts) ** 2 / scale))) if scale > 0 else 0.0
+        half *= math.sqrt(sum(parts))
+    return Moved(
+        metric,
+        old=math.exp(turned * float(one.mean())),
+        new=math.exp(turned * float(two.mean())),
+        ratio=math.exp(turned * effect),
+        low=math.exp(turned * effect - half),
+        high=math.exp(turned * effect + half),
+    )
