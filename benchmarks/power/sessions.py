@@ -95,6 +95,7 @@ def outcomes(scenario: Scenario, base: Floats, new: Floats) -> Ints:
     sd, alone = np.moveaxis(spread.sd, -1, 2), np.moveaxis(spread.alone, -1, 2)
     difference = new.mean(-1) - middle[..., 0]
     rules = {"baseline_boots": base.shape[-1], "new_boots": new.shape[-1], "family": s.gates, "policy": s.policy}
+    rules["days"] = s.days
     result = judge(difference, sd, df=own * s.contexts, **rules).outcome  # type: ignore[arg-type]
     if alone.any():
         result = np.where(alone, judge(difference, sd, df=own, **rules).outcome, result)  # type: ignore[arg-type]

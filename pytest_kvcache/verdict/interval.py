@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-from pytest_kvcache.verdict.looks import Policy, resolution, standard_errors, t_quantile
+from pytest_kvcache.verdict.looks import Policy, pass_quantile, resolved_errors, standard_errors, t_quantile
 
 Floats = npt.NDArray[np.float64]
 Real = Floats | np.float64
@@ -116,6 +116,7 @@ def judge(
     family: int,
     policy: Policy,
     metric: str = "",
+    days: int = 1,
 ) -> Bounds:
     """Judge gates by the pooled two-sample t interval, difference ± t · sd · sqrt(1/K + 1/m).
 
@@ -137,13 +138,23 @@ def judge(
         family: How many gates are declared.
         policy: The rules.
         metric: Key, where it has a margin of its own.
+        days: Over how many sessions the baseline's boots were taken; used with `policy.day_sd`.
     """
     difference = np.asarray(differences, dtype=np.float64)
     spread = np.broadcast_to(np.asarray(sd, dtype=np.float64), difference.shape)
-    error = spread * standard_errors(baseline_boots, new_boots)
+
+    def standard_error(boots: int) -> Floats:
+        # The new boots are of one day, the baseline's of `days`: variances of random effects add (Searle, "Variance
+        # Components", 1992).
+        drift = policy.day_sd * standard_errors(days, 1)
+        return np.asarray(np.hypot(spread * standard_errors(baseline_boots, boots), drift))
+
+    error, last = standard_error(new_boots), standard_error(policy.looks)
+    resolved = resolved_errors(policy, df=df, family=family) * last
     strict = t_quantile(policy.regression_level(new_boots, family), df) * error
-    ample = t_quantile(policy.pass_level(new_boots), df) * error
-    resolved = resolution(policy, baseline_boots=baseline_boots, df=df, family=family) * spread
+    ratio = standard_errors(baseline_boots, policy.looks) / standard_errors(baseline_boots, new_boots)
+    noncentrality = resolved_errors(policy, df=df, family=family) * ratio
+    ample = pass_quantile(policy, new_boots, df=df, noncentrality=noncentrality) * error
     margin = np.maximum(np.log1p(policy.margin_of(metric)), resolved)
     return classify(
         difference, strict, ample, margin, policy, widest=max(policy.widest_margin, policy.margin_of(metric))

@@ -240,6 +240,7 @@ def _gates(
             family=family,
             policy=policy,
             metric=metric.key,
+            days=len({boot.run_id for boot in stored.boots}),
         )
         natural = -1 if metric.higher_is_better else 1
         gates.append(

@@ -182,6 +182,8 @@ def _swap(staged: list[tuple[Path, Path | None]]) -> None:
                 temporary.replace(path)
             else:
                 path.unlink(missing_ok=True)
+        for folder in {path.parent for path, _ in staged}:
+            _sync(folder)
     except BaseException:
         for path, kept in reversed(undo):
             if kept is None:
@@ -191,8 +193,6 @@ def _swap(staged: list[tuple[Path, Path | None]]) -> None:
                 kept.replace(path)
                 kept.unlink(missing_ok=True)
         raise
-    for folder in {path.parent for path, _ in staged}:
-        _sync(folder)
     for _, kept in undo:
         if kept is not None:
             kept.unlink(missing_ok=True)
