@@ -6,13 +6,13 @@ against `procedure.decide` on random cases.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from pytest_kvcache.verdict.interval import Outcome, judge, pooled
-from pytest_kvcache.verdict.looks import Policy, resolution
+from pytest_kvcache.verdict.interval import Bounds, Outcome, judge, pooled
+from pytest_kvcache.verdict.looks import Policy
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -56,13 +56,6 @@ class Scenario:
         """Declared gates."""
         return self.family or self.tiers * self.contexts * len(self.sds)
 
-    @property
-    def margin(self) -> float:
-        """The margin of the first gate were its spread known, log scale."""
-        df = self.contexts * (self.baseline_boots - 1)
-        resolved = resolution(self.policy, baseline_boots=self.baseline_boots, df=df, family=self.gates)
-        return max(float(np.log1p(self.policy.margin)), resolved * self.sds[0])
-
 
 def draw(scenario: Scenario, sessions: int, rng: np.random.Generator) -> tuple[Floats, Floats]:
     """Return boots of baselines and of runs, turned log scale, shapes (sessions, tiers, contexts, metrics, boots)."""
@@ -85,26 +78,34 @@ def draw(scenario: Scenario, sessions: int, rng: np.random.Generator) -> tuple[F
     return base, new
 
 
-def outcomes(scenario: Scenario, base: Floats, new: Floats) -> Ints:
-    """Return what each gate says after `new.shape[-1]` boots, shape (sessions, tiers, contexts, metrics)."""
+def bounds(scenario: Scenario, base: Floats, new: Floats) -> Bounds:
+    """Return interval, margin and outcome of each gate after `new.shape[-1]` boots, shape (sessions, tiers, contexts, metrics)."""
     s = scenario
     middle = base.mean(-1, keepdims=True)
     squares = np.moveaxis(((base - middle) ** 2).sum(-1), 2, -1)  # contexts last, as `pooled` wants them
     own = base.shape[-1] - 1
-    spread = pooled(squares, own)
-    sd, alone = np.moveaxis(spread.sd, -1, 2), np.moveaxis(spread.alone, -1, 2)
-    difference = new.mean(-1) - middle[..., 0]
-    rules = {"baseline_boots": base.shape[-1], "new_boots": new.shape[-1], "family": s.gates, "policy": s.policy}
-    rules["days"] = s.days
-    result = judge(difference, sd, df=own * s.contexts, **rules).outcome  # type: ignore[arg-type]
-    if alone.any():
-        result = np.where(alone, judge(difference, sd, df=own, **rules).outcome, result)  # type: ignore[arg-type]
-    return result
+    spread = pooled(squares, [own] * s.contexts)
+    return judge(
+        new.mean(-1) - middle[..., 0],
+        np.moveaxis(spread.sd, -1, 2),
+        df=spread.df,
+        baseline_boots=base.shape[-1],
+        new_boots=new.shape[-1],
+        family=s.gates,
+        policy=s.policy,
+        days=s.days,
+    )
+
+
+def usual_margin(scenario: Scenario, seed: int, sessions: int = 20_000) -> float:
+    """Return the mean over sessions of the margin that the baseline of the first gate states, log scale."""
+    base, new = draw(replace(scenario, tiers=1, family=scenario.gates), sessions, np.random.default_rng([seed, 0]))
+    return float(bounds(replace(scenario, tiers=1, family=scenario.gates), base, new).margin[:, 0, 0, 0].mean())
 
 
 def cells_after(scenario: Scenario, base: Floats, new: Floats) -> Ints:
     """Return the status of each cell after `new.shape[-1]` boots, shape (sessions, tiers, contexts)."""
-    gates = outcomes(scenario, base, new)
+    gates = bounds(scenario, base, new).outcome
     opened, wide = (gates == Outcome.OPEN).any(-1), (gates == Outcome.TOO_WIDE).any(-1)
     last = new.shape[-1] == scenario.policy.looks
     return np.select(

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from benchmarks.power.sessions import IMPROVED, INCONCLUSIVE, PASSED, REGRESSED, Ended, Scenario, play
+from benchmarks.power.sessions import IMPROVED, INCONCLUSIVE, PASSED, REGRESSED, Ended, Scenario, play, usual_margin
 from pytest_kvcache.verdict.looks import Policy
 
 SEED = 20261124
@@ -36,9 +36,11 @@ def errors_and_cost(sessions: int) -> Iterator[dict[str, str]]:
     for sd in (0.02, 0.03, 0.05):
         for gates, tiers in _TIERS.items():
             scenario = Scenario(sds=(sd,) * 3, tiers=tiers)
-            yield {"boot sd": f"{sd:.0%}", "gates": str(gates), "margin": f"{np.expm1(scenario.margin):+.1%}"} | _quiet(
-                scenario, sessions
-            )
+            yield {
+                "boot sd": f"{sd:.0%}",
+                "gates": str(gates),
+                "margin": _percent(usual_margin(scenario, SEED)),
+            } | _quiet(scenario, sessions)
 
 
 def power(sessions: int) -> Iterator[dict[str, str]]:
@@ -65,7 +67,7 @@ def policies(sessions: int) -> Iterator[dict[str, str]]:
     for name, scenario in kinds.items():
         quiet = _quiet(scenario, sessions)
         loud = _loud(replace(scenario, tiers=1, family=scenario.gates), sessions)
-        yield {"design": name, "margin": f"{np.expm1(scenario.margin):+.1%}"} | {
+        yield {"design": name, "margin": _percent(usual_margin(scenario, SEED))} | {
             key: (quiet | loud)[key] for key in (*_KEPT_QUIET, *_KEPT_LOUD)
         }
 
@@ -77,16 +79,27 @@ def broken_assumptions(sessions: int) -> Iterator[dict[str, str]]:
         "none": Scenario(tiers=4),
         "TTFT 3 %, tokens/s 0.4 %, decode 1 %": Scenario(tiers=4, sds=quiet_others),
         "one context spreads 3 times as much": Scenario(tiers=4, sds=(0.01,) * 3, context_factors=(1, 3)),
+        "one of four contexts spreads 3 times as much": Scenario(
+            tiers=2, contexts=4, sds=(0.01,) * 3, context_factors=(1, 1, 1, 3)
+        ),
         "boots t-distributed, 4 df": Scenario(tiers=4, tails=4),
         "days differ by sd 1 %, baseline of 1 day": Scenario(tiers=4, day_sd=0.01),
         "days differ by sd 1.5 %, baseline of 1 day": Scenario(tiers=4, day_sd=0.015),
         "days differ by sd 1.5 %, baseline of 3 days": Scenario(tiers=4, day_sd=0.015, days=3),
+        "days differ by sd 1.5 %, baseline of 1 day, and the policy says so": Scenario(
+            tiers=4, day_sd=0.015, policy=Policy(day_sd=0.015)
+        ),
+        "days differ by sd 1.5 %, baseline of 3 days, and the policy says so": Scenario(
+            tiers=4, day_sd=0.015, days=3, policy=Policy(day_sd=0.015)
+        ),
         "days differ by sd 3 %, baseline of 1 day": Scenario(tiers=4, day_sd=0.03),
         "days differ by sd 3 %, baseline of 3 days": Scenario(tiers=4, day_sd=0.03, days=3),
         "days differ by sd 3 %, baseline of 6 days": Scenario(tiers=4, day_sd=0.03, days=6),
     }
     for name, scenario in kinds.items():
-        yield {"what does not hold": name} | _quiet(scenario, sessions)
+        yield {"what does not hold": name, "margin": _percent(usual_margin(scenario, SEED))} | _quiet(
+            scenario, sessions
+        )
 
 
 def old_rule(sessions: int) -> Iterator[dict[str, str]]:
@@ -119,9 +132,10 @@ def _quiet(scenario: Scenario, sessions: int) -> dict[str, str]:
 
 
 def _loud(scenario: Scenario, sessions: int) -> dict[str, str]:
-    line = {}
+    line: dict[str, str] = {}
     shifts = {f"+{share:.0%}": float(np.log1p(share)) for share in (0.05, 0.10, 0.15, 0.30)}
-    shifts |= {"margin": scenario.margin, "1.5 margin": 1.5 * scenario.margin}
+    margin = usual_margin(scenario, SEED)
+    shifts |= {"margin": margin, "1.5 margin": 1.5 * margin}
     for name, shift in shifts.items():
         ended = play(replace(scenario, shift=shift), sessions, SEED)
         line[f"{name}: regressed"] = f"{(ended.status[:, 0, 0] == REGRESSED).mean():.1%}"
@@ -129,6 +143,10 @@ def _loud(scenario: Scenario, sessions: int) -> dict[str, str]:
             passed = np.isin(ended.status[:, 0, 0], (PASSED, IMPROVED))
             line[f"{name}: pass"] = f"{passed.mean():.1%}"
     return line
+
+
+def _percent(log_ratio: float) -> str:
+    return f"{np.expm1(log_ratio):+.1%}"
 
 
 def _any(ended: Ended, status: int) -> str:

@@ -105,7 +105,7 @@ def _gate(index: int, groups: Sequence[Sequence[Pair]], position: int, family: i
     means = [math.fsum(d) / len(d) for d in deltas]
     squares = [math.fsum((x - mean) ** 2 for x in d) for d, mean in zip(deltas, means, strict=True)]
     spread = pooled(squares, [len(d) - 1 for d in deltas])
-    sd, df, count = float(spread.sd[position]), int(spread.df[position]), len(deltas[position])
+    sd, df, count = float(spread.sd[position]), spread.df, len(deltas[position])
     look = PAIRS_AT_LOOK.index(count) + 1
     error = sd / math.sqrt(count)
     strict = t_quantile(policy.regression_level(look, family), df) * error
@@ -126,7 +126,6 @@ def _gate(index: int, groups: Sequence[Sequence[Pair]], position: int, family: i
         margin=float(margin),
         sd=sd,
         df=df,
-        alone=bool(spread.alone[position]),
     )
 
 

@@ -72,7 +72,6 @@ class Gate:
         margin: What `upper` must stay below to pass.
         sd: Of a boot.
         df: Degrees of freedom of `sd`.
-        alone: The cell's boots spread more than those of the tier's other contexts, and were not pooled with them.
     """
 
     metric: Metric
@@ -85,7 +84,6 @@ class Gate:
     margin: float
     sd: float
     df: int
-    alone: bool = False
 
     @property
     def ratio(self) -> float:
@@ -178,7 +176,7 @@ def decide(
         return CellVerdict("incomparable", reasons=different, boots=count, fixed_boots=policy.looks)
     gates = _gates(evidence.boots, stored, tier_of(stored, siblings), family, policy)
     status, reasons = _combine(gates, stored, policy, more=another_boot and count < policy.looks)
-    return CellVerdict(status, gates, reasons, _notes(gates, stored), count, policy.looks)
+    return CellVerdict(status, gates, reasons, _notes(stored, policy), count, policy.looks)
 
 
 def incomparable(evidence: Evidence, stored: StoredCell) -> tuple[str, ...]:
@@ -229,7 +227,7 @@ def _gates(
         # fsum: exact, so that the order of boots cannot change a bit
         logs = [[boot.logs(index) for boot in cell.boots] for cell in tier]
         spread = pooled([_squares(values) for values in logs], dfs)
-        sd, df = float(spread.sd[0]), int(spread.df[0])
+        sd, df = float(spread.sd[0]), spread.df
         old, new = _mean(logs[0]), _mean([metric.log(boot.figures[metric.key]) for boot in boots])
         bounds = judge(
             new - old,
@@ -255,7 +253,6 @@ def _gates(
                 margin=float(bounds.margin),
                 sd=sd,
                 df=df,
-                alone=bool(spread.alone[0]),
             )
         )
     return tuple(gates)
@@ -296,15 +293,10 @@ def _by_gates(gates: tuple[Gate, ...], policy: Policy, *, more: bool) -> tuple[S
     return ("improved" if Outcome.IMPROVED in outcomes else "pass"), ()
 
 
-def _notes(gates: tuple[Gate, ...], stored: StoredCell) -> tuple[str, ...]:
-    notes = [
-        f"{g.metric.label}: boots at this context spread more than at the tier's others, so only its own count"
-        for g in gates
-        if g.alone
-    ]
-    if len({boot.run_id for boot in stored.boots}) == 1:
-        notes.append("all boots of the baseline are of one session: what differs from day to day is not in its spread")
-    return tuple(notes)
+def _notes(stored: StoredCell, policy: Policy) -> tuple[str, ...]:
+    if len({boot.run_id for boot in stored.boots}) == 1 and not policy.day_sd:
+        return ("all boots of the baseline are of one session: what differs from day to day is not in its spread",)
+    return ()
 
 
 def _mean(values: Sequence[float]) -> float:

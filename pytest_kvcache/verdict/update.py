@@ -141,7 +141,7 @@ def levels(tier: Sequence[StoredCell], *, family: int, policy: Policy | None = N
         sd, margin, half = math.nan, math.nan, math.nan
         if sum(dfs) > 0:
             spread = pooled(squares, dfs)
-            sd, df = float(spread.sd[0]), int(spread.df[0])
+            sd, df = float(spread.sd[0]), spread.df
             resolved = resolution(policy, baseline_boots=count, df=df, family=family) * sd
             # inf rather than an overflow where next to nothing can be told
             margin = max(policy.margin_of(metric.key), float(np.expm1(min(resolved, 100.0))))

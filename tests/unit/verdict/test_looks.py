@@ -88,15 +88,14 @@ def test_more_boots_resolve_more(boots: int, df: int, family: int) -> None:
 
 
 def test_a_pooled_spread_is_the_textbook_s() -> None:
-    """Pooling weighs variances by their degrees of freedom."""
+    """Pooling weighs variances by their degrees of freedom, and a context that spreads more keeps its own."""
     rng = np.random.default_rng(2)
-    groups = [rng.standard_normal(n) for n in (6, 8, 4)]
+    groups = [rng.standard_normal(n) * scale for n, scale in ((6, 1.0), (8, 1.0), (4, 5.0))]
     squares = [((g - g.mean()) ** 2).sum() for g in groups]
     spread = pooled(squares, [5, 7, 3])
     expected = math.sqrt(sum(g.var(ddof=1) * (len(g) - 1) for g in groups) / 15)
-    assert spread.sd == pytest.approx([expected] * 3)
-    assert spread.df.tolist() == [15] * 3
-    assert not spread.alone.any()
+    assert spread.sd == pytest.approx([expected, expected, groups[2].std(ddof=1)])
+    assert spread.df == 15
 
 
 def test_a_spread_needs_a_degree_of_freedom() -> None:
