@@ -65,3 +65,14 @@ def machine_name(hardware: Mapping[str, str]) -> str:
 
 def _prefixed(prefix: str, values: Mapping[str, object]) -> dict[str, str]:
     return {f"{prefix}.{k}": v if isinstance(v, str) else json.dumps(v, sort_keys=True) for k, v in values.items()}
+
+
+def workload_hash(workload: Mapping[str, object]) -> str:
+    """Return the SHA-256 (hex) of what is to be sent: equal exactly if the parameters are, in whatever order.
+
+    Args:
+        workload: Everything that decides the requests: parameters, seed, version of the generator, or a digest of the
+            requests themselves. Values must be what JSON has.
+    """
+    text = json.dumps(dict(workload), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -8,9 +8,15 @@ Decode throughput per request is there twice. `decode_mean_tokens_per_s` is that
 generated tokens over the time after the first one. A request whose few tokens arrive in one burst dominates it: with
 answers of 20 tokens it read 604 and 1,059 in runs whose other requests were at 120. So `decode_tokens_per_s`, which is
 compared with baselines, is the ratio of the sums.
+
+`ttft_session_s` is what boots are judged by: the geometric mean over sessions (users) of the session's median TTFT. The
+median keeps one stalled request from speaking for a session, the mean over sessions gives every user the same say
+however many requests fell into the run, and the logarithm makes it a ratio scale (`verdict.metrics`).
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -59,6 +65,7 @@ def estimate(rows: pd.DataFrame, *, duration_s: float) -> Estimates:
         "ttft_p50_s": float(ttft.quantile(0.5)),
         "ttft_p90_s": float(ttft.quantile(0.9)),
         "ttft_p99_s": float(ttft.quantile(0.99)),
+        "ttft_session_s": float(np.exp(session_log_ttft(rows).mean())),
         "ttft_from_intended_mean_s": float(from_intended.mean()),
         "ttft_from_intended_p99_s": float(from_intended.quantile(0.99)),
         "residual_p50_s": float(residual.quantile(0.5)),
@@ -73,3 +80,49 @@ def estimate(rows: pd.DataFrame, *, duration_s: float) -> Estimates:
         "generated_tokens": generated,
         "cached_share": float(done["cached_tokens"].fillna(0).sum()) / prompt if prompt else 0.0,
     }
+
+
+def session_log_ttft(rows: pd.DataFrame) -> pd.Series[float]:
+    """Return each session's median of log TTFT (log of seconds), by user; sessions with nothing finished are absent.
+
+    TTFT counts from the actual send. A TTFT of zero or less (a clock that was set) is left out: it has no logarithm.
+    """
+    done = rows[rows["status"] == "ok"]
+    ttft = (done["first_token_s"] - done["actual_start_s"]).astype("float64")
+    kept = ttft > 0
+    logs = pd.Series(np.log(ttft[kept].to_numpy()), index=ttft.index[kept], dtype="float64")
+    return logs.groupby(done["user"][kept]).median()
+
+
+@dataclass(frozen=True)
+class Goodput:
+    """Requests that met their limits.
+
+    Args:
+        share: Of the requests that were to be sent, 0 to 1.
+        per_s: Requests a second of the time in which requests were started.
+    """
+
+    share: float
+    per_s: float
+
+
+def goodput(rows: pd.DataFrame, *, duration_s: float, ttft_limit_s: float, itl_limit_s: float) -> Goodput:
+    """Return how many requests finished with a TTFT and a mean ITL within the limits.
+
+    As `vllm bench serve --goodput` counts it (after DistServe, Zhong et al., OSDI 2024): every limit must be met, and a
+    failed request meets none; the mean ITL is vLLM's TPOT, (last token - first token) / (tokens - 1). Unlike there, a
+    request that was never sent counts too.
+
+    Args:
+        rows: A row a request, as `workload.records` has it.
+        duration_s: For how long requests were started.
+        ttft_limit_s: Most seconds to the first token.
+        itl_limit_s: Most seconds between tokens, on average over the request.
+    """
+    done = rows[rows["status"] == "ok"]
+    ttft = done["first_token_s"] - done["actual_start_s"]
+    steps = (done["generated_tokens"] - 1).clip(lower=1).astype("float64")
+    itl = (done["last_token_s"] - done["first_token_s"]) / steps
+    good = int(((ttft <= ttft_limit_s) & (itl <= itl_limit_s)).sum())
+    return Goodput(share=good / len(rows) if len(rows) else 0.0, per_s=good / duration_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -24,11 +25,32 @@ class Metric:
         change = (new - old) / old
         return -change if self.higher_is_better else change
 
+    def log(self, value: float) -> float:
+        """Return the natural logarithm of `value`, turned so that more is worse for every metric.
+
+        A difference of two such numbers is a log ratio: +log(1.10) is 10 % more time, or throughput down to 1/1.10. On
+        this scale a doubling and a halving are equally far, effects multiply, and the spread of times and of rates is
+        nearer to normal and to constant than on the plain one.
+
+        Raises:
+            ValueError: `value` is not a positive finite number.
+        """
+        if not 0 < value < math.inf:
+            raise ValueError(f"{self.key} is not a positive number: {value!r}")
+        return -math.log(value) if self.higher_is_better else math.log(value)
+
 
 GATED: tuple[Metric, ...] = (
     Metric("ttft_mean_s", "TTFT mean (s)", higher_is_better=False),
     Metric("ttft_p90_s", "TTFT p90 (s)", higher_is_better=False),
     Metric("requests_per_s", "processing speed (requests/s)", higher_is_better=True),
+    Metric("tokens_per_s", "processing speed (prompt + generated tokens/s)", higher_is_better=True),
+    Metric("decode_tokens_per_s", "decode throughput per request (tokens/s)", higher_is_better=True),
+)
+
+#: What boots are judged by; the rest is reported. Fewer than GATED: each gate costs all others sharpness (`looks.py`).
+JUDGED: tuple[Metric, ...] = (
+    Metric("ttft_session_s", "TTFT (s)", higher_is_better=False),
     Metric("tokens_per_s", "processing speed (prompt + generated tokens/s)", higher_is_better=True),
     Metric("decode_tokens_per_s", "decode throughput per request (tokens/s)", higher_is_better=True),
 )

@@ -1,0 +1,171 @@
+"""Tables of errors, power and cost of the procedure: `python -m benchmarks.power.simulate [--sessions 20000]`.
+
+Seeded, so that the same command prints the same tables. A minute and a half on one core of 2026.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from benchmarks.power.sessions import IMPROVED, INCONCLUSIVE, PASSED, REGRESSED, Ended, Scenario, play, usual_margin
+from pytest_kvcache.verdict.looks import Policy
+
+SEED = 20261124
+_TIERS = {12: 2, 24: 4}
+
+
+def main() -> None:
+    """Print all tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sessions", type=int, default=20_000, metavar="N", help="sessions for each figure")
+    parser.add_argument("--table", choices=sorted(TABLES), action="append", help="only this one; repeatable")
+    args = parser.parse_args()
+    for name, make in TABLES.items():
+        if args.table is None or name in args.table:
+            print(f"\n{name}, {args.sessions} sessions a figure\n")
+            print(_markdown(pd.DataFrame(make(args.sessions))), flush=True)
+
+
+def errors_and_cost(sessions: int) -> Iterator[dict[str, str]]:
+    """Yield a line for each spread and family, nothing changed: what a session says, and what it costs."""
+    for sd in (0.02, 0.03, 0.05):
+        for gates, tiers in _TIERS.items():
+            scenario = Scenario(sds=(sd,) * 3, tiers=tiers)
+            yield {
+                "boot sd": f"{sd:.0%}",
+                "gates": str(gates),
+                "margin": _percent(usual_margin(scenario, SEED)),
+            } | _quiet(scenario, sessions)
+
+
+def power(sessions: int) -> Iterator[dict[str, str]]:
+    """Yield a line for each spread and family: what becomes of one cell whose first metric is worse."""
+    for sd in (0.02, 0.03, 0.05):
+        for gates in _TIERS:
+            base = Scenario(sds=(sd,) * 3, tiers=1, family=gates)
+            yield {"boot sd": f"{sd:.0%}", "gates": str(gates)} | _loud(base, sessions)
+
+
+def policies(sessions: int) -> Iterator[dict[str, str]]:
+    """Yield a line for each number of baseline boots, of looks and each error budget, at 3 % and 24 gates."""
+    kinds = {
+        "default": Scenario(tiers=4),
+        "K = 8": Scenario(tiers=4, baseline_boots=8),
+        "K = 12": Scenario(tiers=4, baseline_boots=12),
+        "1 context a tier": Scenario(tiers=8, contexts=1),
+        "4 contexts a tier": Scenario(tiers=2, contexts=4),
+        "at most 2 boots": Scenario(tiers=4, policy=Policy(looks=2)),
+        "1 boot": Scenario(tiers=4, policy=Policy(looks=1)),
+        "regression error 1 %": Scenario(tiers=4, policy=Policy(regression_error=0.01)),
+        "regression error 2 %": Scenario(tiers=4, policy=Policy(regression_error=0.02)),
+    }
+    for name, scenario in kinds.items():
+        quiet = _quiet(scenario, sessions)
+        loud = _loud(replace(scenario, tiers=1, family=scenario.gates), sessions)
+        yield {"design": name, "margin": _percent(usual_margin(scenario, SEED))} | {
+            key: (quiet | loud)[key] for key in (*_KEPT_QUIET, *_KEPT_LOUD)
+        }
+
+
+def broken_assumptions(sessions: int) -> Iterator[dict[str, str]]:
+    """Yield a line for each way in which boots may not be what the interval takes them for, at 3 % and 24 gates."""
+    quiet_others = (0.03, 0.004, 0.01)
+    kinds = {
+        "none": Scenario(tiers=4),
+        "TTFT 3 %, tokens/s 0.4 %, decode 1 %": Scenario(tiers=4, sds=quiet_others),
+        "one context spreads 3 times as much": Scenario(tiers=4, sds=(0.01,) * 3, context_factors=(1, 3)),
+        "one of four contexts spreads 3 times as much": Scenario(
+            tiers=2, contexts=4, sds=(0.01,) * 3, context_factors=(1, 1, 1, 3)
+        ),
+        "boots t-distributed, 4 df": Scenario(tiers=4, tails=4),
+        "days differ by sd 1 %, baseline of 1 day": Scenario(tiers=4, day_sd=0.01),
+        "days differ by sd 1.5 %, baseline of 1 day": Scenario(tiers=4, day_sd=0.015),
+        "days differ by sd 1.5 %, baseline of 3 days": Scenario(tiers=4, day_sd=0.015, days=3),
+        "days differ by sd 1.5 %, baseline of 1 day, and the policy says so": Scenario(
+            tiers=4, day_sd=0.015, policy=Policy(day_sd=0.015)
+        ),
+        "days differ by sd 1.5 %, baseline of 3 days, and the policy says so": Scenario(
+            tiers=4, day_sd=0.015, days=3, policy=Policy(day_sd=0.015)
+        ),
+        "days differ by sd 3 %, baseline of 1 day": Scenario(tiers=4, day_sd=0.03),
+        "days differ by sd 3 %, baseline of 3 days": Scenario(tiers=4, day_sd=0.03, days=3),
+        "days differ by sd 3 %, baseline of 6 days": Scenario(tiers=4, day_sd=0.03, days=6),
+    }
+    for name, scenario in kinds.items():
+        yield {"what does not hold": name, "margin": _percent(usual_margin(scenario, SEED))} | _quiet(
+            scenario, sessions
+        )
+
+
+def old_rule(sessions: int) -> Iterator[dict[str, str]]:
+    """Yield what one run against one run and a fixed share does, at 3 %."""
+    rng = np.random.default_rng(SEED)
+    for share in (0.025, 0.05, 0.10):
+        line = {"rule": f"one run against one run, worse by {share:.1%}"}
+        for gates in _TIERS:
+            difference = rng.standard_normal((sessions, gates)) * 0.03 * np.sqrt(2)
+            line[f"false alarm, {gates} gates"] = f"{(difference > np.log1p(share)).any(-1).mean():.1%}"
+        hit = rng.standard_normal(sessions) * 0.03 * np.sqrt(2) + np.log1p(0.10)
+        yield line | {"regressed at +10 %": f"{(hit > np.log1p(share)).mean():.1%}"}
+
+
+_KEPT_QUIET = ("false alarm", "inconclusive", "boots a cell", "of three")
+_KEPT_LOUD = ("margin: regressed", "margin: pass", "1.5 margin: regressed")
+
+
+def _quiet(scenario: Scenario, sessions: int) -> dict[str, str]:
+    ended = play(scenario, sessions, SEED)
+    looks = 3
+    return {
+        "false alarm": _any(ended, REGRESSED),
+        "improved": _any(ended, IMPROVED),
+        "inconclusive": _any(ended, INCONCLUSIVE),
+        "boots a cell": f"{ended.boots.mean():.2f}",
+        "of three": f"{ended.boots.mean() / looks:.0%}",
+        "boots a tier": f"{ended.boots.max(-1).mean():.2f}",
+    }
+
+
+def _loud(scenario: Scenario, sessions: int) -> dict[str, str]:
+    line: dict[str, str] = {}
+    shifts = {f"+{share:.0%}": float(np.log1p(share)) for share in (0.05, 0.10, 0.15, 0.30)}
+    margin = usual_margin(scenario, SEED)
+    shifts |= {"margin": margin, "1.5 margin": 1.5 * margin}
+    for name, shift in shifts.items():
+        ended = play(replace(scenario, shift=shift), sessions, SEED)
+        line[f"{name}: regressed"] = f"{(ended.status[:, 0, 0] == REGRESSED).mean():.1%}"
+        if name in {"+10%", "margin"}:
+            passed = np.isin(ended.status[:, 0, 0], (PASSED, IMPROVED))
+            line[f"{name}: pass"] = f"{passed.mean():.1%}"
+    return line
+
+
+def _percent(log_ratio: float) -> str:
+    return f"{np.expm1(log_ratio):+.1%}"
+
+
+def _any(ended: Ended, status: int) -> str:
+    return f"{(ended.status == status).any((1, 2)).mean():.2%}"
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    lines = [list(table.columns), ["---"] * len(table.columns), *table.astype(str).to_numpy().tolist()]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+TABLES = {
+    "nothing changed": errors_and_cost,
+    "one metric of one cell is worse": power,
+    "other designs": policies,
+    "broken assumptions": broken_assumptions,
+    "the rule in common use": old_rule,
+}
+
+
+if __name__ == "__main__":
+    main()

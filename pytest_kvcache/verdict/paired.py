@@ -1,0 +1,159 @@
+"""A/B without a baseline: two engines booted in turn, A B B A A B …, decided on the paired differences.
+
+Boots that follow each other share the weather of the machine; their difference does not have it. In the order ABBA a
+steady drift cancels within each two pairs (counterbalancing: Cox, "Planning of Experiments", 1958). So the unit is the
+pair, the interval is the paired t, and the spread is that of this session's differences, pooled over the contexts of
+the tier. No baseline is read, so no margin can be widened by one: it is the declared margin.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from pytest_kvcache.verdict.interval import Outcome, classify, pooled
+from pytest_kvcache.verdict.looks import Policy, t_quantile
+from pytest_kvcache.verdict.metrics import JUDGED
+from pytest_kvcache.verdict.procedure import Boot, Gate, Status
+
+#: How many pairs there are at each look: one, two and three blocks ABBA.
+PAIRS_AT_LOOK = (2, 4, 6)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A boot of each engine, one right after the other.
+
+    Args:
+        a: Of the engine that is used now.
+        b: Of the one that might be.
+    """
+
+    a: Boot
+    b: Boot
+
+
+@dataclass(frozen=True)
+class PairedVerdict:
+    """The outcome of B against A at one context.
+
+    Args:
+        status: As in `CellVerdict`; `regressed` means that B is worse. Never `incomparable` or `no-baseline`.
+        gates: `old` and `new` are the geometric means of A and of B; `sd` is that of a difference of a pair.
+        reasons: Why, where the status is not the gates' alone.
+        pairs: How many it rests on.
+    """
+
+    status: Status
+    gates: tuple[Gate, ...] = ()
+    reasons: tuple[str, ...] = ()
+    pairs: int = 0
+
+
+def order(pairs: int) -> tuple[Literal["a", "b"], ...]:
+    """Return which engine boots when: a b b a a b b a …, two for each pair."""
+    return tuple(engine for pair in range(pairs) for engine in (("a", "b") if pair % 2 == 0 else ("b", "a")))
+
+
+def decide_pairs(
+    by_context: Mapping[int, Sequence[Pair]],
+    *,
+    family: int,
+    policy: Policy | None = None,
+    another_block: bool = True,
+) -> dict[int, PairedVerdict]:
+    """Judge B against A, at each context of a tier, after a whole number of blocks.
+
+    As in `procedure.decide`, with a paired t interval, mean ± t · sd / sqrt(n). The spread is estimated from the same
+    pairs that it judges, so that unlike there one wild pair widens the interval. A context with a fault is `invalid`
+    and lends its pairs to no spread.
+
+    Args:
+        by_context: Pairs so far, by context length; each a number out of `PAIRS_AT_LOOK`.
+        family: Declared gates: tiers x contexts x `len(JUDGED)`.
+        policy: The rules; the default ones for None. `looks` blocks are the most.
+        another_block: False where none can be had.
+
+    Raises:
+        ValueError: A number of pairs at which nothing is looked at.
+    """
+    policy = policy or Policy()
+    allowed = PAIRS_AT_LOOK[: policy.looks]
+    for pairs in by_context.values():
+        if len(pairs) not in allowed:
+            raise ValueError(f"{len(pairs)} pairs; looks are at {', '.join(map(str, allowed))}")
+    faults = {context: _faults(pairs) for context, pairs in by_context.items()}
+    sound = {context: pairs for context, pairs in by_context.items() if not faults[context]}
+    verdicts = {c: PairedVerdict("invalid", reasons=f, pairs=len(by_context[c])) for c, f in faults.items() if f}
+    for position, (context, pairs) in enumerate(sound.items()):
+        gates = tuple(_gate(index, list(sound.values()), position, family, policy) for index in range(len(JUDGED)))
+        more = another_block and len(pairs) < allowed[-1]
+        verdicts[context] = PairedVerdict(*_combine(gates, more=more), pairs=len(pairs))
+    return {context: verdicts[context] for context in by_context}
+
+
+def _gate(index: int, groups: Sequence[Sequence[Pair]], position: int, family: int, policy: Policy) -> Gate:
+    metric = JUDGED[index]
+    logs = [
+        [(metric.log(p.a.figures[metric.key]), metric.log(p.b.figures[metric.key])) for p in pairs] for pairs in groups
+    ]
+    deltas = [[b - a for a, b in pairs] for pairs in logs]
+    means = [math.fsum(d) / len(d) for d in deltas]
+    squares = [math.fsum((x - mean) ** 2 for x in d) for d, mean in zip(deltas, means, strict=True)]
+    spread = pooled(squares, [len(d) - 1 for d in deltas])
+    sd, df, count = float(spread.sd[position]), spread.df, len(deltas[position])
+    look = PAIRS_AT_LOOK.index(count) + 1
+    error = sd / math.sqrt(count)
+    strict = t_quantile(policy.regression_level(look, family), df) * error
+    ample = t_quantile(policy.pass_level(look), df) * error
+    declared = policy.margin_of(metric.key)
+    effect, margin = np.float64(means[position]), np.float64(math.log1p(declared))
+    bounds = classify(effect, np.float64(strict), np.float64(ample), margin, policy, widest=declared)
+    natural = -1 if metric.higher_is_better else 1
+    a, b = (math.fsum(pair[side] for pair in logs[position]) / count for side in (0, 1))
+    return Gate(
+        metric,
+        Outcome(int(bounds.outcome)),
+        old=math.exp(natural * a),
+        new=math.exp(natural * b),
+        effect=float(effect),
+        lower=float(bounds.lower),
+        upper=float(bounds.upper),
+        margin=float(margin),
+        sd=sd,
+        df=df,
+    )
+
+
+def _combine(gates: tuple[Gate, ...], *, more: bool) -> tuple[Status, tuple[Gate, ...], tuple[str, ...]]:
+    outcomes = {gate.outcome for gate in gates}
+    if Outcome.REGRESSED in outcomes:
+        return "regressed", gates, ()
+    if Outcome.OPEN in outcomes:
+        if more:
+            return "needs-boot", gates, ()
+        reasons = tuple(
+            f"{g.metric.label}: between {math.expm1(g.lower):+.0%} and {math.expm1(g.upper):+.0%},"
+            f" margin {math.expm1(g.margin):+.0%}"
+            for g in gates
+            if g.outcome == Outcome.OPEN
+        )
+        return "inconclusive", gates, reasons
+    return ("improved" if Outcome.IMPROVED in outcomes else "pass"), gates, ()
+
+
+def _faults(pairs: Sequence[Pair]) -> tuple[str, ...]:
+    lines = []
+    for number, pair in enumerate(pairs, start=1):
+        for name, boot in (("A", pair.a), ("B", pair.b)):
+            lines += [f"pair {number}, {name}: {fault}" for fault in boot.faults]
+            lines += [
+                f"pair {number}, {name}: {metric.label} could not be measured"
+                for metric in JUDGED
+                if not 0 < boot.figures.get(metric.key, math.nan) < math.inf
+            ]
+    return tuple(lines)

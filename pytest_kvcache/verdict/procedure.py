@@ -1,0 +1,312 @@
+"""The decision: up to three fresh boots against a stored cell of six or more.
+
+`decide` is called after every boot with all boots so far. It depends on nothing else: not on the order of boots, not on
+what it said before. `needs-boot` is its way to ask for one more; everything else is final.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from pytest_kvcache.verdict import canary
+from pytest_kvcache.verdict.cells import StoredCell
+from pytest_kvcache.verdict.environment import differences
+from pytest_kvcache.verdict.interval import Outcome, judge, pooled
+from pytest_kvcache.verdict.looks import Policy
+from pytest_kvcache.verdict.metrics import JUDGED, Metric
+
+Status = Literal[
+    "pass", "regressed", "improved", "inconclusive", "incomparable", "invalid", "no-baseline", "needs-boot"
+]
+#: The key that the contexts of one tier differ in, and may.
+_CONTEXT_KEY = "workload.context_tokens"
+
+
+@dataclass(frozen=True)
+class Boot:
+    """What one fresh boot brought in a cell.
+
+    Args:
+        figures: Estimates in natural units, as `estimate` gives them.
+        canary: Readings before it, in seconds, by name.
+        faults: Why no verdict may rest on it, empty where one may.
+    """
+
+    figures: Mapping[str, float]
+    canary: Mapping[str, float] = field(default_factory=dict)
+    faults: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything that was measured in a cell.
+
+    Args:
+        boots: All boots so far; of one cell, one workload and one build.
+        comparability: Keys that must be equal to the baseline's.
+        workload: Hash of what was to be sent.
+    """
+
+    boots: Sequence[Boot]
+    comparability: Mapping[str, str]
+    workload: str
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One metric of a cell, then and now. Effects are log ratios, positive is worse; `share` makes percent of them.
+
+    Args:
+        metric: Which.
+        outcome: What it says after this look.
+        old: Geometric mean of the baseline's boots, natural unit.
+        new: Geometric mean of the new boots.
+        effect: By how much it is worse.
+        lower: It is worse by at least this, at the level of `regressed`.
+        upper: And by at most this, at the level of `pass`.
+        margin: What `upper` must stay below to pass.
+        sd: Of a boot.
+        df: Degrees of freedom of `sd`.
+    """
+
+    metric: Metric
+    outcome: Outcome
+    old: float
+    new: float
+    effect: float
+    lower: float
+    upper: float
+    margin: float
+    sd: float
+    df: int
+
+    @property
+    def ratio(self) -> float:
+        """New over old, natural units."""
+        return self.new / self.old
+
+
+@dataclass(frozen=True)
+class CellVerdict:
+    """The outcome for one cell after a look.
+
+    Args:
+        status: Only `pass` and `improved` succeed; `needs-boot` is not final.
+        gates: Every judged metric, in the order of `JUDGED`; empty where nothing could be compared.
+        reasons: Why, where the status is not the gates' alone.
+        notes: What a reader should know besides.
+        boots: How many new boots it rests on.
+        fixed_boots: How many a design without looks would have taken.
+    """
+
+    status: Status
+    gates: tuple[Gate, ...] = ()
+    reasons: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    boots: int = 0
+    fixed_boots: int = 0
+
+    @property
+    def succeeds(self) -> bool:
+        """Whether a test with this verdict passes."""
+        return self.status in {"pass", "improved"}
+
+    @property
+    def final(self) -> bool:
+        """Whether no further boot is wanted."""
+        return self.status != "needs-boot"
+
+    @property
+    def worst(self) -> Gate | None:
+        """The gate to talk about: a regressed one before an undecided one before others, the largest effect first."""
+        rank = {Outcome.REGRESSED: 3, Outcome.TOO_WIDE: 2, Outcome.OPEN: 2, Outcome.PASS: 1, Outcome.IMPROVED: 0}
+        return max(self.gates, key=lambda g: (rank[g.outcome], g.effect), default=None)
+
+
+def share(log_ratio: float) -> float:
+    """Return a log ratio as a share: +0.0953 is 0.10, ten percent more time (or throughput down to 1/1.10)."""
+    return math.expm1(log_ratio)
+
+
+def decide(
+    evidence: Evidence,
+    stored: StoredCell | None,
+    *,
+    family: int,
+    siblings: Sequence[StoredCell] = (),
+    policy: Policy | None = None,
+    another_boot: bool = True,
+) -> CellVerdict:
+    """Judge the boots so far against the stored cell.
+
+    In this order: `invalid` (a boot has a fault or no figure), `no-baseline`, `incomparable` (keys, workload or canary
+    differ), `inconclusive` (the baseline is too small), then by gates: `regressed` if any gate is; else `needs-boot`
+    while one is open, `inconclusive` when boots are exhausted or a gate's margin is too wide; else `improved` if any
+    gate is, else `pass`. A baseline of fewer than `policy.least_boots` may still say `regressed`, since the t interval
+    holds for it too, but asks for no boots and passes nothing.
+
+    Args:
+        evidence: At least one boot, at most `policy.looks`.
+        stored: The cell's baseline; None where it has none.
+        family: Declared gates: tiers x contexts x `len(JUDGED)`, whatever this session selects.
+        siblings: Baselines of the tier's other contexts, for the pooled spread. Those that are not of the same tier and
+            environment are left out.
+        policy: The rules; the default ones for None.
+        another_boot: False where none can be had (time is up): an open gate is then `inconclusive`.
+
+    Raises:
+        ValueError: No boots, or more than the policy looks at: measuring again until it passes is not a test.
+    """
+    policy = policy or Policy()
+    count = len(evidence.boots)
+    if not 1 <= count <= policy.looks:
+        raise ValueError(f"{count} boots for at most {policy.looks} looks")
+    faults = _faults(evidence.boots)
+    if faults:
+        return CellVerdict("invalid", reasons=faults, boots=count, fixed_boots=policy.looks)
+    if stored is None:
+        return CellVerdict("no-baseline", boots=count, fixed_boots=policy.looks)
+    different = incomparable(evidence, stored)
+    if different:
+        return CellVerdict("incomparable", reasons=different, boots=count, fixed_boots=policy.looks)
+    gates = _gates(evidence.boots, stored, tier_of(stored, siblings), family, policy)
+    status, reasons = _combine(gates, stored, policy, more=another_boot and count < policy.looks)
+    return CellVerdict(status, gates, reasons, _notes(stored, policy), count, policy.looks)
+
+
+def incomparable(evidence: Evidence, stored: StoredCell) -> tuple[str, ...]:
+    """Return a line for every key, hash and canary that differs; empty where the two may be compared."""
+    lines = differences(stored.comparability, evidence.comparability)
+    if stored.workload != evidence.workload:
+        lines.append(f"workload hash: {stored.workload:.12} -> {evidence.workload:.12}")
+    lines += canary.differences([b.canary for b in stored.boots], [b.canary for b in evidence.boots])
+    return tuple(lines)
+
+
+def tier_of(stored: StoredCell, siblings: Sequence[StoredCell]) -> tuple[StoredCell, ...]:
+    """Return the cells whose boots may be pooled with those of `stored`, itself first: same tier and environment.
+
+    Context length apart, all comparability keys must agree. A cell of the same address is taken once.
+    """
+
+    def keys(cell: StoredCell) -> dict[str, str]:
+        return {k: v for k, v in cell.comparability.items() if k != _CONTEXT_KEY}
+
+    found = {stored.cell.context_tokens: stored}
+    place = stored.cell.model_copy(update={"context_tokens": 1})
+    for cell in sorted(siblings, key=lambda c: c.cell.context_tokens):
+        alike = cell.cell.model_copy(update={"context_tokens": 1}) == place and keys(cell) == keys(stored)
+        if alike:
+            found.setdefault(cell.cell.context_tokens, cell)
+    return tuple(found.values())
+
+
+def _faults(boots: Sequence[Boot]) -> tuple[str, ...]:
+    lines = []
+    for number, boot in enumerate(boots, start=1):
+        lines += [f"boot {number}: {fault}" for fault in boot.faults]
+        for metric in JUDGED:
+            if not 0 < boot.figures.get(metric.key, math.nan) < math.inf:
+                lines.append(f"boot {number}: {metric.label} could not be measured")
+    return tuple(lines)
+
+
+def _gates(
+    boots: Sequence[Boot], stored: StoredCell, tier: Sequence[StoredCell], family: int, policy: Policy
+) -> tuple[Gate, ...]:
+    dfs = [len(cell.boots) - 1 for cell in tier]
+    if sum(dfs) < policy.least_df:
+        return ()
+    gates = []
+    for index, metric in enumerate(JUDGED):
+        # fsum: exact, so that the order of boots cannot change a bit
+        logs = [[boot.logs(index) for boot in cell.boots] for cell in tier]
+        spread = pooled([_squares(values) for values in logs], dfs)
+        sd, df = float(spread.sd[0]), spread.df
+        old, new = _mean(logs[0]), _mean([metric.log(boot.figures[metric.key]) for boot in boots])
+        bounds = judge(
+            new - old,
+            sd,
+            df=df,
+            baseline_boots=len(stored.boots),
+            new_boots=len(boots),
+            family=family,
+            policy=policy,
+            metric=metric.key,
+            days=len({boot.run_id for boot in stored.boots}),
+        )
+        natural = -1 if metric.higher_is_better else 1
+        gates.append(
+            Gate(
+                metric,
+                Outcome(int(bounds.outcome)),
+                old=math.exp(natural * old),
+                new=math.exp(natural * new),
+                effect=new - old,
+                lower=float(bounds.lower),
+                upper=float(bounds.upper),
+                margin=float(bounds.margin),
+                sd=sd,
+                df=df,
+            )
+        )
+    return tuple(gates)
+
+
+def _combine(
+    gates: tuple[Gate, ...], stored: StoredCell, policy: Policy, *, more: bool
+) -> tuple[Status, tuple[str, ...]]:
+    outcomes = {gate.outcome for gate in gates}
+    if Outcome.REGRESSED in outcomes:
+        return "regressed", ()
+    if len(stored.boots) < policy.least_boots:
+        return "inconclusive", (f"the baseline has {_boots(len(stored.boots))}, gates need {policy.least_boots}",)
+    if not gates:
+        return "inconclusive", (f"the tier's baselines have fewer than {policy.least_df} degrees of freedom",)
+    return _by_gates(gates, policy, more=more)
+
+
+def _by_gates(gates: tuple[Gate, ...], policy: Policy, *, more: bool) -> tuple[Status, tuple[str, ...]]:
+    outcomes = {gate.outcome for gate in gates}
+    wide = tuple(
+        f"{g.metric.label}: boots spread by {share(g.sd):.1%}, so that only a change of {share(g.margin):+.0%} could be"
+        f" told, and at most {max(policy.widest_margin, policy.margin_of(g.metric.key)):+.0%} may pass"
+        for g in gates
+        if g.outcome == Outcome.TOO_WIDE
+    )
+    if wide and Outcome.OPEN not in outcomes:
+        return "inconclusive", wide
+    if Outcome.OPEN in outcomes:
+        if more:
+            return "needs-boot", wide
+        undecided = tuple(
+            f"{g.metric.label}: between {share(g.lower):+.0%} and {share(g.upper):+.0%}, margin {share(g.margin):+.0%}"
+            for g in gates
+            if g.outcome == Outcome.OPEN
+        )
+        return "inconclusive", wide + undecided
+    return ("improved" if Outcome.IMPROVED in outcomes else "pass"), ()
+
+
+def _notes(stored: StoredCell, policy: Policy) -> tuple[str, ...]:
+    if len({boot.run_id for boot in stored.boots}) == 1 and not policy.day_sd:
+        return ("all boots of the baseline are of one session: what differs from day to day is not in its spread",)
+    return ()
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def _squares(values: Sequence[float]) -> float:
+    middle = _mean(values)
+    return float(np.float64(math.fsum((v - middle) ** 2 for v in values)))
+
+
+def _boots(count: int) -> str:
+    return "1 boot" if count == 1 else f"{count} boots"

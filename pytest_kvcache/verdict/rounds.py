@@ -1,0 +1,159 @@
+"""Stopping early within a boot, at a whole round, and cutting the baseline to the same rounds.
+
+A round is the time in which every user asks once. A boot is one replicate however long it runs: running on after the
+noise within the boot is small beside that between boots buys nothing. With a within-boot SE of a third of the sd of a
+boot, that sd grows by a factor of sqrt(1 + 1/9), 5 %, and no more.
+
+Whether to stop is decided on spreads alone, never on the level of the estimate, so that it does not bias it (sequential
+fixed-width stopping: Chow & Robbins, Ann. Math. Stat. 1965). Later rounds are not like earlier ones, since histories
+grow: so the baseline's boots are cut to the same rounds before anything is compared.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from pytest_kvcache.verdict.cells import StoredCell
+from pytest_kvcache.verdict.estimate import session_log_ttft
+from pytest_kvcache.verdict.interval import Floats, pooled
+from pytest_kvcache.verdict.metrics import JUDGED
+
+#: Fewer rounds, or sessions, than this have no standard error worth the name.
+LEAST_ROUNDS, LEAST_SESSIONS = 4, 4
+_SMALL = 1 / 3
+
+
+def rounds_of(rows: pd.DataFrame, round_s: float) -> pd.Series[int]:
+    """Return the round of each request, from 1: by when it was intended, not by when it could be sent.
+
+    Args:
+        rows: A row a request, as `workload.records` has it.
+        round_s: Seconds of a round: the gap between two questions of a user.
+
+    Raises:
+        ValueError: `round_s` is not positive.
+    """
+    if not round_s > 0:
+        raise ValueError(f"a round of {round_s} s")
+    number = np.floor(rows["intended_start_s"].to_numpy(dtype=np.float64) / round_s + 1e-9) + 1
+    return pd.Series(number.astype(np.int64), index=rows.index, dtype="int64")
+
+
+def prefix(rows: pd.DataFrame, *, rounds: int, round_s: float) -> pd.DataFrame:
+    """Return the requests of the first `rounds` rounds."""
+    return rows[rounds_of(rows, round_s) <= rounds]
+
+
+def judged_figures(rows: pd.DataFrame) -> dict[str, float]:
+    """Return the estimates of `JUDGED` in natural units, without those that the rows do not give.
+
+    They are those of `estimate`, which needs the time of every token; this does not.
+    """
+    done = rows[rows["status"] == "ok"]
+    if done.empty:
+        return {}
+    start = float(rows["actual_start_s"].min())
+    elapsed = float(done["last_token_s"].max()) - start
+    decode_s = float((done["last_token_s"] - done["first_token_s"]).sum())
+    generated = float(done["generated_tokens"].sum())
+    sessions = session_log_ttft(rows)
+    figures = {
+        "ttft_session_s": float(np.exp(sessions.mean())) if len(sessions) else math.nan,
+        "tokens_per_s": (float(done["prompt_tokens"].sum()) + generated) / elapsed if elapsed > 0 else math.nan,
+        "decode_tokens_per_s": generated / decode_s if decode_s > 0 else math.nan,
+    }
+    return {key: value for key, value in figures.items() if 0 < value < math.inf}
+
+
+def within_boot_errors(rows: pd.DataFrame, *, round_s: float) -> dict[str, float]:
+    """Return the standard error, on the log scale, that each of `JUDGED` has within this boot.
+
+    - TTFT: sessions are the sample, sd of their medians / sqrt(sessions). Sessions differ by design too (an older one
+      has a longer history), so this is an upper estimate and stops late rather than early.
+    - Decode throughput: a ratio of sums, its linearised error over sessions (Cochran, "Sampling Techniques", 1977).
+    - Processing speed: rounds are the sample (batch means: Law & Kelton, "Simulation Modeling and Analysis"), tokens
+      of each round over the mean.
+
+    Returns:
+        By metric key; infinite where there are fewer than `LEAST_SESSIONS` sessions or `LEAST_ROUNDS` rounds.
+    """
+    done = rows[rows["status"] == "ok"]
+    sessions = session_log_ttft(rows)
+    errors = {"ttft_session_s": _error_of_mean(np.asarray(sessions, dtype=np.float64), LEAST_SESSIONS)}
+    tokens = (done["prompt_tokens"] + done["generated_tokens"]).astype("float64")
+    by_round: Floats = np.asarray(tokens.groupby(rounds_of(done, round_s)).sum(), dtype=np.float64)
+    middle = float(by_round.mean()) if by_round.size else math.nan
+    errors["tokens_per_s"] = _error_of_mean(by_round / middle, LEAST_ROUNDS) if middle > 0 else math.inf
+    errors["decode_tokens_per_s"] = _ratio_error(done)
+    return errors
+
+
+def enough(rows: pd.DataFrame, *, rounds: int, round_s: float, spreads: Mapping[str, float]) -> bool:
+    """Return whether the boot may stop after `rounds` whole rounds.
+
+    Args:
+        rows: Requests so far.
+        rounds: Whole rounds that are over: every request of them has ended.
+        round_s: Seconds of a round.
+        spreads: sd of a boot on the log scale, by metric key, from baseline boots of full length. A metric that is not
+            there, or whose boots do not spread, needs the whole run.
+    """
+    if rounds < LEAST_ROUNDS:
+        return False
+    errors = within_boot_errors(prefix(rows, rounds=rounds, round_s=round_s), round_s=round_s)
+    return all(errors[metric.key] < spreads.get(metric.key, 0.0) * _SMALL for metric in JUDGED)
+
+
+def spreads(tier: Sequence[StoredCell]) -> dict[str, float]:
+    """Return the sd of a boot of the first cell, on the log scale, by metric key; pooled as the decision pools it.
+
+    Raises:
+        ValueError: The cells have not one degree of freedom.
+    """
+    result = {}
+    for index, metric in enumerate(JUDGED):
+        logs = [np.array([boot.logs(index) for boot in cell.boots]) for cell in tier]
+        squares = [float(((values - values.mean()) ** 2).sum()) for values in logs]
+        result[metric.key] = float(pooled(squares, [len(values) - 1 for values in logs]).sd[0])
+    return result
+
+
+def cut(stored: StoredCell, requests: pd.DataFrame, *, rounds: int) -> StoredCell:
+    """Return the baseline as it would be had its boots stopped after `rounds` rounds.
+
+    Args:
+        stored: The cell; its `round_s` is used.
+        requests: Its table of requests (`tables.unpack`): rows of all boots, `boot` counts from 0.
+        rounds: Whole rounds.
+
+    Raises:
+        ValueError: The cell has no rounds, or a boot has no figures in them.
+    """
+    if stored.round_s is None:
+        raise ValueError("the baseline's workload has no rounds")
+    boots = []
+    for number, boot in enumerate(stored.boots):
+        rows = prefix(requests[requests["boot"] == number], rounds=rounds, round_s=stored.round_s)
+        figures = judged_figures(rows)
+        if len(figures) < len(JUDGED):
+            raise ValueError(f"boot {number + 1} of the baseline has no figures in its first {rounds} rounds")
+        boots.append(boot.model_copy(update={"figures": figures}))
+    return stored.model_copy(update={"boots": tuple(boots), "requests": None})
+
+
+def _error_of_mean(values: Floats, least: int) -> float:
+    return float(values.std(ddof=1)) / math.sqrt(values.size) if values.size >= least else math.inf
+
+
+def _ratio_error(done: pd.DataFrame) -> float:
+    decode = (done["last_token_s"] - done["first_token_s"]).astype("float64").groupby(done["user"]).sum()
+    tokens = done["generated_tokens"].astype("float64").groupby(done["user"]).sum()
+    count = len(tokens)
+    if count < LEAST_SESSIONS or not decode.sum() > 0:
+        return math.inf
+    residual = (tokens - tokens.sum() / decode.sum() * decode).to_numpy(dtype=np.float64)
+    return float(np.sqrt((residual**2).sum() / (count - 1) / count) / tokens.mean())
