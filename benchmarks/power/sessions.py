@@ -79,7 +79,7 @@ def draw(scenario: Scenario, sessions: int, rng: np.random.Generator) -> tuple[F
 
 
 def bounds(scenario: Scenario, base: Floats, new: Floats) -> Bounds:
-    """Return interval, margin and outcome of each gate after `new.shape[-1]` boots, shape (sessions, tiers, contexts, metrics)."""
+    """Return intervals and outcomes after `new.shape[-1]` boots, shape (sessions, tiers, contexts, metrics)."""
     s = scenario
     middle = base.mean(-1, keepdims=True)
     squares = np.moveaxis(((base - middle) ** 2).sum(-1), 2, -1)  # contexts last, as `pooled` wants them

@@ -53,8 +53,8 @@ def pooled(squares: npt.ArrayLike, dfs: Sequence[int]) -> Spread:
     Variances are pooled over contexts, each weighted by its degrees of freedom (the pooled variance of any textbook on
     analysis of variance): one context's six boots alone have 5 degrees of freedom, and t at 5 is wide. Pooling assumes
     that contexts spread alike, and a context that spreads more gets intervals that are too narrow: with one of two
-    spreading 3 times as much, a session's false alarms triple. Testing first whether they do (Bancroft, Ann. Math. Stat.
-    1944, on preliminary tests) finds too little with six boots; the larger of the two costs 7 % of the margin and
+    spreading 3 times as much, a session's false alarms triple. Testing first whether they do (Bancroft, Ann. Math.
+    Stat. 1944, on preliminary tests) finds too little with six boots; the larger of the two costs 7 % of the margin and
     keeps the alarms where they were (`docs/verdicts.md` has the numbers).
 
     Args:

@@ -1,0 +1,60 @@
+"""A verdict in words: a headline, and after each look what is known and what one more boot would cost."""
+
+from __future__ import annotations
+
+from pytest_kvcache.verdict.interval import Outcome
+from pytest_kvcache.verdict.paired import PairedVerdict
+from pytest_kvcache.verdict.procedure import CellVerdict, Gate, share
+
+_STATES = {
+    Outcome.OPEN: "undecided",
+    Outcome.PASS: "pass",
+    Outcome.REGRESSED: "REGRESSED",
+    Outcome.IMPROVED: "improved",
+    Outcome.TOO_WIDE: "cannot be told",
+}
+
+
+def gate_line(gate: Gate) -> str:
+    """Return one metric in a line: old → new, by how much worse, the interval, the margin, what follows."""
+    state = _STATES[gate.outcome]
+    return f"{gate.metric.label}: {gate.old:.4g} -> {gate.new:.4g}, {_effect(gate)}: {state}"
+
+
+def headline(verdict: CellVerdict | PairedVerdict) -> str:
+    """Return the verdict in one line that stands alone: the status, and the metric or reason that decides it."""
+    if verdict.status == "regressed":
+        worst = max((g for g in verdict.gates if g.outcome == Outcome.REGRESSED), key=lambda g: g.effect)
+        return f"regressed: {worst.metric.label} {worst.old:.4g} -> {worst.new:.4g}, {_effect(worst)}"
+    if verdict.status == "improved":
+        best = min(verdict.gates, key=lambda g: g.effect)
+        return f"improved: {best.metric.label} {best.old:.4g} -> {best.new:.4g}: the baseline is stale"
+    if verdict.reasons:
+        return f"{verdict.status}: {verdict.reasons[0]}"
+    undecided = [g for g in verdict.gates if g.outcome == Outcome.OPEN]
+    if undecided:
+        return f"{verdict.status}: {gate_line(max(undecided, key=lambda g: g.upper - g.margin))}"
+    if verdict.status == "pass":
+        widest = max(verdict.gates, key=lambda g: g.margin)
+        return f"pass: nothing is worse by its margin ({widest.metric.label}: {share(widest.margin):.0%})"
+    return verdict.status
+
+
+def after_look(verdict: CellVerdict, *, minutes_a_boot: float) -> str:
+    """Return what is known after a look, and what one more boot costs or how many were saved.
+
+    Args:
+        verdict: After the last boot.
+        minutes_a_boot: Engine minutes that a boot with its workload took.
+    """
+    took = f"after {'1 boot' if verdict.boots == 1 else f'{verdict.boots} boots'}: {headline(verdict)}"
+    if not verdict.final:
+        return f"{took}; one more boot costs {minutes_a_boot:.1f} engine minutes"
+    saved = verdict.fixed_boots - verdict.boots
+    used = f"{verdict.boots * minutes_a_boot:.1f} engine minutes"
+    return f"{took}; {used}" + (f", a fixed design takes {verdict.fixed_boots * minutes_a_boot:.1f}" if saved else "")
+
+
+def _effect(gate: Gate) -> str:
+    low, high = share(gate.lower), share(gate.upper)
+    return f"worse by {share(gate.effect):+.1%} [{low:+.1%}, {high:+.1%}], margin {share(gate.margin):.1%}"

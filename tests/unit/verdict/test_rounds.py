@@ -1,0 +1,168 @@
+"""Estimators of a boot, stopping within it, canaries."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pytest_kvcache.verdict import canary, tables
+from pytest_kvcache.verdict.environment import workload_hash
+from pytest_kvcache.verdict.estimate import estimate, goodput, session_log_ttft
+from pytest_kvcache.verdict.metrics import JUDGED
+from pytest_kvcache.verdict.rounds import cut, enough, judged_figures, prefix, rounds_of, spreads, within_boot_errors
+from tests.unit.verdict.make import requests, sibling, stored
+
+ROUND = 6.0
+
+
+def test_ttft_of_a_boot() -> None:
+    """It is the geometric mean over sessions of the session's median, however many requests a session had."""
+    rows = requests(users=2, rounds=3)
+    rows["first_token_s"] = rows["actual_start_s"] + np.where(rows["user"] == 1, 0.2, 0.8)
+    rows.loc[0, "first_token_s"] += 100
+    rows = rows.drop(index=rows.index[(rows["user"] == 2) & (rows["round"] > 1)])
+    assert session_log_ttft(rows).tolist() == pytest.approx([math.log(0.2), math.log(0.8)])
+    assert judged_figures(rows)["ttft_session_s"] == pytest.approx(0.4)
+
+
+@given(st.integers(0, 50), st.floats(0.0, 0.5))
+def test_judged_figures_are_those_of_estimate(seed: int, noise: float) -> None:
+    """Both ways to the same figure agree."""
+    rows = requests(noise=noise, seed=seed)
+    known = estimate(rows, duration_s=48)
+    assert judged_figures(rows) == pytest.approx({m.key: known[m.key] for m in JUDGED})
+
+
+def test_figures_that_cannot_be_had_are_absent() -> None:
+    """A run without a finished request has none; impossible times give none either."""
+    rows = requests()
+    assert judged_figures(rows.assign(status="timed-out")) == {}
+    assert "ttft_session_s" not in judged_figures(rows.assign(first_token_s=rows["actual_start_s"]))
+    still = rows.assign(last_token_s=rows["first_token_s"])
+    assert "decode_tokens_per_s" not in judged_figures(still)
+
+
+def test_goodput_counts_requests_within_all_limits() -> None:
+    """TTFT and mean ITL must both be met; a failed request meets none."""
+    rows = requests(users=2, rounds=5)
+    limits = {"duration_s": 30.0, "ttft_limit_s": 0.6, "itl_limit_s": 0.03}
+    assert goodput(rows, **limits).share == 1
+    rows.loc[0, "status"] = "timed-out"
+    rows.loc[1, "first_token_s"] = rows.loc[1, "actual_start_s"] + 0.7
+    rows.loc[2, "last_token_s"] = rows.loc[2, "first_token_s"] + 1
+    assert goodput(rows, **limits).share == pytest.approx(0.7)
+    assert goodput(rows, **limits).per_s == pytest.approx(7 / 30)
+    assert goodput(rows[:0], **limits).share == 0
+
+
+def test_a_round_is_when_every_user_asks_once() -> None:
+    """Rounds count by when a request was intended, so that a late one stays in its own."""
+    rows = requests(users=6, rounds=4)
+    assert (rounds_of(rows, ROUND) == rows["round"]).all()
+    rows.loc[0, "actual_start_s"] = 20.0
+    assert len(prefix(rows, rounds=1, round_s=ROUND)) == 6
+    with pytest.raises(ValueError, match="a round of 0"):
+        rounds_of(rows, 0)
+
+
+def test_within_boot_errors_are_the_textbook_s() -> None:
+    """The error of the mean of sessions, and those that bootstrapping sessions finds for the ratio."""
+    rows = requests(users=40, rounds=6, noise=0.2)
+    errors = within_boot_errors(rows, round_s=240.0 / 6)
+    medians = session_log_ttft(rows)
+    assert errors["ttft_session_s"] == pytest.approx(medians.std(ddof=1) / math.sqrt(40))
+    rng = np.random.default_rng(0)
+    by_user = [group for _, group in rows.groupby("user")]
+    logs = [
+        math.log(judged_figures(pd.concat([by_user[i] for i in rng.integers(0, 40, 40)]))["decode_tokens_per_s"])
+        for _ in range(200)
+    ]
+    assert errors["decode_tokens_per_s"] == pytest.approx(np.std(logs), rel=0.25)
+
+
+def test_too_few_sessions_or_rounds_have_no_error() -> None:
+    """Where nothing can be said of the noise, it is infinite, and the boot runs on."""
+    errors = within_boot_errors(requests(users=3, rounds=3), round_s=ROUND)
+    assert set(errors.values()) == {math.inf}
+    assert within_boot_errors(requests().assign(status="broken"), round_s=ROUND)["tokens_per_s"] == math.inf
+
+
+def test_a_boot_stops_once_its_noise_is_small() -> None:
+    """It stops once its errors are under a third of the spread of boots, and not before the fourth round."""
+    rows = requests(users=8, rounds=12, noise=0.05)
+    wide = {m.key: 0.2 for m in JUDGED}
+    assert [enough(rows, rounds=r, round_s=ROUND, spreads=wide) for r in (1, 3, 4)] == [False, False, True]
+    narrow = {m.key: 0.01 for m in JUDGED}
+    assert not enough(rows, rounds=12, round_s=ROUND, spreads=narrow)
+    assert not enough(rows, rounds=12, round_s=ROUND, spreads={})
+
+
+@given(st.floats(0.01, 100), st.integers(0, 20))
+def test_stopping_does_not_look_at_the_level(scale: float, seed: int) -> None:
+    """A run that is slower throughout stops at the same round: stopping does not favour a result."""
+    rows = requests(noise=0.1, seed=seed)
+    slower = rows.assign(
+        first_token_s=rows["actual_start_s"] + (rows["first_token_s"] - rows["actual_start_s"]) * scale
+    )
+    one, two = (within_boot_errors(r, round_s=ROUND)["ttft_session_s"] for r in (rows, slower))
+    assert one == pytest.approx(two, rel=1e-6)
+
+
+def test_the_baseline_is_cut_to_the_same_rounds() -> None:
+    """Each boot's figures become those of its first rounds."""
+    runs = [requests(noise=0.1, seed=n) for n in range(6)]
+    packed = tables.pack(runs)
+    whole = tables.unpack(packed, tables.describe(packed, sum(map(len, runs))), where="x")
+    base = stored().model_copy(update={"round_s": ROUND})
+    short = cut(base, whole, rounds=3)
+    for old, rows in zip(short.boots, runs, strict=True):
+        assert old.figures == pytest.approx(judged_figures(prefix(rows, rounds=3, round_s=ROUND)), rel=1e-4)
+    assert short.requests is None
+    with pytest.raises(ValueError, match="no rounds"):
+        cut(stored(), whole, rounds=3)
+    with pytest.raises(ValueError, match="boot 1 of the baseline has no figures in its first 0 rounds"):
+        cut(base, whole, rounds=0)
+
+
+def test_spreads_of_a_tier() -> None:
+    """They are the pooled ones that the decision uses."""
+    assert spreads([stored(sd=0.03), sibling(sd=0.04)])["tokens_per_s"] == pytest.approx(math.sqrt(0.00125), rel=1e-6)
+
+
+def test_a_canary_within_bounds_is_no_difference() -> None:
+    """Ten percent either way, or what the baseline itself saw, is the same machine."""
+    base = [{"matmul_s": 1.0}, {"matmul_s": 1.02}, {"matmul_s": 1.3}]
+    assert canary.differences(base, [{"matmul_s": 1.29}, {"matmul_s": 0.93}]) == []
+    assert canary.differences([], [{"matmul_s": 9.0}]) == []
+
+
+def test_a_canary_out_of_bounds_names_reading_and_boot() -> None:
+    """Slower, faster and not read at all are differences."""
+    lines = canary.differences([{"matmul_s": 1.0, "read_s": 2.0}], [{"matmul_s": 1.2}, {"matmul_s": 0.8, "read_s": 2}])
+    assert [line.split(" (")[0] for line in lines] == [
+        "canary matmul_s: 1 -> 1.2 before boot 1",
+        "canary matmul_s: 1 -> 0.8 before boot 2",
+        "canary read_s: 2 ->",
+    ]
+    assert "from -9% to +10% is as before" in lines[0]
+    with pytest.raises(ValueError, match="tolerance"):
+        canary.differences([], [], tolerance=0)
+
+
+def test_a_workload_hash_does_not_depend_on_order() -> None:
+    """Equal parameters hash alike in whatever order, different ones do not."""
+    assert workload_hash({"a": 1, "b": 2}) == workload_hash({"b": 2, "a": 1})
+    assert workload_hash({"a": 1}) != workload_hash({"a": 2})
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
+def test_only_positive_numbers_have_a_logarithm(value: float) -> None:
+    """A metric refuses what cannot be put on the log scale."""
+    with pytest.raises(ValueError, match="not a positive number"):
+        JUDGED[0].log(value)
+    assert JUDGED[0].log(2.0) == -JUDGED[1].log(2.0) == pytest.approx(math.log(2))
