@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator, Sequence
 
 import pytest
 
 from pytest_kvcache import options, settings
+from pytest_kvcache.campaign.result import CellResult
 from pytest_kvcache.errors import BaselineError, ConfigError
+from pytest_kvcache.report import benchmark as rows_of_benchmark
 from pytest_kvcache.report import terminal
 from pytest_kvcache.runs import signals
 from pytest_kvcache.state import KEY, PerfState
-from pytest_kvcache.verdict import baseline
+from pytest_kvcache.tiers.base import Tier
+from pytest_kvcache.verdict import shelf, store
+from pytest_kvcache.verdict.looks import Policy
+from pytest_kvcache.verdict.metrics import JUDGED
 
 _SECTION = "kvcache"
+_NO_RERUNS = "perf tests are not run again when they fail: a verdict that is repeated until it passes is none"
 #: The article's table holds the pNFS tier against these two.
 _YARDSTICKS = ("gpu", "cpu")
 
@@ -37,34 +44,52 @@ class SessionReport:
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Print what was measured, each tier against the first two, and what became of the baselines."""
-        state = self._state
-        reports = list(state.reports.values())
-        if not reports:
-            return
-        out = terminalreporter
-        out.section(f"{_SECTION}: {state.profile.name}")
-        out.line(terminal.measured_table(reports))
-        out.line("")
-        out.line(terminal.client_table(reports))
-        for report in reports:
-            for line in report.result.suspicions:
-                out.line(f"suspect: {report.result.label}, context {report.result.context_tokens}: {line}")
-        for against in _YARDSTICKS:
-            table = terminal.tiers_table(reports, against=against)
-            if table:
+        state, out = self._state, terminalreporter
+        results = [each for each in state.results.values() if isinstance(each, CellResult)]
+        if results:
+            out.section(f"{_SECTION}: {state.profile.name}")
+            for block in self._blocks(results):
+                out.line(block)
                 out.line("")
-                out.line(f"against {against}:")
-                out.line(table)
+            out.line(f"peak memory {state.peak_memory_bytes / 1e9:.1f} GB (PSS of all processes of the run)")
+            out.line(f"rows, counters and logs: {state.run.folder}")
+        for nodeid, status, reason in state.undecided:
+            out.line(f"{status.upper()} {nodeid} - {reason}")
+
+    def _blocks(self, results: list[CellResult]) -> Iterator[str]:
+        state = self._state
+        yield terminal.measured_table(results)
+        yield terminal.client_table(results)
+        suspicions = [
+            f"suspect: {r.label}, context {r.context_tokens}: {line}" for r in results for line in r.suspicions
+        ]
+        if suspicions:
+            yield "\n".join(suspicions)
+        for against in _YARDSTICKS:
+            table = terminal.tiers_table(results, against=against)
+            if table:
+                yield f"against {against}:\n{table}"
         if state.written:
-            out.line("")
-            out.line(f"baselines written to {state.settings.options.baselines}:")
-            out.line(terminal.updates_table(reports))
+            table = terminal.updates(state.writes, self._rules())
+            yield f"baselines written to {state.settings.options.baselines}:\n{table}"
         elif state.writes:
-            out.line("")
-            out.line("no baseline was written: the session did not come to its end")
-        out.line("")
-        out.line(f"peak memory {state.peak_memory_bytes / 1e9:.1f} GB (PSS of all processes of the run)")
-        out.line(f"rows, counters and logs: {state.run.folder}")
+            yield "no baseline was written: the session did not come to its end"
+        unused = self._unused(results)
+        if unused:
+            yield "\n".join(["baselines that this run did not use (`pytest-kvcache baselines prune`):", *unused])
+        yield terminal.minutes(state.engine_minutes, state.fixed_minutes)
+
+    def _rules(self) -> tuple[int, Policy]:
+        return self._state.settings.family, self._state.profile.rules.policy()
+
+    def _unused(self, results: list[CellResult]) -> list[str]:
+        """Return the baselines of this profile and machine that a run of everything left out."""
+        chosen = self._state.settings
+        everything = len(results) == len(chosen.catalogue.tiers) * len(chosen.profile.workload.context_tokens)
+        root = chosen.options.baselines
+        if not everything or not root.is_dir():
+            return []
+        return [f"  {found.path}" for found in shelf.unused(shelf.scan(root), [r.cell for r in results])]
 
 
 def activate(config: pytest.Config) -> None:
@@ -74,6 +99,7 @@ def activate(config: pytest.Config) -> None:
         pytest.UsageError: The configuration is wrong, or the session is distributed.
     """
     _refuse_xdist(config)
+    _refuse_reruns(config)
     try:
         chosen = settings.resolve(options.from_config(config))
     except ConfigError as error:
@@ -95,7 +121,7 @@ def activate(config: pytest.Config) -> None:
 
 
 def parametrize(metafunc: pytest.Metafunc) -> None:
-    """Give a test its tiers (session scope: one boot a tier) and its contexts."""
+    """Give a test its tiers (session scope), its contexts and its gates."""
     chosen = metafunc.config.stash[KEY].settings
     if "kv_tier" in metafunc.fixturenames:
         tiers = chosen.tiers
@@ -103,6 +129,37 @@ def parametrize(metafunc: pytest.Metafunc) -> None:
     if "kv_context" in metafunc.fixturenames:
         lengths = chosen.profile.workload.context_tokens
         metafunc.parametrize("kv_context", lengths, ids=[str(n) for n in lengths], indirect=True)
+    if "kv_gate" in metafunc.fixturenames:
+        metafunc.parametrize("kv_gate", JUDGED, ids=[metric.short for metric in JUDGED], indirect=True)
+
+
+def prepare(items: list[pytest.Item]) -> None:
+    """Refuse what would rerun perf tests, give the others their benchmark clock, and order those of a tier.
+
+    Raises:
+        pytest.UsageError: A perf test is marked to be run again when it fails.
+    """
+    for item in items:
+        names = getattr(item, "fixturenames", ())
+        if "kv_baseline" in names:
+            if item.get_closest_marker("flaky"):
+                raise pytest.UsageError(f"{item.nodeid}: {_NO_RERUNS}")
+            rows_of_benchmark.mark(item)
+    # Tests that boot pairs of their own come before those that share one, so that the two never run side by side.
+    order = {tier: n for n, tier in enumerate(dict.fromkeys(_tier_of(item) for item in items))}
+    items.sort(key=lambda item: (order[_tier_of(item)], "vllm_pair" in getattr(item, "fixturenames", ())))
+
+
+def selected_contexts(items: Sequence[pytest.Item], tier: Tier) -> list[int]:
+    """Return the contexts at which the session's tests measure `tier`, in the profile's order."""
+    params = [item.callspec.params for item in items if hasattr(item, "callspec") and _tier_of(item) == tier.name]
+    found = {each["kv_context"] for each in params if "kv_context" in each}
+    return sorted(found)
+
+
+def _tier_of(item: pytest.Item) -> str:
+    tier = getattr(item, "callspec", None) and item.callspec.params.get("kv_tier")  # type: ignore[attr-defined]
+    return tier.name if tier is not None else ""
 
 
 def finish(session: pytest.Session, exitstatus: int) -> None:
@@ -114,7 +171,7 @@ def finish(session: pytest.Session, exitstatus: int) -> None:
     if exitstatus not in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}:
         return
     try:
-        state.written = baseline.write_all(state.settings.options.baselines, state.writes)
+        state.written = store.write_all(state.settings.options.baselines, state.writes)
     except BaselineError as error:
         state.say(str(error))
         session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
@@ -125,6 +182,11 @@ def close(config: pytest.Config) -> None:
     state = config.stash.get(KEY, None)
     if state is not None:
         state.close()
+
+
+def _refuse_reruns(config: pytest.Config) -> None:
+    if config.getoption("reruns", None) or config.getoption("force_flaky", None):
+        raise pytest.UsageError(_NO_RERUNS)
 
 
 def _refuse_xdist(config: pytest.Config) -> None:

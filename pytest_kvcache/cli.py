@@ -1,4 +1,4 @@
-"""`pytest-kvcache`: make the engine environment, show what a run would start, send a load."""
+"""`pytest-kvcache`: make the engine environment, show what a run would start, send a load, look after baselines."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pytest_kvcache import catalogue
+from pytest_kvcache.commands import baselines, load
 from pytest_kvcache.engine import setup
 from pytest_kvcache.engine.environment import inspect
 from pytest_kvcache.errors import KvCacheError
 from pytest_kvcache.home import home
-from pytest_kvcache.load import command
 from pytest_kvcache.render import render
 
 
@@ -48,8 +48,12 @@ def _parser() -> argparse.ArgumentParser:
     show.set_defaults(run=_render)
 
     send = commands.add_parser("load", help="run the workload alone, against an endpoint that is already there")
-    command.add_arguments(send)
-    send.set_defaults(run=lambda args: command.run(args, lambda line: print(line, flush=True)))
+    load.add_arguments(send)
+    send.set_defaults(run=lambda args: load.run(args, lambda line: print(line, flush=True)))
+
+    kept = commands.add_parser("baselines", help="what is stored, what it can tell, what to do about it")
+    baselines.add_arguments(kept)
+    kept.set_defaults(run=lambda args: baselines.run(args, print))
     return parser
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,6 +13,15 @@ if TYPE_CHECKING:
     from pytest_kvcache.serving.pair import ServingPair
     from pytest_kvcache.state import PerfState
     from pytest_kvcache.tiers.base import Tier
+    from pytest_kvcache.verdict.metrics import Metric
+
+
+class NoBenchmark:
+    """Stands in for pytest-benchmark where that was left out (`-p no:benchmark`): verdicts do not depend on it."""
+
+    @pytest.fixture
+    def benchmark(self) -> None:
+        """Nothing."""
 
 
 def _state(config: pytest.Config) -> PerfState:
@@ -46,29 +55,44 @@ def kv_context(request: pytest.FixtureRequest) -> int:
     return length
 
 
+@pytest.fixture
+def kv_gate(request: pytest.FixtureRequest) -> Metric:
+    """A metric that is judged (TTFT, processing speed, decode throughput): one test for each."""
+    metric: Metric = request.param
+    return metric
+
+
 @pytest.fixture(scope="session")
 def vllm_pair(kv_tier: Tier, pytestconfig: pytest.Config) -> Iterator[ServingPair]:
-    """A pair of vLLM servers on the tier, behind a round-robin router; booted once a tier.
+    """A pair of vLLM servers on the tier, behind a round-robin router, for tests that talk to it themselves.
 
-    Talk to `vllm_pair.base_url` with the model `vllm_pair.model`.
+    Booted once a tier. Its OpenAI endpoint is `vllm_pair.base_url`, with the model `vllm_pair.model`.
     """
     from pytest_kvcache import perf  # noqa: PLC0415 - heavy
 
-    with perf.booted(kv_tier, _state(pytestconfig)) as pair:
+    with perf.shared_pair(kv_tier, _state(pytestconfig)) as pair:
         yield pair
 
 
 @pytest.fixture
-def multi_round_qa(kv_tier: Tier, vllm_pair: ServingPair, pytestconfig: pytest.Config) -> MultiRoundQa:
-    """Run LMCache's multi-round QA workload against the pair: `multi_round_qa(context_tokens=2000)`."""
-    from pytest_kvcache import perf  # noqa: PLC0415 - heavy
+def multi_round_qa(kv_tier: Tier, request: pytest.FixtureRequest) -> MultiRoundQa:
+    """Measure the tier with the profile's workload, by default LMCache's multi-round QA.
 
-    return perf.MultiRoundQa(_state(pytestconfig), kv_tier, vllm_pair)
+    `multi_round_qa(context_tokens=2000)` boots pairs of its own, as many as the verdicts need, and serves all contexts
+    that the session's tests ask for on each.
+    """
+    state = _state(request.config)
+    from pytest_kvcache import activation, perf  # noqa: PLC0415 - heavy
+
+    return perf.MultiRoundQa(state, kv_tier, activation.selected_contexts(request.session.items, kv_tier))
 
 
 @pytest.fixture
-def kv_baseline(pytestconfig: pytest.Config) -> BaselineCheck:
-    """Compare a result with the stored baseline: `kv_baseline.check(result)`."""
+def kv_baseline(
+    request: pytest.FixtureRequest, record_property: Callable[[str, object], None], benchmark: object
+) -> BaselineCheck:
+    """Hold a result against the stored baseline: `kv_baseline.check(result, kv_gate)`."""
+    state = _state(request.config)
     from pytest_kvcache import perf  # noqa: PLC0415 - heavy
 
-    return perf.BaselineCheck(_state(pytestconfig))
+    return perf.BaselineCheck(state, request.node, record_property, benchmark)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ _INI = {
 }
 
 
-_PATH_OPTIONS = ("--kv-engine", "--kv-config", "--kv-runs", "--kv-baselines")
+_PATH_OPTIONS = ("--kv-engine", "--kv-config", "--kv-runs", "--kv-baselines", "--kv-against")
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,9 @@ class Options:
         runs: Folder of results.
         baselines: Folder of baselines.
         update: Which baselines to write.
+        boots: Most boots of a tier in this session; None for as many as the profile's rules say.
+        strict: Whether a test without a decision fails.
+        against: An engine environment, or `git:REVISION` of the configuration, to compare with in place of baselines.
     """
 
     rootdir: Path
@@ -48,6 +52,9 @@ class Options:
     runs: Path
     baselines: Path
     update: UpdateMode
+    boots: int | None
+    strict: bool
+    against: str | None
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -64,8 +71,25 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption(
         "--record-baselines",
         action="store_true",
-        help="store baselines only where this machine has none yet; compare the others",
+        help="store baselines only where this machine has none yet, or too few boots; compare the others",
     )
+    group.addoption(
+        "--kv-boots",
+        type=int,
+        default=None,
+        metavar="N",
+        help="most boots of a tier in this session (default: profile)",
+    )
+    group.addoption(
+        "--kv-against",
+        default=None,
+        metavar="ENGINE",
+        help="compare with another engine environment, or git:REVISION of kvcache.toml, in place of baselines",
+    )
+    group.addoption(
+        "--kv-strict", action="store_true", default=None, help="inconclusive and incomparable fail (default in CI)"
+    )
+    group.addoption("--kv-no-strict", action="store_false", dest="kv_strict", help="they do not, in CI either")
     for name, text in _INI.items():
         group.addoption("--" + name.replace("_", "-"), default=None, metavar="VALUE", help=text)
         parser.addini(name, help=text, default="")
@@ -76,6 +100,16 @@ def wants_perf(config: pytest.Config) -> bool:
     if config.getoption("tier"):
         return True
     return re.search(rf"\b{MARKER}\b", config.getoption("markexpr", "") or "") is not None
+
+
+def undecided_status(report: pytest.TestReport) -> tuple[str, str, str] | None:
+    """Return category, letter and word of a test that neither passed nor failed, None for all others."""
+    if report.when != "call" or not report.passed:
+        return None
+    verdict = next((value for name, value in report.user_properties if name == "kv_verdict"), None)
+    if verdict not in {"inconclusive", "incomparable"}:
+        return None
+    return str(verdict), "?", str(verdict).upper()
 
 
 def from_config(config: pytest.Config) -> Options:
@@ -110,7 +144,31 @@ def from_config(config: pytest.Config) -> Options:
         runs=path("kv_runs") or root / ".kvcache" / "runs",
         baselines=path("kv_baselines") or root / "baselines",
         update=update,
+        boots=_boots(config),
+        strict=_strict(config),
+        against=_against(config, update),
     )
+
+
+def _boots(config: pytest.Config) -> int | None:
+    boots: int | None = config.getoption("kv_boots")
+    if boots is not None and boots < 1:
+        raise pytest.UsageError(f"--kv-boots must be at least 1, not {boots}")
+    return boots
+
+
+def _strict(config: pytest.Config) -> bool:
+    strict: bool | None = config.getoption("kv_strict")
+    return bool(os.environ.get("CI")) if strict is None else strict
+
+
+def _against(config: pytest.Config, update: UpdateMode) -> str | None:
+    against: str | None = config.getoption("kv_against")
+    if against and update != "none":
+        raise pytest.UsageError("--kv-against compares two engines and stores nothing: leave out --update-baselines")
+    if against and not against.startswith("git:"):
+        return str((config.invocation_params.dir / against).absolute())
+    return against or None
 
 
 def _check_rootdir(config: pytest.Config) -> None:

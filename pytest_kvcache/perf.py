@@ -1,36 +1,33 @@
-"""What the fixtures do: check a tier, boot its pair, run the workload, hold the result against its baseline."""
+"""What the fixtures do: check a tier, run its campaign, hold a result against its verdict."""
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import shlex
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pytest_kvcache.errors import KvCacheError, TierUnavailableError
-from pytest_kvcache.load import runner
-from pytest_kvcache.load.plan import LoadPlan
-from pytest_kvcache.load.runner import RunResult
+from pytest_kvcache.campaign import boots as booting
+from pytest_kvcache.campaign.against import AgainstCampaign
+from pytest_kvcache.campaign.baseline import BaselineCampaign
+from pytest_kvcache.campaign.result import CellResult
+from pytest_kvcache.campaign.side import Side
+from pytest_kvcache.errors import KvCacheError, RunError, TierUnavailableError
+from pytest_kvcache.report import benchmark as rows_of_benchmark
 from pytest_kvcache.report import terminal
-from pytest_kvcache.report.rows import CellReport
-from pytest_kvcache.runs import signals
-from pytest_kvcache.serving import pair as pairs
+from pytest_kvcache.report.rows import properties, status
 from pytest_kvcache.serving.pair import ServingPair
-from pytest_kvcache.serving.plan import build_plan
 from pytest_kvcache.state import PerfState
 from pytest_kvcache.tiers.base import Tier
-from pytest_kvcache.verdict import baseline as baselines
-from pytest_kvcache.verdict.baseline import Baseline, Cell, Write
-from pytest_kvcache.verdict.decide import Measurement, decide
-from pytest_kvcache.verdict.environment import comparability, machine_name
+from pytest_kvcache.verdict import shelf, update
+from pytest_kvcache.verdict.metrics import JUDGED, Metric
 
-#: Users of one workload are numbered from a multiple of this, so that workloads on one boot share no user context.
-_USERS_APART = 100_000
+SUCCEEDS = frozenset({"pass", "improved", "recorded", "updated", "measured"})
+#: Neither good nor bad: shown as such, and a failure under --kv-strict.
+UNDECIDED = frozenset({"inconclusive", "incomparable"})
 
 
 @contextlib.contextmanager
@@ -49,7 +46,7 @@ def _told_plainly() -> Iterator[None]:
 def usable(tier: Tier, state: PerfState) -> Tier:
     """Return `tier` where it can run here; skip the test where not, or fail it where --tier names the tier."""
     with _told_plainly():
-        reason = tier.unavailable(state.tier_context())
+        reason = tier.unavailable(_side(tier, state).context(state.run, ""))
         if reason is not None and state.settings.asked_by_name(tier):
             raise TierUnavailableError(f"cannot run here: {reason}", where=f"tier {tier.name}")
     if reason is not None:
@@ -58,170 +55,126 @@ def usable(tier: Tier, state: PerfState) -> Tier:
 
 
 @contextlib.contextmanager
-def booted(tier: Tier, state: PerfState) -> Iterator[ServingPair]:
-    """Boot a pair on `tier`, and stop it."""
-    with _told_plainly():
-        pair = _boot(tier, state)
-    try:
-        state.run.note_shared_memory()
-        state.say(f"{pair.label}: {state.profile.servers} servers ready in {pair.boot_s:.0f} s")
-        yield pair
-    finally:
-        state.launcher.stop(list(pair.handles))
-
-
-def _boot(tier: Tier, state: PerfState) -> ServingPair:
-    tier_plan = tier.plan(state.tier_context())
-    for folder in tier_plan.folders:
-        with signals.deferred():
-            state.run.own_folder(folder)
-            folder.mkdir(parents=True, exist_ok=True)
-    plan = build_plan(
-        state.profile,
-        tier_plan,
-        tools=state.engine,
-        model=_linked_model(state),
-        port=state.run.ports.take,
-        scratch=state.run.scratch,
-    )
-    logs = state.tier_folder(tier.name) / "logs"
-    return pairs.boot(plan, state.launcher, logs, timeout_s=state.profile.boot_timeout_s)
+def shared_pair(tier: Tier, state: PerfState) -> Iterator[ServingPair]:
+    """Boot a pair for tests that talk to it themselves, and stop it."""
+    with contextlib.ExitStack() as stack:
+        with _told_plainly():
+            side = _side(tier, state)
+            plan = tier.plan(side.context(state.run, "pair"))
+            logs = state.tier_folder(tier.name) / "pair" / "logs"
+            pair = stack.enter_context(booting.booted(side, state, plan, logs=logs))
+        state.pairs.add(tier.name)
+        try:
+            yield pair
+        finally:
+            state.pairs.discard(tier.name)
 
 
 @dataclass(frozen=True)
 class MultiRoundQa:
-    """Runs the workload against a pair.
+    """Measures a tier, on as many boots as its verdicts need.
 
     Args:
         state: The session's.
-        tier: What the pair serves with.
-        pair: Running.
+        tier: What to measure.
+        selected: Contexts that the session's tests of this tier ask for: one boot serves them all.
     """
 
     state: PerfState
     tier: Tier
-    pair: ServingPair
+    selected: Sequence[int]
 
-    def __call__(self, *, context_tokens: int) -> RunResult:
-        """Run it with user contexts of `context_tokens` and return what was measured."""
-        state, pair = self.state, self.pair
-        number = state.next_workload()
+    def __call__(self, *, context_tokens: int) -> CellResult:
+        """Return what was measured with user contexts of `context_tokens`; the first call does all the work."""
+        state, key = self.state, (self.tier.name, context_tokens)
         with _told_plainly():
-            folder = _new_folder(state.tier_folder(self.tier.name) / f"context-{context_tokens}")
-            plan = LoadPlan(
-                base_url=pair.base_url,
-                model=pair.model,
-                workload=state.profile.workload,
-                context_tokens=context_tokens,
-                first_user=number * _USERS_APART,
-                tokenizer_url=next(iter(pair.plan.server_urls.values())),
-                metrics_urls=pair.plan.metrics_urls,
-                rows=folder / runner.ROWS,
-                summary=folder / runner.LOAD,
+            if key not in state.results:
+                contexts = list(self.selected) if context_tokens in self.selected else [context_tokens]
+                self._run([c for c in contexts if (self.tier.name, c) not in state.results])
+            found = state.results[key]
+            if isinstance(found, KvCacheError):
+                raise found
+        return found
+
+    def _run(self, contexts: Sequence[int]) -> None:
+        state, tier = self.state, self.tier
+        if tier.name in state.pairs:
+            raise RunError(
+                "multi_round_qa boots pairs of its own, and would measure beside the one of vllm_pair",
+                where=f"tier {tier.name}",
+                todo="use the two in different tests",
             )
-            result = runner.run_load(
-                pair,
-                plan,
-                state.launcher,
-                tier=self.tier.name,
-                folder=folder,
-                comparability=comparability(
-                    state.profile,
-                    context_tokens=context_tokens,
-                    model_id=_model_id(state),
-                    hardware=state.hardware,
-                    storage=pair.plan.tier.facts,
-                    launcher="process",
-                ),
-                versions=state.engine.versions,
-            )
-        state.reports[result.folder] = CellReport(_cell(state, result), result)
-        return result
+        try:
+            b = state.other_side(tier)
+            a = _side(tier, state)
+            campaign = BaselineCampaign(state, a, contexts) if b is None else AgainstCampaign(state, a, b, contexts)
+            for context, result in campaign.run().items():
+                state.results[tier.name, context] = result
+                if result.write is not None:
+                    state.writes.append(result.write)
+        except KvCacheError as error:
+            # Every test of these cells fails with it; none of them boots again.
+            for context in contexts:
+                state.results[tier.name, context] = error
 
 
 @dataclass(frozen=True)
 class BaselineCheck:
-    """Holds results against stored baselines.
+    """Holds results against their verdicts.
 
     Args:
         state: The session's.
+        item: The test.
+        record: Adds a JUnit property.
+        benchmark: pytest-benchmark's fixture, or what stands in its place.
     """
 
     state: PerfState
+    item: pytest.Item
+    record: Any
+    benchmark: Any
 
-    def check(self, result: RunResult) -> None:
-        """Compare `result` with its cell, or store it where the session was asked to.
+    def check(self, result: CellResult, gate: Metric | None = None) -> None:
+        """Pass or fail the test by the verdict on `gate`, or on the whole cell where none is named.
 
-        Fails the test unless the verdict is `pass` or `improved`, or the figures became the baseline.
+        `pass` and `improved` succeed, and so does what was recorded. `inconclusive` and `incomparable` are shown as
+        such and fail under --kv-strict. Everything else fails.
         """
         state = self.state
-        cell = _cell(state, result)
-        root = state.settings.options.baselines
-        with _told_plainly():
-            stored = None if state.settings.options.update == "all" else baselines.read(cell.path(root))
-            if state.settings.options.update == "all":
-                with contextlib.suppress(KvCacheError):  # a damaged file is what an update repairs
-                    stored = baselines.read(cell.path(root))
-        measured = Measurement(result.estimates, result.comparability, result.faults)
-        verdict = decide(measured, stored, state.profile.tolerance.model_dump())
-        write = verdict.status != "invalid" and (
-            state.settings.options.update == "all"
-            or (state.settings.options.update == "missing" and verdict.status == "no-baseline")
+        outcome = properties(result, gate)
+        for name, value in outcome.items():
+            self.record(f"kv_{name}", value)
+        metric = gate or JUDGED[0]
+        rows_of_benchmark.publish(
+            self.benchmark, self.item, result, metric, rows_of_benchmark.facts(result, metric, outcome)
         )
-        report = CellReport(cell, result, verdict, stored=stored, written=write)
-        state.reports[result.folder] = report
-        if write:
-            state.writes.append(Write(cell, _baseline(state, result), stored))
-        elif not verdict.succeeds:
-            others = list(baselines.elsewhere(root, cell))
-            message = terminal.failure(report, verdict, refresh=_refresh_command(state, result.tier), others=others)
-            pytest.fail(message, pytrace=False)
+        found = status(result, gate)
+        if found in SUCCEEDS:
+            return
+        message = self._message(result, gate)
+        if found in UNDECIDED and not state.settings.options.strict:
+            state.undecided.append((self.item.nodeid, found, message.splitlines()[0]))
+            return
+        pytest.fail(message, pytrace=False)
+
+    def _message(self, result: CellResult, gate: Metric | None) -> str:
+        others: list[str] = []
+        if status(result, gate) == "no-baseline":
+            with contextlib.suppress(KvCacheError):
+                others = shelf.elsewhere(shelf.scan(self.state.settings.options.baselines), result.cell)
+        refresh = _refresh_command(self.state, result)
+        return terminal.failure(result, gate, refresh=refresh, others=others)
 
 
-def _cell(state: PerfState, result: RunResult) -> Cell:
-    return Cell(state.profile.name, machine_name(state.hardware), result.tier, result.context_tokens)
+def changes(state: PerfState) -> list[tuple[str, update.Difference | None]]:
+    """Return what the session's writes change, cell by cell; None for a cell that had no baseline."""
+    return [(str(w.new.address), update.diff(w.old, w.new) if w.old else None) for w in state.writes]
 
 
-def _linked_model(state: PerfState) -> str:
-    """Return what vLLM gets for the model: its name, or the name of a link in its working folder.
-
-    LMCache's keys begin with the model as vLLM was given it. Its S3 adapter makes "//…" of an absolute path, and every
-    store fails, silently but for its log: so no tier ever sees an absolute one.
-    """
-    folder = state.model_folder
-    if folder is None:
-        return state.profile.model
-    link = state.run.scratch / folder.name
-    if not link.is_symlink():
-        link.symlink_to(folder)
-    return folder.name
+def _side(tier: Tier, state: PerfState) -> Side:
+    return Side("", state.engine, state.profile, tier)
 
 
-def _new_folder(wanted: Path) -> Path:
-    """Make a folder of this name, or of the next free one (`context-50-2`): two tests may measure one cell."""
-    for number in itertools.count(1):
-        folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
-        with contextlib.suppress(FileExistsError):
-            folder.mkdir(parents=True)
-            return folder
-    raise AssertionError("unreachable")
-
-
-def _model_id(state: PerfState) -> str:
-    return state.model_folder.name if state.model_folder else state.profile.model
-
-
-def _baseline(state: PerfState, result: RunResult) -> Baseline:
-    return Baseline(
-        label=result.label,
-        run_id=state.run.id,
-        recorded=time.strftime("%Y-%m-%d", time.gmtime()),
-        comparability=dict(result.comparability),
-        versions=dict(result.versions),
-        estimates=result.estimates,
-    )
-
-
-def _refresh_command(state: PerfState, tier: str) -> str:
-    argv = ["pytest", "-m", "perf", "--tier", tier, "--kv-profile", state.profile.name, "--update-baselines"]
-    return shlex.join(argv)
+def _refresh_command(state: PerfState, result: CellResult) -> str:
+    argv = ["pytest", "-m", "perf", "--tier", result.cell.tier, "--kv-profile", state.profile.name]
+    return shlex.join([*argv, "--update-baselines"])

@@ -8,8 +8,10 @@ import pytest
 
 from pytest_kvcache import options
 from pytest_kvcache.fixtures import (
+    NoBenchmark,
     kv_baseline,
     kv_context,
+    kv_gate,
     kv_profile,
     kv_tier,
     multi_round_qa,
@@ -19,9 +21,9 @@ from pytest_kvcache.fixtures import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["kv_baseline", "kv_context", "kv_profile", "kv_tier", "multi_round_qa", "vllm_pair"]
+__all__ = ["kv_baseline", "kv_context", "kv_gate", "kv_profile", "kv_tier", "multi_round_qa", "vllm_pair"]
 
-_TIER, _CONTEXT = "kv_tier", "kv_context"
+_PARAMETERS = ("kv_tier", "kv_context", "kv_gate")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -36,31 +38,40 @@ def pytest_configure(config: pytest.Config) -> None:
         from pytest_kvcache import activation  # noqa: PLC0415 - heavy
 
         activation.activate(config)
+    if not any(config.pluginmanager.hasplugin(name) for name in ("benchmark", "codspeed")):
+        config.pluginmanager.register(NoBenchmark(), "kvcache-no-benchmark")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Parametrize tests that ask for `kv_tier` and `kv_context`."""
-    if _TIER not in metafunc.fixturenames and _CONTEXT not in metafunc.fixturenames:
-        return
-    if not options.wants_perf(metafunc.config):
-        for name in (_TIER, _CONTEXT):
-            if name in metafunc.fixturenames:
-                metafunc.parametrize(name, [pytest.param(None, id="inactive")], indirect=True)
-        return
-    from pytest_kvcache import activation  # noqa: PLC0415 - heavy
+    """Parametrize tests that ask for `kv_tier`, `kv_context` and `kv_gate`."""
+    asked = [name for name in _PARAMETERS if name in metafunc.fixturenames]
+    if asked and not options.wants_perf(metafunc.config):
+        for name in asked:
+            metafunc.parametrize(name, [pytest.param(None, id="inactive")], indirect=True)
+    elif asked:
+        from pytest_kvcache import activation  # noqa: PLC0415 - heavy
 
-    activation.parametrize(metafunc)
+        activation.parametrize(metafunc)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave perf tests out unless they were asked for."""
+    """Leave perf tests out unless they were asked for; prepare them where they were."""
     if options.wants_perf(config):
+        from pytest_kvcache import activation  # noqa: PLC0415 - heavy
+
+        activation.prepare(items)
         return
     left_out = [item for item in items if item.get_closest_marker(options.MARKER)]
     if left_out:
         items[:] = [item for item in items if item not in left_out]
         config.hook.pytest_deselected(items=left_out)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] | None:
+    """Show a test without a decision as what it is, and not as passed."""
+    return options.undecided_status(report)
 
 
 # The innermost wrapper: after all fixtures are torn down, and before the terminal's summary.

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 
 from pytest_kvcache import catalogue
 from pytest_kvcache.catalogue import Catalogue
 from pytest_kvcache.config.profile import Profile
+from pytest_kvcache.errors import ConfigError
 from pytest_kvcache.options import Options
+from pytest_kvcache.telemetry import revision as revisions
 from pytest_kvcache.telemetry.hardware import gpus
 from pytest_kvcache.tiers.base import Tier
+from pytest_kvcache.verdict.metrics import JUDGED
 
 CPU_PROFILE, GPU_PROFILE = "cpu-tiny", "qwen3-8b"
 
@@ -23,12 +28,19 @@ class Settings:
         catalogue: All profiles and tiers.
         profile: The one to run.
         tiers: Those to run, in order.
+        other: The catalogue of `--kv-against git:…`, None without.
     """
 
     options: Options
     catalogue: Catalogue
     profile: Profile
     tiers: tuple[Tier, ...]
+    other: Catalogue | None = None
+
+    @property
+    def family(self) -> int:
+        """Number of declared gates: all tiers and contexts, whatever this session selects (docs/verdicts.md)."""
+        return len(self.catalogue.tiers) * len(self.profile.workload.context_tokens) * len(JUDGED)
 
     def asked_by_name(self, tier: Tier) -> bool:
         """Whether --tier names it: then it must run, and not be skipped."""
@@ -50,4 +62,22 @@ def resolve(options: Options) -> Settings:
         catalogue=known,
         profile=profile,
         tiers=tuple(known.select(options.tiers)),
+        other=_other(options, profile.name),
     )
+
+
+def _other(options: Options, profile: str) -> Catalogue | None:
+    """Return the catalogue of another revision of kvcache.toml, checked like ours."""
+    if options.against is None or not options.against.startswith("git:"):
+        return None
+    revision = options.against.removeprefix("git:")
+    name = str(options.config) if options.config else catalogue.FILE_NAME
+    text = revisions.show(options.rootdir, revision, name)
+    if text is None:
+        raise ConfigError(f"{name} is not there at revision {revision!r}", where="--kv-against")
+    with tempfile.NamedTemporaryFile("w", suffix=".toml", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        other = catalogue.load(Path(file.name))
+    other.profile(profile).workload.check()
+    return other

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
 import pytest
 
+from pytest_kvcache.campaign.result import CellResult
+from pytest_kvcache.campaign.side import Side
 from pytest_kvcache.config.profile import Profile
 from pytest_kvcache.engine import setup
 from pytest_kvcache.engine.environment import Engine, inspect
-from pytest_kvcache.engine.models import model_folder
-from pytest_kvcache.errors import SetupError
+from pytest_kvcache.errors import KvCacheError, SetupError
 from pytest_kvcache.home import home
-from pytest_kvcache.report.rows import CellReport
 from pytest_kvcache.runs import processes
 from pytest_kvcache.runs.session import RunSession
 from pytest_kvcache.serving.launchers.process import ProcessLauncher
 from pytest_kvcache.settings import Settings
 from pytest_kvcache.telemetry.hardware import hardware
 from pytest_kvcache.telemetry.memory import MemoryWatch
-from pytest_kvcache.tiers.base import TierContext
-from pytest_kvcache.verdict.baseline import Write
+from pytest_kvcache.tiers.base import Tier
+from pytest_kvcache.verdict.procedure import CellVerdict
+from pytest_kvcache.verdict.store import Write
 
 KEY = pytest.StashKey["PerfState"]()
 
@@ -36,20 +36,27 @@ class PerfState:
         say: Writes a line to the terminal.
 
     Attributes:
-        reports: What was measured, in order, by the folder of its results.
+        results: What was measured, or why not, by tier and context.
         writes: Baselines to write at the end of the session.
         written: The files that were.
+        undecided: Tests without a decision: node id, status, reason.
+        pairs: Tiers of which a shared pair is running.
+        engine_minutes: For which pairs were running.
+        fixed_minutes: That designs without looks would have taken for the same verdicts.
         peak_memory_bytes: Of the run, once it is closed.
     """
 
     def __init__(self, settings: Settings, say: Callable[[str], None]) -> None:
         self.settings = settings
         self.say = say
-        self.reports: dict[Path, CellReport] = {}
+        self.results: dict[tuple[str, int], CellResult | KvCacheError] = {}
         self.writes: list[Write] = []
         self.written: list[Path] = []
+        self.undecided: list[tuple[str, str, str]] = []
+        self.pairs: set[str] = set()
+        self.engine_minutes = 0.0
+        self.fixed_minutes = 0.0
         self.peak_memory_bytes = 0
-        self._workloads = 0
         self._memory: MemoryWatch | None = None
 
     @property
@@ -76,11 +83,6 @@ class PerfState:
         return found
 
     @cached_property
-    def model_folder(self) -> Path | None:
-        """Folder of the model; None where vLLM finds it by its name."""
-        return model_folder(self.profile, self.engine, home())
-
-    @cached_property
     def run(self) -> RunSession:
         """The run: made, and earlier ones that were killed cleaned up after, at the first use."""
         run = RunSession(home(), self.settings.options.runs, self.say)
@@ -97,23 +99,31 @@ class PerfState:
         """The machine."""
         return hardware()
 
-    def tier_context(self) -> TierContext:
-        """What a tier may use while it plans."""
-        return TierContext(
-            profile=self.profile,
-            run_id=self.run.id,
-            scratch=self.run.scratch,
-            storage_home=self.run.storage_home,
-            tool=self.engine.find,
-            port=self.run.ports.take,
-            environ=os.environ,
-        )
+    def other_side(self, tier: Tier) -> Side | None:
+        """Return what `tier` is compared with under --kv-against, None where with baselines.
 
-    def next_workload(self) -> int:
-        """Return the number of the next workload of the session, from 0."""
-        number = self._workloads
-        self._workloads += 1
-        return number
+        Raises:
+            ConfigError: The other configuration has no such tier.
+            SetupError: The other engine cannot be used.
+        """
+        against = self.settings.options.against
+        if against is None:
+            return None
+        if self.settings.other is not None:
+            (other,) = self.settings.other.select([tier.name])
+            return Side("B", self.engine, self.settings.other.profile(self.profile.name), other)
+        return Side("B", self.other_engine, self.profile, tier)
+
+    @cached_property
+    def other_engine(self) -> Engine:
+        """The engine environment of --kv-against."""
+        return inspect(Path(self.settings.options.against or ""))
+
+    def note_look(self, verdict: CellVerdict, minutes_a_boot: float) -> None:
+        """Count what a final verdict would have cost without looks; cells of one tier share their boots."""
+        if verdict.final and verdict.status in {"pass", "improved", "regressed", "inconclusive"}:
+            contexts = len(self.profile.workload.context_tokens)
+            self.fixed_minutes += verdict.fixed_boots * minutes_a_boot / contexts
 
     def tier_folder(self, tier: str) -> Path:
         """Return the folder of the results and logs of a tier."""

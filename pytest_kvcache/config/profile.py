@@ -1,28 +1,17 @@
-"""A profile: the model, how it is served, the workload and the tolerances, as validated data."""
+"""A profile: the model, how it is served, the workload and how it is judged, as validated data."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from pytest_kvcache.config.rules import Rules
 from pytest_kvcache.config.strict import Strict
 from pytest_kvcache.workload.registry import AnyWorkload
 
 #: Name that asks for the small random-weight Qwen3 made on the spot (`engine/tiny_model.py`).
 TINY_MODEL = "tiny-qwen3"
-
-Share = Annotated[float, Field(gt=0, lt=10)]
-
-
-class Tolerances(Strict):
-    """By how much of the stored value a metric may be worse (0.1 = 10 %)."""
-
-    ttft_mean_s: Share = 0.10
-    ttft_p90_s: Share = 0.15
-    requests_per_s: Share = 0.05
-    tokens_per_s: Share = 0.05
-    decode_tokens_per_s: Share = 0.10
 
 
 class Profile(Strict):
@@ -48,7 +37,7 @@ class Profile(Strict):
     chunk_tokens: PositiveInt = Field(default=256, description="LMCache's chunk size")
     boot_timeout_s: PositiveFloat = 900
     workload: AnyWorkload
-    tolerance: Tolerances = Tolerances()
+    rules: Rules = Rules()
 
     @model_validator(mode="after")
     def _prompts_fit(self) -> Self:

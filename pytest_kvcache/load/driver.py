@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -108,6 +109,14 @@ class Driver:
     user_header: bool
     rows: list[RequestRecord] = field(default_factory=list)
     progress: Progress = field(default_factory=Progress)
+    _ended: list[RequestRecord] = field(default_factory=list)
+    _told: int = 0
+
+    def newly_ended(self) -> tuple[list[RequestRecord], float]:
+        """Return the rows that have ended since the last call, and until when (s) all rows have ended."""
+        fresh = self._ended[self._told :]
+        self._told = len(self._ended)
+        return fresh, min((row.intended_start_s for row in self.rows if not row.over), default=math.inf)
 
     def at_once(self, turns: Iterable[Turn]) -> list[RequestRecord]:
         """Send `turns` together, now, and return their rows when all are answered."""
@@ -187,10 +196,12 @@ class _User:
                 driver._submit(self._history, turn, self._conversation.user, due_s, done)
                 return
             self._rows[turn.round].error = "the answer before it came after the end of the run"
+            driver._ended.append(self._rows[turn.round])
 
     def _answered(self, turn: Turn, exchange: Exchange) -> None:
         record, progress = self._rows[turn.round], self._driver.progress
         answer = settle(exchange, record, start_s=self._start_s)
+        exchange.pieces.clear()  # its deadline keeps it for minutes yet
         if record.status in {records.CANCELLED, records.NOT_SENT}:
             return
         progress.sent += 1
@@ -201,4 +212,5 @@ class _User:
                 self._history += [*turn.messages, Message("assistant", (answer,))]
         else:
             progress.failed += 1
+        self._driver._ended.append(record)
         self.begin()

@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from pytest_kvcache.config.strict import Strict
+from pytest_kvcache.load.stopping import StopRule
 from pytest_kvcache.workload.registry import AnyWorkload
 
 
@@ -23,6 +24,7 @@ class LoadPlan(Strict):
         metrics_urls: Prometheus endpoints to read before and after, by name.
         api_key_env: Environment variable with the API key; the key itself is in no file.
         report_s: How often progress is printed.
+        stop: When the run may end before its time; None for never.
         rows: Where the table of requests goes (Parquet).
         summary: Where the JSON of the run's own facts goes.
     """
@@ -36,5 +38,6 @@ class LoadPlan(Strict):
     metrics_urls: dict[str, str] = Field(default_factory=dict)
     api_key_env: str = ""
     report_s: PositiveInt = 30
+    stop: StopRule | None = None
     rows: Path
     summary: Path

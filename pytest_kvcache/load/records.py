@@ -69,6 +69,11 @@ class RequestRecord:
     token_times_s: list[float] = field(default_factory=list)
 
     @property
+    def over(self) -> bool:
+        """Whether nothing more will become of it."""
+        return self.status != NOT_SENT or bool(self.error)
+
+    @property
     def ttft_s(self) -> float | None:
         """From the actual send to the first token."""
         if self.first_token_s is None or self.actual_start_s is None:

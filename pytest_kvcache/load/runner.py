@@ -48,6 +48,7 @@ class RunResult:
         counters: By component, what its counters grew by.
         faults: Why no verdict may rest on the run, empty where one may.
         suspicions: What makes its times doubtful.
+        rounds: Whole rounds after which it was ended, since they said enough; None where all were sent.
         comparability: What must be equal for a comparison.
         versions: Of what was tested.
     """
@@ -61,6 +62,7 @@ class RunResult:
     counters: Mapping[str, Mapping[str, float]]
     faults: tuple[str, ...]
     suspicions: tuple[str, ...]
+    rounds: int | None
     comparability: Mapping[str, str]
     versions: Mapping[str, str]
 
@@ -102,7 +104,7 @@ def run_load(
             todo="read the log above",
         )
     rows, load = records.read(plan.rows), facts["load"]
-    figures = estimate(rows, duration_s=plan.workload.duration_s)
+    figures = estimate(rows, duration_s=_duration_s(plan, load))
     after = load["counters_after"]
     counters = {name: delta(load["counters_before"].get(name, {}), after[name]) for name in after}
     faults = [*validity.faults(rows, plan.workload, load), *offload.faults(counters)]
@@ -121,9 +123,15 @@ def run_load(
         counters=counters,
         faults=tuple(faults),
         suspicions=tuple(suspicions),
+        rounds=load.get("stopped_after_rounds"),
         comparability=comparability,
         versions=versions,
     )
+
+
+def _duration_s(plan: LoadPlan, load: Mapping[str, Any]) -> float:
+    rounds = load.get("stopped_after_rounds")
+    return plan.workload.duration_s if rounds is None or plan.stop is None else rounds * plan.stop.round_s
 
 
 def _wait(handle: Handle, pair: ServingPair) -> None:

@@ -39,6 +39,7 @@ _LEAD_S = 0.5
 _SAVE_S = 5.0
 _TICK_S = 0.5
 _PR_SET_PDEATHSIG = 1
+_ROUNDING_S = 1e-9
 #: A run that warms up badly is not started; so many failures are listed.
 _LISTED = 3
 
@@ -55,6 +56,7 @@ class Outcome:
         lost_workers: How load processes ended that handed nothing over.
         interrupted: Whether it was ended early.
         workers: Number of load processes.
+        stopped_after_rounds: Whole rounds after which they said enough; rows have these rounds only. None: all were sent.
         counters_before: By component, read when the clock was about to start.
         counters_after: By component, read after the last answer.
     """
@@ -66,6 +68,7 @@ class Outcome:
     lost_workers: list[str] = field(default_factory=list)
     interrupted: bool = False
     workers: int = 0
+    stopped_after_rounds: int | None = None
     counters_before: dict[str, dict[str, float]] = field(default_factory=dict)
     counters_after: dict[str, dict[str, float]] = field(default_factory=dict)
 
@@ -110,6 +113,7 @@ def carry_out(plan: LoadPlan, say: Callable[[str], None]) -> Outcome:
         stop.on(children.stop)
         children.listen()
         outcome.rows, outcome.lost_workers = children.rows, children.lost
+        outcome.stopped_after_rounds = children.stopped_after_rounds
         outcome.elapsed_s = time.monotonic() - start_s
         outcome.counters_after = scrape_all(plan.metrics_urls)
         outcome.interrupted = stop.asked
@@ -201,6 +205,21 @@ class _Share:
     start_s: float
 
 
+@dataclass(frozen=True)
+class _Told:
+    """What a child says once a second.
+
+    Args:
+        progress: So far.
+        ended: Rows that have ended since the last time, where the parent may stop the run early.
+        all_ended_until_s: All of its requests that were to start before this have ended.
+    """
+
+    progress: Progress
+    ended: list[RequestRecord]
+    all_ended_until_s: float
+
+
 class _Children:
     """The processes that send, and what they say.
 
@@ -215,8 +234,12 @@ class _Children:
         self._progress: dict[int, Progress] = {}
         self._ends: dict[Connection, int] = {}
         self._give_up_s: float | None = None
+        self._ended: list[RequestRecord] = []
+        self._all_ended_until_s: dict[int, float] = dict.fromkeys(range(len(shares)), 0.0)
+        self._looked_at = 0
         self.rows: list[RequestRecord] = []
         self.lost: list[str] = []
+        self.stopped_after_rounds: int | None = None
         # Forked, so that all prompts are there and none is copied.
         context = multiprocessing.get_context("fork")
         self._processes = []
@@ -241,6 +264,7 @@ class _Children:
             for end in wait(list(self._ends), timeout=_TICK_S):
                 assert isinstance(end, Connection)  # noqa: S101 - for the type checker: `wait` takes other things too
                 self._hear(end)
+            self._stop_if_enough()
             now = time.monotonic()
             if now >= next_report_s:
                 next_report_s += self._plan.report_s
@@ -250,6 +274,22 @@ class _Children:
                     child.kill()
         for child in self._processes:
             child.join(_SAVE_S)
+        if self.stopped_after_rounds is not None and self._plan.stop is not None:
+            end_s = self.stopped_after_rounds * self._plan.stop.round_s
+            self.rows = [row for row in self.rows if row.intended_start_s < end_s - _ROUNDING_S]
+
+    def _stop_if_enough(self) -> None:
+        rule = self._plan.stop
+        if rule is None or self.stopped_after_rounds is not None or self._give_up_s is not None:
+            return
+        until_s = min(self._all_ended_until_s.values())
+        count = rule.whole_rounds(until_s) if until_s < self._plan.workload.duration_s else 0
+        if count > self._looked_at:
+            self._looked_at = count
+            if rule.enough(self._ended, count=count):
+                self.stopped_after_rounds = count
+                self._say(f"{count} rounds say enough: the run ends early")
+                self.stop()
 
     def _hear(self, end: Connection) -> None:
         number = self._ends[end]
@@ -261,8 +301,10 @@ class _Children:
             self.lost.append(f"load process {number} ended with exit code {child.exitcode} and kept its rows")
             del self._ends[end]
             return
-        if isinstance(said, Progress):
-            self._progress[number] = said
+        if isinstance(said, _Told):
+            self._progress[number] = said.progress
+            self._ended += said.ended
+            self._all_ended_until_s[number] = said.all_ended_until_s
         else:
             self.rows += said
             del self._ends[end]
@@ -286,7 +328,8 @@ def _work(share: _Share, end: Connection) -> None:
         driver = Driver(share.plan, share.encoder, wire, share.user_header)
 
         def tell() -> None:
-            end.send(driver.progress)
+            ended, until_s = driver.newly_ended() if share.plan.stop else ([], 0.0)
+            end.send(_Told(driver.progress, ended, until_s))
             wire.call_at(time.monotonic() + 1.0, tell)
 
         wire.call_at(share.start_s, tell)

@@ -1,36 +1,65 @@
-"""What a report knows of one cell."""
+"""What one gate came to, for every output: verdict, ratio, interval, boots, minutes."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any
 
-from pytest_kvcache.load.runner import RunResult
-from pytest_kvcache.verdict.baseline import Baseline, Cell
-from pytest_kvcache.verdict.decide import Verdict
+from pytest_kvcache.campaign.result import CellResult
+from pytest_kvcache.verdict.interval import Outcome
+from pytest_kvcache.verdict.metrics import Metric
+from pytest_kvcache.verdict.procedure import Gate, share
+
+_STATUS = {
+    Outcome.PASS: "pass",
+    Outcome.REGRESSED: "regressed",
+    Outcome.IMPROVED: "improved",
+    Outcome.OPEN: "inconclusive",
+    Outcome.TOO_WIDE: "inconclusive",
+}
 
 
-@dataclass(frozen=True)
-class CellReport:
-    """One measured cell and what was made of it.
+def gate_of(result: CellResult, metric: Metric | None) -> Gate | None:
+    """Return the gate of a metric, the one to talk about where none is named; None where nothing was compared."""
+    if result.verdict is None or not result.verdict.gates:
+        return None
+    if metric is not None:
+        return next((gate for gate in result.verdict.gates if gate.metric == metric), None)
+    return max(result.verdict.gates, key=lambda g: (g.outcome == Outcome.REGRESSED, g.effect))
 
-    Args:
-        cell: Which.
-        result: What was measured.
-        verdict: The decision; None where the test did not ask for one.
-        stored: The baseline before this run.
-        written: Whether this run's figures are to become the baseline.
-    """
 
-    cell: Cell
-    result: RunResult
-    verdict: Verdict | None = None
-    stored: Baseline | None = None
-    written: bool = False
+def status(result: CellResult, metric: Metric | None) -> str:
+    """Return the status of one gate of a cell, or of the whole cell where no metric is named."""
+    if result.write is not None:
+        return "recorded" if result.stored is None else "updated"
+    if result.refused:
+        return "refused"
+    if result.verdict is None:
+        return "measured"
+    gate = gate_of(result, metric)
+    # A baseline too small for gates may still show a regression, and nothing else.
+    settled = result.verdict.status in {"pass", "improved", "regressed", "inconclusive"}
+    if metric is None or gate is None or not settled:
+        return result.verdict.status
+    small = result.verdict.status == "inconclusive" and not any(
+        g.outcome in {Outcome.OPEN, Outcome.TOO_WIDE} for g in result.verdict.gates
+    )
+    return "inconclusive" if small else _STATUS[gate.outcome]
 
-    @property
-    def outcome(self) -> str:
-        """One word for tables."""
-        word: str = self.verdict.status if self.verdict else "measured"
-        if self.written:
-            word = "recorded" if self.stored is None else "updated"
-        return f"{word}, suspect" if self.result.suspicions else word
+
+def properties(result: CellResult, metric: Metric | None) -> dict[str, Any]:
+    """Return verdict, ratio, interval, boots and engine minutes of a gate, for JUnit and benchmark rows."""
+    found: dict[str, Any] = {
+        "verdict": status(result, metric),
+        "boots": len(result.runs),
+        "engine_minutes": round(sum(result.minutes), 2),
+    }
+    gate = gate_of(result, metric)
+    if gate is not None:
+        found |= {
+            "ratio": round(gate.ratio, 4),
+            "worse_by": round(share(gate.effect), 4),
+            "interval_low": round(share(gate.lower), 4),
+            "interval_high": round(share(gate.upper), 4),
+            "margin": round(share(gate.margin), 4),
+        }
+    return found

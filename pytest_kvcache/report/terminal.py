@@ -7,10 +7,13 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from pytest_kvcache.report.rows import CellReport
-from pytest_kvcache.verdict.decide import Change, Verdict
+from pytest_kvcache.campaign.result import CellResult
+from pytest_kvcache.report.rows import gate_of, status
+from pytest_kvcache.verdict import procedure, update, words
 from pytest_kvcache.verdict.estimate import Estimates
-from pytest_kvcache.verdict.metrics import GATED
+from pytest_kvcache.verdict.looks import Policy
+from pytest_kvcache.verdict.metrics import Metric
+from pytest_kvcache.verdict.store import Write
 
 _COLUMNS = {
     "ttft_mean_s": ("TTFT mean", "{:.3f}"),
@@ -25,31 +28,32 @@ _COLUMNS = {
 }
 
 
-def measured_table(reports: Sequence[CellReport]) -> str:
+def measured_table(results: Sequence[CellResult]) -> str:
     """Return the table of all cells: TTFT, ITL, throughputs, QPS asked and delivered, failures, outcome."""
     rows = []
-    for report in reports:
-        e = report.result.estimates
-        row = {"tier": report.result.label, "context": str(report.result.context_tokens)}
+    for report in results:
+        e = report.estimates
+        row = {"tier": report.label, "context": str(report.context_tokens)}
         row |= {title: _format(e.get(key), form) for key, (title, form) in _COLUMNS.items()}
         row["QPS asked/sent"] = f"{e['qps_asked']:.2f}/{e['qps_delivered']:.2f}"
         row["ok/failed/unsent"] = f"{e['finished']:.0f}/{e['failed']:.0f}/{e['scheduled'] - e['sent']:.0f}"
+        row["boots"] = str(len(report.runs))
         row["outcome"] = report.outcome
         rows.append(row)
     return pd.DataFrame(rows).to_string(index=False)
 
 
-def client_table(reports: Sequence[CellReport]) -> str:
+def client_table(results: Sequence[CellResult]) -> str:
     """Return how true the client's times are: what it added itself, and TTFT as the schedule sees it."""
     rows = []
-    for report in reports:
-        e = report.result.estimates
+    for report in results:
+        e = report.estimates
         shown = ("user_late_p99_s", "send_late_p99_s", "residual_p50_s", "residual_p99_s")
         milliseconds = {key: e[key] * 1e3 for key in shown if key in e}
         rows.append(
             {
-                "tier": report.result.label,
-                "context": str(report.result.context_tokens),
+                "tier": report.label,
+                "context": str(report.context_tokens),
                 "TTFT from intended start: mean": _format(e.get("ttft_from_intended_mean_s"), "{:.3f}"),
                 "p99 s": _format(e.get("ttft_from_intended_p99_s"), "{:.3f}"),
                 "user late p99 ms": _format(milliseconds.get("user_late_p99_s"), "{:.0f}"),
@@ -84,23 +88,23 @@ def run_lines(figures: Estimates) -> list[str]:
     return lines
 
 
-def tiers_table(reports: Sequence[CellReport], *, against: str) -> str:
+def tiers_table(results: Sequence[CellResult], *, against: str) -> str:
     """Return each tier against the tier `against` at the same context, "" where there is nothing to compare.
 
     The columns are those of the reference article's table: processing speed (prompt and generated tokens/s), mean
     TTFT and decode throughput per request, each as a change in percent.
     """
-    yardstick = {r.result.context_tokens: r.result.estimates for r in reports if r.cell.tier == against}
+    yardstick = {r.context_tokens: r.estimates for r in results if r.cell.tier == against}
     rows = []
-    for report in reports:
-        base = yardstick.get(report.result.context_tokens)
+    for report in results:
+        base = yardstick.get(report.context_tokens)
         if report.cell.tier == against or base is None or "ttft_mean_s" not in base:
             continue
-        now = report.result.estimates
+        now = report.estimates
         rows.append(
             {
-                "tier": report.result.label,
-                "context": str(report.result.context_tokens),
+                "tier": report.label,
+                "context": str(report.context_tokens),
                 "processing speed": _percent(now, base, "tokens_per_s"),
                 "mean TTFT": _percent(now, base, "ttft_mean_s"),
                 "decode throughput": _percent(now, base, "decode_tokens_per_s"),
@@ -109,68 +113,85 @@ def tiers_table(reports: Sequence[CellReport], *, against: str) -> str:
     return pd.DataFrame(rows).to_string(index=False) if rows else ""
 
 
-def changes_table(changes: Sequence[Change]) -> str:
-    """Return old, new, ratio and tolerance of every compared metric, with a mark at what is out of bounds."""
-    rows = [
-        {
-            "metric": c.metric.label,
-            "baseline": f"{c.old:.4g}",
-            "now": f"{c.new:.4g}",
-            "ratio": f"{c.ratio:.3f}",
-            "worse by": f"{c.worse_by:+.1%}",
-            "tolerance": f"{c.tolerance:.0%}",
-            "": "REGRESSED" if c.regressed else "improved" if c.improved else "",
-        }
-        for c in changes
-    ]
-    return pd.DataFrame(rows).to_string(index=False)
+def gates_table(result: CellResult) -> str:
+    """Return old, new, effect, interval and margin of every judged metric, with what follows from it."""
+    if result.verdict is None:
+        return ""
+    return "\n".join(f"  {words.gate_line(gate)}" for gate in result.verdict.gates)
 
 
-def updates_table(reports: Sequence[CellReport]) -> str:
-    """Return old → new of every cell that is written, a line a metric."""
-    rows = [
-        {
-            "cell": str(report.cell),
-            "metric": metric.label,
-            "old": f"{report.stored.estimates[metric.key]:.4g}" if report.stored else "-",
-            "new": f"{report.result.estimates[metric.key]:.4g}",
-        }
-        for report in reports
-        if report.written
-        for metric in GATED
-    ]
-    return pd.DataFrame(rows).to_string(index=False) if rows else ""
+def updates(writes: Sequence[Write], rules: tuple[int, Policy]) -> str:
+    """Return old → new of every cell that is written, a line a metric, and what the new baseline can tell."""
+    lines = []
+    news = [write.new for write in writes]
+    family, policy = rules
+    for write in writes:
+        moved = {m.metric.key: m for m in update.diff(write.old, write.new).metrics} if write.old else {}
+        tier = procedure.tier_of(write.new, news)
+        for level in update.levels(tier, family=family, policy=policy):
+            old = moved.get(level.metric.key)
+            lines.append(
+                {
+                    "cell": str(write.new.address),
+                    "boots": str(level.boots),
+                    "metric": level.metric.label,
+                    "old": f"{old.old:.4g}" if old else "-",
+                    "new": f"{level.mean:.4g}",
+                    "95 % interval": "-" if math.isnan(level.low) else f"{level.low:.4g} … {level.high:.4g}",
+                    "boot sd": "-" if math.isnan(level.sd) else f"{math.expm1(level.sd):.1%}",
+                    "margin": "-" if math.isnan(level.margin) or level.margin > 10 else f"{level.margin:+.0%}",
+                }
+            )
+    table = pd.DataFrame(lines).to_string(index=False)
+    small = sum(len(write.new.boots) < policy.least_boots for write in writes)
+    if not small:
+        return table
+    return (
+        f"{table}\n{small} cells have fewer than the {policy.least_boots} boots that a gate needs: "
+        "`boot sd` and `margin` say what they can tell so far"
+    )
 
 
-def failure(report: CellReport, verdict: Verdict, *, refresh: str, others: Sequence[str]) -> str:
+def minutes(engine: float, fixed: float) -> str:
+    """Return what the session's verdicts cost, and what a fixed design would have."""
+    if not fixed:
+        return f"engine minutes: {engine:.1f}"
+    return f"engine minutes: {engine:.1f}; a fixed number of boots would have taken {fixed:.1f}"
+
+
+def failure(result: CellResult, gate: Metric | None, *, refresh: str, others: Sequence[str]) -> str:
     """Return the message of a test whose verdict does not succeed: what, why, where, what to do.
 
     Args:
-        report: The cell.
-        verdict: Not a success.
-        refresh: The command that stores this run's figures as the baseline.
+        result: The cell.
+        gate: The metric that the test is about, None where all of them.
+        refresh: The command that stores new figures as the baseline.
         others: Machines that have a baseline of the same cell.
     """
-    where = f"{report.cell} on {report.result.label}"
-    data = f"rows, counters and logs: {report.result.folder}"
-    if verdict.status == "regressed":
-        worst = max((c for c in verdict.changes if c.regressed), key=lambda c: c.worse_by)
-        head = f"{where} regressed: {worst.metric.label} {worst.old:.4g} -> {worst.new:.4g}"
-        head += f" ({worst.worse_by:+.0%} worse, tolerance {worst.tolerance:.0%})"
-        parts = [head, changes_table(verdict.changes), data, f"if the new values are right: {refresh}"]
-    elif verdict.status == "no-baseline":
-        parts = [f"{where} has no baseline for this machine ({report.cell.machine})"]
+    where = f"{result.cell} on {result.label}"
+    data = f"rows, counters and logs: {result.folder}"
+    found, verdict = status(result, gate), result.verdict
+    about = gate_of(result, gate)
+    reasons = [f"  {reason}" for reason in (verdict.reasons if verdict else result.refused)]
+    if found == "regressed" and about is not None:
+        parts = [f"{where} regressed: {words.gate_line(about)}", gates_table(result), data]
+        parts += [f"if the new values are right: {refresh}"]
+    elif found == "no-baseline":
+        parts = [f"{where} has no baseline for this machine ({result.cell.machine})"]
         parts += [f"other machines have one: {', '.join(others)}"] if others else []
         parts += [f"to record one: {refresh}"]
-    elif verdict.status == "incomparable":
-        parts = [f"{where} is not comparable with its baseline; what differs (baseline -> now):"]
-        parts += [f"  {reason}" for reason in verdict.reasons]
+    elif found == "incomparable":
+        first = f" ({verdict.reasons[0]})" if verdict and verdict.reasons else ""
+        parts = [f"{where} is not comparable with its baseline{first}; what differs (baseline -> now):", *reasons]
         parts += [f"to record a new one: {refresh}"]
+    elif found == "inconclusive":
+        head = words.gate_line(about) if about else (verdict.reasons[0] if verdict and verdict.reasons else "")
+        parts = [f"{where} is inconclusive after {len(result.runs)} boots: {head}", *reasons, gates_table(result), data]
+    elif found == "refused":
+        parts = [f"{where} was not made a baseline:", *reasons, data]
     else:
-        parts = [f"{where} is {verdict.status}: no verdict may rest on this run"]
-        parts += [f"  {reason}" for reason in verdict.reasons]
-        parts += [data]
-    return "\n".join(parts)
+        parts = [f"{where} is {found}: no verdict may rest on this run", *reasons, data]
+    return "\n".join(part for part in parts if part)
 
 
 def _format(value: float | None, form: str) -> str:

@@ -29,7 +29,7 @@ def comparability(
         storage: The tier's facts.
         launcher: How the components ran.
     """
-    serving = profile.model_dump(exclude={"name", "description", "workload", "tolerance", "boot_timeout_s", "model"})
+    serving = profile.model_dump(exclude={"name", "description", "workload", "rules", "boot_timeout_s", "model"})
     workload = profile.workload.model_dump(mode="json", exclude=set(profile.workload.NOT_COMPARED))
     return {
         **_prefixed("hardware", hardware),

@@ -53,6 +53,7 @@ class Policy:
         day_sd: sd, on the log scale, of what all boots of one session have in common: drift from day to day. It cannot
             be seen in one session's boots, and no number of them averages it out; measure it with sessions in which
             nothing changed. Zero trusts the canary to have seen it all.
+        canary_tolerance: By how much the machine may be faster or slower than for the baseline.
     """
 
     margin: float = 0.10
@@ -66,6 +67,7 @@ class Policy:
     pass_error: float = 0.05
     power: float = 0.90
     day_sd: float = 0.0
+    canary_tolerance: float = 0.10
 
     def __post_init__(self) -> None:
         """Refuse rules that contradict each other.

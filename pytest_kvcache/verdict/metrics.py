@@ -14,11 +14,13 @@ class Metric:
         key: Its name in results, baselines and tolerances; ends in its unit.
         label: Its name in tables.
         higher_is_better: Throughputs, as against times.
+        short: Its name in test ids.
     """
 
     key: str
     label: str
     higher_is_better: bool
+    short: str = ""
 
     def worse_by(self, *, old: float, new: float) -> float:
         """Return by how much of `old` the value `new` is worse (0.1 = 10 %; negative where it is better)."""
@@ -40,17 +42,9 @@ class Metric:
         return -math.log(value) if self.higher_is_better else math.log(value)
 
 
-GATED: tuple[Metric, ...] = (
-    Metric("ttft_mean_s", "TTFT mean (s)", higher_is_better=False),
-    Metric("ttft_p90_s", "TTFT p90 (s)", higher_is_better=False),
-    Metric("requests_per_s", "processing speed (requests/s)", higher_is_better=True),
-    Metric("tokens_per_s", "processing speed (prompt + generated tokens/s)", higher_is_better=True),
-    Metric("decode_tokens_per_s", "decode throughput per request (tokens/s)", higher_is_better=True),
-)
-
-#: What boots are judged by; the rest is reported. Fewer than GATED: each gate costs all others sharpness (`looks.py`).
+#: What boots are judged by; the rest is reported. Few: each gate costs all others sharpness (`looks.py`).
 JUDGED: tuple[Metric, ...] = (
-    Metric("ttft_session_s", "TTFT (s)", higher_is_better=False),
-    Metric("tokens_per_s", "processing speed (prompt + generated tokens/s)", higher_is_better=True),
-    Metric("decode_tokens_per_s", "decode throughput per request (tokens/s)", higher_is_better=True),
+    Metric("ttft_session_s", "TTFT (s)", higher_is_better=False, short="ttft"),
+    Metric("tokens_per_s", "processing speed (prompt + generated tokens/s)", higher_is_better=True, short="speed"),
+    Metric("decode_tokens_per_s", "decode throughput per request (tokens/s)", higher_is_better=True, short="decode"),
 )

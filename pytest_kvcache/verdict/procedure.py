@@ -171,7 +171,7 @@ def decide(
         return CellVerdict("invalid", reasons=faults, boots=count, fixed_boots=policy.looks)
     if stored is None:
         return CellVerdict("no-baseline", boots=count, fixed_boots=policy.looks)
-    different = incomparable(evidence, stored)
+    different = incomparable(evidence, stored, canary_tolerance=policy.canary_tolerance)
     if different:
         return CellVerdict("incomparable", reasons=different, boots=count, fixed_boots=policy.looks)
     gates = _gates(evidence.boots, stored, tier_of(stored, siblings), family, policy)
@@ -179,12 +179,16 @@ def decide(
     return CellVerdict(status, gates, reasons, _notes(stored, policy), count, policy.looks)
 
 
-def incomparable(evidence: Evidence, stored: StoredCell) -> tuple[str, ...]:
+def incomparable(
+    evidence: Evidence, stored: StoredCell, *, canary_tolerance: float = canary.DEFAULT_TOLERANCE
+) -> tuple[str, ...]:
     """Return a line for every key, hash and canary that differs; empty where the two may be compared."""
     lines = differences(stored.comparability, evidence.comparability)
     if stored.workload != evidence.workload:
         lines.append(f"workload hash: {stored.workload:.12} -> {evidence.workload:.12}")
-    lines += canary.differences([b.canary for b in stored.boots], [b.canary for b in evidence.boots])
+    lines += canary.differences(
+        [b.canary for b in stored.boots], [b.canary for b in evidence.boots], tolerance=canary_tolerance
+    )
     return tuple(lines)
 
 

@@ -161,6 +161,16 @@ def unused(found: Sequence[Found], used: Collection[Cell]) -> tuple[Found, ...]:
     return tuple(f for f in found if f.cell and f.cell not in used and (f.cell.profile, f.cell.machine) in had)
 
 
+def elsewhere(found: Sequence[Found], cell: Cell) -> list[str]:
+    """Return the other machines that have a baseline of the same cell."""
+
+    def place(each: Cell) -> tuple[str, str, int]:
+        return each.profile, each.tier, each.context_tokens
+
+    cells = [f.cell for f in found if f.cell is not None and place(f.cell) == place(cell)]
+    return sorted({each.machine for each in cells} - {cell.machine})
+
+
 def removable(root: Path, drop: Collection[Cell] = ()) -> tuple[Path, ...]:
     """Return the files that `prune` would remove: those of cells in `drop`, and what belongs to no cell.
 

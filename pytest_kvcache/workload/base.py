@@ -78,6 +78,10 @@ class Workload(Strict):
         """Return the length of the longest prompt with its answer, None where it is not known beforehand."""
         return None
 
+    def round_s(self) -> float | None:
+        """Return the time in which every user asks once, None where there is no such thing."""
+        return None
+
     def content_digest(self) -> str:
         """Return a digest of the files that the workload reads, "" where it reads none."""
         return ""

@@ -52,6 +52,10 @@ class MultiRoundQa(Workload):
             return None
         return self._prompt_tokens(max(self.context_tokens), self.rounds) + self.answer_tokens
 
+    def round_s(self) -> float | None:
+        """Return the time in which every user asks once."""
+        return self.users / self.qps
+
     def script(self, context_tokens: int, tokenizer: Tokenizer | None, *, first_user: int = 0) -> Script:
         """Return the run at one context length."""
         if self.mode == "compat" or tokenizer is None:

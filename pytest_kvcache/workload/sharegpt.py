@@ -69,6 +69,10 @@ class ShareGpt(Workload):
         """Return the file's SHA-256."""
         return hashlib.sha256(self.path.read_bytes()).hexdigest()
 
+    def round_s(self) -> float | None:
+        """Return the time in which every user asks once."""
+        return self.users / self.qps
+
     def script(self, context_tokens: int, tokenizer: Tokenizer | None, *, first_user: int = 0) -> Script:
         """Return the run of those conversations that fit into `context_tokens`."""
         if tokenizer is None:

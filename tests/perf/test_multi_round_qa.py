@@ -8,11 +8,14 @@ import pytest
 
 if TYPE_CHECKING:
     from pytest_kvcache.perf import BaselineCheck, MultiRoundQa
+    from pytest_kvcache.verdict.metrics import Metric
 
 pytestmark = pytest.mark.perf
 
 
-def test_multi_round_qa(kv_context: int, multi_round_qa: MultiRoundQa, kv_baseline: BaselineCheck) -> None:
-    """Each tier reaches first tokens and throughput as fast as its baseline, at every context length."""
+def test_multi_round_qa(
+    kv_context: int, kv_gate: Metric, multi_round_qa: MultiRoundQa, kv_baseline: BaselineCheck
+) -> None:
+    """Each tier is as good as its baseline, at every context length, in every metric that is judged."""
     result = multi_round_qa(context_tokens=kv_context)
-    kv_baseline.check(result)
+    kv_baseline.check(result, kv_gate)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -52,11 +54,24 @@ def test_without_perf_nothing_heavy_is_imported(project: Project) -> None:
     result.stdout.fnmatch_lines(["HEAVY []"])
 
 
+def pad(project: Project, *, faster: float = 1.0) -> None:
+    """Make gates of baselines of one boot: six boots 1 % apart, whose TTFT is `faster` times shorter than measured."""
+    for path in (project.path / "baselines").rglob("*.json"):
+        data = json.loads(path.read_text())
+        boot = data["boots"][0]
+        data["boots"] = []
+        for i in range(6):
+            figures = {key: value * (1 + 0.01 * (i % 3)) for key, value in boot["figures"].items()}
+            figures["ttft_session_s"] /= faster
+            data["boots"].append({**boot, "figures": figures})
+        path.write_text(json.dumps(data))
+
+
 def test_missing_baseline_fails(project: Project) -> None:
     """A cell without a baseline fails and names the command that records one."""
     configure(project, toml())
     result = run(project, "-m", "perf", "--tier", "gpu")
-    result.assert_outcomes(failed=1)
+    result.assert_outcomes(failed=3)
     result.stdout.fnmatch_lines(
         [
             "*stub/gpu/50 on gpu has no baseline for this machine*",
@@ -66,77 +81,216 @@ def test_missing_baseline_fails(project: Project) -> None:
 
 
 def test_record_then_compare(project: Project) -> None:
-    """--record-baselines stores missing cells, says so, and the next run compares with them."""
+    """--record-baselines stores missing cells, says so, and the next run compares with them and changes nothing."""
     configure(project, toml())
     first = run(project, "-m", "perf", "--record-baselines")
-    first.assert_outcomes(passed=4)
-    first.stdout.fnmatch_lines(["*recorded*", "baselines written to *"])
+    first.assert_outcomes(passed=12)
+    first.stdout.fnmatch_lines(["*recorded*", "baselines written to *", "*cells have fewer than the 6 boots*"])
     cells = sorted((project.path / "baselines").rglob("*.json"))
     assert [c.parts[-2] for c in cells] == ["cpu", "gpu", "pnfs", "s3"]
+    pad(project)
     before = [c.read_bytes() for c in cells]
     second = run(project, "-m", "perf", "--record-baselines")
-    second.assert_outcomes(passed=4)
+    second.assert_outcomes(passed=12)
+    second.stdout.fnmatch_lines(
+        ["*after 1 boot: pass: nothing is worse by its margin*", "*a fixed number of boots would*"]
+    )
     assert "recorded" not in second.stdout.str()
     assert [c.read_bytes() for c in cells] == before
 
 
+def test_recording_adds_boots_until_there_are_enough(project: Project) -> None:
+    """With --kv-boots 1, each --record-baselines adds one boot to a baseline that lacks some, requests included."""
+    configure(project, toml(boots=2))
+    for sessions in (1, 2):
+        result = run(project, "--tier", "gpu", "--record-baselines", "--kv-boots", "1")
+        result.assert_outcomes(passed=3)
+        (cell,) = (project.path / "baselines").rglob("*.json")
+        assert len({boot["run_id"] for boot in json.loads(cell.read_text())["boots"]}) == sessions
+    (requests,) = (project.path / "baselines").rglob("*.parquet")
+    assert set(pd.read_parquet(requests)["boot"]) == {0, 1}
+    before = cell.read_bytes()
+    third = run(project, "--tier", "gpu", "--record-baselines", "--kv-boots", "1", "--kv-strict")
+    third.assert_outcomes(failed=3)  # two boots are no gate
+    third.stdout.fnmatch_lines(["*inconclusive after 1 boots: *the baseline has 2 boots, gates need 6*"])
+    assert cell.read_bytes() == before
+
+
 def test_slower_than_the_baseline_fails(project: Project) -> None:
-    """A worse TTFT fails with old, new, ratio, tolerance, the data's folder and the command to refresh."""
+    """A worse TTFT fails its gate and no other, with old, new, interval, margin, the data's folder and the command."""
     configure(project, toml())
-    run(project, "-m", "perf", "--tier", "gpu", "--record-baselines").assert_outcomes(passed=1)
-    (cell,) = (project.path / "baselines").rglob("*.json")
-    data = json.loads(cell.read_text())
-    data["estimates"]["ttft_mean_s"] /= 100
-    cell.write_text(json.dumps(data))
-    result = run(project, "-m", "perf", "--tier", "gpu")
-    result.assert_outcomes(failed=1)
+    run(project, "-m", "perf", "--tier", "gpu", "--record-baselines").assert_outcomes(passed=3)
+    pad(project, faster=30)
+    result = run(project, "-m", "perf", "--tier", "gpu", "--junitxml=j.xml", "--benchmark-json=b.json")
+    result.assert_outcomes(failed=1, passed=2)
     result.stdout.fnmatch_lines(
         [
-            "*stub/gpu/50 on gpu regressed: TTFT mean (s) * (+* worse, tolerance 800%)",
-            "*metric*baseline*now*ratio*worse by*tolerance*",
-            "*TTFT mean (s)*REGRESSED*",
+            "*stub/gpu/50 on gpu regressed: TTFT (s): * -> *, worse by +* [[]+*, +*], margin 500.0%: REGRESSED",
+            "*decode throughput per request (tokens/s): *: pass",
             "rows, counters and logs: *",
             "if the new values are right: pytest -m perf --tier gpu --kv-profile stub --update-baselines",
         ]
     )
+    junit = (project.path / "j.xml").read_text()
+    for name in ("verdict", "ratio", "interval_low", "interval_high", "boots", "engine_minutes"):
+        assert f'name="kv_{name}"' in junit
+    rows = {b["name"]: b for b in json.loads((project.path / "b.json").read_text())["benchmarks"]}
+    assert {b["extra_info"]["verdict"] for b in rows.values()} == {"regressed", "pass"}
+    ttft = rows["test_multi_round_qa[gpu-50-ttft]"]
+    measured = pd.read_parquet(run_folder(project) / "gpu" / "boot-1" / "context-50" / "requests.parquet")
+    expected = (measured["first_token_s"] - measured["actual_start_s"]).mean()
+    assert ttft["stats"]["mean"] == pytest.approx(expected, rel=1e-6)
+    assert ttft["stats"]["rounds"] == len(measured)
+    assert {"ttft_p50_s", "ttft_p90_s", "ttft_p99_s", "cached_share", "interval_low"} <= ttft["extra_info"].keys()
+
+
+@pytest.mark.parametrize("args", [["--benchmark-disable"], ["-p", "no:benchmark"]], ids=["disabled", "left out"])
+def test_verdicts_do_not_depend_on_pytest_benchmark(project: Project, args: list[str]) -> None:
+    """With pytest-benchmark disabled or left out the verdict stands."""
+    configure(project, toml())
+    run(project, "-m", "perf", "--tier", "gpu", "--record-baselines", *args).assert_outcomes(passed=3)
+    pad(project, faster=30)
+    run(project, "-m", "perf", "--tier", "gpu", *args).assert_outcomes(failed=1, passed=2)
+
+
+def test_benchmark_only_and_skip(project: Project) -> None:
+    """Gates are benchmarks: --benchmark-only runs them, --benchmark-skip leaves them out and boots nothing."""
+    configure(project, toml())
+    project.makepyfile(test_other="def test_other(): pass")
+    only = run(project, "-m", "perf or not perf", "--tier", "gpu", "--record-baselines", "--benchmark-only")
+    only.assert_outcomes(passed=3, skipped=1)
+    skip = run(project, "-m", "perf or not perf", "--tier", "gpu", "--benchmark-skip")
+    skip.assert_outcomes(passed=1, skipped=3)
+    assert "servers ready" not in skip.stdout.str()
 
 
 def test_update_rewrites_what_was_run(project: Project) -> None:
-    """--update-baselines rewrites the cells that ran, prints old and new, and touches no other."""
-    configure(project, toml())
-    run(project, "-m", "perf", "--tier", "gpu", "--tier", "cpu", "--record-baselines").assert_outcomes(passed=2)
+    """--update-baselines rewrites the cells that ran, prints old and new with intervals, and touches no other."""
+    configure(project, toml(boots=2))
+    args = ("-m", "perf", "--tier", "gpu", "--tier", "cpu", "--record-baselines", "--kv-boots", "1")
+    run(project, *args).assert_outcomes(passed=6)
     gpu, cpu = (next((project.path / "baselines").rglob(f"{t}/*.json")) for t in ("gpu", "cpu"))
     untouched = cpu.read_bytes()
     data = json.loads(gpu.read_text())
-    data["estimates"]["ttft_mean_s"] = 123.0
+    data["boots"][0]["figures"]["ttft_session_s"] = 123.0
     gpu.write_text(json.dumps(data))
     result = run(project, "-m", "perf", "--tier", "gpu", "--update-baselines")
-    result.assert_outcomes(passed=1)
-    result.stdout.fnmatch_lines(["*stub/gpu/50*TTFT mean (s)*123*"])
-    assert json.loads(gpu.read_text())["estimates"]["ttft_mean_s"] < 1
+    result.assert_outcomes(passed=3)
+    result.stdout.fnmatch_lines(["*stub/gpu/50*2*TTFT (s)*123* … *"])
+    assert [boot["figures"]["ttft_session_s"] < 1 for boot in json.loads(gpu.read_text())["boots"]] == [True, True]
     assert cpu.read_bytes() == untouched
 
 
-def test_another_environment_is_incomparable(project: Project) -> None:
-    """A baseline taken with other settings fails as incomparable and lists what differs."""
+def test_update_refuses_a_dirty_or_too_small_run(project: Project) -> None:
+    """--update-baselines refuses boots of uncommitted code, and fewer boots than the profile asks for."""
     configure(project, toml())
-    run(project, "-m", "perf", "--tier", "gpu", "--record-baselines").assert_outcomes(passed=1)
+    for command in ("init -q", "add -A", "-c user.name=x -c user.email=x commit -qm x"):
+        subprocess.run(["git", *command.split()], cwd=project.path, check=True)
+    configure(project, toml(more="\n# changed\n"))
+    result = run(project, "-m", "perf", "--tier", "gpu", "--update-baselines")
+    result.assert_outcomes(failed=3)
+    result.stdout.fnmatch_lines(["*was not made a baseline:", "*uncommitted changes: kvcache.toml"])
+    subprocess.run(["git", "checkout", "-q", "kvcache.toml"], cwd=project.path, check=True)
+    configure(project, toml(boots=3))
+    subprocess.run(
+        ["git", "-c", "user.name=x", "-c", "user.email=x", "commit", "-qam", "y"], cwd=project.path, check=True
+    )
+    result = run(project, "-m", "perf", "--tier", "gpu", "--update-baselines", "--kv-boots", "1")
+    result.assert_outcomes(failed=3)
+    result.stdout.fnmatch_lines(["*1 boots are too few: a baseline needs 3"])
+    assert not list((project.path / "baselines").rglob("*.json"))
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_another_environment_is_incomparable(project: Project, strict: bool) -> None:
+    """A baseline taken with other settings is incomparable, lists what differs, and fails only under --kv-strict."""
+    configure(project, toml())
+    run(project, "-m", "perf", "--tier", "gpu", "--record-baselines").assert_outcomes(passed=3)
     configure(project, toml(qps=25))
-    result = run(project, "-m", "perf", "--tier", "gpu", "--record-baselines")
-    result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*not comparable*", "  workload.qps: 20.0 -> 25.0"])
+    result = run(project, "-m", "perf", "--tier", "gpu", "--kv-strict" if strict else "--kv-no-strict")
+    if strict:
+        result.assert_outcomes(failed=3)
+        result.stdout.fnmatch_lines(["*not comparable*", "  workload.qps: 20.0 -> 25.0"])
+    else:
+        assert result.ret == 0
+        result.stdout.fnmatch_lines(["INCOMPARABLE *gpu-50-ttft* - *workload.qps: 20.0 -> 25.0*", "*3 incomparable*"])
+
+
+def test_in_ci_undecided_is_a_failure(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where CI is set, a test without a decision fails; elsewhere it is shown as what it is."""
+    configure(project, toml())
+    run(project, "-m", "perf", "--tier", "gpu", "--record-baselines").assert_outcomes(passed=3)
+    monkeypatch.delenv("CI", raising=False)
+    assert run(project, "-m", "perf", "--tier", "gpu").ret == 0
+    monkeypatch.setenv("CI", "true")
+    run(project, "-m", "perf", "--tier", "gpu").assert_outcomes(failed=3)
+
+
+def test_two_engines_against_each_other(project: Project, stub_engine: Path) -> None:
+    """--kv-against boots both in turn, A B B A, needs no baseline, and decides on the paired differences."""
+    configure(project, toml())
+    result = run(project, "--tier", "gpu", f"--kv-against={stub_engine}")
+    result.assert_outcomes(passed=3)
+    order = re.findall(r"gpu \[(A|B)\]: 2 servers ready", result.stdout.str())
+    assert order[:4] == ["A", "B", "B", "A"]
+    assert not list((project.path / "baselines").rglob("*.json"))
+
+
+def test_a_configuration_against_an_earlier_one(project: Project) -> None:
+    """--kv-against git:REVISION holds the working kvcache.toml's tier against that revision's."""
+    configure(project, toml(vllm_args='"--stub-ttft", "0.3"'))
+    for command in ("init -q", "add -A", "-c user.name=x -c user.email=x commit -qm x"):
+        subprocess.run(["git", *command.split()], cwd=project.path, check=True)
+    configure(project, toml())
+    result = run(project, "--tier", "gpu", "--kv-against", "git:HEAD", "--kv-no-strict")
+    result.assert_outcomes(failed=1, passed=2)
+    result.stdout.fnmatch_lines(["*regressed: TTFT (s)*"])
+    unknown = run(project, "--tier", "gpu", "--kv-against", "git:nothing")
+    assert unknown.ret == pytest.ExitCode.USAGE_ERROR
+    unknown.stderr.fnmatch_lines(["*kvcache.toml is not there at revision 'nothing'*"])
+
+
+@pytest.mark.parametrize("how", ["option", "marker"])
+def test_running_again_until_it_passes_is_refused(project: Project, how: str) -> None:
+    """Reruns of perf tests, by option or by marker, are a usage error with the reason."""
+    configure(project, toml())
+    if how == "option":
+        project.makeconftest("def pytest_addoption(parser): parser.addoption('--reruns', type=int)")
+        result = run(project, "-m", "perf", "--reruns", "2")
+    else:
+        file = project.path / "test_multi_round_qa.py"
+        file.write_text(file.read_text().replace("def test_multi", "@pytest.mark.flaky(reruns=2)\ndef test_multi"))
+        result = run(project, "-m", "perf", "-o", "markers=flaky")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*a verdict that is repeated until it passes is none*"])
+
+
+def test_unused_baselines_are_reported(project: Project) -> None:
+    """A run of everything names the baselines that it did not use; `baselines prune` removes those that are no more."""
+    configure(project, toml(contexts=(50, 60)))
+    run(project, "--tier", "gpu", "--record-baselines").assert_outcomes(passed=6)
+    configure(project, toml())
+    result = run(project, "-m", "perf", "--record-baselines")
+    result.stdout.fnmatch_lines(["baselines that this run did not use*", "*gpu/context-60.json"])
+    command = [sys.executable, "-m", "pytest_kvcache.cli", "baselines"]
+    listed = subprocess.run([*command, "list"], cwd=project.path, capture_output=True, text=True, check=True).stdout
+    assert len(re.findall("too small: gates need 6 boots", listed)) == 5
+    subprocess.run([*command, "prune", "--yes"], cwd=project.path, check=True, capture_output=True)
+    assert not list((project.path / "baselines").rglob("context-60*"))
+    assert len(list((project.path / "baselines").rglob("context-50.json"))) == 4
 
 
 def test_damaged_baseline_is_an_error_without_a_traceback(project: Project) -> None:
-    """A damaged baseline file fails with its path and the way out."""
+    """A damaged baseline file fails with its path and the way out, before anything boots."""
     configure(project, toml())
-    run(project, "-m", "perf", "--tier", "gpu", "--record-baselines").assert_outcomes(passed=1)
+    run(project, "-m", "perf", "--tier", "gpu", "--record-baselines").assert_outcomes(passed=3)
     (cell,) = (project.path / "baselines").rglob("*.json")
     cell.write_text('{"label": 3')
     result = run(project, "-m", "perf", "--tier", "gpu")
-    result.assert_outcomes(failed=1)
+    result.assert_outcomes(failed=3)
     result.stdout.fnmatch_lines([f"*{cell.name}: is not a baseline*", "*--update-baselines"])
     assert "Traceback" not in result.stdout.str()
+    assert "servers ready" not in result.stdout.str()
 
 
 def test_unknown_tier_is_a_usage_error(project: Project) -> None:
@@ -163,7 +317,7 @@ def test_a_tier_asked_for_by_name_must_run(project: Project) -> None:
     """A tier that --tier names and that cannot run is a failure."""
     configure(project, toml(more=UNAVAILABLE))
     result = run(project, "--tier", "away")
-    result.assert_outcomes(errors=1)
+    result.assert_outcomes(errors=3)
     result.stdout.fnmatch_lines(["*tier away: cannot run here: /nowhere/at/all is not a folder*"])
 
 
@@ -171,7 +325,7 @@ def test_a_tier_picked_up_by_default_is_skipped(project: Project) -> None:
     """A tier that nobody named and that cannot run is skipped, with the reason."""
     configure(project, toml(more=UNAVAILABLE))
     result = run(project, "-m", "perf", "-rs", "--record-baselines")
-    result.assert_outcomes(passed=4, skipped=1)
+    result.assert_outcomes(passed=12, skipped=3)
     result.stdout.fnmatch_lines(["SKIPPED*tier away cannot run here: /nowhere/at/all is not a folder*"])
 
 
@@ -183,16 +337,16 @@ def test_one_boot_a_tier_in_the_order_of_tiers(project: Project) -> None:
     result = run(project, "-m", "perf", "--tier", "cpu", "--tier", "gpu", "-v", "--update-baselines")
     ready = re.findall(r"kvcache: (\w+): 2 servers ready", result.stdout.str())
     assert ready == ["gpu", "cpu"]
-    result.assert_outcomes(passed=8)
-    tiers = re.findall(r"::\w+\[(gpu|cpu)-\d+\]", result.stdout.str().partition("===== kvcache")[0])
+    result.assert_outcomes(passed=24)
+    tiers = re.findall(r"::\w+\[(gpu|cpu)-\d+-\w+\]", result.stdout.str().partition("===== kvcache")[0])
     assert tiers == sorted(tiers, reverse=True)
 
 
 def test_run_folder_holds_rows_settings_and_counters(project: Project) -> None:
     """A run keeps a row a request as Parquet, with settings, environment and counters beside it."""
     configure(project, toml())
-    run(project, "--tier", "pnfs", "--record-baselines").assert_outcomes(passed=1)
-    folder = run_folder(project) / "pnfs" / "context-50"
+    run(project, "--tier", "pnfs", "--record-baselines").assert_outcomes(passed=3)
+    folder = run_folder(project) / "pnfs" / "boot-1" / "context-50"
     rows = pd.read_parquet(folder / "requests.parquet")
     facts = json.loads((folder / "run.json").read_text())
     assert (rows["status"] == "ok").all()
@@ -209,7 +363,7 @@ def test_stand_in_is_named_in_every_output(project: Project) -> None:
     run(project, "--tier", "pnfs").stdout.fnmatch_lines(["*stub/pnfs/50 on pnfs (stand-in: *) has no baseline*"])
     result = run(project, "--tier", "pnfs", "--record-baselines")
     result.stdout.fnmatch_lines(["kvcache: pnfs (stand-in: *): 2 servers ready*", "pnfs (stand-in: *) *50*"])
-    folder = run_folder(project) / "pnfs" / "context-50"
+    folder = run_folder(project) / "pnfs" / "boot-1" / "context-50"
     assert "(stand-in: " in json.loads((folder / "run.json").read_text())["label"]
     (cell,) = (project.path / "baselines").rglob("*.json")
     assert "(stand-in: " in json.loads(cell.read_text())["label"]
@@ -220,9 +374,9 @@ def test_failed_requests_are_counted_and_void_the_verdict(project: Project, faul
     """Failed requests are rows with a status; the run is invalid, and no baseline is written from it."""
     configure(project, toml(vllm_args=f'"--stub-fail", "{fault}"', duration_s=0.5))
     result = run(project, "--tier", "gpu", "--update-baselines")
-    result.assert_outcomes(failed=1)
+    result.assert_outcomes(failed=3)
     result.stdout.fnmatch_lines(["*stub/gpu/50 on gpu is invalid*", "*requests failed*"])
-    rows = pd.read_parquet(run_folder(project) / "gpu" / "context-50" / "requests.parquet")
+    rows = pd.read_parquet(run_folder(project) / "gpu" / "boot-1" / "context-50" / "requests.parquet")
     assert (rows["status"] != "ok").all()
     assert (rows["error"] != "").all()
     assert not list((project.path / "baselines").rglob("*.json"))
@@ -232,7 +386,7 @@ def test_a_client_that_sends_late_voids_the_verdict(project: Project) -> None:
     """Requests that leave later than the budget, by the client's own fault, make the run invalid and say so."""
     configure(project, toml().replace("send_late_budget_s = 5", "send_late_budget_s = 1e-9"))
     result = run(project, "--tier", "gpu", "--update-baselines")
-    result.assert_outcomes(failed=1)
+    result.assert_outcomes(failed=3)
     result.stdout.fnmatch_lines(["*stub/gpu/50 on gpu is invalid*", "*the client sent late: p99 *, budget 0 ms*"])
 
 
@@ -240,28 +394,40 @@ def test_failed_boot_names_the_first_cause_and_the_log(project: Project) -> None
     """A server that fails to start ends the boot with its exit code, the first cause and its log."""
     configure(project, toml(vllm_args='"--stub-fail", "boot"'))
     result = run(project, "--tier", "gpu")
-    result.assert_outcomes(errors=1)
+    result.assert_outcomes(failed=3)
     result.stdout.fnmatch_lines(["*vllm-?.log: vllm-? ended while starting (exit code 1): ValueError: the first cause"])
-    assert (run_folder(project) / "gpu" / "logs" / "vllm-0.log").exists()
+    assert (run_folder(project) / "gpu" / "boot-1" / "logs" / "vllm-0.log").exists()
 
 
 def test_a_server_that_dies_during_the_run_is_named(project: Project) -> None:
     """When a server dies while it serves, the test fails with its name and log, and keeps the rows."""
-    configure(project, toml(duration_s=20, qps=5))
-    project.makeconftest(
-        """
-        import os, signal, threading, pytest
-        @pytest.fixture(autouse=True)
-        def killer(vllm_pair):
-            victim = vllm_pair.handles[0].leader.pid
-            threading.Timer(2.0, os.kill, (victim, signal.SIGKILL)).start()
-        """
-    )
+    configure(project, toml(duration_s=20, qps=5, vllm_args='"--stub-fail", "die"'))
     result = run(project, "--tier", "gpu")
-    result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*vllm-0.log: vllm-0 ended while serving (signal 9)*"])
-    rows = pd.read_parquet(run_folder(project) / "gpu" / "context-50" / "requests.parquet")
+    result.assert_outcomes(failed=3)
+    result.stdout.fnmatch_lines(["*vllm-?.log: vllm-? ended while serving (exit code 9)*"])
+    rows = pd.read_parquet(run_folder(project) / "gpu" / "boot-1" / "context-50" / "requests.parquet")
     assert (rows["status"] == "ok").any()
+
+
+def test_a_shared_pair_and_a_measurement_do_not_run_side_by_side(project: Project) -> None:
+    """Tests that talk to a pair come after those that measure; one that asks for both is told so."""
+    configure(project, toml())
+    example = (project.path / "test_multi_round_qa.py").read_text()
+    project.makepyfile(
+        test_aaa="""
+        import pytest, requests
+        @pytest.mark.perf
+        def test_talk(kv_tier, vllm_pair):
+            assert requests.get(vllm_pair.base_url.removesuffix("/v1") + "/health").status_code == 200
+        """,
+        test_both=example.replace("kv_context: int,", "kv_context: int, vllm_pair: object,"),
+    )
+    result = run(project, "--tier", "gpu", "--record-baselines", "-v")
+    result.assert_outcomes(passed=4, failed=3)
+    result.stdout.fnmatch_lines(
+        ["*multi_round_qa boots pairs of its own, and would measure beside the one of vllm_pair"]
+    )
+    assert result.stdout.str().count("2 servers ready") == 2
 
 
 def test_xdist_is_refused(project: Project) -> None:
@@ -297,7 +463,7 @@ def test_secrets_stay_out_of_what_a_run_leaves(project: Project, monkeypatch: py
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMIexample17")
     configure(project, toml(more='\n[tiers.s3]\nendpoint = "http://127.0.0.1:9"\nbucket = "kv"\n'))
     result = run(project, "--tier", "s3", "--record-baselines")
-    result.assert_outcomes(passed=1)
+    result.assert_outcomes(passed=3)
     left = [p for p in project.path.rglob("*") if p.is_file()]
     blobs = [result.stdout.str().encode(), *(p.read_bytes() for p in left)]
     assert not any(b"wJalrXUtnFEMIexample17" in blob or b"AKIDEXAMPLE17" in blob for blob in blobs)

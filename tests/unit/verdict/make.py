@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from pytest_kvcache.workload.records import OK, RequestRecord, to_frame
 
 from pytest_kvcache.verdict.cells import Cell, StoredBoot, StoredCell, name_of
 from pytest_kvcache.verdict.environment import workload_hash
 from pytest_kvcache.verdict.metrics import JUDGED
 from pytest_kvcache.verdict.procedure import Boot, Evidence
-from pytest_kvcache.workload.records import OK, RequestRecord, to_frame
 
 HASH = workload_hash({"seed": 1})
 KEYS = {"hardware.cpu": "x"}

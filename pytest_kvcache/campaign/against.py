@@ -1,0 +1,91 @@
+"""Two sides against each other without a baseline: boots in the order A B B A, decided on paired differences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from pytest_kvcache.campaign import boots as booting
+from pytest_kvcache.campaign.boots import BootResult
+from pytest_kvcache.campaign.result import CellResult
+from pytest_kvcache.campaign.side import Side
+from pytest_kvcache.state import PerfState
+from pytest_kvcache.verdict import paired, words
+from pytest_kvcache.verdict.cells import Cell
+from pytest_kvcache.verdict.environment import machine_name
+from pytest_kvcache.verdict.paired import PAIRS_AT_LOOK, Pair, PairedVerdict
+from pytest_kvcache.verdict.procedure import Boot
+
+
+class AgainstCampaign:
+    """All boots of one tier of both sides.
+
+    Args:
+        state: The session's.
+        a: What is used now.
+        b: What might be.
+        contexts: Lengths that tests of this session ask for.
+    """
+
+    def __init__(self, state: PerfState, a: Side, b: Side, contexts: Sequence[int]) -> None:
+        self._state = state
+        self._sides = {"a": replace(a, name="A"), "b": replace(b, name="B")}
+        self._contexts = list(contexts)
+        self._boots: dict[str, list[BootResult]] = {"a": [], "b": []}
+        self._verdicts: dict[int, PairedVerdict] = {}
+
+    def run(self) -> dict[int, CellResult]:
+        """Boot both sides in turn until B is decided at every context; return B's results.
+
+        Raises:
+            BootError: A pair did not start, or a component died.
+            RunError: The load could not be sent.
+        """
+        policy = self._sides["a"].profile.rules.policy()
+        looks = PAIRS_AT_LOOK[: policy.looks]
+        allowed = self._state.settings.options.boots
+        for look, pairs in enumerate(looks):
+            wanted = [c for c in self._contexts if c not in self._verdicts or not _final(self._verdicts[c])]
+            if not wanted or (look and allowed is not None and 2 * pairs > allowed):
+                break
+            for side in paired.order(pairs)[len(self._boots["a"]) + len(self._boots["b"]) :]:
+                number = len(self._boots[side]) + 1
+                self._boots[side].append(booting.measure(self._sides[side], self._state, wanted, number=number))
+            more = look + 1 < len(looks) and not (allowed is not None and 2 * looks[look + 1] > allowed)
+            self._judge(wanted, more=more)
+        return {context: self._result(context) for context in self._contexts}
+
+    def _judge(self, wanted: list[int], *, more: bool) -> None:
+        verdicts = paired.decide_pairs(
+            {context: self._pairs(context) for context in wanted},
+            family=self._state.settings.family,
+            policy=self._sides["a"].profile.rules.policy(),
+            another_block=more,
+        )
+        for context, verdict in verdicts.items():
+            self._verdicts[context] = verdict
+            self._state.say(f"B against A, context {context}, after {verdict.pairs} pairs: {words.headline(verdict)}")
+
+    def _pairs(self, context: int) -> list[Pair]:
+        a, b = ([_boot(each, context) for each in self._boots[side] if context in each.runs] for side in ("a", "b"))
+        return [Pair(x, y) for x, y in zip(a, b, strict=True)]
+
+    def _result(self, context: int) -> CellResult:
+        b = [each for each in self._boots["b"] if context in each.runs]
+        side = self._sides["b"]
+        return CellResult(
+            cell=Cell(side.profile.name, machine_name(self._state.hardware), side.tier.name, context),
+            runs=tuple(each.runs[context] for each in b),
+            boots=tuple(_boot(each, context) for each in b),
+            minutes=tuple(each.minutes for each in b),
+            verdict=self._verdicts[context],
+        )
+
+
+def _boot(result: BootResult, context: int) -> Boot:
+    run = result.runs[context]
+    return Boot(run.estimates, result.canary, run.faults)
+
+
+def _final(verdict: PairedVerdict) -> bool:
+    return verdict.status != "needs-boot"

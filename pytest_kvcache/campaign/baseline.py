@@ -1,0 +1,206 @@
+"""A tier against its baselines: boot, look, boot again only where a verdict needs it; or record."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from pytest_kvcache.campaign import boots as booting
+from pytest_kvcache.campaign.result import CellResult
+from pytest_kvcache.campaign.side import Side
+from pytest_kvcache.errors import BaselineError
+from pytest_kvcache.load.runner import RunResult
+from pytest_kvcache.load.stopping import StopRule
+from pytest_kvcache.state import PerfState
+from pytest_kvcache.telemetry.revision import uncommitted
+from pytest_kvcache.verdict import procedure, rounds, store, update, words
+from pytest_kvcache.verdict.cells import Cell, StoredCell
+from pytest_kvcache.verdict.environment import machine_name, workload_hash
+from pytest_kvcache.verdict.procedure import Boot, CellVerdict, Evidence
+from pytest_kvcache.verdict.store import Write
+
+
+@dataclass
+class _Open:
+    """A cell that is being measured."""
+
+    cell: Cell
+    stored: StoredCell | None
+    records: bool
+    allowed: int
+    runs: list[RunResult] = field(default_factory=list)
+    boots: list[Boot] = field(default_factory=list)
+    minutes: list[float] = field(default_factory=list)
+    verdict: CellVerdict | None = None
+    done: bool = False
+
+
+class BaselineCampaign:
+    """All boots of one tier in a session.
+
+    Args:
+        state: The session's.
+        side: What is measured.
+        contexts: Lengths that tests of this session ask for, in the order in which a boot runs them.
+    """
+
+    def __init__(self, state: PerfState, side: Side, contexts: Sequence[int]) -> None:
+        self._state, self._side = state, side
+        options, rules = state.settings.options, side.profile.rules
+        self._root, self._policy = options.baselines, rules.policy()
+        self._family = state.settings.family
+        self._siblings = [
+            stored
+            for length in side.profile.workload.context_tokens
+            if (stored := self._read(self._cell(length), lenient=True)) is not None
+        ]
+        self._cells: dict[int, _Open] = {}
+        for length in contexts:
+            cell = self._cell(length)
+            stored = self._read(cell, lenient=options.update == "all")
+            lacks = rules.baseline_boots - (len(stored.boots) if stored and options.update == "missing" else 0)
+            records = options.update == "all" or (options.update == "missing" and lacks > 0)
+            allowed = lacks if records else rules.looks
+            self._cells[length] = _Open(cell, stored, records, min(allowed, options.boots or allowed))
+
+    def run(self) -> dict[int, CellResult]:
+        """Boot until every cell is decided or recorded; return them by context length.
+
+        Raises:
+            BootError: A pair did not start, or a component died.
+            RunError: The load could not be sent.
+        """
+        for number in range(1, max((c.allowed for c in self._cells.values()), default=0) + 1):
+            wanted = [length for length, cell in self._cells.items() if not cell.done]
+            if not wanted:
+                break
+            stop = {length: rule for length in wanted if (rule := self._stop_rule(self._cells[length])) is not None}
+            boot = booting.measure(self._side, self._state, wanted, number=number, stop=stop)
+            for length, run in boot.runs.items():
+                self._look(self._cells[length], run, boot.canary, boot.minutes)
+        return {length: self._result(cell) for length, cell in self._cells.items()}
+
+    def _look(self, cell: _Open, run: RunResult, canary: dict[str, float], minutes: float) -> None:
+        cell.runs.append(run)
+        cell.boots.append(Boot(run.estimates, canary, run.faults))
+        cell.minutes.append(minutes)
+        more = len(cell.boots) < cell.allowed
+        if cell.records:
+            cell.verdict = self._record_verdict(cell, run)
+            cell.done = cell.verdict is not None or not more
+        else:
+            boots, stored = self._same_rounds(cell)
+            cell.verdict = procedure.decide(
+                Evidence(boots, run.comparability, self._hash(run)),
+                stored,
+                family=self._family,
+                siblings=self._siblings,
+                policy=self._policy,
+                another_boot=more,
+            )
+            cell.done = cell.verdict.final
+        if cell.verdict is not None:
+            each = sum(cell.minutes) / len(cell.minutes)
+            self._state.note_look(cell.verdict, each)
+            self._state.say(
+                f"{run.label}, context {run.context_tokens}: {words.after_look(cell.verdict, minutes_a_boot=each)}"
+            )
+
+    def _stop_rule(self, cell: _Open) -> StopRule | None:
+        """Return when a boot may end early: never where the baseline cannot be cut to the same rounds."""
+        stored = cell.stored
+        rules = self._side.profile.rules
+        if cell.records or not rules.early_stop or stored is None or stored.round_s is None or stored.requests is None:
+            return None
+        try:
+            spreads = rounds.spreads(procedure.tier_of(stored, self._siblings))
+        except ValueError:  # a baseline of one boot: its spread is not known
+            return None
+        return StopRule(round_s=stored.round_s, spreads={key: sd for key, sd in spreads.items() if sd > 0})
+
+    def _same_rounds(self, cell: _Open) -> tuple[list[Boot], StoredCell | None]:
+        """Return the boots and the baseline, all cut to the rounds that the shortest boot had."""
+        counts = [run.rounds for run in cell.runs if run.rounds is not None]
+        if not counts or cell.stored is None or cell.stored.round_s is None:
+            return cell.boots, cell.stored
+        count, round_s = min(counts), cell.stored.round_s
+        boots = [
+            replace(boot, figures=rounds.judged_figures(rounds.prefix(run.rows, rounds=count, round_s=round_s)))
+            for boot, run in zip(cell.boots, cell.runs, strict=True)
+        ]
+        return boots, rounds.cut(cell.stored, store.read_requests(self._root, cell.stored), rounds=count)
+
+    def _record_verdict(self, cell: _Open, run: RunResult) -> CellVerdict | None:
+        """Return why a boot cannot be recorded, None where it can."""
+        count = len(cell.boots)
+        if run.faults:
+            return CellVerdict("invalid", reasons=tuple(run.faults), boots=count, fixed_boots=count)
+        if cell.stored is not None and self._state.settings.options.update == "missing":
+            evidence = Evidence(cell.boots, run.comparability, self._hash(run))
+            different = procedure.incomparable(evidence, cell.stored, canary_tolerance=self._policy.canary_tolerance)
+            if different:
+                return CellVerdict("incomparable", reasons=different, boots=count, fixed_boots=count)
+        return None
+
+    def _result(self, cell: _Open) -> CellResult:
+        write: Write | None = None
+        refused: tuple[str, ...] = ()
+        if cell.records and cell.verdict is None:
+            refused = tuple(self._refusals(cell))
+            try:
+                write = None if refused else self._write(cell)
+            except BaselineError as error:
+                refused = (error.what,)
+        return CellResult(
+            cell=cell.cell,
+            runs=tuple(cell.runs),
+            boots=tuple(cell.boots),
+            minutes=tuple(cell.minutes),
+            stored=cell.stored,
+            verdict=cell.verdict,
+            write=write,
+            refused=refused,
+        )
+
+    def _refusals(self, cell: _Open) -> list[str]:
+        """Return why these boots must not become the baseline; filling up a new one is not held to all of it."""
+        options = self._state.settings.options
+        if options.update == "missing":
+            return update.refusals(cell.boots, least_boots=1)
+        least = self._side.profile.rules.baseline_boots
+        return update.refusals(cell.boots, dirty=uncommitted(options.rootdir), least_boots=least)
+
+    def _write(self, cell: _Open) -> Write:
+        state, run = self._state, cell.runs[0]
+        write = update.record(
+            cell.cell,
+            list(zip(cell.boots, (r.rows for r in cell.runs), strict=True)),
+            label=run.label,
+            run_id=state.run.id,
+            recorded=time.strftime("%Y-%m-%d", time.gmtime()),
+            comparability=run.comparability,
+            versions=run.versions,
+            workload=self._hash(run),
+            round_s=self._side.profile.workload.round_s(),
+            old=cell.stored,
+        )
+        if state.settings.options.update == "missing" and cell.stored is not None:
+            return update.extend(write, cell.stored, store.read_requests(self._root, cell.stored))
+        return write
+
+    def _cell(self, length: int) -> Cell:
+        return Cell(self._side.profile.name, machine_name(self._state.hardware), self._side.tier.name, length)
+
+    def _read(self, cell: Cell, *, lenient: bool) -> StoredCell | None:
+        if lenient:  # a damaged file is what an update repairs
+            with contextlib.suppress(BaselineError):
+                return store.read(self._root, cell)
+            return None
+        return store.read(self._root, cell)
+
+    def _hash(self, run: RunResult) -> str:
+        workload = self._side.profile.workload
+        sent = workload.model_dump(mode="json", exclude=set(workload.NOT_COMPARED))
+        return workload_hash({**sent, "context": run.context_tokens, "content": workload.content_digest()})

@@ -1,0 +1,181 @@
+"""One boot: a fresh pair on fresh storage, and the workload at each context that is wanted."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+
+from pytest_kvcache.campaign.side import Side
+from pytest_kvcache.load import runner
+from pytest_kvcache.load.plan import LoadPlan
+from pytest_kvcache.load.runner import RunResult
+from pytest_kvcache.load.stopping import StopRule
+from pytest_kvcache.runs import signals
+from pytest_kvcache.serving import pair as pairs
+from pytest_kvcache.serving.offload import TierPlan
+from pytest_kvcache.serving.pair import ServingPair
+from pytest_kvcache.serving.plan import build_plan
+from pytest_kvcache.state import PerfState
+from pytest_kvcache.telemetry import canary
+from pytest_kvcache.verdict.environment import comparability
+
+#: Users of one workload are numbered from a multiple of this, so that workloads on one boot share no user context.
+USERS_APART = 100_000
+
+
+@dataclass
+class BootResult:
+    """What one boot brought.
+
+    Args:
+        number: Of the tier, from 1.
+        canary: Readings right before it (s), by name.
+        runs: By context length.
+        minutes: Of a running pair, its start included.
+    """
+
+    number: int
+    canary: dict[str, float]
+    runs: dict[int, RunResult] = field(default_factory=dict)
+    minutes: float = 0.0
+
+
+@contextlib.contextmanager
+def booted(side: Side, state: PerfState, tier_plan: TierPlan, *, logs: Path) -> Iterator[ServingPair]:
+    """Boot a pair, stop it, and remove what it stored.
+
+    Args:
+        side: What to serve.
+        state: The session's.
+        tier_plan: With what storage.
+        logs: Folder of the components' output.
+
+    Raises:
+        BootError: It did not start.
+    """
+    for folder in tier_plan.folders:
+        with signals.deferred():
+            state.run.own_folder(folder)
+            folder.mkdir(parents=True, exist_ok=True)
+    plan = build_plan(
+        side.profile,
+        tier_plan,
+        tools=side.engine,
+        model=_linked_model(side, state),
+        port=state.run.ports.take,
+        scratch=state.run.scratch,
+    )
+    pair = pairs.boot(plan, state.launcher, logs, timeout_s=side.profile.boot_timeout_s)
+    try:
+        state.run.note_shared_memory()
+        state.say(f"{pair.label}{_named(side)}: {side.profile.servers} servers ready in {pair.boot_s:.0f} s")
+        yield pair
+    finally:
+        state.launcher.stop(list(pair.handles))
+        for folder in tier_plan.folders:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def measure(
+    side: Side,
+    state: PerfState,
+    contexts: Sequence[int],
+    *,
+    number: int,
+    stop: Mapping[int, StopRule] = MappingProxyType({}),
+) -> BootResult:
+    """Boot once and run the workload at each context.
+
+    Args:
+        side: What to serve.
+        state: The session's.
+        contexts: In this order.
+        number: Of the boot, from 1.
+        stop: By context, when a run may end before its time.
+
+    Raises:
+        BootError: The pair did not start, or a component died.
+        RunError: The load could not be sent.
+    """
+    boot = f"{side.name.lower()}boot-{number}"
+    folder = state.tier_folder(side.tier.name) / boot
+    folder.mkdir()
+    tier_plan = side.tier.plan(side.context(state.run, boot))
+    result = BootResult(number, canary.read([_existing(each) for each in tier_plan.folders]))
+    started = time.monotonic()
+    try:
+        with booted(side, state, tier_plan, logs=folder / "logs") as pair:
+            for length in contexts:
+                result.runs[length] = _run(side, state, pair, folder / f"context-{length}", length, stop.get(length))
+    finally:
+        result.minutes = (time.monotonic() - started) / 60
+        state.engine_minutes += result.minutes
+    return result
+
+
+def _existing(folder: Path) -> Path:
+    return next(each for each in (folder, *folder.parents) if each.is_dir())
+
+
+def _run(
+    side: Side, state: PerfState, pair: ServingPair, folder: Path, length: int, stop: StopRule | None
+) -> RunResult:
+    folder.mkdir()
+    plan = LoadPlan(
+        base_url=pair.base_url,
+        model=pair.model,
+        workload=side.profile.workload,
+        context_tokens=length,
+        # The same in every boot, so that all boots send the same bytes.
+        first_user=(_position(side, length) + 1) * USERS_APART,
+        tokenizer_url=next(iter(pair.plan.server_urls.values())),
+        metrics_urls=pair.plan.metrics_urls,
+        stop=stop,
+        rows=folder / runner.ROWS,
+        summary=folder / runner.LOAD,
+    )
+    return runner.run_load(
+        pair,
+        plan,
+        state.launcher,
+        tier=side.tier.name,
+        folder=folder,
+        comparability=comparability(
+            side.profile,
+            context_tokens=length,
+            model_id=side.model_id,
+            hardware=state.hardware,
+            storage=pair.plan.tier.facts,
+            launcher="process",
+        ),
+        versions=side.engine.versions,
+    )
+
+
+def _position(side: Side, length: int) -> int:
+    lengths = side.profile.workload.context_tokens
+    return lengths.index(length) if length in lengths else len(lengths)
+
+
+def _named(side: Side) -> str:
+    return f" [{side.name}]" if side.name else ""
+
+
+def _linked_model(side: Side, state: PerfState) -> str:
+    """Return what vLLM gets for the model: its name, or the name of a link in its working folder.
+
+    LMCache's keys begin with the model as vLLM was given it. Its S3 adapter makes "//…" of an absolute path, and every
+    store fails, silently but for its log: so no tier ever sees an absolute one.
+    """
+    folder = side.model
+    if folder is None:
+        return side.profile.model
+    link = state.run.scratch / folder.name
+    if not link.is_symlink():
+        link.symlink_to(folder)
+    return folder.name

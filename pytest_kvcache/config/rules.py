@@ -1,0 +1,46 @@
+"""How a profile is judged: boots, looks, margins (docs/verdicts.md)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+from pydantic import Field, PositiveInt, model_validator
+
+from pytest_kvcache.config.strict import Strict
+from pytest_kvcache.verdict.looks import Policy
+from pytest_kvcache.verdict.metrics import JUDGED
+
+Share = Annotated[float, Field(gt=0, lt=10)]
+
+
+class Rules(Strict):
+    """The rules of the decision; shares are of the better value (0.1 = 10 % more time)."""
+
+    baseline_boots: PositiveInt = Field(default=6, description="boots of a baseline; a gate needs 6")
+    looks: int = Field(default=3, ge=1, le=3, description="most boots of one decision")
+    margin: Share = Field(default=0.10, description="a change below this may pass; wider where boots spread more")
+    margins: dict[str, Share] = Field(default_factory=dict, description="another margin, by metric")
+    widest_margin: Share = Field(default=0.50, description="a gate that needs a wider margin cannot pass")
+    least_effect: Share = Field(default=0.05, description="a smaller change is never called one")
+    canary_tolerance: Share = Field(default=0.10, description="the machine may be faster or slower by this")
+    early_stop: bool = Field(default=True, description="end a boot at a whole round once it says enough")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        known = {metric.key for metric in JUDGED}
+        for key in self.margins:
+            if key not in known:
+                raise ValueError(f"margins.{key}: unknown metric; allowed: {', '.join(sorted(known))}")
+        self.policy()
+        return self
+
+    def policy(self) -> Policy:
+        """Return the rules as the decision takes them."""
+        return Policy(
+            margin=self.margin,
+            margins=dict(self.margins),
+            widest_margin=max(self.widest_margin, self.margin, *self.margins.values()),
+            least_effect=self.least_effect,
+            looks=self.looks,
+            canary_tolerance=self.canary_tolerance,
+        )

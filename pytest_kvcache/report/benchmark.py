@@ -1,0 +1,118 @@
+"""Gates as rows of pytest-benchmark, through its documented surface: a timer of ours that replays what was measured.
+
+pytest-benchmark presents and exports; it measures nothing here. It knows only seconds, less is better: throughputs are
+published as seconds per token.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from pytest_kvcache.campaign.result import CellResult
+from pytest_kvcache.verdict.metrics import JUDGED, Metric
+
+_CLOCK = pytest.StashKey["ReplayClock"]()
+FIXTURE = "benchmark"
+
+
+class ReplayClock:
+    """A clock on which the next rounds take as long as they are told to."""
+
+    def __init__(self) -> None:
+        self._times: deque[float] = deque()
+        self._last_s = 0.0
+
+        def replayed() -> float:
+            self._last_s = self._times.popleft() if self._times else self._last_s
+            return self._last_s
+
+        #: A plain function: pytest-benchmark writes its name down.
+        self.timer: Callable[[], float] = replayed
+
+    def take(self, samples_s: list[float]) -> None:
+        """Have the next rounds take these seconds, one each."""
+        now = self._last_s
+        for sample in samples_s:
+            self._times += [now, now + sample]
+            now += sample
+
+
+#: What a row's seconds are.
+_GROUPS = {
+    "ttft_session_s": "TTFT",
+    "tokens_per_s": "processing speed: seconds per token, prompt and generated",
+    "decode_tokens_per_s": "decode: seconds per token of a request",
+}
+
+
+def mark(item: pytest.Item) -> None:
+    """Give an item's benchmark the replayed clock and a group, beside what its own marker says."""
+    if not item.config.pluginmanager.hasplugin("benchmark"):
+        return
+    clock = item.stash.setdefault(_CLOCK, ReplayClock())
+    own = item.get_closest_marker(FIXTURE)
+    options: dict[str, Any] = dict(own.kwargs) if own else {}
+    params = getattr(getattr(item, "callspec", None), "params", {})
+    gate = params.get("kv_gate")
+    options.setdefault("group", _GROUPS[gate.key if isinstance(gate, Metric) else JUDGED[0].key])
+    options |= {"timer": clock.timer, "warmup": False}
+    item.add_marker(pytest.mark.benchmark(**options), append=False)
+
+
+def publish(benchmark: Any, item: pytest.Item, result: CellResult, gate: Metric, facts: dict[str, Any]) -> None:
+    """Make a row of a gate; does nothing where pytest-benchmark is replaced, disabled or not there.
+
+    Args:
+        benchmark: The fixture, whoever provides it.
+        item: The test.
+        result: What was measured.
+        gate: Which metric.
+        facts: For `extra_info`.
+    """
+    clock = item.stash.get(_CLOCK, None)
+    if clock is None or not hasattr(benchmark, "extra_info") or not hasattr(benchmark, "pedantic"):
+        return
+    samples = _samples(result, gate)
+    if not samples:
+        return
+    benchmark.extra_info.update(facts)
+    clock.take(samples)
+    benchmark.pedantic(_nothing, rounds=len(samples), iterations=1)
+
+
+def _nothing() -> None:
+    """Be what is timed by a clock that replays."""
+
+
+def _samples(result: CellResult, gate: Metric) -> list[float]:
+    """Return seconds, or seconds per token, of each request; of processing speed, of each boot."""
+    if gate.key == "tokens_per_s":
+        values = pd.Series(
+            [1 / run.estimates["tokens_per_s"] for run in result.runs if "tokens_per_s" in run.estimates]
+        )
+    else:
+        rows = result.rows[result.rows["status"] == "ok"]
+        decode = (rows["last_token_s"] - rows["first_token_s"]) / (rows["generated_tokens"] - 1).clip(lower=1)
+        ttft = rows["first_token_s"] - rows["actual_start_s"]
+        values = ttft if gate.key.startswith("ttft") else decode
+    values = values.astype("float64")
+    return [float(v) for v in values[values > 0]]
+
+
+def facts(result: CellResult, gate: Metric, outcome: dict[str, Any]) -> dict[str, Any]:
+    """Return what a row's `extra_info` has: percentiles, hit rate, verdict, interval, boots, where the data are."""
+    e = result.estimates
+    figures = ("ttft_p50_s", "ttft_p90_s", "ttft_p99_s", "itl_mean_s", "cached_share", "tokens_per_s", "requests_per_s")
+    return {
+        "tier": result.label,
+        "context_tokens": result.context_tokens,
+        "metric": gate.key,
+        **{key: e[key] for key in figures if key in e},
+        **outcome,
+        "folder": str(result.folder),
+    }

@@ -1,0 +1,61 @@
+"""Work that nothing under test can touch, timed before each boot: is the machine as fast as it was?"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+_SIDE = 1024
+_PRODUCTS = 12
+_FILE_BYTES = 64 << 20
+_BLOCK = 1 << 20
+
+
+def read(folders: Sequence[Path]) -> dict[str, float]:
+    """Return the median time of a matrix product, and of writing and reading a file in the tier's storage (s).
+
+    Args:
+        folders: Existing folders of the tier's storage; the first one is read from.
+    """
+    readings = {"matmul_s": _matmul()}
+    if folders:
+        readings["storage_read_s"] = _storage(folders[0])
+    return readings
+
+
+def _matmul() -> float:
+    source = np.random.default_rng(0)
+    a, b = (source.random((_SIDE, _SIDE), dtype=np.float32) for _ in range(2))
+    times = []
+    for _ in range(_PRODUCTS):
+        start = time.perf_counter()
+        a @ b
+        times.append(time.perf_counter() - start)
+    return float(np.median(times))
+
+
+def _storage(folder: Path) -> float:
+    """Read a file that was just written, past the page cache as far as the file system lets that be asked for."""
+    path = folder / ".kvcache-canary"
+    block = os.urandom(_BLOCK)
+    try:
+        with path.open("wb") as out:
+            for _ in range(_FILE_BYTES // _BLOCK):
+                out.write(block)
+            out.flush()
+            os.fsync(out.fileno())
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            start = time.perf_counter()
+            while os.read(descriptor, _BLOCK):
+                pass
+            return time.perf_counter() - start
+        finally:
+            os.close(descriptor)
+    finally:
+        path.unlink(missing_ok=True)
