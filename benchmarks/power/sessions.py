@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from pytest_kvcache.verdict.interval import Bounds, Outcome, judge, pooled
 from pytest_kvcache.verdict.looks import Policy
+from pytest_kvcache.verdict.paired import PAIRS_AT_LOOK, judge_pairs
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -60,7 +61,7 @@ class Scenario:
 def draw(scenario: Scenario, sessions: int, rng: np.random.Generator) -> tuple[Floats, Floats]:
     """Return boots of baselines and of runs, turned log scale, shapes (sessions, tiers, contexts, metrics, boots)."""
     s = scenario
-    shape = (sessions, s.tiers, s.contexts, len(s.sds))
+    shape = (sessions, *_shape(s))
     sd = np.array(s.sds)[:, None] * np.array(s.context_factors or (1.0,) * s.contexts)[:, None, None]
 
     def boots(count: int) -> Floats:
@@ -143,3 +144,60 @@ def play(scenario: Scenario, sessions: int, seed: int, *, at_a_time: int = 2000)
         statuses.append(status)
         counts.append(boots)
     return Ended(np.concatenate(statuses), np.concatenate(counts))
+
+
+def alarms_of_kept_baselines(scenario: Scenario, baselines: int, nights: int, seed: int) -> Floats:
+    """Return the share of nights with a false alarm for each of many baselines that are kept, shape (baselines,)."""
+    rng = np.random.default_rng(seed)
+    rates = np.empty(baselines)
+    for number in range(baselines):
+        base = np.broadcast_to(draw(scenario, 1, rng)[0], (nights, *_shape(scenario), scenario.baseline_boots))
+        new = draw(scenario, nights, rng)[1]
+        status = np.zeros(new.shape[:3], dtype=np.int64)
+        for look in range(1, scenario.policy.looks + 1):
+            status = np.where(status == OPEN, cells_after(scenario, base, new[..., :look]), status)
+        rates[number] = (status == REGRESSED).any((1, 2)).mean()
+    return rates
+
+
+def play_pairs(sd: float, sessions: int, seed: int, *, contexts: int = 2, shift: float = 0.0) -> Ended:
+    """Play A/B sessions of one tier, three metrics each, to their end; `boots` counts those of both engines.
+
+    Args:
+        sd: Of the difference of a pair, log scale.
+        sessions: How many.
+        seed: Of the random numbers.
+        contexts: Each decided on its own; all stop once all are decided.
+        shift: By how much B is worse in the first metric of the first context.
+    """
+    policy, metrics = Policy(), 3
+    rng = np.random.default_rng(seed)
+    pairs = rng.standard_normal((sessions, contexts, metrics, PAIRS_AT_LOOK[-1])) * sd
+    pairs[:, 0, 0, :] += shift
+    status = np.zeros((sessions, contexts), dtype=np.int64)
+    boots = np.zeros_like(status)
+    for look, count in enumerate(PAIRS_AT_LOOK, start=1):
+        going = (status == OPEN).any(-1, keepdims=True) & np.ones_like(status, dtype=bool)
+        boots = np.where(going, 2 * count, boots)
+        seen = pairs[..., :count]
+        squares = np.moveaxis(((seen - seen.mean(-1, keepdims=True)) ** 2).sum(-1), 1, -1)
+        spread = pooled(squares, [count - 1] * contexts)
+        gates = judge_pairs(
+            seen.mean(-1),
+            np.moveaxis(spread.sd, -1, 1),
+            df=spread.df,
+            look=look,
+            family=contexts * metrics,
+            policy=policy,
+        ).outcome
+        after = np.select(
+            [(gates == Outcome.REGRESSED).any(-1), (gates == Outcome.OPEN).any(-1)],
+            [REGRESSED, INCONCLUSIVE if count == PAIRS_AT_LOOK[-1] else OPEN],
+            default=PASSED,
+        )
+        status = np.where(status == OPEN, after, status)
+    return Ended(status[:, None, :], boots[:, None, :])
+
+
+def _shape(scenario: Scenario) -> tuple[int, int, int]:
+    return scenario.tiers, scenario.contexts, len(scenario.sds)

@@ -12,7 +12,18 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from benchmarks.power.sessions import IMPROVED, INCONCLUSIVE, PASSED, REGRESSED, Ended, Scenario, play, usual_margin
+from benchmarks.power.sessions import (
+    IMPROVED,
+    INCONCLUSIVE,
+    PASSED,
+    REGRESSED,
+    Ended,
+    Scenario,
+    alarms_of_kept_baselines,
+    play,
+    play_pairs,
+    usual_margin,
+)
 from pytest_kvcache.verdict.looks import Policy
 
 SEED = 20261124
@@ -114,6 +125,37 @@ def old_rule(sessions: int) -> Iterator[dict[str, str]]:
         yield line | {"regressed at +10 %": f"{(hit > np.log1p(share)).mean():.1%}"}
 
 
+def kept(sessions: int) -> Iterator[dict[str, str]]:
+    """Yield how baselines differ that are kept for many nights, nothing changed, at 3 %: some are unlucky ones."""
+    nights = 500
+    for gates, tiers in _TIERS.items():
+        rates = alarms_of_kept_baselines(Scenario(tiers=tiers), max(20, sessions // 50), nights, SEED)
+        yield {
+            "gates": str(gates),
+            "baselines": str(len(rates)),
+            "nights each": str(nights),
+            "false alarm, mean": f"{rates.mean():.2%}",
+            "median baseline": f"{np.median(rates):.2%}",
+            "95th percentile": f"{np.quantile(rates, 0.95):.1%}",
+            "above 5 %": f"{(rates > 0.05).mean():.1%}",
+        }
+
+
+def against(sessions: int) -> Iterator[dict[str, str]]:
+    """Yield a line for each spread of a pair: A/B of two engines, one tier, two contexts, six gates, margin 10 %."""
+    for sd in (0.01, 0.02, 0.03, 0.05):
+        line = {"sd of a pair's difference": f"{sd:.0%}"}
+        quiet = play_pairs(sd, sessions, SEED)
+        line |= {"false alarm": _any(quiet, REGRESSED), "inconclusive": _any(quiet, INCONCLUSIVE)}
+        line |= {"boots of both": f"{quiet.boots.mean():.1f} of 12"}
+        for share in (0.05, 0.10, 0.15, 0.30):
+            loud = play_pairs(sd, sessions, SEED, shift=float(np.log1p(share))).status[:, 0, 0]
+            line[f"+{share:.0%}: regressed"] = f"{(loud == REGRESSED).mean():.1%}"
+            if share == 0.10:
+                line["+10%: pass"] = f"{(loud == PASSED).mean():.1%}"
+        yield line
+
+
 _KEPT_QUIET = ("false alarm", "inconclusive", "boots a cell", "of three")
 _KEPT_LOUD = ("margin: regressed", "margin: pass", "1.5 margin: regressed")
 
@@ -163,6 +205,8 @@ TABLES = {
     "one metric of one cell is worse": power,
     "other designs": policies,
     "broken assumptions": broken_assumptions,
+    "one baseline kept": kept,
+    "A/B without a baseline": against,
     "the rule in common use": old_rule,
 }
 

@@ -20,7 +20,7 @@ from pytest_kvcache.errors import BaselineError
 from pytest_kvcache.verdict.metrics import JUDGED
 
 SCHEMA = 2
-#: Longest JSON file that is read. Six boots take about 8 kB.
+#: Longest JSON file that is read. Six boots take about 6 kB.
 MAX_JSON_BYTES = 1 << 20
 RECORD_ANEW = "restore it from version control, or record it anew with --update-baselines"
 MIGRATE = "record it anew with --update-baselines; `pytest-kvcache baselines migrate` prints the command for each cell"

@@ -55,7 +55,7 @@ def pooled(squares: npt.ArrayLike, dfs: Sequence[int]) -> Spread:
     that contexts spread alike, and a context that spreads more gets intervals that are too narrow: with one of two
     spreading 3 times as much, a session's false alarms triple. Testing first whether they do (Bancroft, Ann. Math.
     Stat. 1944, on preliminary tests) finds too little with six boots; the larger of the two costs 7 % of the margin and
-    keeps the alarms where they were (`docs/verdicts.md` has the numbers).
+    halves those alarms (`docs/verdicts.md` has the numbers).
 
     Args:
         squares: Sums of squared deviations from each context's own mean, shape (..., contexts).

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
-from pytest_kvcache.verdict.interval import Outcome, classify, pooled
+from pytest_kvcache.verdict.interval import Bounds, Outcome, classify, pooled
 from pytest_kvcache.verdict.looks import Policy, t_quantile
 from pytest_kvcache.verdict.metrics import JUDGED
 from pytest_kvcache.verdict.procedure import Boot, Gate, Status
@@ -96,6 +97,33 @@ def decide_pairs(
     return {context: verdicts[context] for context in by_context}
 
 
+def judge_pairs(
+    means: npt.ArrayLike, sd: npt.ArrayLike, *, df: int, look: int, family: int, policy: Policy, metric: str = ""
+) -> Bounds:
+    """Judge gates by the paired t interval, mean ± t · sd / sqrt(pairs), against the declared margin.
+
+    Args:
+        means: Of the differences of pairs, B less A, turned log scale, any shape.
+        sd: Of such a difference, same shape.
+        df: Degrees of freedom of `sd`.
+        look: From 1; there are `PAIRS_AT_LOOK[look - 1]` pairs.
+        family: How many gates are declared.
+        policy: The rules.
+        metric: Key, where it has a margin of its own.
+    """
+    error = np.asarray(sd, dtype=np.float64) / math.sqrt(PAIRS_AT_LOOK[look - 1])
+    declared = policy.margin_of(metric)
+    middle = np.asarray(means, dtype=np.float64)
+    return classify(
+        middle,
+        t_quantile(policy.regression_level(look, family), df) * error,
+        t_quantile(policy.pass_level(look), df) * error,
+        np.full_like(middle, math.log1p(declared)),
+        policy,
+        widest=declared,
+    )
+
+
 def _gate(index: int, groups: Sequence[Sequence[Pair]], position: int, family: int, policy: Policy) -> Gate:
     metric = JUDGED[index]
     logs = [
@@ -106,13 +134,8 @@ def _gate(index: int, groups: Sequence[Sequence[Pair]], position: int, family: i
     squares = [math.fsum((x - mean) ** 2 for x in d) for d, mean in zip(deltas, means, strict=True)]
     spread = pooled(squares, [len(d) - 1 for d in deltas])
     sd, df, count = float(spread.sd[position]), spread.df, len(deltas[position])
-    look = PAIRS_AT_LOOK.index(count) + 1
-    error = sd / math.sqrt(count)
-    strict = t_quantile(policy.regression_level(look, family), df) * error
-    ample = t_quantile(policy.pass_level(look), df) * error
-    declared = policy.margin_of(metric.key)
-    effect, margin = np.float64(means[position]), np.float64(math.log1p(declared))
-    bounds = classify(effect, np.float64(strict), np.float64(ample), margin, policy, widest=declared)
+    look, effect = PAIRS_AT_LOOK.index(count) + 1, means[position]
+    bounds = judge_pairs(effect, sd, df=df, look=look, family=family, policy=policy, metric=metric.key)
     natural = -1 if metric.higher_is_better else 1
     a, b = (math.fsum(pair[side] for pair in logs[position]) / count for side in (0, 1))
     return Gate(
@@ -120,10 +143,10 @@ def _gate(index: int, groups: Sequence[Sequence[Pair]], position: int, family: i
         Outcome(int(bounds.outcome)),
         old=math.exp(natural * a),
         new=math.exp(natural * b),
-        effect=float(effect),
+        effect=effect,
         lower=float(bounds.lower),
         upper=float(bounds.upper),
-        margin=float(margin),
+        margin=float(bounds.margin),
         sd=sd,
         df=df,
     )

@@ -1,7 +1,7 @@
 """The requests of a baseline's boots as one small Parquet file, and back.
 
 Kept so that a baseline can be cut to the rounds that a shorter run had (`rounds.cut`) and be looked into later. Times
-are integers of 10 µs, delta-encoded and compressed with Zstandard: about 25 bytes a request. Arrival times of single
+are integers of 10 µs, delta-encoded and compressed with Zstandard: some ten bytes a request. Arrival times of single
 tokens are not kept: they would be most of the file, and no decision rests on them.
 """
 

@@ -100,6 +100,39 @@ def record(
     return Write(new, packed, old)
 
 
+def extend(write: Write, old: StoredCell, old_requests: pd.DataFrame) -> Write:
+    """Return the write that keeps the boots of `old` and adds those of `write`: a baseline taken over several days.
+
+    Args:
+        write: Of `record`.
+        old: What stands there now.
+        old_requests: Its requests (`store.read_requests`).
+
+    Raises:
+        BaselineError: The two are not of one cell, environment, workload and version, so that they have no common
+            centre; or `write` has no requests; or its session is in `old` already.
+    """
+    new, where = write.new, str(old.address)
+    why = [*differences(old.comparability, new.comparability), *differences(old.versions, new.versions)]
+    if (old.cell, old.workload, old.round_s) != (new.cell, new.workload, new.round_s):
+        why.append("another cell or workload")
+    if {b.run_id for b in old.boots} & {b.run_id for b in new.boots}:
+        why.append("the session's boots are in it already")
+    if write.requests is None or new.requests is None:
+        why.append("no requests")
+    if why or write.requests is None or new.requests is None:
+        raise BaselineError(f"cannot be extended: {'; '.join(why)}", where=where, todo="record all boots anew")
+    added = tables.unpack(write.requests, new.requests, where=where)
+    frames = [
+        rows[rows["boot"] == number]
+        for rows, cell in ((old_requests, old), (added, new))
+        for number in range(len(cell.boots))
+    ]
+    packed = tables.pack(frames)
+    about = tables.describe(packed, sum(map(len, frames)))
+    return Write(new.model_copy(update={"boots": old.boots + new.boots, "requests": about}), packed, old)
+
+
 @dataclass(frozen=True)
 class Level:
     """Where a cell stands in one metric.

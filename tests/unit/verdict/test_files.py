@@ -90,8 +90,8 @@ def test_requests_without_times_come_back(tmp_path: Path) -> None:
     rows.loc[3, "prompt_tokens"] = pd.NA
     packed = tables.pack([rows])
     back = tables.unpack(packed, tables.describe(packed, len(rows)), where="x")
-    assert pd.isna(back.loc[3, "first_token_s"])
-    assert pd.isna(back.loc[3, "prompt_tokens"])
+    assert bool(back["first_token_s"].isna()[3])
+    assert bool(back["prompt_tokens"].isna()[3])
 
 
 def test_no_file_is_no_baseline(tmp_path: Path) -> None:
@@ -340,6 +340,37 @@ def test_values_that_do_not_fit_are_refused() -> None:
             versions={},
             workload=HASH,
         )
+
+
+def test_a_baseline_grows_over_days(tmp_path: Path) -> None:
+    """Boots of another session are added with their requests, and both are read back."""
+    store.write_all(tmp_path, [recorded()])
+    old = store.read(tmp_path, CELL)
+    assert old is not None
+    whole = store.read_requests(tmp_path, old)
+    later = recorded(worse=0.02)
+    boots = tuple(b.model_copy(update={"run_id": "r2"}) for b in later.new.boots)
+    later = Write(later.new.model_copy(update={"boots": boots}), later.requests)
+    store.write_all(tmp_path, [update.extend(later, old, whole)])
+    grown = store.read(tmp_path, CELL)
+    assert grown is not None
+    assert [b.run_id for b in grown.boots] == ["r1"] * 3 + ["r2"] * 3
+    frame = store.read_requests(tmp_path, grown)
+    assert frame["boot"].nunique() == 6
+    assert frame[frame["boot"] == 4]["first_token_s"].tolist() == pytest.approx(ROWS[1]["first_token_s"], abs=1e-5)
+
+
+def test_a_baseline_does_not_grow_by_what_is_unlike_it() -> None:
+    """Another version, workload or environment has another centre; the same session is not taken twice."""
+    write = recorded()
+    rows = unpacked(PACKED, COUNT)
+    with pytest.raises(BaselineError, match="in it already"):
+        update.extend(write, write.new, rows)
+    other = write.new.model_copy(update={"versions": {"vllm": "3"}, "workload": "0" * 64})
+    with pytest.raises(BaselineError, match=r"vllm: 3 -> 2; another cell or workload"):
+        update.extend(write, other, rows)
+    with pytest.raises(BaselineError, match="no requests"):
+        update.extend(Write(stored()), stored(), rows)
 
 
 def test_refusals_of_an_update() -> None:

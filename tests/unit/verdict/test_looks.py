@@ -15,6 +15,7 @@ from pytest_kvcache.verdict.looks import (
     PASS_PARTS,
     REGRESSION_PARTS,
     Policy,
+    pass_quantile,
     resolution,
     standard_errors,
     t_quantile,
@@ -75,6 +76,19 @@ def test_what_is_resolved_has_the_power_it_promises(boots: int, df: int, family:
     level = policy.regression_level(3, family)
     power = stats.nct.sf(stats.t.isf(level, df), df, effect / standard_errors(boots, 3))
     assert power == pytest.approx(0.90 + 0.03, abs=1e-6)
+
+
+@pytest.mark.parametrize(("boots", "df", "family"), [(6, 5, 24), (6, 10, 12), (12, 44, 24)])
+def test_a_change_as_large_as_the_margin_passes_as_rarely_as_promised(boots: int, df: int, family: int) -> None:
+    """With a margin in units of the estimated spread the probability of a pass is the noncentral t's, at each look."""
+    policy = Policy()
+    effect = resolution(policy, baseline_boots=boots, df=df, family=family)
+    for look in (1, 2, 3):
+        noncentrality = effect / standard_errors(boots, look)
+        quantile = pass_quantile(policy, look, df=df, noncentrality=noncentrality)
+        assert quantile >= t_quantile(policy.pass_level(look), df)
+        passes = stats.nct.cdf(noncentrality - quantile, df, noncentrality)
+        assert passes <= policy.pass_level(look) * (1 + 1e-6)
 
 
 @given(st.integers(2, 30), st.integers(1, 200), st.integers(1, 100))

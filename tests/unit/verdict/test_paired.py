@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.power.sessions import INCONCLUSIVE, PASSED, REGRESSED, play_pairs
 from pytest_kvcache.verdict.interval import Outcome
 from pytest_kvcache.verdict.looks import Policy
+from pytest_kvcache.verdict.metrics import JUDGED
 from pytest_kvcache.verdict.paired import PAIRS_AT_LOOK, Pair, PairedVerdict, decide_pairs, order
 from tests.unit.verdict.make import boot
 
@@ -109,6 +111,28 @@ def test_the_order_of_pairs_is_irrelevant(worse: list[float]) -> None:
     """Pairs in another order give the same gates, to the last bit."""
     one, two = (decide_pairs({1: pairs(w)}, family=6)[1] for w in (worse, worse[::-1]))
     assert one.gates == two.gates
+
+
+def test_simulated_pairs_decide_as_the_product_does() -> None:
+    """On random pairs every context ends as `decide_pairs` ends it, look by look."""
+    names = {PASSED: {"pass", "improved"}, REGRESSED: {"regressed"}, INCONCLUSIVE: {"inconclusive"}}
+    fast = play_pairs(0.04, 30, seed=4, shift=0.08).status[:, 0]
+    noise = np.random.default_rng(4).standard_normal((30, 2, 3, 6)) * 0.04
+    noise[:, 0, 0, :] += 0.08
+    for session, values in enumerate(noise):
+        for context in range(2):
+            for count in PAIRS_AT_LOOK:
+                groups = {
+                    c: [
+                        Pair(boot(), boot(dict(zip((m.key for m in JUDGED), values[c, :, i].tolist(), strict=True))))
+                        for i in range(count)
+                    ]
+                    for c in range(2)
+                }
+                verdict = decide_pairs(groups, family=6)[context]
+                if verdict.status != "needs-boot":
+                    assert verdict.status in names[int(fast[session, context])]
+                    break
 
 
 def test_false_alarms_stay_in_their_budget() -> None:

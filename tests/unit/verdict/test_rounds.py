@@ -24,7 +24,7 @@ def test_ttft_of_a_boot() -> None:
     """It is the geometric mean over sessions of the session's median, however many requests a session had."""
     rows = requests(users=2, rounds=3)
     rows["first_token_s"] = rows["actual_start_s"] + np.where(rows["user"] == 1, 0.2, 0.8)
-    rows.loc[0, "first_token_s"] += 100
+    rows.loc[0, "first_token_s"] = 100.0
     rows = rows.drop(index=rows.index[(rows["user"] == 2) & (rows["round"] > 1)])
     assert session_log_ttft(rows).tolist() == pytest.approx([math.log(0.2), math.log(0.8)])
     assert judged_figures(rows)["ttft_session_s"] == pytest.approx(0.4)
@@ -53,8 +53,8 @@ def test_goodput_counts_requests_within_all_limits() -> None:
     limits = {"duration_s": 30.0, "ttft_limit_s": 0.6, "itl_limit_s": 0.03}
     assert goodput(rows, **limits).share == 1
     rows.loc[0, "status"] = "timed-out"
-    rows.loc[1, "first_token_s"] = rows.loc[1, "actual_start_s"] + 0.7
-    rows.loc[2, "last_token_s"] = rows.loc[2, "first_token_s"] + 1
+    rows.loc[1, "first_token_s"] = float(rows["actual_start_s"][1]) + 0.7
+    rows.loc[2, "last_token_s"] = float(rows["first_token_s"][2]) + 1
     assert goodput(rows, **limits).share == pytest.approx(0.7)
     assert goodput(rows, **limits).per_s == pytest.approx(7 / 30)
     assert goodput(rows[:0], **limits).share == 0

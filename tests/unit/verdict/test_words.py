@@ -25,7 +25,8 @@ def test_a_regression_in_one_line() -> None:
 
 def test_a_pass_says_what_it_can_tell() -> None:
     """A pass names its margin: what it would not have seen."""
-    assert headline(say(0.0)) == "pass: nothing is worse by its margin (TTFT (s): 12%)"
+    assert headline(say(0.0)).startswith("pass: nothing is worse by its margin (")
+    assert headline(say(0.0)).endswith(": 12%)")
     assert gate_line(say(0.0).gates[0]).endswith(": pass")
 
 
