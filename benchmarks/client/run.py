@@ -1,6 +1,6 @@
 """How true are a client's times? Our client and the common ones against a server that knows when it sent each chunk.
 
-    python -m benchmarks.client.run [--rates 2 50 200 500] [--seconds 8] [--clients wire aiohttp …] [--busy]
+    python -m benchmarks.client.run [--rates 2 50 200 500] [--seconds 8] [--limit 10] [--clients wire …] [--busy]
 
 A small C server, built on the spot, streams 100 chunks a request, the first after 20 ms and the others 10 ms apart,
 each carrying its own send time on the clock that clients use too. A client's TTFT error is what it reads less what the
@@ -103,7 +103,7 @@ def main() -> None:
                             program,
                             client,
                             rate=rate,
-                            seconds=args.seconds,
+                            seconds=max(args.seconds, 40 / rate),  # some requests at the lowest rate too
                             workers=workers,
                             limit_s=args.limit,
                             ports=ports,

@@ -103,7 +103,7 @@ def main() -> None:
         "TTFT error max ms": round(errors.max(), 3),
         "send late p99 ms": round(rows["late_ms"].quantile(0.99), 3),
     }
-    print(pd.Series(table).to_string())
+    print(pd.Series(table, dtype=object).to_string())
     for result in results:
         for failed in result["failed"]:
             print("failed:", failed)
