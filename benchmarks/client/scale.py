@@ -77,7 +77,7 @@ def main() -> None:
         timing = [str(args.chunks), str(run.FIRST_US), str(args.gap_ms * 1000)]
         server = subprocess.Popen([str(program), str(port), *timing])
         try:
-            start = time.monotonic() + 2.5
+            start = time.monotonic() + 5  # until then the workers have started
             due = [start + i * args.opened_in / args.streams for i in range(args.streams)]
             all_open_s = due[-1] + max(0.5, 0.1 * (stream_s - args.opened_in))
             parts = [
