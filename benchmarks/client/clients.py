@@ -1,16 +1,18 @@
-"""One client at one rate: `python -m benchmarks.client.clients NAME PORT RATE SECONDS START WORKER WORKERS`.
+"""One client at one rate: `python -m benchmarks.client.clients NAME PORT RATE SECONDS START WORKER WORKERS LIMIT_S`.
 
-Prints JSON: CPU seconds, and for each request its errors in ms.
+Prints JSON: CPU seconds while it sent and received, how many requests were due, and for each that was over within
+LIMIT_S of the last one's time its errors in ms. Answers are decoded afterwards, for every client.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import resource
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 
 from pytest_kvcache.client import framing, wire
 
@@ -18,13 +20,15 @@ BODY = json.dumps(
     {"model": "stub", "messages": [{"role": "user", "content": "hi " * 2000}], "max_tokens": 100, "stream": True}
 ).encode()
 Event = tuple[float, bytes]
+#: When it was due, when it was sent, what arrived.
+Answer = tuple[float, float, Iterable[Event]]
 
 
-def row(due_s: float, sent_s: float, events: Iterator[Event] | list[Event]) -> dict[str, float]:
-    """Hold a client's stamps against the server's."""
+def row(due_s: float, sent_s: float, events: Iterable[Event]) -> dict[str, float] | None:
+    """Hold a client's stamps against the server's; None for an answer that is not whole."""
     stamps: list[float] = []
     sent_ns: list[int] = []
-    read_ns = 0
+    read_ns = first_ns = 0
     for at, data in events:
         if data == b"[DONE]":
             break
@@ -33,7 +37,10 @@ def row(due_s: float, sent_s: float, events: Iterator[Event] | list[Event]) -> d
             stamps.append(at)
             sent_ns.append(event["t"])
             read_ns = event["r"]
-    ttft_error = (stamps[0] - sent_s) - (sent_ns[0] - read_ns) / 1e9
+        first_ns = event.get("first", first_ns)
+    if not first_ns:
+        return None
+    ttft_error = (stamps[0] - sent_s) - (first_ns - read_ns) / 1e9
     gaps = [abs((b - a) - (d - c) / 1e9) for a, b, c, d in zip(stamps, stamps[1:], sent_ns, sent_ns[1:], strict=False)]
     return {
         "ttft_error_ms": 1e3 * ttft_error,
@@ -42,32 +49,37 @@ def row(due_s: float, sent_s: float, events: Iterator[Event] | list[Event]) -> d
     }
 
 
-def ours(port: int, due: list[float]) -> list[dict[str, float]]:
+def ours(port: int, due: list[float], limit_s: float) -> list[Answer]:
     """Send with the plugin's own client."""
     payload = framing.request(f"127.0.0.1:{port}", "/v1/chat/completions", BODY)
     done: list[wire.Exchange] = []
     line = wire.Wire("127.0.0.1", port)
     for at in due:
-        line.submit(wire.Exchange(payload, due_s=at, deadline_s=at + 60, done=done.append))
+        line.submit(wire.Exchange(payload, due_s=at, deadline_s=due[-1] + limit_s, done=done.append))
     line.run()
     line.close()
-    return [row(e.due_s, e.sent_s or 0.0, framing.events(e.pieces)) for e in done if not e.failed]
+    return [(e.due_s, e.sent_s or 0.0, framing.events(e.pieces)) for e in done if not e.failed]
 
 
 async def at_their_times(
-    due: list[float], ask: Callable[[], Awaitable[tuple[float, list[Event]]]]
-) -> list[dict[str, float]]:
-    """Start one task a request at its absolute time."""
+    due: list[float], limit_s: float, ask: Callable[[], Awaitable[tuple[float, list[Event]]]]
+) -> list[Answer]:
+    """Start one task a request at its absolute time; return what is over in time."""
+    answers: list[Answer] = []
 
-    async def one(at: float) -> dict[str, float]:
+    async def one(at: float) -> None:
         await asyncio.sleep(at - time.monotonic())
-        sent, events = await ask()
-        return row(at, sent, events)
+        with contextlib.suppress(OSError):
+            answers.append((at, *await ask()))
 
-    return list(await asyncio.gather(*(one(at) for at in due)))
+    tasks = [asyncio.create_task(one(at)) for at in due]
+    _, late = await asyncio.wait(tasks, timeout=due[-1] + limit_s - time.monotonic())
+    for task in late:
+        task.cancel()
+    return list(answers)
 
 
-async def with_aiohttp(port: int, due: list[float]) -> list[dict[str, float]]:
+async def with_aiohttp(port: int, due: list[float], limit_s: float) -> list[Answer]:
     """Send as a plain aiohttp client does."""
     import aiohttp
 
@@ -84,10 +96,10 @@ async def with_aiohttp(port: int, due: list[float]) -> list[dict[str, float]]:
                         events.append((time.monotonic(), line[5:].strip()))
             return sent, events
 
-        return await at_their_times(due, ask)
+        return await at_their_times(due, limit_s, ask)
 
 
-async def with_httpx(port: int, due: list[float]) -> list[dict[str, float]]:
+async def with_httpx(port: int, due: list[float], limit_s: float) -> list[Answer]:
     """Send as a plain httpx client does."""
     import httpx
 
@@ -105,10 +117,10 @@ async def with_httpx(port: int, due: list[float]) -> list[dict[str, float]]:
                         events.append((time.monotonic(), line[5:].strip().encode()))
             return sent, events
 
-        return await at_their_times(due, ask)
+        return await at_their_times(due, limit_s, ask)
 
 
-async def with_openai(port: int, due: list[float]) -> list[dict[str, float]]:
+async def with_openai(port: int, due: list[float], limit_s: float) -> list[Answer]:
     """Send as the reference script does: AsyncOpenAI, streaming, one client for all."""
     import openai
 
@@ -122,30 +134,37 @@ async def with_openai(port: int, due: list[float]) -> list[dict[str, float]]:
             model="stub", messages=messages, max_tokens=100, stream=True, stream_options={"include_usage": True}
         )
         async for chunk in stream:
-            stamps = chunk.model_extra or {}
-            if "t" in stamps:
-                events.append((time.monotonic(), json.dumps(stamps).encode()))
+            events.append((time.monotonic(), json.dumps(chunk.model_extra or {}).encode()))
         return sent, events
 
-    return await at_their_times(due, ask)
+    return await at_their_times(due, limit_s, ask)
+
+
+def cpu_s() -> float:
+    """Return the CPU time of this process."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
 
 
 def main(argv: list[str]) -> None:
     """Run the client that was named."""
     name, port = argv[0], int(argv[1])
-    rate, seconds, start = (float(x) for x in argv[2:5])
+    rate, seconds, start, limit_s = float(argv[2]), float(argv[3]), float(argv[4]), float(argv[7])
     worker, workers = int(argv[5]), int(argv[6])
     due = [start + i / rate for i in range(int(rate * seconds)) if i % workers == worker]
+    before_s = cpu_s()
     if name == "wire":
-        rows = ours(port, due)
+        answers = ours(port, due, limit_s)
     elif name == "aiohttp-uvloop":
         import uvloop
 
-        rows = uvloop.run(with_aiohttp(port, due))
+        answers = uvloop.run(with_aiohttp(port, due, limit_s))
     else:
-        rows = asyncio.run({"aiohttp": with_aiohttp, "httpx": with_httpx, "openai": with_openai}[name](port, due))
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    print(json.dumps({"cpu_s": usage.ru_utime + usage.ru_stime, "rows": rows}))
+        run = {"aiohttp": with_aiohttp, "httpx": with_httpx, "openai": with_openai}[name]
+        answers = asyncio.run(run(port, due, limit_s))
+    used_s = cpu_s() - before_s
+    rows = [found for answer in answers if (found := row(*answer)) is not None]
+    print(json.dumps({"cpu_s": used_s, "due": len(due), "rows": rows}))
 
 
 if __name__ == "__main__":

@@ -4,8 +4,10 @@
  *
  * Answers every POST on 127.0.0.1:PORT with a chunked text/event-stream: a role-only event at once, CHUNKS events with
  * one token each, the first FIRST_US after the request was read whole, the others GAP_US apart, then usage and [DONE].
- * Each event's "t" is CLOCK_MONOTONIC in ns, read right before the write; the request's own arrival is "r". A client on
- * the same machine can subtract them from its own stamps: the difference is the client's error, to the microsecond.
+ * Each event's "t" is CLOCK_MONOTONIC in ns, read right before the write; "r" is when the request's last byte reached
+ * this machine's kernel, by its receive stamp, so that a loop that comes around late is no client's error; "first", in the
+ * event with the usage, is when the first token left the kernel, by its transmit stamp. A client on the same machine can
+ * subtract them from its own stamps: the difference is the client's error, to the microsecond.
  *
  * One thread, epoll and a timerfd; times are absolute, so that a late wake-up delays no later chunk.
  */
@@ -13,6 +15,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/net_tstamp.h>
 #include <netinet/tcp.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -33,6 +36,7 @@ typedef struct {
     char *request;
     int sent;               /* chunks sent */
     int64_t arrived, due;   /* ns */
+    int64_t first_left;     /* ns: when the first token's segment went to the interface */
 } conn;
 
 static conn *conns[MAX_FDS];
@@ -40,10 +44,22 @@ static conn *heap[MAX_FDS];
 static int heap_len, chunks;
 static int64_t first_ns, gap_ns;
 
-static int64_t now_ns(void) {
+static int64_t clock_ns(clockid_t id) {
     struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
+    clock_gettime(id, &t);
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+static int64_t now_ns(void) { return clock_ns(CLOCK_MONOTONIC); }
+
+/* What CLOCK_REALTIME, the clock of the kernel's stamps, is ahead; again where the readings were interrupted. */
+static int64_t wall_ahead_ns(void) {
+    int64_t best = INT64_MAX, ahead = 0;
+    for (int i = 0; i < 3 && best > 2000; i++) {
+        int64_t before = now_ns(), wall = clock_ns(CLOCK_REALTIME), after = now_ns();
+        if (after - before < best) { best = after - before; ahead = wall - (before + after) / 2; }
+    }
+    return ahead;
 }
 
 static void place(int i, conn *c) { heap[i] = c; c->slot = i; }
@@ -88,21 +104,50 @@ static void end(conn *c) {
 /* Small writes on loopback: a socket buffer that is full means a client that reads nothing, and ends the stream. */
 static int put(conn *c, const char *data, int size) { return write(c->fd, data, size) == size ? 0 : -1; }
 
-static int event(conn *c, const char *json) {
+/* The stamp in a message's control data, on CLOCK_MONOTONIC; `otherwise` where it has none. */
+static int64_t stamp_of(struct msghdr *message, int64_t otherwise) {
+    for (struct cmsghdr *m = CMSG_FIRSTHDR(message); m; m = CMSG_NXTHDR(message, m))
+        if (m->cmsg_level == SOL_SOCKET && m->cmsg_type == SO_TIMESTAMPING) {
+            struct timespec stamp;
+            memcpy(&stamp, CMSG_DATA(m), sizeof stamp);
+            if (stamp.tv_sec) return (int64_t)stamp.tv_sec * 1000000000 + stamp.tv_nsec - wall_ahead_ns();
+        }
+    return otherwise;
+}
+
+/* As put, and notes when the kernel sent it: this process may be interrupted between "t" and the write. */
+static int put_stamped(conn *c, const char *data, int size) {
+    union { char bytes[CMSG_SPACE(sizeof(uint32_t))]; struct cmsghdr align; } ask = {0};
+    struct iovec from = {(char *)data, size};
+    struct msghdr message = {
+        .msg_iov = &from, .msg_iovlen = 1, .msg_control = ask.bytes, .msg_controllen = sizeof ask.bytes};
+    struct cmsghdr *m = CMSG_FIRSTHDR(&message);
+    m->cmsg_level = SOL_SOCKET;
+    m->cmsg_type = SO_TIMESTAMPING;
+    m->cmsg_len = CMSG_LEN(sizeof(uint32_t));
+    *(uint32_t *)CMSG_DATA(m) = SOF_TIMESTAMPING_TX_SOFTWARE;
+    int64_t before = now_ns();
+    if (sendmsg(c->fd, &message, 0) != size) return -1;
+    char control[256];
+    struct msghdr report = {.msg_control = control, .msg_controllen = sizeof control};
+    c->first_left = recvmsg(c->fd, &report, MSG_ERRQUEUE) < 0 ? before : stamp_of(&report, before);
+    return 0;
+}
+
+static int event(conn *c, const char *json, int stamped) {
     char out[1024];
     int body = (int)strlen(json) + 8;
     int size = snprintf(out, sizeof out, "%x\r\ndata: %s\n\n\r\n", body, json);
-    return put(c, out, size);
+    return stamped ? put_stamped(c, out, size) : put(c, out, size);
 }
 
 static int begin(conn *c) {
     static const char head[] =
         "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
-    c->arrived = now_ns();
     c->due = c->arrived + first_ns;
     c->sent = 0;
     if (put(c, head, sizeof head - 1)) return -1;
-    if (event(c, "{\"choices\":[{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"}}]}")) return -1;
+    if (event(c, "{\"choices\":[{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"}}]}", 0)) return -1;
     push(c);
     return 0;
 }
@@ -114,7 +159,7 @@ static int step(conn *c) {
                  "{\"id\":\"stub\",\"object\":\"chat.completion.chunk\",\"created\":1,\"model\":\"stub\",\"choices\":"
                  "[{\"index\":0,\"delta\":{\"content\":\" hi\"},\"finish_reason\":null}],\"r\":%lld,\"t\":%lld}",
                  (long long)c->arrived, (long long)now_ns());
-        if (event(c, json)) return -1;
+        if (event(c, json, c->sent == 0)) return -1;
         c->sent++;
         c->due += gap_ns;
         if (c->sent < chunks) { sift_down(c->slot); return 0; }
@@ -122,8 +167,9 @@ static int step(conn *c) {
     drop(c);
     snprintf(json, sizeof json,
              "{\"id\":\"stub\",\"object\":\"chat.completion.chunk\",\"created\":1,\"model\":\"stub\",\"choices\":[],"
-             "\"usage\":{\"prompt_tokens\":10,\"completion_tokens\":%d,\"total_tokens\":%d}}", chunks, chunks + 10);
-    if (event(c, json) || event(c, "[DONE]") || put(c, "0\r\n\r\n", 5)) return -1;
+             "\"usage\":{\"prompt_tokens\":10,\"completion_tokens\":%d,\"total_tokens\":%d},\"first\":%lld}",
+             chunks, chunks + 10, (long long)c->first_left);
+    if (event(c, json, 0) || event(c, "[DONE]", 0) || put(c, "0\r\n\r\n", 5)) return -1;
     return 0;
 }
 
@@ -139,9 +185,13 @@ static int whole(conn *c) {
 
 static void readable(conn *c) {
     for (;;) {
-        ssize_t n = read(c->fd, c->request + c->have, REQUEST_MAX - 1 - c->have);
+        char control[256];
+        struct iovec into = {c->request + c->have, REQUEST_MAX - 1 - c->have};
+        struct msghdr message = {.msg_iov = &into, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
+        ssize_t n = recvmsg(c->fd, &message, 0);
         if (n < 0 && errno == EAGAIN) return;
         if (n <= 0) { end(c); return; }
+        c->arrived = stamp_of(&message, now_ns());
         c->have += (size_t)n;
         c->request[c->have] = 0;
         if (whole(c)) {
@@ -160,6 +210,8 @@ int main(int argc, char **argv) {
     setrlimit(RLIMIT_NOFILE, &files);
     int one = 1, server = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
     struct sockaddr_in at = {.sin_family = AF_INET, .sin_port = htons(atoi(argv[1])), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    int stamps = SOF_TIMESTAMPING_RX_SOFTWARE | SOF_TIMESTAMPING_SOFTWARE | SOF_TIMESTAMPING_OPT_TSONLY; /* connections inherit it */
+    setsockopt(server, SOL_SOCKET, SO_TIMESTAMPING, &stamps, sizeof stamps);
     setsockopt(server, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
     if (bind(server, (struct sockaddr *)&at, sizeof at) || listen(server, 4096)) return perror("stub"), 1;
     int poll = epoll_create1(0), timer = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK);

@@ -35,7 +35,7 @@ _TIMERSPEC = struct.Struct("@qqqq")
 _TFD_NONBLOCK, _TFD_CLOEXEC, _TFD_TIMER_ABSTIME = os.O_NONBLOCK, os.O_CLOEXEC, 1
 #: Connections are opened this long before they are needed (s).
 _OPEN_AHEAD_S = 0.05
-_BATCH = 32
+_BATCH = 8
 _READABLE = select.EPOLLIN | select.EPOLLRDHUP
 
 _libc = ctypes.CDLL(ctypes.util.find_library("c"), use_errno=True)
