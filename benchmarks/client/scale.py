@@ -22,9 +22,9 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.client import clients, run
+from pytest_kvcache.client import framing, wire
+from pytest_kvcache.client.open_files import raise_open_files
 from pytest_kvcache.runs.ports import PortLeases
-from pytest_kvcache.workload import framing, wire
-from pytest_kvcache.workload.open_files import raise_open_files
 
 
 def resident_kb() -> float:

@@ -111,7 +111,8 @@ def measure(
     try:
         with booted(side, state, tier_plan, logs=folder / "logs") as pair:
             for length in contexts:
-                result.runs[length] = _run(side, state, pair, folder / f"context-{length}", length, stop.get(length))
+                plan = _plan(side, pair, folder / f"context-{length}", length, stop.get(length))
+                result.runs[length] = _run(side, state, pair, plan)
     finally:
         result.minutes = (time.monotonic() - started) / 60
         state.engine_minutes += result.minutes
@@ -122,11 +123,8 @@ def _existing(folder: Path) -> Path:
     return next(each for each in (folder, *folder.parents) if each.is_dir())
 
 
-def _run(
-    side: Side, state: PerfState, pair: ServingPair, folder: Path, length: int, stop: StopRule | None
-) -> RunResult:
-    folder.mkdir()
-    plan = LoadPlan(
+def _plan(side: Side, pair: ServingPair, folder: Path, length: int, stop: StopRule | None) -> LoadPlan:
+    return LoadPlan(
         base_url=pair.base_url,
         model=pair.model,
         workload=side.profile.workload,
@@ -139,6 +137,11 @@ def _run(
         rows=folder / runner.ROWS,
         summary=folder / runner.LOAD,
     )
+
+
+def _run(side: Side, state: PerfState, pair: ServingPair, plan: LoadPlan) -> RunResult:
+    folder = plan.rows.parent
+    folder.mkdir()
     return runner.run_load(
         pair,
         plan,
@@ -147,7 +150,7 @@ def _run(
         folder=folder,
         comparability=comparability(
             side.profile,
-            context_tokens=length,
+            context_tokens=plan.context_tokens,
             model_id=side.model_id,
             hardware=state.hardware,
             storage=pair.plan.tier.facts,

@@ -23,6 +23,7 @@ import socket
 import ssl
 import struct
 import time
+from collections import deque
 from collections.abc import Callable
 
 from pytest_kvcache.client.connection import Connection, WallClock
@@ -36,6 +37,8 @@ _TFD_NONBLOCK, _TFD_CLOEXEC, _TFD_TIMER_ABSTIME = os.O_NONBLOCK, os.O_CLOEXEC, 1
 #: Connections are opened this long before they are needed (s).
 _OPEN_AHEAD_S = 0.05
 _BATCH = 8
+#: Work that can wait is done when nothing is due for this long (s), or when so much of it has come together.
+_IDLE_S, _LATER_MAX = 0.004, 2000
 _READABLE = select.EPOLLIN | select.EPOLLRDHUP
 
 _libc = ctypes.CDLL(ctypes.util.find_library("c"), use_errno=True)
@@ -69,6 +72,7 @@ class Wire:
         self._reserved = 0
         #: Each with its connection, once it has one.
         self._under_way: dict[Exchange, Connection | None] = {}
+        self._later: deque[Callable[[], None]] = deque()
         self._stopped = False
 
     def submit(self, exchange: Exchange) -> None:
@@ -81,6 +85,10 @@ class Wire:
     def call_at(self, when_s: float, action: Callable[[], None]) -> None:
         """Call `action` at `when_s` (CLOCK_MONOTONIC)."""
         heapq.heappush(self._heap, (when_s, next(self._order), action))
+
+    def when_idle(self, action: Callable[[], None]) -> None:
+        """Call `action` when nothing is due for a while, at the latest when `run` ends: work that delays no send."""
+        self._later.append(action)
 
     def stop(self) -> None:
         """Give up all exchanges: each is done, with the reason. May be called by a signal handler."""
@@ -95,6 +103,8 @@ class Wire:
                 self._turn()
             while self._under_way:
                 self._finish(next(iter(self._under_way)), failed=ENDED)
+            while self._later:
+                self._later.popleft()()
         finally:
             if collecting:
                 gc.enable()
@@ -118,8 +128,12 @@ class Wire:
             seconds, fraction = divmod(max(self._armed_s, 0.0), 1.0)
             spec = _TIMERSPEC.pack(0, 0, int(seconds), max(int(fraction * 1e9), 1))
             _libc.timerfd_settime(self._timer, _TFD_TIMER_ABSTIME, spec, None)
+        later = self._later
+        idle = later and (len(later) > _LATER_MAX or not heap or heap[0][0] - time.monotonic() > _IDLE_S)
+        if idle:
+            later.popleft()()
         # The timer wakes it; the bound is for a signal that arrives just before the wait.
-        events = self._epoll.poll(1.0, _BATCH)
+        events = self._epoll.poll(0.0 if idle and later else 1.0, _BATCH)
         self._clock.compare()
         for fd, event in events:
             connection = self._connections.get(fd)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from pytest_kvcache.client import framing
-from pytest_kvcache.client.wire import Exchange, Wire
+from pytest_kvcache.client.wire import ENDED, Exchange, Wire
 from pytest_kvcache.load import records
 from pytest_kvcache.load.answers import settle
 from pytest_kvcache.load.plan import LoadPlan
@@ -118,6 +118,17 @@ class Driver:
         self._told = len(self._ended)
         return fresh, min((row.intended_start_s for row in self.rows if not row.over), default=math.inf)
 
+    def note(self, record: RequestRecord) -> None:
+        """Count a row that has ended."""
+        progress = self.progress
+        progress.sent += 1
+        if record.status == records.OK:
+            progress.finished += 1
+            progress.ttft_sum_s += record.ttft_s or 0.0
+        else:
+            progress.failed += 1
+        self._ended.append(record)
+
     def at_once(self, turns: Iterable[Turn]) -> list[RequestRecord]:
         """Send `turns` together, now, and return their rows when all are answered."""
         now = time.monotonic()
@@ -199,18 +210,21 @@ class _User:
             driver._ended.append(self._rows[turn.round])
 
     def _answered(self, turn: Turn, exchange: Exchange) -> None:
-        record, progress = self._rows[turn.round], self._driver.progress
+        if exchange.failed == ENDED:
+            settle(exchange, self._rows[turn.round], start_s=self._start_s)
+            return
+        if self._conversation.answers_return:
+            self._settle(turn, exchange)
+            self.begin()
+        else:
+            # Reading an answer takes a millisecond or two: not while something may be due.
+            self.begin()
+            self._driver.wire.when_idle(lambda: self._settle(turn, exchange))
+
+    def _settle(self, turn: Turn, exchange: Exchange) -> None:
+        driver, record = self._driver, self._rows[turn.round]
         answer = settle(exchange, record, start_s=self._start_s)
         exchange.pieces.clear()  # its deadline keeps it for minutes yet
-        if record.status in {records.CANCELLED, records.NOT_SENT}:
-            return
-        progress.sent += 1
-        if record.status == records.OK:
-            progress.finished += 1
-            progress.ttft_sum_s += record.ttft_s or 0.0
-            if self._conversation.answers_return:
-                self._history += [*turn.messages, Message("assistant", (answer,))]
-        else:
-            progress.failed += 1
-        self._driver._ended.append(record)
-        self.begin()
+        driver.note(record)
+        if record.status == records.OK and self._conversation.answers_return:
+            self._history += [*turn.messages, Message("assistant", (answer,))]

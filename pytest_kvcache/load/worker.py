@@ -56,7 +56,7 @@ class Outcome:
         lost_workers: How load processes ended that handed nothing over.
         interrupted: Whether it was ended early.
         workers: Number of load processes.
-        stopped_after_rounds: Whole rounds after which they said enough; rows have these rounds only. None: all were sent.
+        stopped_after_rounds: Whole rounds after which they said enough, and which rows have; None where all were sent.
         counters_before: By component, read when the clock was about to start.
         counters_after: By component, read after the last answer.
     """

@@ -115,7 +115,7 @@ def goodput(rows: pd.DataFrame, *, duration_s: float, ttft_limit_s: float, itl_l
     request that was never sent counts too.
 
     Args:
-        rows: A row a request, as `workload.records` has it.
+        rows: A row a request, as `load.records` has it.
         duration_s: For how long requests were started.
         ttft_limit_s: Most seconds to the first token.
         itl_limit_s: Most seconds between tokens, on average over the request.

@@ -31,7 +31,7 @@ def rounds_of(rows: pd.DataFrame, round_s: float) -> pd.Series[int]:
     """Return the round of each request, from 1: by when it was intended, not by when it could be sent.
 
     Args:
-        rows: A row a request, as `workload.records` has it.
+        rows: A row a request, as `load.records` has it.
         round_s: Seconds of a round: the gap between two questions of a user.
 
     Raises:

@@ -39,7 +39,7 @@ def pack(boots: Sequence[pd.DataFrame]) -> bytes:
     """Return the Parquet file that holds the requests of all boots.
 
     Args:
-        boots: A table for each boot, rows as `workload.records` has them; other columns are left out.
+        boots: A table for each boot, rows as `load.records` has them; other columns are left out.
 
     Raises:
         BaselineError: There are more requests than are read again, or a time beyond six hours.

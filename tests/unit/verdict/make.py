@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from pytest_kvcache.workload.records import OK, RequestRecord, to_frame
 
+from pytest_kvcache.load.records import OK, RequestRecord, to_frame
 from pytest_kvcache.verdict.cells import Cell, StoredBoot, StoredCell, name_of
 from pytest_kvcache.verdict.environment import workload_hash
 from pytest_kvcache.verdict.metrics import JUDGED
@@ -98,4 +98,5 @@ def requests(*, users: int = 6, rounds: int = 8, ttft: float = 0.5, noise: float
                     token_times_s=list(np.linspace(first, last, 20)),
                 )
             )
-    return to_frame(records)
+    frame: pd.DataFrame = to_frame(records)
+    return frame
