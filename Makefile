@@ -6,14 +6,23 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: perf test lint format setup clean
+.PHONY: perf test bench power lint format setup clean
 .DELETE_ON_ERROR:
 
-perf: setup ## Measure every tier that this machine has; compare with its baselines, record those it lacks
-	$(BIN)/pytest -m perf --record-baselines tests/perf
+perf: setup ## One boot of every tier that this machine has: add it to baselines that need more, compare with the others
+	$(BIN)/pytest -m perf --record-baselines --kv-boots 1 --benchmark-disable tests/perf
 
 test: setup ## Unit and integration tests, and those that share one real pair
 	$(BIN)/pytest
+
+bench: $(READY) ## The client's own errors, beside other clients (needs a C compiler; ten minutes)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+	$(BIN)/python -m benchmarks.client.run
+	$(BIN)/python -m benchmarks.client.scale
+
+power: setup ## How often verdicts are wrong: simulated, then A/A sessions and slowdowns on the real engine (two hours)
+	$(BIN)/python -m benchmarks.power.simulate --sessions 20000
+	$(BIN)/python -m benchmarks.power.engine
 
 lint: $(READY) ## ruff and mypy (strict)
 	$(BIN)/ruff format --check .

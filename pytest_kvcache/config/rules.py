@@ -23,6 +23,7 @@ class Rules(Strict):
     widest_margin: Share = Field(default=0.50, description="a gate that needs a wider margin cannot pass")
     least_effect: Share = Field(default=0.05, description="a smaller change is never called one")
     canary_tolerance: Share = Field(default=0.10, description="the machine may be faster or slower by this")
+    day_sd: float = Field(default=0.0, ge=0, lt=1, description="sd, on the log scale, of what boots of a day share")
     early_stop: bool = Field(default=True, description="end a boot at a whole round once it says enough")
 
     @model_validator(mode="after")
@@ -42,5 +43,6 @@ class Rules(Strict):
             widest_margin=max(self.widest_margin, self.margin, *self.margins.values()),
             least_effect=self.least_effect,
             looks=self.looks,
+            day_sd=self.day_sd,
             canary_tolerance=self.canary_tolerance,
         )

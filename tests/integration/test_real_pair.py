@@ -67,14 +67,14 @@ def shm_of(project: Project) -> list[Path]:
 
 def serve(project: Project, home: Path, tier: str) -> Served:
     """Run a whole session on `tier`, and look at its sockets while it is under load."""
-    session = Session(project, "--tier", tier, "--record-baselines")
+    session = Session(project, "--tier", tier, "--record-baselines", "--kv-boots", "1")
     session.wait_for(lambda: bool(list(session.path.rglob("plan.json"))), timeout_s=150)
     pids = {p.pid for p in ours(project.path)}
     listening = [c for c in psutil.net_connections("inet") if c.status == psutil.CONN_LISTEN and c.pid in pids]
     sockets = {c.laddr.ip for c in listening if c.laddr}
     segments = shm_of(project)
     assert session.process.wait(120) == 0, session.out.read_text()
-    folder = run_folder(project) / tier / "context-3500"
+    folder = run_folder(project) / tier / "boot-1" / "context-3500"
     return Served(
         output=session.out.read_text(),
         rows=pd.read_parquet(folder / "requests.parquet"),
