@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -88,11 +88,9 @@ def multi_round_qa(kv_tier: Tier, request: pytest.FixtureRequest) -> MultiRoundQ
 
 
 @pytest.fixture
-def kv_baseline(
-    request: pytest.FixtureRequest, record_property: Callable[[str, object], None], benchmark: object
-) -> BaselineCheck:
+def kv_baseline(request: pytest.FixtureRequest, benchmark: object) -> BaselineCheck:
     """Hold a result against the stored baseline: `kv_baseline.check(result, kv_gate)`."""
     state = _state(request.config)
     from pytest_kvcache import perf  # noqa: PLC0415 - heavy
 
-    return perf.BaselineCheck(state, request.node, record_property, benchmark)
+    return perf.BaselineCheck(state, request.node, benchmark)
