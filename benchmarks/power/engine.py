@@ -4,7 +4,7 @@
 
 Records a baseline, then runs whole pytest sessions against it: of the same engine, of one whose servers sit behind a
 delaying proxy, and of one whose vLLM lost its KV connector. Takes an hour or more on two cores; results are written as
-they come to DIR/results.csv. Leave the machine alone meanwhile.
+they come to DIR/results.csv, and a baseline that DIR has already is kept. Leave the machine alone meanwhile.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from pytest_kvcache.verdict import shelf
 from pytest_kvcache.verdict.metrics import JUDGED
 
 HERE = Path(__file__).parents[2]
+#: What sessions run with.
+PYTHON = sys.executable
 TOML = """
 [profiles.power]
 extends = "cpu-tiny"
@@ -43,7 +45,7 @@ def session(folder: Path, engine: Path, tier: str, *more: str) -> list[dict[str,
     """Run a pytest session and return a line a gate, from its JUnit properties."""
     report = folder / "junit.xml"
     report.unlink(missing_ok=True)
-    argv = [sys.executable, "-m", "pytest", "-q", "-m", "perf", "--tier", tier, "--kv-profile", "power"]
+    argv = [PYTHON, "-m", "pytest", "-q", "-m", "perf", "--tier", tier, "--kv-profile", "power"]
     argv += [f"--kv-engine={engine}", "--kv-no-strict", "--benchmark-disable", f"--junitxml={report}", *more]
     started = time.monotonic()
     done = subprocess.run([*argv, "test_multi_round_qa.py"], cwd=folder, capture_output=True, text=True, check=False)
@@ -108,7 +110,8 @@ def main() -> None:
         pd.DataFrame(results).to_csv(folder / "results.csv", index=False)
         print(kind, json.dumps([{k: v for k, v in line.items() if k != "test"} for line in lines]), flush=True)
 
-    note("record", session(folder, engine, args.tier, "--update-baselines"))
+    if not (folder / "baselines").is_dir():
+        note("record", session(folder, engine, args.tier, "--update-baselines"))
     (stored,) = [
         c for c in shelf.readable(shelf.scan(folder / "baselines")) if c.cell.context_tokens == args.contexts[-1]
     ]

@@ -93,7 +93,10 @@ def inspect(path: Path) -> Engine:
             where=str(path),
             todo="give --kv-engine the folder that holds bin/, or leave it out and run `pytest-kvcache setup`",
         )
-    done = subprocess.run([str(python), "-c", _PROBE], capture_output=True, text=True, check=False, timeout=60)
+    try:
+        done = subprocess.run([str(python), "-c", _PROBE], capture_output=True, text=True, check=False, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise SetupError(f"its Python does not answer: {error}", where=str(path)) from None
     if done.returncode != 0:
         raise SetupError(f"its Python does not run: {done.stderr.strip()[-300:]}", where=str(path))
     engine = Engine(path=path, versions=json.loads(done.stdout))
