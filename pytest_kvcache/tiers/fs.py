@@ -7,9 +7,13 @@ from typing import Literal
 
 from pydantic import Field
 
+from pytest_kvcache.preflight import fs as checks_of_fs
+from pytest_kvcache.preflight.check import Check
+from pytest_kvcache.preflight.kvsize import stored
 from pytest_kvcache.serving.offload import Offload, TierPlan
 from pytest_kvcache.tiers.base import TierContext, TierModel
 from pytest_kvcache.tiers.mounts import Mount, mount_of
+from pytest_kvcache.tiers.requirement import Require, unmet
 
 
 class FsTier(TierModel):
@@ -20,8 +24,9 @@ class FsTier(TierModel):
 
     kind: Literal["fs"]
     path: Path | None = Field(default=None, description="folder on the mount")
-    expect: Literal["any", "pnfs"] = Field(
-        default="any", description='"pnfs": the label says so wherever the folder is not on pNFS over RDMA'
+    require: Require = Field(
+        default="none",
+        description="what the folder must be on, wherever it is not a stand-in; else the tier cannot run",
     )
     stand_in: Literal["never", "cpu-profiles", "always"] = Field(
         default="cpu-profiles",
@@ -30,19 +35,37 @@ class FsTier(TierModel):
 
     def label(self, ctx: TierContext) -> str:
         """The name, and what it really is where that is not what the name says."""
-        mount = self._mount(ctx)
-        if self._stands_in(ctx) or (self.expect == "pnfs" and not mount.is_nfs):
-            return f"{self.name} (stand-in: {mount.describe()})"
-        if self.expect == "pnfs" and not mount.is_pnfs_rdma:
-            return f"{self.name} ({mount.describe()})"
+        if self._stands_in(ctx):
+            return f"{self.name} (stand-in: {self._mount(ctx).describe()})"
+        if self._is_there() and unmet(self.require, self._mount(ctx)):
+            return f"{self.name} ({self._mount(ctx).describe()})"
         return self.name
 
     def unavailable(self, ctx: TierContext) -> str | None:
-        """The folder must be there, or a stand-in be allowed."""
-        if self._is_there() or self._stands_in(ctx):
+        """The folder must be there and on what the tier requires, or a stand-in be allowed."""
+        if self._stands_in(ctx):
             return None
-        where = f"{self.path} is not a folder" if self.path else "no path is set"
-        return f"{where}; mount the file system, or set tiers.{self.name}.path in kvcache.toml"
+        if not self._is_there():
+            where = f"{self.path} is not a folder" if self.path else "no path is set"
+            return f"{where}; mount the file system, or set tiers.{self.name}.path in kvcache.toml"
+        missing = unmet(self.require, self._mount(ctx))
+        if missing is None:
+            return None
+        found, todo = missing
+        return f'{self.path} is not on what require = "{self.require}" asks for, but on {found}; {todo}'
+
+    def checks(self, ctx: TierContext) -> list[Check]:
+        """What to look at before a boot."""
+        root = self._root(ctx)
+        require: Require = "none" if self._stands_in(ctx) else self.require
+        return [
+            Check("mount", lambda: checks_of_fs.mount(root, require, stand_in=self._stands_in(ctx))),
+            Check("writable", lambda: checks_of_fs.writable(root), blocking=True),
+            Check("layouts", lambda: checks_of_fs.layouts_used(root, require), blocking=True),
+            Check("page cache", lambda: checks_of_fs.page_cache(root)),
+            Check("space", lambda: checks_of_fs.space(root, stored(ctx.profile)), blocking=True),
+            Check("other runs", lambda: checks_of_fs.other_runs(root)),
+        ]
 
     def plan(self, ctx: TierContext) -> TierPlan:
         """LMCache with L1 and a file system L2, each server on the same fresh folder."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-_OCTAL = re.compile(r"\\([0-7]{3})")
+from pytest_kvcache.telemetry import mountstats
+from pytest_kvcache.telemetry.mountstats import Reading, nfs_version, parse_options, unescape
+
+PROC = Path("/proc/self")
 
 
 @dataclass(frozen=True)
@@ -18,19 +20,29 @@ class Mount:
         fstype: As the kernel names it (`ext4`, `nfs4`).
         source: Device or `server:/export`.
         options: Mount options, `vers=` and `proto=` among them for NFS.
-        pnfs: Layout driver in use (`LAYOUT_FLEX_FILES`), or "" where there is none or the mount is not NFSv4.1+.
+        nfs: The mount's own counters and properties, None where it is not NFS.
     """
 
     point: Path
     fstype: str
     source: str
     options: dict[str, str]
-    pnfs: str = ""
+    nfs: Reading | None = field(default=None, compare=False)
 
     @property
     def is_nfs(self) -> bool:
         """Whether the file system is NFS of any version."""
         return self.fstype in {"nfs", "nfs4"}
+
+    @property
+    def pnfs(self) -> str:
+        """Layout driver that was negotiated (`LAYOUT_FLEX_FILES`), "" for none."""
+        return self.nfs.layout if self.nfs else ""
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """NFS version, (4, 2) for instance; (0, 0) for what is not NFS."""
+        return nfs_version(self.options) if self.is_nfs else (0, 0)
 
     @property
     def is_pnfs_rdma(self) -> bool:
@@ -45,13 +57,14 @@ class Mount:
         return f"nfs v{self.options.get('vers', '?')} over {self.options.get('proto', '?')}, {layout}"
 
 
-def mount_of(path: Path, *, proc: Path = Path("/proc/self")) -> Mount:
+def mount_of(path: Path, *, proc: Path | None = None) -> Mount:
     """Return the mount that holds `path` (or its nearest existing parent).
 
     Args:
         path: Need not exist yet.
-        proc: Folder with `mountinfo` and `mountstats`.
+        proc: Folder with `mountinfo` and `mountstats`; by default this process's.
     """
+    proc = proc or PROC
     real = path.resolve()
     best: Mount | None = None
     for line in (proc / "mountinfo").read_text(encoding="utf-8").splitlines():
@@ -62,29 +75,14 @@ def mount_of(path: Path, *, proc: Path = Path("/proc/self")) -> Mount:
     if best is None:
         raise FileNotFoundError(f"no mount holds {path}")
     if best.is_nfs and (proc / "mountstats").exists():
-        stats = (proc / "mountstats").read_text(encoding="utf-8")
-        return Mount(best.point, best.fstype, best.source, best.options, layout_driver(stats, best.point))
+        stats = mountstats.at((proc / "mountstats").read_text(encoding="utf-8"), best.point)
+        return Mount(best.point, best.fstype, best.source, best.options, stats)
     return best
-
-
-def layout_driver(mountstats: str, point: Path) -> str:
-    """Return the pNFS layout driver of the mount at `point`, "" where none is negotiated."""
-    block = ""
-    for part in mountstats.split("\ndevice "):
-        if f" mounted on {point} with fstype " in part.splitlines()[0]:
-            block = part
-    found = re.search(r"^\tnfsv4:.*?\bpnfs=(?:(not configured)|([^,\n]+))", block, re.MULTILINE)
-    return (found.group(2) or "").strip() if found else ""
 
 
 def _parse_mountinfo(line: str) -> Mount:
     """Parse one line of /proc/PID/mountinfo (proc(5), section 3.5 of the kernel's filesystems/proc)."""
     head, _, tail = line.partition(" - ")
-    point = _unescape(head.split()[4])
+    point = unescape(head.split()[4])
     fstype, source, options, *_ = [*tail.split(), "", ""]
-    pairs = (item.partition("=") for item in options.split(","))
-    return Mount(Path(point), fstype, _unescape(source), {k: v for k, _, v in pairs})
-
-
-def _unescape(text: str) -> str:
-    return _OCTAL.sub(lambda m: chr(int(m.group(1), 8)), text)
+    return Mount(Path(point), fstype, unescape(source), parse_options(options))

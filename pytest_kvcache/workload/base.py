@@ -78,6 +78,10 @@ class Workload(Strict):
         """Return the length of the longest prompt with its answer, None where it is not known beforehand."""
         return None
 
+    def stored_tokens(self, context_tokens: int) -> int | None:  # noqa: ARG002 - for the kinds that know it
+        """Return about how many different tokens one run leaves in a cache, None where it is not known beforehand."""
+        return None
+
     def round_s(self) -> float | None:
         """Return the time in which every user asks once, None where there is no such thing."""
         return None

@@ -52,6 +52,17 @@ class MultiRoundQa(Workload):
             return None
         return self._prompt_tokens(max(self.context_tokens), self.rounds) + self.answer_tokens
 
+    def stored_tokens(self, context_tokens: int) -> int | None:
+        """Return the shared prompt, and of each user the longest history with its last answer."""
+        last: dict[int, int] = {}
+        for before in (True, False):
+            for due in steady(
+                users=self.users, rounds=self.rounds, qps=self.qps, duration_s=self.duration_s, before=before
+            ):
+                last[due.user] = max(due.round, last.get(due.user, 0))
+        own = (self._prompt_tokens(context_tokens, n) - self.shared_prompt_tokens for n in last.values())
+        return self.shared_prompt_tokens + sum(own) + len(last) * self.answer_tokens
+
     def round_s(self) -> float | None:
         """Return the time in which every user asks once."""
         return self.users / self.qps

@@ -12,15 +12,17 @@ from pytest_kvcache import catalogue
 from pytest_kvcache.config.profile import Profile
 from pytest_kvcache.render import render
 from pytest_kvcache.serving.plan import build_plan
+from pytest_kvcache.tiers import mounts
 from pytest_kvcache.tiers.base import TierContext
 from pytest_kvcache.tiers.fs import FsTier
 from pytest_kvcache.tiers.l2 import L2Tier
-from pytest_kvcache.tiers.mounts import layout_driver, mount_of
+from pytest_kvcache.tiers.mounts import mount_of
+from pytest_kvcache.tiers.requirement import Require
 from pytest_kvcache.tiers.s3 import S3Tier
 
 CATALOGUE = catalogue.load(None)
 TINY, QWEN = CATALOGUE.profile("cpu-tiny"), CATALOGUE.profile("qwen3-8b")
-MOUNTS = Path(__file__).with_name("data") / "mounts"
+MOUNTS = Path(__file__).with_name("data") / "pnfs"
 KEYS = {"AWS_ACCESS_KEY_ID": "AKID", "AWS_SECRET_ACCESS_KEY": "SECRET"}
 
 
@@ -40,7 +42,7 @@ def context(tmp_path: Path, profile: Profile = TINY, environ: Mapping[str, str] 
 
 def test_a_stand_in_is_named(tmp_path: Path) -> None:
     """Without the mount, the pnfs tier of a CPU profile runs on a local folder and its label says so."""
-    tier = FsTier(name="pnfs", kind="fs", path=Path("/nowhere"), expect="pnfs")
+    tier = FsTier(name="pnfs", kind="fs", path=Path("/nowhere"), require="pnfs-rdma")
     plan = tier.plan(context(tmp_path))
     assert tier.unavailable(context(tmp_path)) is None
     assert plan.label.startswith("pnfs (stand-in: ")
@@ -50,16 +52,20 @@ def test_a_stand_in_is_named(tmp_path: Path) -> None:
 
 def test_a_gpu_profile_never_stands_in_by_itself(tmp_path: Path) -> None:
     """Without the mount, the pnfs tier of a GPU profile cannot run."""
-    tier = FsTier(name="pnfs", kind="fs", path=Path("/nowhere"), expect="pnfs")
+    tier = FsTier(name="pnfs", kind="fs", path=Path("/nowhere"), require="pnfs-rdma")
     reason = tier.unavailable(context(tmp_path, QWEN))
     assert reason is not None
     assert "/nowhere is not a folder" in reason
 
 
-def test_a_local_folder_in_the_place_of_pnfs_is_named(tmp_path: Path) -> None:
-    """A path that is there but not NFS is a stand-in too, whatever the tier is called."""
-    tier = FsTier(name="pnfs", kind="fs", path=tmp_path, expect="pnfs")
-    assert tier.label(context(tmp_path)).startswith("pnfs (stand-in: ")
+def test_a_local_folder_in_the_place_of_pnfs_is_refused(tmp_path: Path) -> None:
+    """A path that is there but on no NFS mount, as after a mount that failed, is no stand-in: the tier cannot run."""
+    tier = FsTier(name="pnfs", kind="fs", path=tmp_path, require="pnfs-rdma")
+    reason = tier.unavailable(context(tmp_path))
+    assert reason is not None
+    assert 'require = "pnfs-rdma"' in reason
+    assert "nothing of NFS is mounted there; mount the export" in reason
+    assert "stand-in" not in tier.label(context(tmp_path))
 
 
 def test_a_plain_folder_tier_needs_no_excuse(tmp_path: Path) -> None:
@@ -160,27 +166,6 @@ def test_render_shows_no_secret() -> None:
         assert "AKID" not in text
 
 
-@pytest.mark.parametrize(
-    ("sample", "driver"),
-    [
-        ("none", ""),
-        ("plain-v3-rdma.after", ""),
-        ("plain-v4.0-tcp.after", ""),
-        ("plain-rdma-quiet.after", ""),
-        ("pnfs-flexfiles-tcp-v41.after", "LAYOUT_FLEX_FILES"),
-        ("pnfs-flexfiles-rdma.after", "LAYOUT_FLEX_FILES"),
-        ("pnfs-block-rdma-quiet.after", "LAYOUT_BLOCK_VOLUME"),
-        ("pnfs-scsi-fallback-rdma.after", "LAYOUT_SCSI"),
-    ],
-)
-def test_layout_driver_of_real_mounts(sample: str, driver: str) -> None:
-    """The layout driver is read off what real mounts print, and absent where pNFS is not configured."""
-    text = (MOUNTS / f"{sample}.mountstats").read_text()
-    points = [line.split()[4] for line in text.splitlines() if line.startswith("device ") and " fstype nfs" in line]
-    found = {layout_driver(text, Path(point)) for point in points if " nfsd" not in point}
-    assert driver in (found or {""})
-
-
 def fake_proc(tmp_path: Path, sample: str, line: str) -> Path:
     """Return a /proc/self with this mount and the mountstats of a sample."""
     root = "21 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw"
@@ -195,6 +180,38 @@ def test_a_real_pnfs_mount_over_rdma(tmp_path: Path) -> None:
     mount = mount_of(Path("/mnt/kv/sub"), proc=fake_proc(tmp_path, "pnfs-flexfiles-rdma.after", line))
     assert mount.is_pnfs_rdma
     assert mount.describe() == "nfs v4.2 over rdma, LAYOUT_FLEX_FILES"
+
+
+@pytest.mark.parametrize(
+    ("sample", "met", "missing"),
+    [
+        ("plain-v3-rdma", [], "older than NFSv4.1"),
+        ("plain-v4.0-tcp", [], "older than NFSv4.1"),
+        ("plain-v4.2-tcp", ["nfs4.1"], "no pNFS layout"),
+        ("plain-rdma-quiet", ["nfs4.1"], "no pNFS layout"),
+        ("pnfs-flexfiles-tcp-v41", ["nfs4.1", "pnfs"], "not over RDMA"),
+        ("pnfs-block-rdma-quiet", ["nfs4.1", "pnfs"], "block devices"),
+        ("pnfs-scsi-fallback-rdma", ["nfs4.1", "pnfs"], "block devices"),
+        ("pnfs-flexfiles-rdma", ["nfs4.1", "pnfs", "pnfs-rdma"], ""),
+    ],
+)
+def test_what_each_mount_satisfies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sample: str, met: list[Require], missing: str
+) -> None:
+    """Each requirement is met by the mounts that have the properties, and an unmet one says which is missing."""
+    line = (MOUNTS / f"{sample}.mounts").read_text().splitlines()[-1].split()
+    text = f"90 21 0:50 / {tmp_path} rw - {line[2]} {line[0]} {line[3]}"
+    proc = fake_proc(tmp_path, f"{sample}.after", text)
+    stats = (proc / "mountstats").read_text().replace(f"on {line[1]} with", f"on {tmp_path} with")
+    (proc / "mountstats").write_text(stats)
+    monkeypatch.setattr(mounts, "PROC", proc)
+    every: list[Require] = ["none", "nfs4.1", "pnfs", "pnfs-rdma"]
+    tiers = {r: FsTier(name="x", kind="fs", path=tmp_path, require=r) for r in every}
+    reasons = {r: tier.unavailable(context(tmp_path)) for r, tier in tiers.items()}
+    assert [r for r, reason in reasons.items() if reason is None] == ["none", *met]
+    assert missing in (reasons["pnfs-rdma"] or "")
+    if missing:
+        assert tiers["pnfs-rdma"].label(context(tmp_path)).startswith("x (nfs v")
 
 
 def test_a_mount_that_fell_back_to_tcp(tmp_path: Path) -> None:

@@ -1,0 +1,302 @@
+"""What an NFS mount says of itself in /proc/self/mountstats: version, transport, pNFS layout, counters.
+
+The format is the kernel's (`fs/nfs/super.c: nfs_show_stats`, `net/sunrpc/stats.c`), statvers 1.0 and 1.1. Counters
+count from the mount on and start again with a remount, so that only the difference of two readings says anything.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pytest_kvcache.errors import RunError
+
+_DEVICE = re.compile(r"device (?P<source>.*) mounted on (?P<point>\S+) with fstype (?P<fstype>\S+)")
+_LAYOUT = re.compile(r"\bpnfs=(?P<layout>not configured|[^,\n]+)")
+_OPERATION = re.compile(r"\s*(?P<name>[A-Z][A-Z0-9_]*):((?: \d+)+)$")
+_OCTAL = re.compile(r"\\([0-7]{3})")
+
+#: Where the last two of the 27 events are (`enum nfs_stat_eventcounters`); older kernels have fewer.
+_PNFS_READ, _PNFS_WRITE = 25, 26
+_BYTES = (
+    "normal_read", "normal_write", "direct_read", "direct_write", "server_read", "server_write", "pages_read",
+    "pages_written",
+)  # fmt: skip
+#: The 14th and 15th number of an rdma transport (`xprt_rdma_print_stats`).
+_RDMA_REQUEST, _RDMA_REPLY = 13, 14
+_SENDS = 5
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What one NFS operation has cost since the mount.
+
+    Args:
+        ops: Requests.
+        transmissions: How often they were sent.
+        timeouts: How many were sent again because no answer came (major timeouts).
+        bytes_sent: With all headers.
+        bytes_received: With all headers.
+        queue_ms: Summed time before sending.
+        rtt_ms: Summed time from sending to the answer.
+        execute_ms: Summed time from the request to its end.
+        errors: Answers with an error status; 0 on kernels before 5.3, which do not count them.
+    """
+
+    ops: int = 0
+    transmissions: int = 0
+    timeouts: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    queue_ms: int = 0
+    rtt_ms: int = 0
+    execute_ms: int = 0
+    errors: int = 0
+
+
+@dataclass(frozen=True)
+class Transport:
+    """One connection to the mount's own server; those to pNFS data servers are not listed in mountstats.
+
+    Args:
+        kind: `tcp`, `rdma`, `udp` or `local`.
+        numbers: As the kernel prints them; their meaning depends on the kind.
+    """
+
+    kind: str
+    numbers: tuple[int, ...]
+
+    @property
+    def sends(self) -> int:
+        """RPC requests sent."""
+        return self._number(_SENDS)
+
+    @property
+    def rdma_bytes(self) -> int:
+        """Request and reply bytes that RDMA moved (0 for other kinds)."""
+        return self._number(_RDMA_REQUEST) + self._number(_RDMA_REPLY) if self.kind == "rdma" else 0
+
+    def _number(self, index: int) -> int:
+        return self.numbers[index] if index < len(self.numbers) else 0
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One NFS mount at one time.
+
+    Args:
+        source: `server:/export`.
+        point: Where it is mounted.
+        fstype: `nfs` (v3 and older) or `nfs4`.
+        options: Mount options by name; "" for those without a value.
+        age_s: Since the mount (s).
+        layout: pNFS layout driver that was negotiated (`LAYOUT_FLEX_FILES`), "" for none. It says nothing about use.
+        flavor: Security: `sys`, `krb5`, …
+        events: The kernel's event counters.
+        bytes: By name (`server_read`: from the server; `normal_read`: by programs, from the page cache or not;
+            `direct_read`: by programs with O_DIRECT), in bytes, but for `pages_*`.
+        transports: Connections to the mount's server: one, or as many as `nconnect` asked for.
+        operations: By NFS operation (`READ`, `LAYOUTGET`).
+    """
+
+    source: str
+    point: Path
+    fstype: str
+    options: Mapping[str, str]
+    age_s: int = 0
+    layout: str = ""
+    flavor: str = ""
+    events: tuple[int, ...] = ()
+    bytes: Mapping[str, int] = field(default_factory=dict)
+    transports: tuple[Transport, ...] = ()
+    operations: Mapping[str, Operation] = field(default_factory=dict)
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """NFS version: (4, 2); (0, 0) where it is not said."""
+        return nfs_version(self.options)
+
+    @property
+    def proto(self) -> str:
+        """Transport to the mount's server: `rdma`, `tcp`, …; "" where it is not said."""
+        return self.options.get("proto", "")
+
+    @property
+    def nconnect(self) -> int:
+        """Connections asked for."""
+        return int(self.options.get("nconnect", "1"))
+
+    @property
+    def rsize(self) -> int:
+        """Largest READ (bytes)."""
+        return int(self.options.get("rsize", "0"))
+
+    @property
+    def wsize(self) -> int:
+        """Largest WRITE (bytes)."""
+        return int(self.options.get("wsize", "0"))
+
+    @property
+    def pnfs_reads(self) -> int:
+        """READs that went by a layout: to data servers or block devices."""
+        return self._event(_PNFS_READ)
+
+    @property
+    def pnfs_writes(self) -> int:
+        """WRITEs that went by a layout: to data servers or block devices."""
+        return self._event(_PNFS_WRITE)
+
+    def operation(self, name: str) -> Operation:
+        """Return the counters of an operation by its exact name, zeros where the mount does not know it."""
+        return self.operations.get(name, Operation())
+
+    def describe(self) -> str:
+        """Return what matters in one line."""
+        major, minor = self.version
+        version = f"v{major}.{minor}" if major >= 4 else f"v{major}"
+        parts = [f"NFS {version} over {self.proto or '?'}", self.layout or "no pNFS"]
+        parts += [f"nconnect {self.nconnect}", f"rsize {self.rsize >> 10} KiB, wsize {self.wsize >> 10} KiB"]
+        return ", ".join([*parts, f"sec={self.flavor or '?'}"])
+
+    def _event(self, index: int) -> int:
+        return self.events[index] if index < len(self.events) else 0
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What a mount did between two readings.
+
+    Args:
+        seconds: Between them, by the mount's own age.
+        pnfs_reads: READs that went by a layout.
+        pnfs_writes: WRITEs that went by a layout.
+        bytes: By name, as in `Reading`.
+        operations: By name; only those that were used.
+        rdma_bytes: That RDMA moved between the client and the mount's own server.
+    """
+
+    seconds: int
+    pnfs_reads: int
+    pnfs_writes: int
+    bytes: Mapping[str, int]
+    operations: Mapping[str, Operation]
+    rdma_bytes: int
+
+    def operation(self, name: str) -> Operation:
+        """Return the counters of an operation by its exact name, zeros where it was not used."""
+        return self.operations.get(name, Operation())
+
+
+def parse(text: str) -> list[Reading]:
+    """Return the NFS mounts of a /proc/PID/mountstats, in its order; other file systems are left out."""
+    found: list[Reading] = []
+    block: list[str] = []
+    for line in [*text.splitlines(), "device end mounted on / with fstype none"]:
+        if line.startswith("device ") and block:
+            head = _DEVICE.match(block[0])
+            if head and head["fstype"] in {"nfs", "nfs4"}:
+                found.append(_block(head, block[1:]))
+            block = []
+        block.append(line)
+    return found
+
+
+def at(text: str, point: Path) -> Reading | None:
+    """Return the NFS mount at `point`, the last one where several lie upon each other; None where there is none."""
+    return next((m for m in reversed(parse(text)) if m.point == point), None)
+
+
+def delta(before: Reading, after: Reading) -> Delta:
+    """Return what happened between two readings of one mount.
+
+    Raises:
+        RunError: It is not one mount: another source, or one that was mounted anew, so that its counters restarted.
+    """
+    counters = [(before.bytes.get(n, 0), after.bytes.get(n, 0)) for n in _BYTES]
+    counters += [(o.ops, after.operation(n).ops) for n, o in before.operations.items()]
+    anew = after.age_s < before.age_s or any(new < old for old, new in counters)
+    if anew or (before.source, before.point) != (after.source, after.point):
+        raise RunError(
+            "was mounted anew between two readings of its counters",
+            where=str(after.point),
+            todo="keep the file system mounted during a run (automounters end an idle mount)",
+        )
+    operations = {name: _less(op, before.operation(name)) for name, op in after.operations.items()}
+    return Delta(
+        seconds=after.age_s - before.age_s,
+        pnfs_reads=after.pnfs_reads - before.pnfs_reads,
+        pnfs_writes=after.pnfs_writes - before.pnfs_writes,
+        bytes={n: after.bytes.get(n, 0) - before.bytes.get(n, 0) for n in _BYTES},
+        operations={name: op for name, op in operations.items() if op.ops or op.errors},
+        rdma_bytes=sum(t.rdma_bytes for t in after.transports) - sum(t.rdma_bytes for t in before.transports),
+    )
+
+
+def parse_options(text: str) -> dict[str, str]:
+    """Return mount options by name; one without a value has ""."""
+    pairs = (item.partition("=") for item in text.strip().split(",") if item)
+    return {key: value for key, _, value in pairs}
+
+
+def nfs_version(options: Mapping[str, str]) -> tuple[int, int]:
+    """Return the NFS version that mount options say: (4, 2); (0, 0) for none."""
+    major, _, minor = options.get("vers", "0").partition(".")
+    # Kernels before 3.19 wrote vers=4,minorversion=1.
+    return int(major), int(minor or options.get("minorversion", "0"))
+
+
+def unescape(text: str) -> str:
+    r"""Return a field of the kernel's tables without its octal escapes: a space is written `\040`."""
+    return _OCTAL.sub(lambda m: chr(int(m.group(1), 8)), text)
+
+
+def page_cache_options(options: Mapping[str, str]) -> list[str]:
+    """Return what in the options of an NFS mount decides whether reads are served without asking the server."""
+    found = []
+    if "fsc" in options:
+        found.append("fsc: reads may come from a cache on the local disk")
+    if "nosharecache" not in options:
+        found.append("no nosharecache: mounts of one export share one page cache")
+    if "noac" not in options:
+        found.append("no noac: attributes are cached, pages stay valid with them")
+    if options.get("lookupcache", "all") not in {"none", "positive", "pos"}:
+        found.append("lookupcache=all: a file that was looked for in vain may stay unseen for a while")
+    return found
+
+
+def _block(head: re.Match[str], lines: list[str]) -> Reading:
+    fields: dict[str, str] = {}
+    transports, operations = [], {}
+    for line in lines:
+        operation = _OPERATION.match(line)
+        key, _, value = line.strip().partition(":")
+        if operation:
+            operations[operation["name"]] = Operation(*(int(x) for x in operation.group(2).split()[:9]))
+        elif key == "xprt":
+            kind, *numbers = value.split()
+            transports.append(Transport(kind, tuple(int(x) for x in numbers)))
+        else:
+            fields[key] = value.strip()
+    layout = _LAYOUT.search(fields.get("nfsv4", ""))
+    driver = layout["layout"].strip() if layout else ""
+    options = parse_options(fields.get("opts", ""))
+    counts = [int(x) for x in fields.get("bytes", "").split()]
+    return Reading(
+        source=unescape(head["source"]),
+        point=Path(unescape(head["point"])),
+        fstype=head["fstype"],
+        options=options,
+        age_s=int(fields.get("age", "0")),
+        layout="" if driver == "not configured" else driver,
+        flavor=options.get("sec", ""),
+        events=tuple(int(x) for x in fields.get("events", "").split()),
+        bytes=dict(zip(_BYTES, counts, strict=False)),
+        transports=tuple(transports),
+        operations=operations,
+    )
+
+
+def _less(after: Operation, before: Operation) -> Operation:
+    return Operation(*(getattr(after, n) - getattr(before, n) for n in Operation.__dataclass_fields__))

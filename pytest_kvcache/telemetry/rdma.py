@@ -1,0 +1,111 @@
+"""RDMA links, what they have carried, and the RPC connections that use them, from sysfs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+DEVICES = Path("/sys/class/infiniband")
+SWITCHES = Path("/sys/kernel/sunrpc/xprt-switches")
+#: port_xmit_data and port_rcv_data count words of four bytes (InfiniBand architecture, PortCounters).
+_WORD = 4
+#: The largest payload of a packet; soft-RoCE counts packets only.
+_LARGEST_PACKET = 4096
+
+
+@dataclass(frozen=True)
+class Link:
+    """One port of an RDMA device.
+
+    Args:
+        device: As the kernel names it (`mlx5_0`).
+        port: Its number.
+        state: `ACTIVE`, `DOWN`, …
+        rate: As the kernel says it (`100 Gb/sec (4X EDR)`).
+        layer: `InfiniBand` or `Ethernet` (RoCE).
+        counters: Of `counters/` and `hw_counters/`, by name.
+    """
+
+    device: str
+    port: str
+    state: str
+    rate: str
+    layer: str
+    counters: Mapping[str, int]
+
+    @property
+    def is_active(self) -> bool:
+        """Whether data can flow."""
+        return self.state == "ACTIVE"
+
+    def describe(self) -> str:
+        """Return one line."""
+        return f"{self.device}/{self.port} {self.state}, {self.rate or 'rate unknown'}, {self.layer or '?'}"
+
+
+def links(devices: Path = DEVICES) -> list[Link]:
+    """Return every port of every RDMA device, empty where there is none."""
+    return [_link(port) for port in sorted(devices.glob("*/ports/*"))]
+
+
+def carried(before: Sequence[Link], after: Sequence[Link]) -> int | None:
+    """Return the most bytes that all links can have moved, both ways, between two readings; None if they do not count.
+
+    Devices count bytes; soft-RoCE counts packets, each of which is taken for a full one. It is an upper bound: others
+    may use the links too, and a loop-back packet is sent and received.
+    """
+    earlier = {(link.device, link.port): link for link in before}
+    total, counted = 0, False
+    for link in after:
+        old = earlier.get((link.device, link.port))
+        if old is None:
+            continue
+        for names, unit in (
+            (("port_xmit_data", "port_rcv_data"), _WORD),
+            (("sent_pkts", "rcvd_pkts"), _LARGEST_PACKET),
+        ):
+            grown = [link.counters[n] - old.counters[n] for n in names if n in link.counters and n in old.counters]
+            if grown:
+                total += sum(grown) * unit
+                counted = True
+                break
+    return total if counted else None
+
+
+def rpc_connections(switches: Path = SWITCHES) -> list[tuple[str, str]]:
+    """Return kind (`rdma`, `tcp`) and address of every RPC connection of the kernel, of pNFS data servers too.
+
+    Kernels from 5.14 on show them; without that, or without /sys, the list is empty.
+    """
+    found = set()
+    for folder in switches.glob("switch-*/xprt-*-*"):
+        address = folder / "dstaddr"
+        if address.is_file():
+            found.add((folder.name.rpartition("-")[2], address.read_text(encoding="utf-8").strip()))
+    return sorted(found)
+
+
+def _link(port: Path) -> Link:
+    counters = {}
+    for folder in ("counters", "hw_counters"):
+        for file in sorted((port / folder).glob("*")):
+            text = _read(file)
+            if text.isdigit():
+                counters[file.name] = int(text)
+    return Link(
+        device=port.parent.parent.name,
+        port=port.name,
+        state=_read(port / "state").partition(":")[2].strip() or "unknown",
+        rate=_read(port / "rate"),
+        layer=_read(port / "link_layer"),
+        counters=counters,
+    )
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except OSError:
+        # A virtual function refuses some counters.
+        return ""
