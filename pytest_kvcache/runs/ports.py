@@ -52,6 +52,17 @@ class PortLeases:
         self._held.clear()
 
 
+def free_ports(count: int) -> list[int]:
+    """Return up to `count` ports on which nothing listens just now; none of them is leased."""
+    found: list[int] = []
+    for port in random.sample(_RANGE, len(_RANGE)):
+        if len(found) == count:
+            break
+        if _is_free(port):
+            found.append(port)
+    return found
+
+
 def _is_free(port: int) -> bool:
     with socket.socket() as probe:
         try:

@@ -8,6 +8,10 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
+from pytest_kvcache.preflight import fs as checks_of_fs
+from pytest_kvcache.preflight import s3 as checks_of_s3
+from pytest_kvcache.preflight.check import Check
+from pytest_kvcache.preflight.kvsize import stored
 from pytest_kvcache.serving.objectstore import LOCAL_BUCKET, rclone_server
 from pytest_kvcache.serving.offload import Offload, TierPlan
 from pytest_kvcache.tiers.base import TierContext, TierModel
@@ -47,6 +51,17 @@ class S3Tier(TierModel):
             return None if ctx.tool("rclone") else "rclone is not in the engine environment nor on PATH"
         missing = [key for key in _KEYS if not ctx.environ.get(key)]
         return f"{' and '.join(missing)} not set in the environment" if missing else None
+
+    def checks(self, ctx: TierContext) -> list[Check]:
+        """What to look at before a boot."""
+        if self.endpoint is None or self.bucket is None:
+            return [
+                Check("own server", lambda: checks_of_s3.own_server(ctx.tool("rclone")), blocking=True),
+                Check("space", lambda: checks_of_fs.space(ctx.storage_home, stored(ctx.profile)), blocking=True),
+            ]
+        names = (*_KEYS, "AWS_SESSION_TOKEN")
+        keys = {name: ctx.environ[name] for name in names if ctx.environ.get(name)}
+        return checks_of_s3.checks(checks_of_s3.Bucket(self.endpoint, self.bucket, self.region, keys))
 
     def plan(self, ctx: TierContext) -> TierPlan:
         """LMCache with L1 and an S3 L2, both servers on the same bucket."""

@@ -1,0 +1,126 @@
+"""`pytest-kvcache doctor`: machine, engine and tiers looked at, without a boot."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import secrets
+import shutil
+import tempfile
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from pytest_kvcache import catalogue, preflight
+from pytest_kvcache.engine import setup
+from pytest_kvcache.engine.environment import Engine, inspect
+from pytest_kvcache.errors import SetupError
+from pytest_kvcache.home import home
+from pytest_kvcache.preflight import engine as engines
+from pytest_kvcache.preflight import machine
+from pytest_kvcache.preflight.check import Finding, Result
+from pytest_kvcache.runs.ports import free_ports
+from pytest_kvcache.settings import CPU_PROFILE, GPU_PROFILE
+from pytest_kvcache.telemetry.hardware import gpus
+from pytest_kvcache.tiers.base import TierContext
+from pytest_kvcache.tiers.none import NoTier
+
+Say = Callable[[str], None]
+
+_IMPORT_LIMIT_S = 330.0
+_WIDTH = 120
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    parser.add_argument("--tier", action="append", default=[], metavar="NAME", help="repeatable (default: all)")
+    parser.add_argument("--kv-profile", metavar="NAME", help="default: as pytest would take")
+    parser.add_argument("--kv-config", type=Path, metavar="FILE", help="default: kvcache.toml of this folder")
+    parser.add_argument("--kv-engine", type=Path, metavar="FOLDER", help="default: the one that `setup` makes")
+    parser.add_argument("--import", dest="imports", action="store_true", help="import vLLM and LMCache too (slow)")
+    parser.add_argument("--json", action="store_true", help="for programs")
+
+
+def run(args: argparse.Namespace, say: Say) -> int:
+    """Look at everything and say what was found.
+
+    Returns:
+        1 where a check failed, else 0.
+
+    Raises:
+        ConfigError: A flag or kvcache.toml is wrong.
+    """
+    known = catalogue.load(catalogue.find(Path.cwd(), args.kv_config))
+    profile = known.profile(args.kv_profile or (GPU_PROFILE if gpus() else CPU_PROFILE))
+    tiers = known.select(args.tier)
+    offloads = any(not isinstance(tier, NoTier) for tier in tiers)
+    results = [preflight.run("machine", check) for check in machine.checks(profile, offloads=offloads)]
+    engine, found = _engine(args.kv_engine)
+    results.append(found)
+    if engine is not None:
+        looks = engines.checks(engine, profile, imports=args.imports, offloads=offloads)
+        results += [preflight.run("engine", check, limit_s=_IMPORT_LIMIT_S) for check in looks]
+    with tempfile.TemporaryDirectory(prefix="kvc-doctor-") as scratch:
+        context = TierContext(
+            profile=profile,
+            run_id=f"doctor-{secrets.token_hex(3)}",
+            scratch=Path(scratch),
+            storage_home=home() / "storage",
+            tool=engine.find if engine else _on_path,
+            port=lambda: free_ports(1)[0],
+            environ=os.environ,
+        )
+        results += [result for tier in tiers for result in preflight.of_tier(tier, context)]
+    counts = {status: sum(r.finding.status == status for r in results) for status in ("pass", "warn", "fail")}
+    if args.json:
+        rows = [{"subject": r.subject, "check": r.name, **asdict(r.finding)} for r in results]
+        say(json.dumps({"profile": profile.name, "counts": counts, "checks": rows}, indent=2))
+    else:
+        for line in table(results):
+            say(line)
+        say(f"profile {profile.name}: " + ", ".join(f"{count} {status}" for status, count in counts.items()))
+    return 1 if counts["fail"] else 0
+
+
+def table(results: Sequence[Result]) -> list[str]:
+    """Return a line for each check, wrapped, and below it what to do where something is to be done."""
+    first = max((len(r.subject) for r in results), default=0)
+    second = max((len(r.name) for r in results), default=0)
+    lines = []
+    for r in results:
+        head = f"{r.finding.status.upper():4}  {r.subject:{first}}  {r.name:{second}}  "
+        room, indent = max(_WIDTH - len(head), 40), " " * len(head)
+        lines += textwrap.wrap(
+            r.finding.found or "-",
+            room + len(head),
+            initial_indent=head,
+            subsequent_indent=indent,
+            break_on_hyphens=False,
+        )
+        if r.finding.todo:
+            todo = f"{indent}-> "
+            lines += textwrap.wrap(
+                r.finding.todo, _WIDTH, initial_indent=todo, subsequent_indent=f"{indent}   ", break_on_hyphens=False
+            )
+    return lines
+
+
+def _engine(path: Path | None) -> tuple[Engine | None, Result]:
+    """Return the environment, and how finding it went."""
+    try:
+        engine = inspect(path) if path else setup.installed(home())
+    except SetupError as error:
+        return None, Result("engine", "environment", Finding("fail", f"{error.where}: {error.what}", error.todo))
+    if engine is None:
+        finding = Finding(
+            "fail", f"not there: {setup.engine_path(home())}", "run `pytest-kvcache setup`, or --kv-engine"
+        )
+        return None, Result("engine", "environment", finding)
+    return engine, Result("engine", "environment", Finding("pass", str(engine.path)))
+
+
+def _on_path(name: str) -> Path | None:
+    found = shutil.which(name)
+    return Path(found) if found else None

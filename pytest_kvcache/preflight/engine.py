@@ -1,0 +1,84 @@
+"""Checks of the engine environment: what is in it, whether it fits the profile, whether it can be imported."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+from pytest_kvcache.config.profile import Profile
+from pytest_kvcache.engine.environment import Engine
+from pytest_kvcache.preflight.check import Check, Finding
+
+_IMPORT = "import torch, vllm, lmcache"
+_IMPORT_LIMIT_S = 300.0
+
+
+def checks(engine: Engine, profile: Profile, *, imports: bool, offloads: bool) -> list[Check]:
+    """Return what to look at in an environment.
+
+    Args:
+        engine: The environment.
+        profile: To be served by it.
+        imports: Import vLLM and LMCache too: tens of seconds.
+        offloads: Whether a tier with LMCache is meant.
+    """
+    found = [
+        Check("versions", lambda: versions(engine, profile, offloads=offloads)),
+        Check("programs", lambda: programs(engine, profile, offloads=offloads)),
+    ]
+    return [*found, Check("import", lambda: importable(engine.python))] if imports else found
+
+
+def versions(engine: Engine, profile: Profile, *, offloads: bool) -> Finding:
+    """Look at which vLLM and LMCache are there, and whether vLLM is the build that the profile needs."""
+    text = ", ".join(f"{name} {version}" for name, version in engine.versions.items())
+    if offloads and "lmcache" not in engine.versions:
+        return Finding("fail", f"no LMCache among {text}", f"pip install lmcache into {engine.path}")
+    if profile.gpus_per_server and engine.is_cpu_build:
+        return Finding(
+            "fail",
+            f"{text}: vLLM's CPU build, and profile {profile.name} is for GPUs",
+            "give --kv-engine an environment with vllm, or take a profile with gpus_per_server = 0",
+        )
+    if not profile.gpus_per_server and not engine.is_cpu_build:
+        return Finding(
+            "warn",
+            f"{text}: vLLM's GPU build, and profile {profile.name} is for the CPU",
+            "leave --kv-engine out and run `pytest-kvcache setup`",
+        )
+    return Finding("pass", text)
+
+
+def programs(engine: Engine, profile: Profile, *, offloads: bool) -> Finding:
+    """Look at whether the programs that a pair is started with are there."""
+    wanted = ["vllm-router"]
+    if not engine.is_cpu_build:
+        wanted.append("vllm")
+    if offloads and profile.lmcache_mode == "mp":
+        wanted.append("lmcache")
+    found = {name: engine.find(name) for name in wanted}
+    missing = [name for name, path in found.items() if path is None]
+    if missing:
+        return Finding(
+            "fail",
+            f"{', '.join(missing)} missing",
+            "pip install 'pytest-kvcache[engine]' there, or `pytest-kvcache setup`",
+        )
+    strange = [str(path) for path in found.values() if path is not None and not path.is_relative_to(engine.path)]
+    if strange:
+        return Finding("warn", f"from PATH and not from the environment: {', '.join(strange)}", "install them into it")
+    return Finding("pass", ", ".join(wanted))
+
+
+def importable(python: Path) -> Finding:
+    """Look at whether vLLM and LMCache import: torch of another build, or a missing library, shows here."""
+    try:
+        done = subprocess.run(
+            [str(python), "-c", _IMPORT], capture_output=True, text=True, check=False, timeout=_IMPORT_LIMIT_S
+        )
+    except subprocess.TimeoutExpired:
+        return Finding("fail", f"`{_IMPORT}` took more than {_IMPORT_LIMIT_S:.0f} s", "a slow disk, or a busy machine?")
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        return Finding("fail", last[:300], "`pytest-kvcache setup` repairs an environment of its own making")
+    return Finding("pass", _IMPORT)

