@@ -1,4 +1,4 @@
-"""`pytest-kvcache`: make the engine environment, look at the machine, show what a run would start, send a load, look after baselines."""
+"""`pytest-kvcache`: engine environment, checks of a machine, what a run would start, a load alone, baselines."""
 
 from __future__ import annotations
 

