@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import socket
 import ssl
@@ -21,6 +22,8 @@ _TIMEOUT_S = 10.0
 _PROBE_BYTES = 1 << 20
 #: S3 refuses requests whose time is off by more than 15 minutes (RequestTimeTooSkewed).
 _MOST_SKEW_S, _MUCH_SKEW_S = 900.0, 60.0
+#: Clients turn to path style, which LMCache does not speak, for other names; a dot would need a certificate of its own.
+_LABEL = re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]")
 _CLOCKS = "set the clocks (chrony, systemd-timesyncd)"
 _FEW_DAYS = 14
 _DAY_S = 86400
@@ -80,6 +83,9 @@ def own_server(rclone: Path | None) -> Finding:
 
 def answers(bucket: Bucket) -> Finding:
     """Look at whether the bucket's own host name resolves and something listens there."""
+    if not _LABEL.fullmatch(bucket.name):
+        todo = "take a bucket named with 3 to 63 lower-case letters, digits and hyphens"
+        return Finding("fail", f"{bucket.name!r} cannot be the first label of a host name", todo)
     where = f"{bucket.host}:{bucket.port}"
     try:
         start = time.perf_counter()

@@ -25,19 +25,19 @@ KEYS = {"AWS_ACCESS_KEY_ID": "AKID", "AWS_SECRET_ACCESS_KEY": "SECRET"}
 def bucket(real_engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
     """A bucket of a real server, reached by its own host name as LMCache would."""
     (port,) = free_ports(1)
-    (tmp_path / "kv").mkdir()
+    (tmp_path / "kv-cache").mkdir()
     server = rclone_server(str(real_engine / "bin" / "rclone"), folder=tmp_path, port=port, keys=KEYS)
     ask = socket.getaddrinfo
 
     def resolve(host: str, *args: Any, **kwargs: Any) -> Any:
         # What a DNS entry for *.localhost would do.
-        return ask("127.0.0.1" if host == "kv.localhost" else host, *args, **kwargs)
+        return ask("127.0.0.1" if host == "kv-cache.localhost" else host, *args, **kwargs)
 
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(server.argv, env={**os.environ, **server.secret_env}, stdout=log, stderr=log)
     try:
-        found = Bucket(f"http://localhost:{port}", "kv", "us-east-1", KEYS)
+        found = Bucket(f"http://localhost:{port}", "kv-cache", "us-east-1", KEYS)
         until = time.monotonic() + 20
         while s3.answers(found).status != "pass" and time.monotonic() < until:
             time.sleep(0.05)
@@ -52,7 +52,7 @@ def test_a_real_bucket(bucket: Bucket, tmp_path: Path) -> None:
     assert s3.answers(bucket).status == "pass"
     found = s3.objects(bucket)
     assert found.status == "pass", found
-    assert list((tmp_path / "kv").iterdir()) == []
+    assert list((tmp_path / "kv-cache").iterdir()) == []
     refused = s3.objects(replace(bucket, keys={**KEYS, "AWS_SECRET_ACCESS_KEY": "OTHER"}))
     assert (refused.status, refused.found.startswith("put was refused")) == ("fail", True)
     assert "are not those of" in refused.todo

@@ -16,7 +16,7 @@ from pytest_kvcache.tiers.s3 import S3Tier
 from tests.stubs.engine import _script
 from tests.unit.test_tiers import KEYS, context
 
-BUCKET = Bucket("https://s3.example.org", "kv", "us-east-1", KEYS)
+BUCKET = Bucket("https://s3.example.org", "kv-cache", "us-east-1", KEYS)
 
 
 class Client:
@@ -64,7 +64,7 @@ def client(monkeypatch: pytest.MonkeyPatch) -> Client:
 
 def test_the_host_has_the_bucket_first() -> None:
     """LMCache connects to bucket.host; keys are in no representation."""
-    assert (BUCKET.host, BUCKET.port, BUCKET.tls) == ("kv.s3.example.org", 443, True)
+    assert (BUCKET.host, BUCKET.port, BUCKET.tls) == ("kv-cache.s3.example.org", 443, True)
     assert "SECRET" not in repr(BUCKET)
 
 
@@ -76,8 +76,15 @@ def test_a_name_that_does_not_resolve(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     found = s3.answers(BUCKET)
-    assert found.found == "kv.s3.example.org does not resolve (Name or service not known)"
+    assert found.found == "kv-cache.s3.example.org does not resolve (Name or service not known)"
     assert "virtual-hosted style only" in found.todo
+
+
+@pytest.mark.parametrize("name", ["kv", "KV-cache", "kv_cache", "-kv-cache", "k" * 64, "kv.cache"])
+def test_names_that_cannot_be_part_of_a_host(name: str) -> None:
+    """A bucket whose name is no label of a host cannot be reached as LMCache does it, and is not asked for."""
+    found = s3.answers(Bucket("https://s3.example.org", name, "r", KEYS))
+    assert (found.status, "3 to 63" in found.todo) == ("fail", True)
 
 
 def test_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,8 +99,8 @@ def test_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_plain_http_is_warned_of() -> None:
     """KV in the clear is no failure, and on loopback not even worth a warning."""
-    assert s3.tls(Bucket("http://s3.example.org", "kv", "r", KEYS)).status == "warn"
-    assert s3.tls(Bucket("http://localhost:9", "kv", "r", KEYS)).status == "pass"
+    assert s3.tls(Bucket("http://s3.example.org", "kv-cache", "r", KEYS)).status == "warn"
+    assert s3.tls(Bucket("http://localhost:9", "kv-cache", "r", KEYS)).status == "pass"
 
 
 def test_an_object_goes_and_comes(client: Client) -> None:
@@ -117,7 +124,7 @@ def test_clock_skew(client: Client, ahead_s: float, status: str) -> None:
         ("list", "AccessDenied", "let these keys put"),
         ("delete", "AccessDenied", "let these keys put"),
         ("put", "SignatureDoesNotMatch", "are not those of"),
-        ("put", "NoSuchBucket", "make the bucket kv"),
+        ("put", "NoSuchBucket", "make the bucket kv-cache"),
         ("put", "RequestTimeTooSkewed", "set the clocks"),
     ],
 )
@@ -141,6 +148,6 @@ def test_rclone(tmp_path: Path) -> None:
 def test_which_checks_a_tier_has(tmp_path: Path) -> None:
     """An existing bucket is asked over the network; without one it is rclone and the disk that count."""
     own = S3Tier(name="s3", kind="s3")
-    there = S3Tier(name="s3", kind="s3", endpoint="https://s3.example.org", bucket="kv")
+    there = S3Tier(name="s3", kind="s3", endpoint="https://s3.example.org", bucket="kv-cache")
     assert [c.name for c in own.checks(context(tmp_path))] == ["own server", "space"]
     assert [c.name for c in there.checks(context(tmp_path))] == ["endpoint", "TLS", "objects"]
