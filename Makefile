@@ -13,7 +13,8 @@ perf: setup ## One boot of every tier that this machine has: add it to baselines
 	$(BIN)/pytest -m perf --record-baselines --kv-boots 1 --benchmark-disable tests/perf
 
 test: setup ## Unit and integration tests, and those that share one real pair
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile tests/unit
+	$(BIN)/pytest tests/integration
 
 bench: $(READY) ## The client's own errors, beside other clients (needs a C compiler; ten minutes)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'

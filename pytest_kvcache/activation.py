@@ -53,6 +53,8 @@ class SessionReport:
                 out.line("")
             out.line(f"peak memory {state.peak_memory_bytes / 1e9:.1f} GB (PSS of all processes of the run)")
             out.line(f"rows, counters and logs: {state.run.folder}")
+        if state.cut_short:
+            out.line("no baseline was written: the session did not come to its end")
         for nodeid, status, reason in state.undecided:
             out.line(f"{status.upper()} {nodeid} - {reason}")
 
@@ -72,8 +74,6 @@ class SessionReport:
         if state.written:
             table = terminal.updates(state.writes, self._rules())
             yield f"baselines written to {state.settings.options.baselines}:\n{table}"
-        elif state.writes:
-            yield "no baseline was written: the session did not come to its end"
         unused = self._unused(results)
         if unused:
             yield "\n".join(["baselines that this run did not use (`pytest-kvcache baselines prune`):", *unused])
@@ -169,6 +169,7 @@ def finish(session: pytest.Session, exitstatus: int) -> None:
         return
     state.close()
     if exitstatus not in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}:
+        state.cut_short = state.settings.options.update != "none"
         return
     try:
         state.written = store.write_all(state.settings.options.baselines, state.writes)

@@ -39,6 +39,7 @@ class PerfState:
         results: What was measured, or why not, by tier and context.
         writes: Baselines to write at the end of the session.
         written: The files that were.
+        cut_short: The session ended before baselines that were asked for could be written.
         undecided: Tests without a decision: node id, status, reason.
         pairs: Tiers of which a shared pair is running.
         engine_minutes: For which pairs were running.
@@ -54,6 +55,7 @@ class PerfState:
         self.written: list[Path] = []
         self.undecided: list[tuple[str, str, str]] = []
         self.pairs: set[str] = set()
+        self.cut_short = False
         self.engine_minutes = 0.0
         self.fixed_minutes = 0.0
         self.peak_memory_bytes = 0

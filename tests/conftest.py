@@ -26,8 +26,13 @@ def stub_engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def project(pytester: pytest.Pytester, kvcache_home: Path, stub_engine: Path) -> pytest.Pytester:
+def project(
+    pytester: pytest.Pytester, kvcache_home: Path, stub_engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> pytest.Pytester:
     """A user's project with the perf test from this repository, whose engine is a stub."""
+    # A session that a distributed test starts is none itself; and whether CI is set is each test's own matter.
+    for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "PYTEST_XDIST_TESTRUNUID", "CI"):
+        monkeypatch.delenv(name, raising=False)
     example = Path(__file__).parent / "perf" / "test_multi_round_qa.py"
     pytester.makepyfile(test_multi_round_qa=example.read_text(encoding="utf-8"))
     pytester.makepyprojecttoml(

@@ -106,7 +106,8 @@ def measure(
     folder = state.tier_folder(side.tier.name) / boot
     folder.mkdir()
     tier_plan = side.tier.plan(side.context(state.run, boot))
-    result = BootResult(number, canary.read([_existing(each) for each in tier_plan.folders]))
+    readings = canary.read([_existing(f) for f in tier_plan.folders]) if side.profile.rules.canary else {}
+    result = BootResult(number, readings)
     started = time.monotonic()
     try:
         with booted(side, state, tier_plan, logs=folder / "logs") as pair:

@@ -22,6 +22,7 @@ class Rules(Strict):
     margins: dict[str, Share] = Field(default_factory=dict, description="another margin, by metric")
     widest_margin: Share = Field(default=0.50, description="a gate that needs a wider margin cannot pass")
     least_effect: Share = Field(default=0.05, description="a smaller change is never called one")
+    canary: bool = Field(default=True, description="time a matrix product and a storage read before each boot")
     canary_tolerance: Share = Field(default=0.10, description="the machine may be faster or slower by this")
     day_sd: float = Field(default=0.0, ge=0, lt=1, description="sd, on the log scale, of what boots of a day share")
     early_stop: bool = Field(default=True, description="end a boot at a whole round once it says enough")

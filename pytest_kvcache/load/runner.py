@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -109,10 +109,13 @@ def run_load(
     counters = {name: delta(load["counters_before"].get(name, {}), after[name]) for name in after}
     faults = [*validity.faults(rows, plan.workload, load), *offload.faults(counters)]
     suspicions = validity.suspicions(rows, plan.workload)
-    write_json(folder / RUN, facts | {"estimates": figures, "faults": faults, "suspicions": suspicions})
+    more: dict[str, Any] = {"estimates": figures, "faults": faults, "suspicions": suspicions}
     if isinstance(plan.workload, MultiRoundQa) and plan.workload.mode == "compat":
         table = reference.csv_table(rows, started_at=load["started_at"])
         replace_whole(folder / CSV, lambda partial: table.to_csv(partial, index=False))
+        summed = reference.summary(table, started_at=load["started_at"], config_qps=plan.workload.qps)
+        more["reference_summary"] = asdict(summed) if summed else None
+    write_json(folder / RUN, facts | more)
     return RunResult(
         tier=tier,
         label=pair.label,

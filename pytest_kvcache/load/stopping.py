@@ -9,7 +9,6 @@ from pydantic import PositiveFloat
 from pytest_kvcache.config.strict import Strict
 from pytest_kvcache.load import records
 from pytest_kvcache.load.records import RequestRecord
-from pytest_kvcache.verdict import rounds
 
 
 class StopRule(Strict):
@@ -18,12 +17,10 @@ class StopRule(Strict):
     Args:
         round_s: Seconds of a round of all users.
         spreads: sd of a boot on the log scale, by metric.
-        least_rounds: Fewer are never enough.
     """
 
     round_s: PositiveFloat
     spreads: Mapping[str, PositiveFloat]
-    least_rounds: int = rounds.LEAST_ROUNDS
 
     def whole_rounds(self, elapsed_s: float) -> int:
         """Return how many rounds are over."""
@@ -36,6 +33,6 @@ class StopRule(Strict):
             rows: Those that have ended.
             count: Whole rounds.
         """
-        if count < self.least_rounds:
-            return False
+        from pytest_kvcache.verdict import rounds  # noqa: PLC0415 - a load process seldom needs SciPy
+
         return rounds.enough(records.to_frame(rows), rounds=count, round_s=self.round_s, spreads=dict(self.spreads))

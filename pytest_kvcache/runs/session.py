@@ -48,7 +48,6 @@ class RunSession:
             self.own_folder(self.scratch)
             self.scratch.mkdir(mode=0o700)
             self.storage_home.mkdir(parents=True, exist_ok=True)
-            self.own_folder(self.storage_home / f"kvcache-{self.id}")
         self.folder.mkdir(parents=True)
 
     def own_folder(self, folder: Path) -> None:

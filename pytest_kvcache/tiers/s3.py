@@ -80,7 +80,7 @@ class S3Tier(TierModel):
 
     def _own_server(self, ctx: TierContext) -> TierPlan:
         port = ctx.port()
-        folder = ctx.storage_home / f"kvcache-{ctx.run_id}" / self.name
+        folder = ctx.storage_home / f"kvcache-{ctx.run_id}-{self.name}"
         keys = dict(zip(_KEYS, (secrets.token_hex(10), secrets.token_hex(20)), strict=True))
         rclone = ctx.tool("rclone")
         server = rclone_server(str(rclone or "rclone"), folder=folder, port=port, keys=keys)
@@ -88,7 +88,7 @@ class S3Tier(TierModel):
             label=self.label(ctx),
             offload=self._offload(f"127.0.0.1:{port}", tls=False),
             storage=(server,),
-            folders=(folder / LOCAL_BUCKET,),
+            folders=(folder, folder / LOCAL_BUCKET),
             secret_env=keys,
             facts={"storage": "s3", "endpoint": "rclone on loopback"},
         )

@@ -1,7 +1,7 @@
 """What LMCache's `multi-round-qa.py` sends, when, and how it sums up, so that published numbers can be compared.
 
 Source: github.com/LMCache/LMCache, benchmarks/multi_round_qa/multi-round-qa.py, as of commit 2cdc3a8. The texts are the
-wire format of a published benchmark and have to be its own; the code is not. docs/compat.md lists every difference.
+wire format of a published benchmark and have to be its own; the code is not. docs/workloads.md lists every difference.
 
 Its schedule: N users at q requests/s and R rounds; a user asks every gap = N/q seconds; a session counts as R - 1 gaps
 long, and a new user joins each N-th part of that. What follows from how it is written:

