@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from pytest_kvcache.proof.ledger import Ledger, Tokens
+from pytest_kvcache.proof.ledger import Ledger
 
 _OK = "ok"
 _ROUNDING = 0.5

@@ -167,7 +167,7 @@ def _multi_process(own: Tokens, beside: Counters, chunk_tokens: int) -> Tokens:
     hit = total(beside, "lmcache_mp_lookup_hit_tokens_total")
     keys = [total(beside, f"lmcache_mp_lookup_hit_{level}_keys_total") for level in ("l1", "l2")]
     split = keys if sum(keys) else [total(beside, f"lmcache_mp_lookup_hit_{lv}_tokens_total") for lv in ("l1", "l2")]
-    l2_share = split[1] / sum(split) if sum(split) else 0.0
+    in_l2 = hit * split[1] / sum(split) if sum(split) else 0.0
     # One key for each chunk, KV group and tensor-parallel rank.
     tokens_per_key = hit / sum(keys) if sum(keys) else float(chunk_tokens)
     not_read = total(beside, "lmcache_mp_l1_read_failure_chunks_total", during="l1_retrieve") * tokens_per_key
@@ -175,7 +175,7 @@ def _multi_process(own: Tokens, beside: Counters, chunk_tokens: int) -> Tokens:
     not_loaded = sum(reasons.get(reason, 0.0) for reason in _LOST) * tokens_per_key
     return _assign(
         own,
-        found=(hit * (1 - l2_share), hit * l2_share),
+        found=(hit - in_l2, in_l2),
         asked=total(beside, "lmcache_mp_lookup_requested_tokens_total"),
         lost_of_external=not_read,
         lost_of_computed=not_loaded,
@@ -212,7 +212,7 @@ def _assign(
     return Tokens(
         computed=own.computed - not_loaded,
         device=own.device,
-        l1=known * (1 - l2_share),
+        l1=known - known * l2_share,
         l2=known * l2_share,
         other=external - known,
         lost=not_read + not_loaded,

@@ -63,8 +63,9 @@ def faults(before: Mapping[str, Counters], after: Mapping[str, Counters]) -> lis
             if fallen:
                 key = fallen[0]
                 found.append(
-                    f"{name}: {len(fallen)} counters fell during the run (first {key.partition('{')[0]}: {first[key]:g} "
-                    f"-> {last.get(key, 0.0):g}): it was started anew, and its cache was lost; its log says why"
+                    f"{name}: {len(fallen)} counters fell during the run (first {key.partition('{')[0]}: "
+                    f"{first[key]:g} -> {last.get(key, 0.0):g}): it was started anew, and its cache was lost; its log "
+                    "says why"
                 )
     return found
 
