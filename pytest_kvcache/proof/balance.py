@@ -58,7 +58,7 @@ def client_tokens(rows: pd.DataFrame, *, beyond_tokens: float = 0.0) -> dict[str
     open_tokens = float(unknown["intended_prompt_tokens"].astype("float64").fillna(longest).sum()) + beyond_tokens
     found = {}
     for server, own in done.groupby("server"):
-        last = own.loc[own["last_token_s"].idxmax()]
+        last = own.sort_values("last_token_s").iloc[-1]
         late = float(last["prompt_tokens"]) if last["generated_tokens"] <= 1 else 0.0
         found[str(server)] = ClientTokens(
             requests=len(own),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 Counters = Mapping[str, float]
@@ -30,8 +31,8 @@ def by_label(counters: Counters, name: str, label: str) -> dict[str, float]:
     """Return a counter by the values of one of its labels; samples that lack it are under ""."""
     found: dict[str, float] = {}
     for key, value in _samples(counters, name):
-        _, _, rest = key.partition(f'{label}="')
-        name_of = rest.partition('"')[0]
+        match = re.search(rf'[{{,]{label}="([^"]*)"', key)
+        name_of = match.group(1) if match else ""
         found[name_of] = found.get(name_of, 0.0) + value
     return found
 
