@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pytest_kvcache.proof.claims import Claim, Expectable, check
 from pytest_kvcache.proof.ledger import Ledger, Tokens
 from pytest_kvcache.proof.moved import Moved
+from pytest_kvcache.serving.offload import Offload, TierPlan
 from tests.unit.proof import real
 
 STORES = "lmcache_mp_l2_store_"
@@ -145,3 +146,12 @@ def test_more_hits_never_break_a_claim(computed: int, l1: int, l2: int, more: in
 
     assert faults(l1, l2 + more, Claim.L2) <= faults(l1, l2, Claim.L2)
     assert faults(l1 + more, 0, Claim.L1) <= faults(l1, 0, Claim.L1)
+
+
+def test_a_tier_claims_what_it_adds() -> None:
+    """The claim follows from the offloading that a tier configures, unless the tier says another."""
+    assert TierPlan("gpu").claim is Claim.DEVICE
+    assert TierPlan("cpu", Offload()).claim is Claim.L1
+    assert TierPlan("s3", Offload(l2_adapter={"type": "s3"})).claim is Claim.L2
+    assert TierPlan("fs", Offload(engine_config={"remote_storage_plugins": ["fs"]})).claim is Claim.L2
+    assert TierPlan("own", Offload(), claims=Claim.DEVICE).claim is Claim.DEVICE
