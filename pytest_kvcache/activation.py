@@ -10,6 +10,7 @@ import pytest
 from pytest_kvcache import options, settings
 from pytest_kvcache.campaign.result import CellResult
 from pytest_kvcache.errors import BaselineError, ConfigError
+from pytest_kvcache.proof.tables import LedgerRow, ledger_table
 from pytest_kvcache.report import benchmark as rows_of_benchmark
 from pytest_kvcache.report import terminal
 from pytest_kvcache.runs import signals
@@ -62,6 +63,9 @@ class SessionReport:
         state = self._state
         yield terminal.measured_table(results)
         yield terminal.client_table(results)
+        yield "where prompt tokens came from (expected in brackets):\n" + ledger_table(
+            [LedgerRow(r.label, r.context_tokens, r.runs[-1].proof.ledger, r.runs[-1].proof.expected) for r in results]
+        )
         suspicions = [
             f"suspect: {r.label}, context {r.context_tokens}: {line}" for r in results for line in r.suspicions
         ]

@@ -15,6 +15,7 @@ from pytest_kvcache.load import runner
 from pytest_kvcache.load.plan import LoadPlan
 from pytest_kvcache.load.runner import RunResult
 from pytest_kvcache.load.stopping import StopRule
+from pytest_kvcache.proof.judge import Served
 from pytest_kvcache.runs import signals
 from pytest_kvcache.serving import pair as pairs
 from pytest_kvcache.serving.offload import TierPlan
@@ -158,6 +159,12 @@ def _run(side: Side, state: PerfState, pair: ServingPair, plan: LoadPlan) -> Run
             launcher="process",
         ),
         versions=side.engine.versions,
+        served=Served(
+            claim=pair.plan.tier.claim,
+            chunk_tokens=side.profile.chunk_tokens,
+            l1_bytes=side.profile.l1_size_gb * 2**30,
+            in_process=side.profile.lmcache_mode == "in-process",
+        ),
     )
 
 

@@ -16,6 +16,7 @@ import pandas as pd
 from pytest_kvcache.errors import RunError
 from pytest_kvcache.load import records, validity
 from pytest_kvcache.load.plan import LoadPlan
+from pytest_kvcache.proof.judge import Proof, Served, judge
 from pytest_kvcache.runs import signals
 from pytest_kvcache.runs.files import replace_whole, write_json
 from pytest_kvcache.serving.component import Component
@@ -23,7 +24,6 @@ from pytest_kvcache.serving.diagnose import diagnose_file
 from pytest_kvcache.serving.launchers.base import Handle
 from pytest_kvcache.serving.launchers.process import ProcessLauncher
 from pytest_kvcache.serving.pair import ServingPair
-from pytest_kvcache.telemetry import offload
 from pytest_kvcache.telemetry.prometheus import delta
 from pytest_kvcache.verdict.estimate import Estimates, estimate
 from pytest_kvcache.workload import reference
@@ -49,6 +49,7 @@ class RunResult:
         faults: Why no verdict may rest on the run, empty where one may.
         suspicions: What makes its times doubtful.
         rounds: Whole rounds after which it was ended, since they said enough; None where all were sent.
+        proof: Where the KV of its prompts came from.
         comparability: What must be equal for a comparison.
         versions: Of what was tested.
     """
@@ -63,6 +64,7 @@ class RunResult:
     faults: tuple[str, ...]
     suspicions: tuple[str, ...]
     rounds: int | None
+    proof: Proof
     comparability: Mapping[str, str]
     versions: Mapping[str, str]
 
@@ -76,6 +78,7 @@ def run_load(
     folder: Path,
     comparability: Mapping[str, str],
     versions: Mapping[str, str],
+    served: Served,
 ) -> RunResult:
     """Carry out `plan` against `pair` and return its result; rows and facts are in `folder` even if it fails.
 
@@ -104,12 +107,22 @@ def run_load(
             todo="read the log above",
         )
     rows, load = records.read(plan.rows), facts["load"]
-    figures = estimate(rows, duration_s=_duration_s(plan, load))
     after = load["counters_after"]
     counters = {name: delta(load["counters_before"].get(name, {}), after[name]) for name in after}
-    faults = [*validity.faults(rows, plan.workload, load), *offload.faults(counters)]
-    suspicions = validity.suspicions(rows, plan.workload)
-    more: dict[str, Any] = {"estimates": figures, "faults": faults, "suspicions": suspicions}
+    proof = judge(
+        rows,
+        load["counters_before"],
+        after,
+        served,
+        workload=plan.workload,
+        context_tokens=plan.context_tokens,
+        first_user=plan.first_user,
+        beyond_tokens=load["beyond_tokens"],
+    )
+    figures = estimate(rows, duration_s=_duration_s(plan, load)) | dict(proof.figures)
+    faults = [*validity.faults(rows, plan.workload, load), *proof.faults]
+    suspicions = [*validity.suspicions(rows, plan.workload), *proof.findings]
+    more: dict[str, Any] = {"estimates": figures, "faults": faults, "suspicions": suspicions, "proof": proof.facts()}
     if isinstance(plan.workload, MultiRoundQa) and plan.workload.mode == "compat":
         table = reference.csv_table(rows, started_at=load["started_at"])
         replace_whole(folder / CSV, lambda partial: table.to_csv(partial, index=False))
@@ -127,6 +140,7 @@ def run_load(
         faults=tuple(faults),
         suspicions=tuple(suspicions),
         rounds=load.get("stopped_after_rounds"),
+        proof=proof,
         comparability=comparability,
         versions=versions,
     )

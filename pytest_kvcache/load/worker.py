@@ -57,6 +57,7 @@ class Outcome:
         interrupted: Whether it was ended early.
         workers: Number of load processes.
         stopped_after_rounds: Whole rounds after which they said enough, and which rows have; None where all were sent.
+        beyond_tokens: Prompt tokens of requests that were sent after those rounds.
         counters_before: By component, read when the clock was about to start.
         counters_after: By component, read after the last answer.
     """
@@ -69,6 +70,7 @@ class Outcome:
     interrupted: bool = False
     workers: int = 0
     stopped_after_rounds: int | None = None
+    beyond_tokens: int = 0
     counters_before: dict[str, dict[str, float]] = field(default_factory=dict)
     counters_after: dict[str, dict[str, float]] = field(default_factory=dict)
 
@@ -113,7 +115,7 @@ def carry_out(plan: LoadPlan, say: Callable[[str], None]) -> Outcome:
         stop.on(children.stop)
         children.listen()
         outcome.rows, outcome.lost_workers = children.rows, children.lost
-        outcome.stopped_after_rounds = children.stopped_after_rounds
+        outcome.stopped_after_rounds, outcome.beyond_tokens = children.stopped_after_rounds, children.beyond_tokens
         outcome.elapsed_s = time.monotonic() - start_s
         outcome.counters_after = scrape_all(plan.metrics_urls)
         outcome.interrupted = stop.asked
@@ -240,6 +242,7 @@ class _Children:
         self.rows: list[RequestRecord] = []
         self.lost: list[str] = []
         self.stopped_after_rounds: int | None = None
+        self.beyond_tokens = 0
         # Forked, so that all prompts are there and none is copied.
         context = multiprocessing.get_context("fork")
         self._processes = []
@@ -276,7 +279,10 @@ class _Children:
             child.join(_SAVE_S)
         if self.stopped_after_rounds is not None and self._plan.stop is not None:
             end_s = self.stopped_after_rounds * self._plan.stop.round_s
+            cut = [row for row in self.rows if row.intended_start_s >= end_s - _ROUNDING_S]
             self.rows = [row for row in self.rows if row.intended_start_s < end_s - _ROUNDING_S]
+            sent = [row for row in cut if row.actual_start_s is not None]
+            self.beyond_tokens = sum(row.prompt_tokens or row.intended_prompt_tokens or 0 for row in sent)
 
     def _stop_if_enough(self) -> None:
         rule = self._plan.stop

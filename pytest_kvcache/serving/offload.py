@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pytest_kvcache.proof.claims import Claim
 from pytest_kvcache.serving.component import Component
 
 
@@ -35,6 +36,7 @@ class TierPlan:
         env: Environment of the processes that talk to the storage.
         secret_env: The same, for credentials: never printed, logged or stored.
         facts: What the storage is, for comparing one run with another.
+        claims: What counters are to prove, where it is not what follows from `offload`.
     """
 
     label: str
@@ -44,3 +46,13 @@ class TierPlan:
     env: Mapping[str, str] = field(default_factory=dict)
     secret_env: Mapping[str, str] = field(default_factory=dict, repr=False)
     facts: Mapping[str, str] = field(default_factory=dict)
+    claims: Claim | None = None
+
+    @property
+    def claim(self) -> Claim:
+        """Where the tier says that KV comes from."""
+        if self.claims is not None:
+            return self.claims
+        if self.offload is None:
+            return Claim.DEVICE
+        return Claim.L2 if self.offload.l2_adapter is not None or self.offload.engine_config else Claim.L1

@@ -17,6 +17,8 @@ from aiohttp import ClientSession, web
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 EVENTS = {"Content-Type": "text/event-stream"}
 ASKED = itertools.count()
+#: Prompt tokens by source, as vLLM counts them.
+COUNTED = {"local_compute": 0, "local_cache_hit": 0, "external_kv_transfer": 0}
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -69,6 +71,8 @@ async def answer(request: web.Request, args: argparse.Namespace) -> web.StreamRe
         await asyncio.sleep(args.stub_itl)
     words = count(body["messages"])
     details = {"cached_tokens": words // 2}
+    COUNTED["local_compute"] += words - words // 2
+    COUNTED["local_cache_hit"] += words // 2
     usage = {"prompt_tokens": words, "completion_tokens": body["max_tokens"], "prompt_tokens_details": details}
     if args.stub_fail != "no-usage":
         metrics = {"queue_time_ms": 1.5, "time_to_first_token_ms": args.stub_ttft * 1e3}
@@ -122,7 +126,8 @@ def serve(port: int, *, handler: Handler | None = None) -> None:
     app = web.Application(client_max_size=2**30)
 
     async def ok(_: web.Request) -> web.Response:
-        return web.Response(text='vllm:prompt_tokens_total{engine="0"} 1.0\n')
+        lines = (f'vllm:prompt_tokens_by_source_total{{source="{k}"}} {v}\n' for k, v in COUNTED.items())
+        return web.Response(text="".join(lines) if handler is not None else "lmcache_mp_stub_total 1.0\n")
 
     for path in ("/health", "/healthcheck", "/metrics", "/"):
         app.router.add_get(path, ok)

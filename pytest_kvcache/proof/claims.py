@@ -1,0 +1,195 @@
+"""What a tier claims, as rules on the ledger. A claim that does not hold makes a run invalid, with the likely cause."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from pytest_kvcache.proof.ledger import Ledger, Tokens
+from pytest_kvcache.proof.moved import Moved
+
+
+class Claim(StrEnum):
+    """Where a tier says that KV comes from, beyond the device cache."""
+
+    DEVICE = "device"
+    """Nowhere else: vLLM alone."""
+    L1 = "l1"
+    """LMCache's CPU RAM of the same server."""
+    L2 = "l2"
+    """A storage that the servers share, in front of it L1."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What became of a claim.
+
+    Args:
+        faults: Why it does not hold, a line each; empty where it does.
+        unchecked: What could not be checked and why, a line each. No fault: the run may be judged, and proves less.
+    """
+
+    faults: tuple[str, ...] = ()
+    unchecked: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Expectable:
+    """Whether the workload can have hits at all (`expected.expectable`).
+
+    Args:
+        l1: Why no hit in L1 can be expected, "" where one can.
+        l2: Likewise in L2.
+    """
+
+    l1: str = ""
+    l2: str = ""
+
+
+#: LMCache's reasons of a failed load, for people.
+_LOAD_FAILURES = {
+    "not_found": "the storage said that it had them: something removes them during the run, or reads fail",
+    "l1_oom": "L1 had no room for them: raise the profile's l1_size_gb",
+    "read": "L1 lost them between lookup and read: raise the profile's l1_size_gb",
+    "get": "reads from the storage fail",
+}
+
+
+def check(claim: Claim, ledger: Ledger, expectable: Expectable = Expectable()) -> Checked:
+    """Hold a tier's claim against the ledger of a run.
+
+    Failures (stores, loads, dropped events) are faults whatever the workload; hits are asked for only where the
+    workload can have any.
+
+    Args:
+        claim: Of the tier.
+        ledger: Of the run.
+        expectable: What the workload can have.
+    """
+    tokens = ledger.total
+    found = [*_routing(ledger)]
+    if claim is Claim.DEVICE:
+        return Checked((*found, *_no_offload(ledger)))
+    for name, moved in ledger.moved.items():
+        found += _failures(name, moved)
+    unchecked = []
+    if expectable.l1 and (claim is Claim.L1 or expectable.l2):
+        unchecked.append(f"hits in {claim.upper()} were not asked for: {expectable.l1}")
+    elif claim is Claim.L1:
+        found += _hits_in_l1(ledger)
+    elif expectable.l2:
+        unchecked.append(f"hits in L2 were not asked for: {expectable.l2}")
+    else:
+        found += _hits_in_l2(ledger)
+    if claim is Claim.L1 and tokens.l2_found:
+        found.append(
+            f"{tokens.l2_found:.0f} tokens were found in an L2 that this tier does not have: LMCache's configuration "
+            "is that of another tier"
+        )
+    if tokens.other:
+        found.append(
+            f"{tokens.other:.0f} tokens came through vLLM's connector and LMCache did not find them: another connector "
+            "is loaded, or LMCache's counters are not complete; compare --kv-transfer-config in run.json"
+        )
+    return Checked(tuple(found), tuple(unchecked))
+
+
+def _routing(ledger: Ledger) -> list[str]:
+    served = {name: tokens.total for name, tokens in ledger.servers.items()}
+    idle = [name for name, count in served.items() if not count]
+    if not idle or len(idle) == len(served) or len(served) < 2:
+        return []
+    rest = ", ".join(f"{name} {count:.0f}" for name, count in served.items() if count)
+    return [
+        f"{', '.join(idle)} got not one prompt token ({rest}): the router sends everything elsewhere; read its log for "
+        "a worker that it thinks dead, and look at its policy"
+    ]
+
+
+def _no_offload(ledger: Ledger) -> list[str]:
+    return [
+        f"{name} took {tokens.external:.0f} prompt tokens from a connector, and the tier claims vLLM alone: a "
+        "--kv-transfer-config or LMCACHE_CONFIG_FILE came from the profile or the environment"
+        for name, tokens in ledger.servers.items()
+        if tokens.external
+    ]
+
+
+def _failures(name: str, moved: Moved) -> list[str]:
+    found = []
+    if moved.l2_unstored:
+        how_many = "none was" if not moved.l2_stored else f"{moved.l2_unstored:.0f} were not"
+        found.append(
+            f"{name}'s LMCache handed {moved.l2_sent:.0f} chunks to the shared storage and {how_many} stored: wrong "
+            "bucket or path, no right to write, or no space; LMCache's log says which, and nothing else does"
+        )
+    for reason, count in moved.failed_loads.items():
+        found.append(
+            f"{name}'s LMCache found {count:.0f} chunks and could not load them ({reason}): "
+            f"{_LOAD_FAILURES.get(reason, 'read its log')}"
+        )
+    if moved.no_room:
+        found.append(f"{moved.no_room:.0f} chunks of {name} did not fit into L1: raise the profile's l1_size_gb")
+    if moved.dropped_events:
+        found.append(
+            f"{name}'s LMCache dropped {moved.dropped_events:.0f} events: its counters are too low and prove nothing; "
+            "the machine is too busy, or the run too fast for its event bus"
+        )
+    return found
+
+
+def _hits_in_l1(ledger: Ledger) -> list[str]:
+    tokens = ledger.total
+    if tokens.l1 > 0:
+        return []
+    return [f"no prompt token came from L1: {_why_nothing(tokens, ledger.moved)}"]
+
+
+def _hits_in_l2(ledger: Ledger) -> list[str]:
+    tokens, moves = ledger.total, ledger.moved.values()
+    loaded = sum(m.l2_loaded for m in moves)
+    if tokens.l2 > 0 and loaded > 0:
+        return []
+    if tokens.l2 > 0:
+        return [
+            f"{tokens.l2:.0f} prompt tokens are said to be from the shared storage, and nothing was loaded from it: "
+            "LMCache's counters contradict each other"
+        ]
+    if tokens.l1 > 0 and loaded > 0:
+        return []  # vLLM had all of it itself by the time that it was loaded; expected against measured shows it
+    if tokens.l1 > 0:
+        stored = sum(m.l2_stored for m in moves)
+        cause = (
+            f"{stored:.0f} chunks were stored there and no server finds those of another: they use different keys "
+            "(PYTHONHASHSEED, another model path), buckets or folders"
+            if stored
+            else "nothing was stored there: LMCache runs without its L2 adapter; look at --l2-adapter in run.json"
+        )
+        return [f"no prompt token came from the shared storage, {tokens.l1:.0f} from L1: {cause}"]
+    return [f"no prompt token came from the shared storage: {_why_nothing(tokens, ledger.moved)}"]
+
+
+def _why_nothing(tokens: Tokens, moves: Mapping[str, Moved]) -> str:
+    lookups = sum(m.lookups for m in moves.values())
+    if tokens.external:
+        return f"{tokens.external:.0f} came from elsewhere"
+    if not lookups and not tokens.asked:
+        return (
+            "LMCache was never asked. The connector is not loaded or does nothing: look at --kv-transfer-config in "
+            "run.json and at vLLM's log for the connector's name"
+        )
+    stored = sum(m.l1_stored + m.l2_stored for m in moves.values())
+    sent = sum(m.l2_sent for m in moves.values())
+    if tokens.l1_found or tokens.l2_found:
+        return (
+            f"LMCache found {tokens.l1_found + tokens.l2_found:.0f} tokens and vLLM took none of them: it had them "
+            "itself (the device cache is too large for this workload), or every load failed"
+        )
+    if not stored:
+        why = "every store into the shared storage failed" if sent else "nothing was stored"
+        return f"LMCache was asked for {tokens.asked:.0f} tokens and had none: {why}; read its log"
+    return (
+        f"LMCache was asked for {tokens.asked:.0f} tokens and found none of what was stored: keys differ from request "
+        "to request (PYTHONHASHSEED, salt), or it was evicted at once (l1_size_gb)"
+    )

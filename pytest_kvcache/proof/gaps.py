@@ -1,0 +1,65 @@
+"""Expected hits against measured ones: a large gap is a finding, with its likely cause."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pytest_kvcache.proof.ledger import Ledger, Tokens
+
+#: A gap of this share of all prompt tokens is worth a line. The oracle met real, unloaded runs to the token; requests
+#: that overlap give it less from the device than it thinks.
+LARGE = 0.1
+
+
+def gaps(expected: Mapping[str, Tokens], measured: Ledger, *, large: float = LARGE) -> list[str]:
+    """Return a line for each server and level whose hits are far from what an LRU hierarchy gives.
+
+    Device and external hits are compared; L1 and L2 by what LMCache found there, which is counted and not split.
+
+    Args:
+        expected: By server (`expected.simulate`).
+        measured: Of the same requests.
+        large: Share of the server's prompt tokens.
+    """
+    found = []
+    for server in sorted({*expected, *measured.servers}):
+        want, have = expected.get(server, Tokens()), measured.servers.get(server, Tokens())
+        whole = max(want.total, have.total)
+        if not whole:
+            continue
+        moved = measured.moved.get(server)
+        unstored = moved is not None and moved.l2_unstored > 0
+        for level, wanted, got in (
+            ("the device cache", want.device, have.device),
+            ("LMCache", want.external, have.external),
+            ("L2", want.l2_found, have.l2_found),
+        ):
+            if abs(wanted - got) / whole <= large:
+                continue
+            found.append(
+                f"{server}: {got / whole:.0%} of its prompt tokens from {level}, {wanted / whole:.0%} expected: "
+                f"{_cause(level, want, have, less=got < wanted, unstored=unstored)}"
+            )
+    return found
+
+
+def _cause(level: str, want: Tokens, have: Tokens, *, less: bool, unstored: bool) -> str:
+    if abs(want.total - have.total) > LARGE * max(want.total, have.total):
+        return "the router gave it other requests than were thought"
+    if level == "the device cache":
+        return (
+            "requests that ran side by side evicted each other, or the prefix cache is smaller or off"
+            if less
+            else "the device cache is larger than the profile says"
+        )
+    if not less:
+        return (
+            "less came from L1: it is smaller than the profile says, or what it held was evicted"
+            if level == "L2" and have.l1_found < want.l1_found
+            else "something was in the tier before the run: the start was not cold"
+        )
+    if unstored:
+        return "stores failed"
+    if not have.asked:
+        return "LMCache was never asked"
+    return "it was evicted, was not stored yet when it was asked for, or has other keys on the other server"

@@ -1,0 +1,101 @@
+"""Counters and requests of real runs (profile cpu-tiny), as the tests read them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pytest_kvcache.load import records
+from pytest_kvcache.proof.claims import Claim
+from pytest_kvcache.proof.expected import Ask, Hierarchy
+from pytest_kvcache.proof.ledger import Ledger, build_ledger
+from pytest_kvcache.proof.readings import growth
+from pytest_kvcache.workload.schedule import steady
+
+FOLDER = Path(__file__).parents[1] / "data" / "ledger"
+WORKING = ("gpu-1000", "gpu-3500", "pnfs-1000", "pnfs-3500", "pnfs-3500-boot")
+#: A pair whose connector was loaded and never asked LMCache anything; every answer arrived.
+IDLE = "pnfs-3500-idle"
+CHUNK, L1_TOKENS = 128, 0.5e9 / 4096
+
+
+@dataclass
+class Run:
+    """One run.
+
+    Args:
+        before: Counters by component.
+        after: Likewise.
+        rows: A row a request.
+        facts: The whole file.
+    """
+
+    before: dict[str, dict[str, float]]
+    after: dict[str, dict[str, float]]
+    rows: pd.DataFrame
+    facts: Mapping[str, Any]
+
+    @property
+    def ledger(self) -> Ledger:
+        """Its ledger."""
+        return build_ledger(self.before, self.after, chunk_tokens=CHUNK)
+
+    @property
+    def grown(self) -> dict[str, dict[str, float]]:
+        """By what its counters grew."""
+        return {name: growth(self.before.get(name, {}), after) for name, after in self.after.items()}
+
+    def add(self, component: str, **grown: float) -> None:
+        """Let counters of a component have grown by more; `__` stands for a label `reason`."""
+        for name, value in grown.items():
+            base, _, reason = name.partition("__")
+            key = f'{base}{{reason="{reason}"}}' if reason else base
+            self.after[component][key] = self.after[component].get(key, 0.0) + value
+
+    def asks(self) -> list[Ask]:
+        """Return its requests, those before the clock among them."""
+        w, rows = self.facts["workload"], self.rows
+        first = w["shared_prompt_tokens"] + w["context_tokens"][0] + w["question_tokens"]
+        before = list(
+            steady(
+                users=w["users"],
+                rounds=w["rounds"],
+                qps=w["qps"],
+                duration_s=w["duration_s"],
+                first_user=self.facts["first_user"],
+                before=True,
+            )
+        )
+        turn = [rows["server"][1], rows["server"][0]]
+        step = w["answer_tokens"] + w["question_tokens"]
+        asks = [
+            Ask(due.user, first + (due.round - 1) * step, w["answer_tokens"], turn[(len(before) - 1 - i) % 2], False)
+            for i, due in enumerate(before)
+        ]
+        measured = zip(rows["user"], rows["prompt_tokens"], rows["generated_tokens"], rows["server"], strict=True)
+        return asks + [Ask(int(u), int(p), int(g), s) for u, p, g, s in measured]
+
+    def caches(self, claim: Claim) -> Hierarchy:
+        """Return the caches of the profile."""
+        shared = self.facts["workload"]["shared_prompt_tokens"]
+        return Hierarchy(claim, 128, 41, CHUNK, L1_TOKENS, shared)
+
+
+def load(name: str) -> Run:
+    """Return a run by the name of its file."""
+    facts = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    rows = pd.DataFrame(facts["rows"])
+    integers = ("intended_prompt_tokens", "prompt_tokens", "generated_tokens", "cached_tokens")
+    rows = rows.astype(dict.fromkeys(integers, "Int64"))
+    assert (rows["status"] == records.OK).all()
+    return Run(facts["counters_before"], facts["counters_after"], rows, facts)
+
+
+def claim_of(name: str) -> Claim:
+    """Return what the tier of a run claims."""
+    return Claim.DEVICE if name.startswith("gpu") else Claim.L2

@@ -1,0 +1,78 @@
+"""Where the time to the first token went."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pytest_kvcache.proof.explain import PARTS, components, explain
+from pytest_kvcache.proof.tables import LedgerRow, ledger_table
+from tests.unit.proof import real
+
+FIGURES = st.fixed_dictionaries(dict.fromkeys(PARTS, st.floats(0, 10)))
+
+
+@pytest.mark.parametrize("name", [*real.WORKING, real.IDLE])
+def test_parts_of_a_real_run_are_its_ttft(name: str) -> None:
+    """Residual, lookup, queue and prefill add up to the mean TTFT."""
+    run = real.load(name)
+    figures = components(run.rows, run.grown)
+    assert sum(figures[key] for key in PARTS) == pytest.approx(figures["part_ttft_s"], abs=1e-5)
+
+
+def test_a_real_regression_is_explained() -> None:
+    """A run whose tier did nothing, against one whose tier worked: prefill, because the hits are gone."""
+    was, now = real.load("pnfs-3500-boot"), real.load(real.IDLE)
+    found = explain(
+        components(was.rows, was.grown) | was.ledger.as_figures(),
+        components(now.rows, now.grown) | now.ledger.as_figures(),
+    )
+    assert found is not None
+    assert found.summary == ("TTFT +142%: prefill and first token 131 -> 758 ms; hits: L1 30% -> 0%, L2 53% -> 0%")
+    assert abs(found.unexplained_s) < 1e-4
+    assert found.lines()[-1].strip().startswith("unexplained")
+
+
+def test_a_slow_storage() -> None:
+    """Loads that take longer while hits stay show as the tier's time and throughput."""
+    base = {"part_ttft_s": 0.2, "part_lookup_s": 0.012, "part_prefill_s": 0.188, "share_l2": 0.5}
+    now = base | {"part_ttft_s": 0.246, "part_lookup_s": 0.058}
+    found = explain(base | {"l2_load_bytes_per_s": 790e6}, now | {"l2_load_bytes_per_s": 160e6})
+    assert found is not None
+    assert found.summary == (
+        "TTFT +23%: tier: lookup and load from L2 12 -> 58 ms; L2 throughput 790 -> 160 MB/s; hits unchanged"
+    )
+
+
+def test_what_no_part_accounts_for_is_said() -> None:
+    """A change that no part shows is named as unexplained."""
+    found = explain({"part_ttft_s": 0.1, "part_prefill_s": 0.1}, {"part_ttft_s": 0.2, "part_prefill_s": 0.1})
+    assert found is not None
+    assert "no part stands out" in found.summary
+    assert "+100 ms unexplained" in found.summary
+
+
+def test_a_baseline_without_parts_explains_nothing() -> None:
+    """Baselines from before the parts were stored give no explanation rather than a wrong one."""
+    assert explain({}, {"part_ttft_s": 1.0}) is None
+
+
+@given(old=FIGURES, new=FIGURES)
+def test_parts_that_add_up_leave_nothing_unexplained(old: dict[str, float], new: dict[str, float]) -> None:
+    """The remainder is the change of TTFT less those of its parts."""
+    found = explain(old | {"part_ttft_s": sum(old.values())}, new | {"part_ttft_s": sum(new.values())})
+    assert found is not None
+    assert found.unexplained_s == pytest.approx(0, abs=1e-9)
+
+
+def test_the_table() -> None:
+    """A line a tier: shares of the prompt tokens by source, and the chunks that went through the storage."""
+    row = LedgerRow("pnfs", 3500, real.load("pnfs-3500-boot").ledger)
+    head, line = ledger_table([row]).splitlines()
+    assert head.split()[:4] == ["tier", "context", "server", "prompt"]
+    assert line.split() == ["pnfs", "3500", "all", "62520", "14%", "3%", "30%", "53%", "0", "62/267"]
+    expected = {"vllm-0": real.load("pnfs-3500-boot").ledger.total}
+    assert "53% (53%)" in ledger_table([LedgerRow("pnfs", 3500, row.ledger, expected)])
+    assert len(ledger_table([row], servers=True).splitlines()) == 4
+    assert ledger_table([]) == ""
