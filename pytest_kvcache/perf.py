@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from pytest_kvcache import preflight
 from pytest_kvcache.campaign import boots as booting
 from pytest_kvcache.campaign.against import AgainstCampaign
 from pytest_kvcache.campaign.baseline import BaselineCampaign
@@ -21,7 +22,7 @@ from pytest_kvcache.report import terminal
 from pytest_kvcache.report.rows import properties, status
 from pytest_kvcache.serving.pair import ServingPair
 from pytest_kvcache.state import PerfState
-from pytest_kvcache.tiers.base import Tier
+from pytest_kvcache.tiers.base import Tier, TierContext
 from pytest_kvcache.verdict import shelf, update
 from pytest_kvcache.verdict.metrics import JUDGED, Metric
 
@@ -44,14 +45,37 @@ def _told_plainly() -> Iterator[None]:
 
 
 def usable(tier: Tier, state: PerfState) -> Tier:
-    """Return `tier` where it can run here; skip the test where not, or fail it where --tier names the tier."""
+    """Return `tier` where it can run here; skip the test where not, or fail it where --tier names the tier.
+
+    A tier that can run, and whose storage then fails the preflight, fails in either case: its storage is there, and
+    something is wrong with it.
+    """
     with _told_plainly():
-        reason = tier.unavailable(_side(tier, state).context(state.run, ""))
+        ctx = _side(tier, state).context(state.run, "")
+        reason = tier.unavailable(ctx)
         if reason is not None and state.settings.asked_by_name(tier):
             raise TierUnavailableError(f"cannot run here: {reason}", where=f"tier {tier.name}")
+        if reason is None:
+            _preflight(tier, ctx, state)
     if reason is not None:
         pytest.skip(f"tier {tier.name} cannot run here: {reason}")
     return tier
+
+
+def _preflight(tier: Tier, ctx: TierContext, state: PerfState) -> None:
+    """Look at a tier's storage once a session.
+
+    Raises:
+        TierUnavailableError: A pair should not be booted.
+    """
+    if tier.name not in state.preflight:
+        state.preflight[tier.name] = tuple(preflight.blocking(tier, ctx))
+    if found := state.preflight[tier.name]:
+        raise TierUnavailableError(
+            "its storage fails the preflight: " + "; ".join(found),
+            where=f"tier {tier.name}",
+            todo=f"the whole list: pytest-kvcache doctor --tier {tier.name}",
+        )
 
 
 @contextlib.contextmanager

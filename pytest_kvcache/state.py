@@ -42,6 +42,7 @@ class PerfState:
         cut_short: The session ended before baselines that were asked for could be written.
         undecided: Tests without a decision: node id, status, reason.
         pairs: Tiers of which a shared pair is running.
+        preflight: By tier, why no pair should be booted; empty where nothing speaks against it.
         engine_minutes: For which pairs were running.
         fixed_minutes: That designs without looks would have taken for the same verdicts.
         peak_memory_bytes: Of the run, once it is closed.
@@ -55,6 +56,7 @@ class PerfState:
         self.written: list[Path] = []
         self.undecided: list[tuple[str, str, str]] = []
         self.pairs: set[str] = set()
+        self.preflight: dict[str, tuple[str, ...]] = {}
         self.cut_short = False
         self.engine_minutes = 0.0
         self.fixed_minutes = 0.0

@@ -386,6 +386,17 @@ def test_a_tier_asked_for_by_name_must_run(project: Project) -> None:
     result.stdout.fnmatch_lines(["*tier away: cannot run here: /nowhere/at/all is not a folder*"])
 
 
+def test_storage_that_fails_the_preflight_stops_before_a_boot(project: Project) -> None:
+    """A tier whose folder cannot be written to fails with what was found and the command that says more."""
+    configure(project, toml(more='\n[tiers.full]\nkind = "fs"\npath = "/sys/kernel"\n'))
+    result = run(project, "--tier", "full")
+    result.assert_outcomes(errors=3)
+    output = result.stdout.str()
+    assert "tier full: its storage fails the preflight: writable:" in output
+    assert "pytest-kvcache doctor --tier full" in output
+    assert "servers ready" not in output
+
+
 def test_a_tier_picked_up_by_default_is_skipped(project: Project) -> None:
     """A tier that nobody named and that cannot run is skipped, with the reason."""
     configure(project, toml(more=UNAVAILABLE))
