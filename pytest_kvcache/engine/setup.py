@@ -152,13 +152,13 @@ def others(home: Path) -> list[Path]:
 def prune(home: Path, say: Callable[[str], None]) -> None:
     """Remove the environments of other locks, but for one that a setup is making just now."""
     for path in others(home):
-        lock = FileLock(path.with_suffix(".lock"))
+        lock = FileLock(_beside(path, ".lock"))
         if _is_held(lock):
             say(f"left, a setup is at work on it: {path}")
             continue
         with lock:
             shutil.rmtree(path)
-            path.with_suffix(".log").unlink(missing_ok=True)
+            _beside(path, ".log").unlink(missing_ok=True)
         say(f"removed {path}")
 
 
@@ -177,7 +177,7 @@ def setup(home: Path, say: Callable[[str], None], variant: Variant = LOCKED) -> 
     """
     path = engine_path(home, variant)
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_suffix(".lock"))
+    lock = FileLock(_beside(path, ".lock"))
     if not (path / _MARKER).is_file() and _is_held(lock):
         say("another setup is at work; waiting for it")
     with lock:
@@ -200,7 +200,7 @@ def setup(home: Path, say: Callable[[str], None], variant: Variant = LOCKED) -> 
 
 def _make(path: Path, say: Callable[[str], None], variant: Variant) -> Engine:
     started = time.monotonic()
-    log = path.with_suffix(".log")
+    log = _beside(path, ".log")
     log.write_text("", encoding="utf-8")
     say(f"making the engine environment in {path} (about 3.6 GB; log: {log})")
     _run([sys.executable, "-m", "venv", str(path)], log)
@@ -291,6 +291,11 @@ def _cpu_flags() -> frozenset[str]:
         return frozenset()
     line = next((x for x in text.splitlines() if x.startswith("flags")), "")
     return frozenset(line.partition(":")[2].split())
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    """Return a file next to an environment; not `with_suffix`, which takes the end of a version for a suffix."""
+    return path.with_name(path.name + suffix)
 
 
 def _existing(path: Path) -> Path:
