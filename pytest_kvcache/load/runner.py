@@ -155,6 +155,7 @@ def _wait(handle: Handle, pair: ServingPair) -> None:
     while handle.exit_code() is None:
         pair.check_alive()
         time.sleep(_POLL_S)
+    pair.check_alive()  # a storage server that died with the last request has no counters that would be missed
 
 
 def _end(handle: Handle, launcher: ProcessLauncher) -> None:
