@@ -20,18 +20,21 @@ from tests.unit.test_session import Project, configure, run_folder
 PROFILE = """
 [profiles.faults]
 extends = "cpu-tiny"
-[profiles.faults.rules]
-canary = false
 [profiles.faults.workload]
 context_tokens = [3500]
 duration_s = 16
 request_timeout_s = 25
 token_timeout_s = 25
 """
+RULES = """
+[profiles.faults.rules]
+canary = false
+"""
 CONTEXT = 3500
+GATES = ("ttft", "speed", "decode")
 #: From the start of the clock to the fault: some rounds are over, and some are left (s).
 INTO_THE_RUN_S = 4.0
-#: A boot, a run whose last requests time out, and the end (s).
+#: Of a boot, a run whose last requests time out, and the end (s).
 PATIENCE_S = 200
 
 
@@ -42,16 +45,14 @@ class Ended:
     Args:
         code: pytest's exit code.
         output: All that it printed.
-        verdicts: Of its gates; nothing where the session failed before there could be one.
-        failures: First lines of what its tests failed with.
+        verdicts: By gate (`ttft`); nothing where the session failed before there could be one.
         folder: Of the run's results, None where nothing was measured or logged.
         left: What it must not leave, and left.
     """
 
     code: int
     output: str
-    verdicts: frozenset[str]
-    failures: frozenset[str]
+    verdicts: dict[str, str]
     folder: Path | None
     left: dict[str, object]
 
@@ -67,13 +68,19 @@ class Ended:
         return pd.read_parquet(self.folder / tier / "boot-1" / f"context-{CONTEXT}" / "requests.parquet")
 
 
-def prepare(project: Project, engine: Path, tiers: str = "") -> None:
+def prepare(project: Project, engine: Path, tiers: str = "", *, rules: str = RULES) -> None:
     """Have a project run the short profile on `engine`, with `tiers` added to its kvcache.toml."""
     project.makepyprojecttoml(f'[tool.pytest.ini_options]\nkv_engine = "{engine}"\nkv_profile = "faults"\n')
-    configure(project, PROFILE + tiers)
+    configure(project, PROFILE + rules + tiers)
 
 
-def run(project: Project, home: Path, *args: str, breaks: Callable[[Session], None] | None = None) -> Ended:
+def run(
+    project: Project,
+    home: Path,
+    *args: str,
+    breaks: Callable[[Session], None] | None = None,
+    boots: int = 1,
+) -> Ended:
     """Run a session to its end, and have it broken while requests are under way."""
     junit = project.path / "junit.xml"
     session = Session(project, f"--junitxml={junit}", *args)
@@ -81,22 +88,22 @@ def run(project: Project, home: Path, *args: str, breaks: Callable[[Session], No
         if breaks is not None:
             wait_for_requests(session)
             breaks(session)
-        code = session.process.wait(PATIENCE_S)
+        code = session.process.wait(boots * PATIENCE_S)
     finally:
         if session.process.poll() is None:
             session.process.send_signal(signal.SIGINT)
             session.process.wait(30)
-    cases = list(ET.parse(junit).getroot().iter("testcase"))  # noqa: S314 - written by our own pytest
-    found = [p.get("value", "") for case in cases for p in case.iter("property") if p.get("name") == "kv_verdict"]
-    failed = [
-        str(fault.text).splitlines()[0] for case in cases for tag in ("failure", "error") for fault in case.iter(tag)
-    ]
+    cases = ET.parse(junit).getroot().iter("testcase")  # noqa: S314 - written by our own pytest
     runs = project.path / ".kvcache" / "runs"
     return Ended(
         code=code,
         output=session.out.read_text(),
-        verdicts=frozenset(found),
-        failures=frozenset(failed),
+        verdicts={
+            case.get("name", "").rpartition("-")[2].rstrip("]"): prop.get("value", "")
+            for case in cases
+            for prop in case.iter("property")
+            if prop.get("name") == "kv_verdict"
+        },
         folder=run_folder(project) if runs.is_dir() and any(runs.iterdir()) else None,
         left=traces(project.path, home),
     )
@@ -121,14 +128,19 @@ def component(session: Session, name: str) -> list[psutil.Process]:
 
 
 def assert_refused(ended: Ended, *says: str) -> None:
-    """Hold what every fault must come to: no pass, these words, no traceback, nothing left."""
+    """Hold what every fault must come to: nothing passes, these words, no traceback, nothing left."""
     assert ended.code == 1, ended.output
-    assert not ended.verdicts & {"pass", "improved", "recorded", "updated", "measured"}, ended.output
     assert " passed" not in ended.output.splitlines()[-1], ended.output
     for words in says:
         assert words in ended.output, f"{words!r} is not in:\n{ended.output}"
     assert "Traceback" not in ended.output, ended.output
     assert ended.left == NOTHING
+
+
+def assert_invalid(ended: Ended, *says: str) -> None:
+    """Hold that no gate has a verdict, with these words."""
+    assert_refused(ended, *says)
+    assert ended.verdicts == dict.fromkeys(GATES, "invalid")
 
 
 def assert_no_secret(ended: Ended, secrets: list[str]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.programs import AGAIN, shim
-from tests.faults.sessions import CONTEXT, assert_no_secret, assert_refused, component, prepare, run
+from tests.faults.sessions import CONTEXT, assert_invalid, assert_no_secret, assert_refused, component, prepare, run
 from tests.faults.test_ended import keys_of
 from tests.unit.test_ending import Session
 from tests.unit.test_session import Project
@@ -26,7 +26,7 @@ require = "{require}"
 
 
 def mount(*argv: str) -> None:
-    """Mount something, as mount(8) does."""
+    """Mount a file system, or mount it anew."""
     subprocess.run(["mount", *argv], check=True, capture_output=True, text=True)
 
 
@@ -56,8 +56,7 @@ def test_revoked_keys(project: Project, kvcache_home: Path, real_engine: Path, t
     ended = run(project, kvcache_home, "--tier", "s3", breaks=breaks)
     print(ended.output)
     print(ended.logs("s3")[-6000:])
-    assert_refused(ended, "chunks to the shared storage")
-    assert ended.verdicts == {"invalid"}
+    assert_invalid(ended, "chunks to the shared storage and", "S3 PUT failed", "check that the keys are still valid")
     assert not ended.rows("s3").empty
     assert_no_secret(ended, keys)
 
@@ -71,8 +70,7 @@ def test_a_wrong_bucket(project: Project, kvcache_home: Path, real_engine: Path,
     )
     print(ended.output)
     print(ended.logs("s3")[-6000:])
-    assert_refused(ended, "none was stored", "wrong bucket or path")
-    assert ended.verdicts == {"invalid"}
+    assert_invalid(ended, "none was stored: wrong bucket or path", "S3 PUT failed", "and that the bucket is there")
     assert not ended.rows("s3").empty
     assert_no_secret(ended, keys)
 
@@ -103,8 +101,7 @@ def test_a_folder_that_becomes_read_only(project: Project, kvcache_home: Path, r
     ended = run(project, kvcache_home, "--tier", "pnfs", breaks=breaks)
     print(ended.output)
     print(ended.logs("pnfs")[-6000:])
-    assert_refused(ended, "were not stored", "Read-only file system")
-    assert ended.verdicts == {"invalid"}
+    assert_invalid(ended, "were not stored", "Read-only file system")
     assert not ended.rows("pnfs").empty
     # What cannot be removed is said.
     (left,) = small.iterdir()
@@ -133,8 +130,7 @@ def test_a_folder_that_fills_up(project: Project, kvcache_home: Path, real_engin
     ended = run(project, kvcache_home, "--tier", "pnfs", breaks=breaks)
     print(ended.output)
     print(ended.logs("pnfs")[-6000:])
-    assert_refused(ended, "were not stored", "No space left on device")
-    assert ended.verdicts == {"invalid"}
+    assert_invalid(ended, "were not stored", "No space left on device")
     assert not ended.rows("pnfs").empty
     assert [path.name for path in small.iterdir()] == ["ballast"]
 
@@ -161,7 +157,6 @@ def test_leftovers_of_an_earlier_run(project: Project, kvcache_home: Path, real_
     assert any(kept.iterdir())
     again = run(project, kvcache_home, *args)
     print(again.output)
-    assert_refused(again, "the start was not cold")
-    assert again.verdicts == {"invalid"}
+    assert_invalid(again, "the start was not cold")
     rows = again.rows("kept")
     assert (rows["prompt_tokens"] > CONTEXT).all()

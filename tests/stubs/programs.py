@@ -7,6 +7,7 @@ import asyncio
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
@@ -46,6 +47,8 @@ async def answer(request: web.Request, args: argparse.Namespace) -> web.StreamRe
         return web.Response(status=int(args.stub_fail), text="stub says no")
     if args.stub_fail == "die" and next(ASKED) >= 6:
         os._exit(9)
+    if args.stub_fail == "killed" and next(ASKED) >= 6:
+        os.kill(os.getpid(), signal.SIGKILL)
     response = web.StreamResponse(headers=EVENTS)
     await response.prepare(request)
 
