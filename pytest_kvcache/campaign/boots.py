@@ -80,6 +80,8 @@ def booted(side: Side, state: PerfState, tier_plan: TierPlan, *, logs: Path) -> 
         state.launcher.stop(list(pair.handles))
         for folder in tier_plan.folders:
             shutil.rmtree(folder, ignore_errors=True)
+            if folder.exists():
+                state.say(f"could not remove {folder}: is its file system read-only? Remove it by hand")
 
 
 def measure(
