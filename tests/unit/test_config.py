@@ -102,7 +102,10 @@ def test_a_profile_can_extend_another(tmp_path: Path) -> None:
         ("[profiles.cpu-tiny.workload]\nqps = 'fast'\n", ["profiles.cpu-tiny.workload.qps:", "number"]),
         ("[profiles.cpu-tiny.workload]\nqps = -1\n", ["profiles.cpu-tiny.workload.qps:", "greater than 0"]),
         ("[profiles.cpu-tiny.workload]\nrounds = 1\n", ["profiles.cpu-tiny.workload.rounds:", "2"]),
-        ("[profiles.x]\nextends = 'y'\n", ["profiles.x.extends: 'y' is not a profile; allowed: cpu-tiny, cpu-nightly, qwen3-8b"]),
+        (
+            "[profiles.x]\nextends = 'y'\n",
+            ["profiles.x.extends: 'y' is not a profile; allowed: cpu-tiny, cpu-nightly, qwen3-8b"],
+        ),
         (
             "[profiles.cpu-tiny]\nlmcache_mode = 'both'\n",
             ["lmcache_mode: 'both' is not allowed; allowed: 'in-process'"],
