@@ -53,6 +53,7 @@ class SessionReport:
                 out.line(block)
                 out.line("")
             out.line(f"peak memory {state.peak_memory_bytes / 1e9:.1f} GB (PSS of all processes of the run)")
+        if state.results:  # also of boots that failed
             out.line(f"rows, counters and logs: {state.run.folder}")
         if state.cut_short:
             out.line("no baseline was written: the session did not come to its end")

@@ -84,10 +84,9 @@ def booted(side: Side, state: PerfState, tier_plan: TierPlan, *, logs: Path) -> 
         state.launcher.stop(list(pair.handles))
         for folder in tier_plan.folders:
             shutil.rmtree(folder, ignore_errors=True)
-        if tier_plan.bucket is not None:
-            left = buckets.remove(tier_plan.bucket, model=_linked_model(side, state), salt=tier_plan.salt)
-            if left:
-                state.say(left)
+            if folder.exists():
+                state.say(f"could not remove {folder}: is its file system read-only? Remove it by hand")
+        _remove_objects(side, state, tier_plan)
 
 
 def measure(
@@ -129,6 +128,14 @@ def measure(
         result.minutes = (time.monotonic() - started) / 60
         state.engine_minutes += result.minutes
     return result
+
+
+def _remove_objects(side: Side, state: PerfState, tier_plan: TierPlan) -> None:
+    if tier_plan.bucket is None:
+        return
+    left = buckets.remove(tier_plan.bucket, model=_linked_model(side, state), salt=tier_plan.salt)
+    if left:
+        state.say(left)
 
 
 def _existing(folder: Path) -> Path:

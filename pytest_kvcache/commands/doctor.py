@@ -10,7 +10,8 @@ import shutil
 import tempfile
 import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 from pytest_kvcache import catalogue, preflight
@@ -18,18 +19,20 @@ from pytest_kvcache.engine import setup
 from pytest_kvcache.engine.environment import Engine, inspect
 from pytest_kvcache.errors import SetupError
 from pytest_kvcache.home import home
+from pytest_kvcache.preflight import adapter, machine
 from pytest_kvcache.preflight import engine as engines
-from pytest_kvcache.preflight import machine
-from pytest_kvcache.preflight.check import Finding, Result
+from pytest_kvcache.preflight.check import Check, Finding, Result
 from pytest_kvcache.runs.ports import free_ports
+from pytest_kvcache.runs.session import RunSession
 from pytest_kvcache.settings import CPU_PROFILE, GPU_PROFILE
 from pytest_kvcache.telemetry.hardware import gpus
-from pytest_kvcache.tiers.base import TierContext
+from pytest_kvcache.tiers.base import Tier, TierContext
 from pytest_kvcache.tiers.none import NoTier
 
 Say = Callable[[str], None]
 
 _IMPORT_LIMIT_S = 330.0
+_BENCH_LIMIT_S = 180.0
 _WIDTH = 120
 
 
@@ -40,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kv-config", type=Path, metavar="FILE", help="default: kvcache.toml of this folder")
     parser.add_argument("--kv-engine", type=Path, metavar="FOLDER", help="default: the one that `setup` makes")
     parser.add_argument("--import", dest="imports", action="store_true", help="import vLLM and LMCache too (slow)")
+    parser.add_argument("--bench", action="store_true", help="time storage through LMCache's own adapter (20 s a tier)")
     parser.add_argument("--json", action="store_true", help="for programs")
 
 
@@ -73,6 +77,8 @@ def run(args: argparse.Namespace, say: Say) -> int:
             environ=os.environ,
         )
         results += [result for tier in tiers for result in preflight.of_tier(tier, context)]
+        if args.bench and engine is not None:
+            results += _bench(tiers, context, engine, say)
     counts = {status: sum(r.finding.status == status for r in results) for status in ("pass", "warn", "fail")}
     if args.json:
         rows = [{"subject": r.subject, "check": r.name, **asdict(r.finding)} for r in results]
@@ -119,6 +125,23 @@ def _engine(path: Path | None) -> tuple[Engine | None, Result]:
         )
         return None, Result("engine", "environment", finding)
     return engine, Result("engine", "environment", Finding("pass", str(engine.path)))
+
+
+def _bench(tiers: Sequence[Tier], ctx: TierContext, engine: Engine, say: Say) -> list[Result]:
+    """Return what LMCache's own adapters find, of the tiers that have storage; their servers live as long as this."""
+    session = RunSession(home(), ctx.scratch / "runs", say)
+    try:
+        results = []
+        for tier in tiers:
+            plan = tier.plan(replace(ctx, run_id=f"{session.id}-doctor")) if tier.unavailable(ctx) is None else None
+            if plan is not None and plan.offload is not None and plan.offload.l2_adapter is not None:
+                look = partial(adapter.bench_plan, plan, plan.offload.l2_adapter, engine.program("lmcache"), session)
+                results.append(
+                    preflight.run(f"tier {tier.name}", Check("LMCache's adapter", look), limit_s=_BENCH_LIMIT_S)
+                )
+        return results
+    finally:
+        session.close()
 
 
 def _on_path(name: str) -> Path | None:

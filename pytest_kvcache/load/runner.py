@@ -21,7 +21,7 @@ from pytest_kvcache.proof.judge import Proof, Served, judge
 from pytest_kvcache.runs import signals
 from pytest_kvcache.runs.files import replace_whole, write_json
 from pytest_kvcache.serving.component import Component
-from pytest_kvcache.serving.diagnose import diagnose_file
+from pytest_kvcache.serving.diagnose import diagnose_file, exception_in
 from pytest_kvcache.serving.launchers.base import Handle
 from pytest_kvcache.serving.launchers.process import ProcessLauncher
 from pytest_kvcache.serving.pair import ServingPair
@@ -124,7 +124,8 @@ def run_load(
         beyond_tokens=load["beyond_tokens"],
     )
     figures = estimate(rows, duration_s=_duration_s(plan, load)) | dict(proof.figures)
-    faults = [*probed.faults, *validity.faults(rows, plan.workload, load), *proof.faults]
+    found = [*validity.faults(rows, plan.workload, load), *proof.faults, *_storage_errors(pair, proof)]
+    faults = [*probed.faults, *found]
     suspicions = [*validity.suspicions(rows, plan.workload), *proof.findings]
     more: dict[str, Any] = {"estimates": figures, "faults": faults, "suspicions": suspicions, "proof": proof.facts()}
     if isinstance(plan.workload, MultiRoundQa) and plan.workload.mode == "compat":
@@ -160,6 +161,7 @@ def _wait(handle: Handle, pair: ServingPair) -> None:
     while handle.exit_code() is None:
         pair.check_alive()
         time.sleep(_POLL_S)
+    pair.check_alive()  # a storage server that died with the last request has no counters that would be missed
 
 
 def _end(handle: Handle, launcher: ProcessLauncher) -> None:
@@ -171,6 +173,21 @@ def _end(handle: Handle, launcher: ProcessLauncher) -> None:
             while handle.exit_code() is None and time.monotonic() < deadline:
                 time.sleep(_POLL_S / 4)
         launcher.stop([handle])
+
+
+def _storage_errors(pair: ServingPair, proof: Proof) -> list[str]:
+    """Return what logs say of stores and loads that failed: LMCache's counters say only that they did."""
+    found = []
+    logs = {handle.component.name: handle.log for handle in pair.handles}
+    for server, moved in proof.ledger.moved.items():
+        if not moved.l2_unstored and not moved.failed_loads:
+            continue
+        beside = server.replace("vllm", "lmcache", 1)
+        name = beside if beside in logs else server
+        said = exception_in(logs[name].read_text(encoding="utf-8", errors="replace"))
+        if said.cause:
+            found.append(f"{name}'s log: {said.cause}" + (f"; {said.hint}" if said.hint else ""))
+    return found
 
 
 def _facts(pair: ServingPair, plan: LoadPlan, **more: Mapping[str, Any] | str) -> dict[str, Any]:

@@ -58,9 +58,13 @@ _HINTS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
             "this version does not know an argument of the profile: `pytest-kvcache render` shows the command",
         ),
         (
-            r"credentials|AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch",
-            "check the S3 keys and the bucket",
+            r"found no credentials|Unable to locate credentials|AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|"
+            r"AWS_ERROR_S3_INVALID_RESPONSE_STATUS",
+            "the S3 service answers and refuses: check that the keys are still valid, may write, and that the bucket "
+            "is there (`pytest-kvcache doctor --tier NAME` says which)",
         ),
+        (r"No space left on device|Disk quota exceeded", "free space in the tier's storage, or raise the quota"),
+        (r"Read-only file system", "the tier's file system is read-only, or has become so: `dmesg` says why"),
     )
 )
 
@@ -104,6 +108,13 @@ def diagnose_file(path: Path) -> Diagnosis:
         return diagnose(path.read_text(encoding="utf-8", errors="replace"))
     except FileNotFoundError:
         return Diagnosis("", "")
+
+
+def exception_in(log: str) -> Diagnosis:
+    """Return the first exception in the log of a component that lives, and its hint; empty where there is none."""
+    cause = next((line for line in map(_strip, log.splitlines()) if _is_exception(line)), "")
+    hint = next((hint for pattern, hint in _HINTS if pattern.search(cause)), "")
+    return Diagnosis(cause=cause.strip()[:500], hint=hint)
 
 
 def _strip(line: str) -> str:

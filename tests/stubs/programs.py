@@ -7,6 +7,7 @@ import asyncio
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
@@ -18,6 +19,11 @@ from aiohttp import ClientSession, web
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 EVENTS = {"Content-Type": "text/event-stream"}
 ASKED = itertools.count()
+#: Ways of a server to end under load.
+ENDS: dict[str, Callable[[], None]] = {
+    "die": lambda: os._exit(9),
+    "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
+}
 #: Prompt tokens by source, as vLLM counts them.
 COUNTED = {"local_compute": 0, "local_cache_hit": 0, "external_kv_transfer": 0}
 
@@ -50,8 +56,8 @@ async def stream(request: web.Request, body: dict[str, Any], args: argparse.Name
     """Answer as a measured request is answered."""
     if args.stub_fail.isdigit():
         return web.Response(status=int(args.stub_fail), text="stub says no")
-    if args.stub_fail == "die" and next(ASKED) >= 6:
-        os._exit(9)
+    if args.stub_fail in ENDS and next(ASKED) >= 6:
+        ENDS[args.stub_fail]()
     response = web.StreamResponse(headers=EVENTS)
     await response.prepare(request)
 

@@ -485,6 +485,20 @@ def test_a_server_that_dies_during_the_run_is_named(project: Project) -> None:
     assert (rows["status"] == "ok").any()
 
 
+def test_a_server_that_is_killed_is_said_to_be(project: Project) -> None:
+    """A server that SIGKILL ended is named, with where to look and not with the last line of its log."""
+    configure(project, toml(duration_s=20, qps=5, vllm_args='"--stub-fail", "killed"'))
+    result = run(project, "--tier", "gpu")
+    result.assert_outcomes(failed=3)
+    result.stdout.fnmatch_lines(
+        [
+            "*vllm-?.log: vllm-? ended while serving: it was killed (SIGKILL)",
+            "*OOM killer*",
+            f"rows, counters and logs: {run_folder(project)}",
+        ]
+    )
+
+
 def test_a_shared_pair_and_a_measurement_do_not_run_side_by_side(project: Project) -> None:
     """Tests that talk to a pair come after those that measure; one that asks for both is told so."""
     configure(project, toml())

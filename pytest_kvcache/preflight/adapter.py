@@ -1,0 +1,101 @@
+"""A tier's storage timed through the adapter that LMCache itself will use, every byte verified."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import Mapping
+from typing import Any
+
+from pytest_kvcache.errors import BootError
+from pytest_kvcache.preflight.check import Finding
+from pytest_kvcache.runs.session import RunSession
+from pytest_kvcache.serving import pair
+from pytest_kvcache.serving.launchers.process import ProcessLauncher
+from pytest_kvcache.serving.offload import TierPlan
+from pytest_kvcache.serving.plan import ServingPlan
+
+_KEYS, _ROUNDS, _SIZE_KIB = 16, 2, 512
+_LIMIT_S = 120.0
+_VERIFIED = re.compile(r"All \d+ keys data verified OK")
+_START_LIMIT_S = 30.0
+
+
+def bench_plan(plan: TierPlan, adapter: Mapping[str, Any], lmcache: str, session: RunSession) -> Finding:
+    """Start a tier's own storage, time it, and stop and remove it.
+
+    Args:
+        plan: Of the tier.
+        adapter: Its L2 adapter.
+        lmcache: The program.
+        session: Owns folders and processes.
+    """
+    for folder in plan.folders:
+        session.own_folder(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+    launcher, logs = ProcessLauncher(session), session.scratch
+    storage = ServingPlan(plan, plan.storage, base_url="", model="", server_urls={}, metrics_urls={})
+    try:
+        served = pair.boot(storage, launcher, logs, timeout_s=_START_LIMIT_S)
+    except BootError as error:
+        return Finding("fail", error.what, error.todo)
+    try:
+        return bench(lmcache, adapter, {**os.environ, **plan.env, **plan.secret_env})
+    finally:
+        launcher.stop(list(served.handles))
+
+
+def bench(lmcache: str, adapter: Mapping[str, Any], env: Mapping[str, str]) -> Finding:
+    """Store, look up and load 16 objects of 512 KiB three times (`lmcache bench l2`), and compare what comes back.
+
+    The first round of each is a warm-up. The objects stay where they were stored.
+
+    Args:
+        lmcache: The program.
+        adapter: As for `lmcache server --l2-adapter`.
+        env: Environment of the program, credentials among it; the adapter goes there too, not on the command line.
+    """
+    argv = [lmcache, "bench", "l2", "--no-skip-verify", "--lookup-max-hit-rate", "1.0", "--format", "json"]
+    argv += ["--num-keys", str(_KEYS), "--rounds", str(_ROUNDS), "--data-size-kb", str(_SIZE_KIB)]
+    try:
+        done = subprocess.run(
+            argv,
+            env={**env, "L2_ADAPTER_JSON": json.dumps(dict(adapter)), "LMCACHE_DISABLE_BANNER": "1"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_LIMIT_S,
+        )
+    except subprocess.TimeoutExpired:
+        return Finding("fail", f"lmcache bench l2 did not end within {_LIMIT_S:.0f} s", "does the storage answer?")
+    return judge(done.returncode, done.stdout, done.stderr)
+
+
+def judge(exit_code: int, out: str, errors: str) -> Finding:
+    """Return what `lmcache bench l2 --format json` found (LMCache 0.5): its JSON stands between lines of progress."""
+    start = re.search(r"^\{$", out, re.MULTILINE)
+    if start is None:
+        said = [line for line in f"{out}\n{errors}".splitlines() if re.search(r"error|fail|refused", line, re.I)]
+        return Finding("fail", (said or ["lmcache bench l2 failed"])[-1].strip()[:200], "do the checks above pass?")
+    metrics = json.JSONDecoder().raw_decode(out, start.start())[0]["metrics"]
+    steps = {op["operation"]: op for key, op in metrics.items() if key.startswith("op_")}
+    lacking = [f"{name} {op['total_success']} of {op['total_keys']}" for name, op in steps.items() if _lacks(op)]
+    if lacking:
+        todo = "LMCache logs such failures and goes on: let its credentials and the space be looked at"
+        return Finding("fail", f"objects through LMCache's adapter: {', '.join(lacking)}", todo)
+    if exit_code != 0 or not _VERIFIED.search(out):
+        return Finding("fail", "what was stored is not what was loaded", "do not trust this storage")
+    speed = ", ".join(f"{name.lower()} {_speed(op)}" for name, op in steps.items())
+    return Finding("pass", f"{_KEYS} objects of {_SIZE_KIB} KiB, verified: {speed}")
+
+
+def _lacks(op: Mapping[str, Any]) -> bool:
+    return int(op["total_success"]) < int(op["total_keys"]) or bool(op["rounds_timed_out"])
+
+
+def _speed(op: Mapping[str, Any]) -> str:
+    each = f"{op['latency_per_key_ms']:.2f} ms each"
+    return f"{op['throughput_avg_mbps']:.0f} MB/s ({each})" if op["throughput_avg_mbps"] else each
