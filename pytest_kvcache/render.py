@@ -84,6 +84,7 @@ def _json(plan: ServingPlan, reason: str | None) -> str:
             "tier": plan.tier.label,
             "unavailable": reason,
             "base_url": plan.base_url,
+            "extra_body": plan.extra_body,
             "folders": [str(folder) for folder in plan.tier.folders],
             "components": components,
         },
@@ -94,6 +95,8 @@ def _json(plan: ServingPlan, reason: str | None) -> str:
 def _script(profile: Profile, plan: ServingPlan, reason: str | None) -> str:
     lines = [f"# profile {profile.name}, tier {plan.tier.label}: what a run starts, in this order."]
     lines += [f"# {_RUN} stands for the run's id; ports are chosen free at each run. Requests go to {plan.base_url}."]
+    if plan.extra_body:
+        lines.append(f"# Every request carries {json.dumps(plan.extra_body)}, other ones in each boot.")
     if reason:
         lines.append(f"# This tier cannot run here: {reason}")
     scratch = f"/tmp/kvc-{_RUN}"  # noqa: S108 - shown, not used

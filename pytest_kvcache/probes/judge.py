@@ -13,6 +13,7 @@ from pytest_kvcache.proof.readings import Counters, total
 
 #: Where KV may be, for people.
 _LEVELS = {"device": "the device cache", "l1": "L1", "l2": "the shared storage", "other": "a connector"}
+COMPUTED = "computed"
 #: Counters that are at zero on a server that nobody has asked.
 _USED = (
     "vllm:prompt_tokens_total",
@@ -90,12 +91,12 @@ def differences(asked: Sequence[Asked], known: Mapping[str, Answer], rules: Rule
 
 
 def source(each: Asked) -> str:
-    """Return where most of a prompt's KV came from, "computed" where from nowhere."""
+    """Return where most of a prompt's KV came from, `COMPUTED` where from nowhere."""
     tokens = each.served.tokens
     name = max(_LEVELS, key=lambda level: float(getattr(tokens, level)))
     if getattr(tokens, name):
         return _LEVELS[name]
-    return "a cache" if each.served.answer.cached_tokens else "computed"
+    return "a cache" if each.served.answer.cached_tokens else COMPUTED
 
 
 def _cold(each: Asked) -> list[str]:
@@ -150,7 +151,7 @@ def _emptied(each: Asked, rules: Rules) -> list[str]:
 
 def _differs(each: Asked, difference: Difference) -> str:
     where = source(each)
-    if where == "computed":
+    if where == COMPUTED:
         return (
             f"{each.server} computed another answer to the prompt that {each.sentinel.home} had computed: "
             f"{difference.fault}; the servers are not alike (device, dtype, kernels), or logprob_tolerance is too small"

@@ -12,7 +12,7 @@ from pytest_kvcache.errors import RunError
 from pytest_kvcache.probes import steps
 from pytest_kvcache.probes.answers import Answer
 from pytest_kvcache.probes.client import ProbeError
-from pytest_kvcache.probes.judge import Rules, computed, differences, judge, source, used
+from pytest_kvcache.probes.judge import COMPUTED, Rules, computed, differences, judge, source, used
 from pytest_kvcache.probes.sentinels import Sentinel, sentinels
 from pytest_kvcache.probes.steps import Asked, Pair, Step
 from pytest_kvcache.proof.claims import Claim
@@ -42,14 +42,17 @@ class Probed:
         """One line for people."""
         if self.faults:
             return f"probes: {len(self.faults)} faults in {self.took_s:.1f} s"
-        shown = ", ".join(f"{where} {size:.1g}" for where, size in self.largest.items())
         across = next((each for each in self.asked if each.step is Step.ACROSS), None)
-        shared = ""
+        parts = ["cold start"]
         if across is not None:
             answer = across.served.answer
-            shared = f"{across.sentinel.home}'s prompt on {across.server}: {answer.cached_tokens} of "
-            shared += f"{answer.prompt_tokens} tokens cached; "
-        return f"probes: cold start; {shared}answers differ by {shown or 'nothing'} ({self.took_s:.1f} s)"
+            parts.append(
+                f"{across.sentinel.home}'s prompt on {across.server}: {answer.cached_tokens} of {answer.prompt_tokens} "
+                "tokens cached"
+            )
+        if self.largest:
+            parts.append(f"same answers from {', '.join(self.largest)} (within {max(self.largest.values()):.1g})")
+        return f"probes: {'; '.join(parts)} ({self.took_s:.1f} s)"
 
     def facts(self) -> dict[str, Any]:
         """Return it for `probes.json`."""
@@ -143,7 +146,8 @@ class Probes:
     def _judged(self, asked: Sequence[Asked], started_s: float) -> Probed:
         largest: dict[str, float] = {}
         for each, difference in differences(asked, self._known, self._rules):
-            largest[source(each)] = max(largest.get(source(each), 0.0), difference.largest)
+            where = source(each) if source(each) != COMPUTED else "computed again"
+            largest[where] = max(largest.get(where, 0.0), difference.largest)
         faults = tuple(judge(asked, self._known, self._rules))
         return Probed(faults, (), tuple(asked), largest, time.monotonic() - started_s)
 

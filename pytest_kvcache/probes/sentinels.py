@@ -41,7 +41,8 @@ def sentinels(tokenizer: Tokenizer, servers: tuple[str, ...], *, chunk_tokens: i
         RunError: The tokenizer has too few words.
     """
     vocabulary = tokenizer.words()
-    most = (tokenizer.max_model_len or CHUNKS * chunk_tokens + _ROOM) - _ROOM
-    count = max(1, min(CHUNKS * chunk_tokens + 1 if chunk_tokens < most else _SHORT, most))
+    wanted = CHUNKS * chunk_tokens + 1
+    most = tokenizer.max_model_len - _ROOM if tokenizer.max_model_len else wanted
+    count = max(1, min(wanted if chunk_tokens < most else _SHORT, most))
     texts = Texts(vocabulary, 0, 0, 0)
     return tuple(Sentinel(name, message("user", texts.words(count, "sentinel", name))) for name in servers)

@@ -99,13 +99,13 @@ DEVICE: set[str] = set()
 
 
 def whole(body: dict[str, Any], args: argparse.Namespace) -> web.Response:
-    """Answer at once, as a server with a device cache and nothing else does; `--stub-fail` says what is wrong with it.
+    """Answer at once, as a server with a device cache and nothing else does.
 
-    `warm`: it has the prompt before anybody sent it; `corrupt`: what comes from the cache answers differently.
+    With `--stub-fail corrupt` it answers otherwise from the cache than it does by computing.
     """
     prompt = json.dumps(body["messages"])
     words = count(body["messages"])
-    seen = prompt in DEVICE or args.stub_fail == "warm"
+    seen = prompt in DEVICE
     DEVICE.add(prompt)
     cached = words - 1 if seen else 0
     COUNTED["local_compute"] += words - cached
@@ -170,11 +170,8 @@ async def forward(request: web.Request, workers: itertools.cycle[str]) -> web.St
         return response
 
 
-def serve(port: int, *, handler: Handler | None = None, resets: bool = True) -> None:
-    """Answer health checks, metrics and, with `handler`, chat completions at 127.0.0.1:`port`.
-
-    Without `resets` it is a vLLM whose endpoints for developers are not there.
-    """
+def serve(port: int, *, handler: Handler | None = None) -> None:
+    """Answer health checks, metrics and, with `handler`, chat completions at 127.0.0.1:`port`."""
     app = web.Application(client_max_size=2**30)
 
     async def ok(_: web.Request) -> web.Response:
@@ -188,8 +185,7 @@ def serve(port: int, *, handler: Handler | None = None, resets: bool = True) -> 
         app.router.add_post("/v1/chat/completions", handler)
         app.router.add_post("/tokenize", tokenize)
         app.router.add_post("/detokenize", detokenize)
-        if resets:
-            app.router.add_post("/reset_prefix_cache", reset)
+        app.router.add_post("/reset_prefix_cache", reset)
     app.router.add_post("/cache/clear", clear)
     web.run_app(app, host="127.0.0.1", port=port, print=None, handle_signals=True, shutdown_timeout=0.2)
 
@@ -211,7 +207,7 @@ def main(name: str, argv: list[str]) -> None:
         if args.stub_boot:
             asyncio.run(asyncio.sleep(args.stub_boot))
         try:
-            serve(args.port, handler=lambda request: answer(request, args), resets=args.stub_fail != "no-reset")
+            serve(args.port, handler=lambda request: answer(request, args))
         finally:
             child.terminate()
             segment.close()
