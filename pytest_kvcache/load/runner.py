@@ -16,6 +16,7 @@ import pandas as pd
 from pytest_kvcache.errors import RunError
 from pytest_kvcache.load import records, validity
 from pytest_kvcache.load.plan import LoadPlan
+from pytest_kvcache.proof import readings
 from pytest_kvcache.proof.judge import Proof, Served, judge
 from pytest_kvcache.runs import signals
 from pytest_kvcache.runs.files import replace_whole, write_json
@@ -120,7 +121,7 @@ def run_load(
         beyond_tokens=load["beyond_tokens"],
     )
     figures = estimate(rows, duration_s=_duration_s(plan, load)) | dict(proof.figures)
-    faults = [*validity.faults(rows, plan.workload, load), *proof.faults, *_storage_errors(pair, proof)]
+    faults = _faults(rows, plan, load, proof) + _storage_errors(pair, proof)
     suspicions = [*validity.suspicions(rows, plan.workload), *proof.findings]
     more: dict[str, Any] = {"estimates": figures, "faults": faults, "suspicions": suspicions, "proof": proof.facts()}
     if isinstance(plan.workload, MultiRoundQa) and plan.workload.mode == "compat":
@@ -167,6 +168,13 @@ def _end(handle: Handle, launcher: ProcessLauncher) -> None:
             while handle.exit_code() is None and time.monotonic() < deadline:
                 time.sleep(_POLL_S / 4)
         launcher.stop([handle])
+
+
+def _faults(rows: pd.DataFrame, plan: LoadPlan, load: Mapping[str, Any], proof: Proof) -> list[str]:
+    """Return why no verdict may rest on the run; a server that was started anew first, since requests fail with it."""
+    of_load = validity.faults(rows, plan.workload, load)
+    first = readings.faults(load["counters_before"], load["counters_after"])
+    return [*first, *of_load, *(fault for fault in proof.faults if fault not in first)]
 
 
 def _storage_errors(pair: ServingPair, proof: Proof) -> list[str]:
