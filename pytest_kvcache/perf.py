@@ -23,7 +23,7 @@ from pytest_kvcache.report.rows import properties, status
 from pytest_kvcache.serving.pair import ServingPair
 from pytest_kvcache.state import PerfState
 from pytest_kvcache.tiers.base import Tier, TierContext
-from pytest_kvcache.verdict import shelf, update
+from pytest_kvcache.verdict import shelf
 from pytest_kvcache.verdict.metrics import JUDGED, Metric
 
 SUCCEEDS = frozenset({"pass", "improved", "recorded", "updated", "measured"})
@@ -187,11 +187,6 @@ class BaselineCheck:
                 others = shelf.elsewhere(shelf.scan(self.state.settings.options.baselines), result.cell)
         refresh = _refresh_command(self.state, result)
         return terminal.failure(result, gate, refresh=refresh, others=others)
-
-
-def changes(state: PerfState) -> list[tuple[str, update.Difference | None]]:
-    """Return what the session's writes change, cell by cell; None for a cell that had no baseline."""
-    return [(str(w.new.address), update.diff(w.old, w.new) if w.old else None) for w in state.writes]
 
 
 def _side(tier: Tier, state: PerfState) -> Side:

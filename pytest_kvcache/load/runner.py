@@ -25,7 +25,6 @@ from pytest_kvcache.serving.diagnose import diagnose_file, exception_in
 from pytest_kvcache.serving.launchers.base import Handle
 from pytest_kvcache.serving.launchers.process import ProcessLauncher
 from pytest_kvcache.serving.pair import ServingPair
-from pytest_kvcache.telemetry.prometheus import delta
 from pytest_kvcache.verdict.estimate import Estimates, estimate
 from pytest_kvcache.workload import reference
 from pytest_kvcache.workload.multi_round import MultiRoundQa
@@ -46,7 +45,6 @@ class RunResult:
         folder: Where rows, facts and logs are.
         rows: A row a request.
         estimates: The figures of the run.
-        counters: By component, what its counters grew by.
         faults: Why no verdict may rest on the run, empty where one may.
         suspicions: What makes its times doubtful.
         rounds: Whole rounds after which it was ended, since they said enough; None where all were sent.
@@ -61,7 +59,6 @@ class RunResult:
     folder: Path
     rows: pd.DataFrame
     estimates: Estimates
-    counters: Mapping[str, Mapping[str, float]]
     faults: tuple[str, ...]
     suspicions: tuple[str, ...]
     rounds: int | None
@@ -108,12 +105,10 @@ def run_load(
             todo="read the log above",
         )
     rows, load = records.read(plan.rows), facts["load"]
-    after = load["counters_after"]
-    counters = {name: delta(load["counters_before"].get(name, {}), after[name]) for name in after}
     proof = judge(
         rows,
         load["counters_before"],
-        after,
+        load["counters_after"],
         served,
         workload=plan.workload,
         context_tokens=plan.context_tokens,
@@ -137,7 +132,6 @@ def run_load(
         folder=folder,
         rows=rows,
         estimates=figures,
-        counters=counters,
         faults=tuple(faults),
         suspicions=tuple(suspicions),
         rounds=load.get("stopped_after_rounds"),
