@@ -141,6 +141,17 @@ def run_load(
     )
 
 
+def add_facts(folder: Path, more: Mapping[str, Any]) -> None:
+    """Add to what is known of a run, where it was said only later.
+
+    Args:
+        folder: Of the run.
+        more: What to add to `run.json`.
+    """
+    path = folder / RUN
+    write_json(path, json.loads(path.read_text(encoding="utf-8")) | dict(more))
+
+
 def _duration_s(plan: LoadPlan, load: Mapping[str, Any]) -> float:
     rounds = load.get("stopped_after_rounds")
     return plan.workload.duration_s if rounds is None or plan.stop is None else rounds * plan.stop.round_s

@@ -12,9 +12,9 @@ from pytest_kvcache.proof import claims, expected, readings
 from pytest_kvcache.proof.balance import balance, client_tokens
 from pytest_kvcache.proof.claims import Claim, Expectable
 from pytest_kvcache.proof.expected import Ask, Expected, Hierarchy
-from pytest_kvcache.proof.explain import components
 from pytest_kvcache.proof.gaps import gaps, warm
 from pytest_kvcache.proof.ledger import Ledger, Tokens, build_ledger
+from pytest_kvcache.proof.parts import components
 from pytest_kvcache.proof.readings import Counters, by_label, growth, has, total
 from pytest_kvcache.workload.base import Workload
 from pytest_kvcache.workload.multi_round import MultiRoundQa
