@@ -16,6 +16,7 @@ import pandas as pd
 from pytest_kvcache.errors import RunError
 from pytest_kvcache.load import records, validity
 from pytest_kvcache.load.plan import LoadPlan
+from pytest_kvcache.probes.probe import Probed
 from pytest_kvcache.proof import readings
 from pytest_kvcache.proof.judge import Proof, Served, judge
 from pytest_kvcache.runs import signals
@@ -49,6 +50,7 @@ class RunResult:
         suspicions: What makes its times doubtful.
         rounds: Whole rounds after which it was ended, since they said enough; None where all were sent.
         proof: Where the KV of its prompts came from.
+        probed: What was found before it.
         comparability: What must be equal for a comparison.
         versions: Of what was tested.
     """
@@ -63,6 +65,7 @@ class RunResult:
     suspicions: tuple[str, ...]
     rounds: int | None
     proof: Proof
+    probed: Probed
     comparability: Mapping[str, str]
     versions: Mapping[str, str]
 
@@ -77,6 +80,7 @@ def run_load(
     comparability: Mapping[str, str],
     versions: Mapping[str, str],
     served: Served,
+    probed: Probed,
 ) -> RunResult:
     """Carry out `plan` against `pair` and return its result; rows and facts are in `folder` even if it fails.
 
@@ -116,7 +120,7 @@ def run_load(
         beyond_tokens=load["beyond_tokens"],
     )
     figures = estimate(rows, duration_s=_duration_s(plan, load)) | dict(proof.figures)
-    faults = _faults(rows, plan, load, proof) + _storage_errors(pair, proof)
+    faults = [*probed.faults, *_faults(rows, plan, load, proof), *_storage_errors(pair, proof)]
     suspicions = [*validity.suspicions(rows, plan.workload), *proof.findings]
     more: dict[str, Any] = {"estimates": figures, "faults": faults, "suspicions": suspicions, "proof": proof.facts()}
     if isinstance(plan.workload, MultiRoundQa) and plan.workload.mode == "compat":
@@ -136,6 +140,7 @@ def run_load(
         suspicions=tuple(suspicions),
         rounds=load.get("stopped_after_rounds"),
         proof=proof,
+        probed=probed,
         comparability=comparability,
         versions=versions,
     )

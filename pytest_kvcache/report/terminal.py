@@ -88,6 +88,20 @@ def run_lines(figures: Estimates) -> list[str]:
     return lines
 
 
+def probe_lines(results: Sequence[CellResult]) -> list[str]:
+    """Return what was found before the loads of each tier's last boot, and what could not be looked at."""
+    last = {result.label: result.runs[-1].probed for result in results}
+    return [
+        f"{label}: {line}"
+        for label, probed in last.items()
+        for line in (probed.line, *map(_unchecked, probed.unchecked))
+    ]
+
+
+def _unchecked(what: str) -> str:
+    return f"not looked at: {what}"
+
+
 def tiers_table(results: Sequence[CellResult], *, against: str) -> str:
     """Return each tier against the tier `against` at the same context, "" where there is nothing to compare.
 

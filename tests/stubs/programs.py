@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from multiprocessing import get_context, shared_memory
+from typing import Any
 
 from aiohttp import ClientSession, web
 
@@ -55,10 +56,15 @@ def note_times(args: argparse.Namespace) -> None:
 
 
 async def answer(request: web.Request, args: argparse.Namespace) -> web.StreamResponse:
-    """Stream an answer, or fail in the way that `--stub-fail` names."""
+    """Stream an answer, or give it at once, or fail in the way that `--stub-fail` names."""
     body = await request.json()
     if args.stub_key and request.headers.get("Authorization") != f"Bearer {args.stub_key}":
         return web.Response(status=401, text="no key")
+    return await stream(request, body, args) if body.get("stream") else whole(body, args)
+
+
+async def stream(request: web.Request, body: dict[str, Any], args: argparse.Namespace) -> web.StreamResponse:
+    """Answer as a measured request is answered."""
     if args.stub_fail.isdigit():
         return web.Response(status=int(args.stub_fail), text="stub says no")
     if args.stub_fail in ENDS and next(ASKED) >= 6:
@@ -98,6 +104,43 @@ async def answer(request: web.Request, args: argparse.Namespace) -> web.StreamRe
     if args.stub_fail != "no-done":
         await event("[DONE]")
     return response
+
+
+#: Prompts of whole answers that a server has seen since its device cache was emptied.
+DEVICE: set[str] = set()
+
+
+def whole(body: dict[str, Any], args: argparse.Namespace) -> web.Response:
+    """Answer at once, as a server with a device cache and nothing else does; `--stub-fail` says what is wrong with it.
+
+    `warm`: it has the prompt before anybody sent it; `corrupt`: what comes from the cache answers differently.
+    """
+    prompt = json.dumps(body["messages"])
+    words = count(body["messages"])
+    seen = prompt in DEVICE or args.stub_fail == "warm"
+    DEVICE.add(prompt)
+    cached = words - 1 if seen else 0
+    COUNTED["local_compute"] += words - cached
+    COUNTED["local_cache_hit"] += cached
+    wrong = seen and args.stub_fail == "corrupt"
+    tokens = [
+        {"token": name, "logprob": -0.1, "top_logprobs": [{"token": name, "logprob": -0.1}]}
+        for name in [f"token_id:{7 if wrong else 300}"] * body["max_tokens"]
+    ]
+    details = {"prompt_tokens_details": {"cached_tokens": cached}} if cached else {}
+    usage = {"prompt_tokens": words, "completion_tokens": body["max_tokens"], **details}
+    return web.json_response({"choices": [{"logprobs": {"content": tokens}}], "usage": usage})
+
+
+async def reset(request: web.Request) -> web.Response:
+    """Answer as vLLM's /reset_prefix_cache does."""
+    DEVICE.clear()
+    return web.json_response({"success": True})
+
+
+async def clear(request: web.Request) -> web.Response:
+    """Answer as LMCache's /cache/clear does."""
+    return web.json_response({"status": "ok", "cleared": {"tier": (await request.json())["tier"]}})
 
 
 #: The stub's tokenizer: words between spaces are one token each, a chat has some of its own, as templates do.
@@ -146,6 +189,7 @@ def serve(port: int, *, handler: Handler | None = None) -> None:
     async def ok(_: web.Request) -> web.Response:
         lines = [f'vllm:prompt_tokens_by_source_total{{source="{k}"}} {v}\n' for k, v in COUNTED.items()]
         lines += [f"{k}_sum {seconds}\n{k}_count {count}\n" for k, (seconds, count) in TIMED.items()]
+        lines.append(f"vllm:prompt_tokens_total {sum(COUNTED.values())}\n")
         return web.Response(text="".join(lines) if handler is not None else "lmcache_mp_stub_total 1.0\n")
 
     for path in ("/health", "/healthcheck", "/metrics", "/"):
@@ -154,6 +198,8 @@ def serve(port: int, *, handler: Handler | None = None) -> None:
         app.router.add_post("/v1/chat/completions", handler)
         app.router.add_post("/tokenize", tokenize)
         app.router.add_post("/detokenize", detokenize)
+        app.router.add_post("/reset_prefix_cache", reset)
+    app.router.add_post("/cache/clear", clear)
     web.run_app(app, host="127.0.0.1", port=port, print=None, handle_signals=True, shutdown_timeout=0.2)
 
 
