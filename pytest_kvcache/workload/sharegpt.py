@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -62,8 +63,9 @@ class ShareGpt(SteadyWorkload):
                 todo="lower workload.users or workload.rounds",
             )
 
+    @cached_property
     def content_digest(self) -> str:
-        """Return the file's SHA-256."""
+        """The file's SHA-256."""
         return hashlib.sha256(self.path.read_bytes()).hexdigest()
 
     def script(self, context_tokens: int, tokenizer: Tokenizer | None, *, first_user: int = 0) -> Script:
