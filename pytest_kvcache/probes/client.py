@@ -17,6 +17,7 @@ from pytest_kvcache.proof.ledger import Tokens, build_ledger
 from pytest_kvcache.proof.moved import moved
 from pytest_kvcache.proof.readings import Counters, growth, total
 from pytest_kvcache.telemetry.prometheus import scrape
+from pytest_kvcache.workload.tokens import ServedTokenizer, Tokenizer
 
 _REQUEST_TIMEOUT_S = 120.0
 #: Counters follow an answer (vLLM) or an event bus (LMCache) by a fraction of a second.
@@ -68,6 +69,10 @@ class PairClient:
     def servers(self) -> tuple[str, ...]:
         """Names of the vLLM servers."""
         return tuple(self.server_urls)
+
+    def tokenizer(self) -> Tokenizer:
+        """Return the tokenizer of the first server."""
+        return ServedTokenizer(next(iter(self.server_urls.values())), self.model)
 
     def counters(self, server: str) -> dict[str, Counters]:
         """Return the counters of a server and of the LMCache beside it, by component.

@@ -11,13 +11,12 @@ from typing import Any
 from pytest_kvcache.errors import RunError
 from pytest_kvcache.probes import steps
 from pytest_kvcache.probes.answers import Answer
-from pytest_kvcache.probes.client import PairClient, ProbeError
+from pytest_kvcache.probes.client import ProbeError
 from pytest_kvcache.probes.judge import Rules, computed, differences, judge, source, used
 from pytest_kvcache.probes.sentinels import Sentinel, sentinels
-from pytest_kvcache.probes.steps import Asked, Step
+from pytest_kvcache.probes.steps import Asked, Pair, Step
 from pytest_kvcache.proof.claims import Claim
 from pytest_kvcache.proof.readings import Counters
-from pytest_kvcache.workload.tokens import ServedTokenizer
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ class Probes:
         folders: Of the storage, where it is the run's own: nothing may be in them yet.
     """
 
-    def __init__(self, pair: PairClient, rules: Rules, folders: Sequence[Path] = ()) -> None:
+    def __init__(self, pair: Pair, rules: Rules, folders: Sequence[Path] = ()) -> None:
         self._pair, self._rules, self._folders = pair, rules, folders
         self._sentinels: tuple[Sentinel, ...] = ()
         self._known: dict[str, Answer] = {}
@@ -103,7 +102,9 @@ class Probes:
         started = time.monotonic()
         try:
             faults = [*_not_empty(self._folders), *self._used()]
-            self._sentinels = self._make()
+            self._sentinels = sentinels(
+                self._pair.tokenizer(), self._pair.servers, chunk_tokens=self._rules.chunk_tokens
+            )
         except (ProbeError, RunError) as error:
             return Probed((_told(error),), took_s=time.monotonic() - started)
         asked: list[Asked] = []
@@ -146,15 +147,10 @@ class Probes:
         faults = tuple(judge(asked, self._known, self._rules))
         return Probed(faults, (), tuple(asked), largest, time.monotonic() - started_s)
 
-    def _make(self) -> tuple[Sentinel, ...]:
-        pair = self._pair
-        tokenizer = ServedTokenizer(next(iter(pair.server_urls.values())), pair.model)
-        return sentinels(tokenizer, pair.servers, chunk_tokens=self._rules.chunk_tokens)
-
     def _used(self) -> list[str]:
         found: dict[str, Counters] = {}
         for server in self._pair.servers:
-            found |= self._pair.counters(server)
+            found.update(self._pair.counters(server))
         return used(found)
 
     def _unchecked(self, asked: Sequence[Asked]) -> Iterable[str]:

@@ -5,13 +5,15 @@ The order is that of `probe.py`: `cold`, `again`, `reloaded`, `across`, `emptied
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
 from pytest_kvcache.probes.client import Served
 from pytest_kvcache.probes.sentinels import Sentinel
+from pytest_kvcache.proof.readings import Counters
+from pytest_kvcache.workload.tokens import Tokenizer
 
 
 class Step(StrEnum):
@@ -47,11 +49,17 @@ class Asked:
 
 
 class Pair(Protocol):
-    """What the steps need of a pair (`client.PairClient`)."""
+    """What the probes need of a pair (`client.PairClient`)."""
 
     @property
     def servers(self) -> tuple[str, ...]:
         """Names of the vLLM servers."""
+
+    def tokenizer(self) -> Tokenizer:
+        """Return the served tokenizer."""
+
+    def counters(self, server: str) -> Mapping[str, Counters]:
+        """Return the counters of a server and of the LMCache beside it, by component."""
 
     def ask(self, server: str, sentinel: Sentinel) -> Served:
         """Send a sentinel to one server."""

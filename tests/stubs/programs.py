@@ -132,7 +132,7 @@ def whole(body: dict[str, Any], args: argparse.Namespace) -> web.Response:
     return web.json_response({"choices": [{"logprobs": {"content": tokens}}], "usage": usage})
 
 
-async def reset(request: web.Request) -> web.Response:
+async def reset(_: web.Request) -> web.Response:
     """Answer as vLLM's /reset_prefix_cache does."""
     DEVICE.clear()
     return web.json_response({"success": True})
@@ -182,8 +182,11 @@ async def forward(request: web.Request, workers: itertools.cycle[str]) -> web.St
         return response
 
 
-def serve(port: int, *, handler: Handler | None = None) -> None:
-    """Answer health checks, metrics and, with `handler`, chat completions at 127.0.0.1:`port`."""
+def serve(port: int, *, handler: Handler | None = None, resets: bool = True) -> None:
+    """Answer health checks, metrics and, with `handler`, chat completions at 127.0.0.1:`port`.
+
+    Without `resets` it is a vLLM whose endpoints for developers are not there.
+    """
     app = web.Application(client_max_size=2**30)
 
     async def ok(_: web.Request) -> web.Response:
@@ -198,7 +201,8 @@ def serve(port: int, *, handler: Handler | None = None) -> None:
         app.router.add_post("/v1/chat/completions", handler)
         app.router.add_post("/tokenize", tokenize)
         app.router.add_post("/detokenize", detokenize)
-        app.router.add_post("/reset_prefix_cache", reset)
+        if resets:
+            app.router.add_post("/reset_prefix_cache", reset)
     app.router.add_post("/cache/clear", clear)
     web.run_app(app, host="127.0.0.1", port=port, print=None, handle_signals=True, shutdown_timeout=0.2)
 
@@ -220,7 +224,7 @@ def main(name: str, argv: list[str]) -> None:
         if args.stub_boot:
             asyncio.run(asyncio.sleep(args.stub_boot))
         try:
-            serve(args.port, handler=lambda request: answer(request, args))
+            serve(args.port, handler=lambda request: answer(request, args), resets=args.stub_fail != "no-reset")
         finally:
             child.terminate()
             segment.close()
