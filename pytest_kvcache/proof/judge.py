@@ -12,13 +12,12 @@ from pytest_kvcache.proof import claims, expected, readings
 from pytest_kvcache.proof.balance import balance, client_tokens
 from pytest_kvcache.proof.claims import Claim, Expectable
 from pytest_kvcache.proof.expected import Ask, Expected, Hierarchy
-from pytest_kvcache.proof.explain import components
 from pytest_kvcache.proof.gaps import gaps, warm
 from pytest_kvcache.proof.ledger import Ledger, Tokens, build_ledger
+from pytest_kvcache.proof.parts import components
 from pytest_kvcache.proof.readings import Counters, by_label, growth, has, total
 from pytest_kvcache.workload.base import Workload
 from pytest_kvcache.workload.multi_round import MultiRoundQa
-from pytest_kvcache.workload.schedule import steady
 
 _UNLIMITED = 1e12
 
@@ -132,20 +131,15 @@ def asks_of(rows: pd.DataFrame, workload: MultiRoundQa, context_tokens: int, fir
     turn = list(dict.fromkeys(sent["server"]))
     if not turn:
         return []
-    due = list(
-        steady(
-            users=workload.users,
-            rounds=workload.rounds,
-            qps=workload.qps,
-            duration_s=workload.duration_s,
-            first_user=first_user,
-            before=True,
-        )
-    )
-    step = workload.answer_tokens + workload.question_tokens
-    first = workload.shared_prompt_tokens + context_tokens + workload.question_tokens
+    due = list(workload.due(first_user=first_user, before=True))
     primed = [
-        Ask(each.user, first + (each.round - 1) * step, workload.answer_tokens, turn[(i - len(due)) % len(turn)], False)
+        Ask(
+            each.user,
+            workload.prompt_tokens(context_tokens, each.round),
+            workload.answer_tokens,
+            turn[(i - len(due)) % len(turn)],
+            measured=False,
+        )
         for i, each in enumerate(due)
     ]
     columns = (sent[name] for name in ("user", "prompt_tokens", "generated_tokens", "server"))
