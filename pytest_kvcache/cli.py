@@ -11,7 +11,8 @@ from pathlib import Path
 from pytest_kvcache import catalogue
 from pytest_kvcache.commands import baselines, doctor, load
 from pytest_kvcache.engine import setup
-from pytest_kvcache.engine.environment import inspect
+from pytest_kvcache.engine.container import parse_mount
+from pytest_kvcache.engine.named import engine_named
 from pytest_kvcache.errors import KvCacheError
 from pytest_kvcache.home import home
 from pytest_kvcache.render import render
@@ -49,7 +50,8 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--kv-profile", required=True, metavar="NAME")
     show.add_argument("--tier", required=True, metavar="NAME")
     show.add_argument("--kv-config", type=Path, metavar="FILE", help="default: kvcache.toml of this folder")
-    show.add_argument("--kv-engine", type=Path, metavar="FOLDER", help="name its programs, not those of PATH")
+    show.add_argument("--kv-engine", metavar="ENGINE", help="folder, or image:REPO[:TAG]: name its programs")
+    show.add_argument("--kv-image-mount", action="append", default=[], metavar="MOUNT", help="as for pytest")
     show.add_argument("--json", action="store_true", help="for programs: components with argv, env and files")
     show.set_defaults(run=_render)
 
@@ -84,7 +86,8 @@ def _setup(args: argparse.Namespace) -> int:
 def _render(args: argparse.Namespace) -> int:
     known = catalogue.load(catalogue.find(Path.cwd(), args.kv_config))
     (tier,) = known.select([args.tier])
-    engine = inspect(args.kv_engine) if args.kv_engine else None
+    mounts = [parse_mount(text, "--kv-image-mount") for text in args.kv_image_mount]
+    engine = engine_named(args.kv_engine, mounts) if args.kv_engine else None
     print(render(known.profile(args.kv_profile), tier, engine, os.environ, as_json=args.json))
     return 0
 
