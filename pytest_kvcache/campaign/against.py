@@ -42,6 +42,8 @@ class AgainstCampaign:
             BootError: A pair did not start, or a component died.
             RunError: The load could not be sent.
         """
+        for each in self._sides.values():
+            self._state.say(f"{each.name} is {each}")
         policy = self._sides["a"].profile.rules.policy()
         looks = PAIRS_AT_LOOK[: policy.looks]
         allowed = self._state.settings.options.boots
