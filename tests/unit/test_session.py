@@ -572,12 +572,13 @@ def test_folder_option_as_a_separate_word_without_ini_is_refused(
 
 
 def test_secrets_stay_out_of_what_a_run_leaves(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Credentials of an S3 tier are in no log, result or output."""
+    """Credentials of an S3 tier are in no log, result or output, also where the service cannot be reached."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE17")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMIexample17")
-    configure(project, toml(more='\n[tiers.s3]\nendpoint = "http://127.0.0.1:9"\nbucket = "kv"\n'))
+    configure(project, toml(more='\n[tiers.s3]\nendpoint = "http://localhost:9"\nbucket = "kv-cache"\n'))
     result = run(project, "--tier", "s3", "--record-baselines")
-    result.assert_outcomes(passed=3)
+    result.assert_outcomes(errors=3)
+    result.stdout.fnmatch_lines(["*tier s3: its storage fails the preflight: endpoint: *kv-cache.localhost*"])
     left = [p for p in project.path.rglob("*") if p.is_file()]
     blobs = [result.stdout.str().encode(), *(p.read_bytes() for p in left)]
     assert not any(b"wJalrXUtnFEMIexample17" in blob or b"AKIDEXAMPLE17" in blob for blob in blobs)

@@ -59,7 +59,7 @@ class Client:
 def client(monkeypatch: pytest.MonkeyPatch) -> Client:
     """The service that is asked."""
     found = Client()
-    monkeypatch.setattr(s3, "_client", lambda _: found)
+    monkeypatch.setattr(s3, "client", lambda _: found)
     return found
 
 
