@@ -53,6 +53,7 @@ class SessionReport:
                 out.line(block)
                 out.line("")
             out.line(f"peak memory {state.peak_memory_bytes / 1e9:.1f} GB (PSS of all processes of the run)")
+        if state.results:  # also of boots that failed
             out.line(f"rows, counters and logs: {state.run.folder}")
         if state.cut_short:
             out.line("no baseline was written: the session did not come to its end")
@@ -66,11 +67,15 @@ class SessionReport:
         yield "where prompt tokens came from (expected in brackets):\n" + ledger_table(
             [LedgerRow(r.label, r.context_tokens, r.runs[-1].proof.ledger, r.runs[-1].proof.expected) for r in results]
         )
+        yield "\n".join(terminal.probe_lines(results))
         suspicions = [
             f"suspect: {r.label}, context {r.context_tokens}: {line}" for r in results for line in r.suspicions
         ]
         if suspicions:
             yield "\n".join(suspicions)
+        for each in results:
+            if moved := terminal.explanation(each):
+                yield f"{each.label}, context {each.context_tokens}: {each.outcome}: {moved}"
         for against in _YARDSTICKS:
             table = terminal.tiers_table(results, against=against)
             if table:

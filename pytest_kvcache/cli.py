@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -26,6 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser(next(iter(given), "")).parse_args(given)
     try:
         return int(args.run(args, partial(print, flush=True)))
+    except BrokenPipeError:  # `| head` has seen enough; Python would complain once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KvCacheError as error:
         print(f"pytest-kvcache: {error}", file=sys.stderr)
         return 1

@@ -17,6 +17,7 @@ from pytest_kvcache.campaign.baseline import BaselineCampaign
 from pytest_kvcache.campaign.result import CellResult
 from pytest_kvcache.campaign.side import Side
 from pytest_kvcache.errors import KvCacheError, RunError, TierUnavailableError
+from pytest_kvcache.load import runner
 from pytest_kvcache.report import benchmark as rows_of_benchmark
 from pytest_kvcache.report import terminal
 from pytest_kvcache.report.rows import properties, status
@@ -134,6 +135,8 @@ class MultiRoundQa:
             campaign = BaselineCampaign(state, a, contexts) if b is None else AgainstCampaign(state, a, b, contexts)
             for context, result in campaign.run().items():
                 state.results[tier.name, context] = result
+                if result.explanation is not None:
+                    runner.add_facts(result.folder, {"explanation": result.explanation.facts()})
                 if result.write is not None:
                     state.writes.append(result.write)
         except KvCacheError as error:

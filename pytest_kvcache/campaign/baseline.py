@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from pytest_kvcache.campaign import boots as booting
+from pytest_kvcache.campaign import why
 from pytest_kvcache.campaign.result import CellResult
 from pytest_kvcache.campaign.side import Side
 from pytest_kvcache.errors import BaselineError
@@ -163,6 +164,7 @@ class BaselineCampaign:
             verdict=cell.verdict,
             write=write,
             refused=refused,
+            explanation=why.against_baseline(cell.verdict, cell.stored, cell.runs, self._root),
         )
 
     def _refusals(self, cell: _Open) -> list[str]:

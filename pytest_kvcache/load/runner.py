@@ -16,11 +16,13 @@ import pandas as pd
 from pytest_kvcache.errors import RunError
 from pytest_kvcache.load import records, validity
 from pytest_kvcache.load.plan import LoadPlan
+from pytest_kvcache.probes.probe import Probed
+from pytest_kvcache.proof import readings
 from pytest_kvcache.proof.judge import Proof, Served, judge
 from pytest_kvcache.runs import signals
 from pytest_kvcache.runs.files import replace_whole, write_json
 from pytest_kvcache.serving.component import Component
-from pytest_kvcache.serving.diagnose import diagnose_file
+from pytest_kvcache.serving.diagnose import diagnose_file, exception_in
 from pytest_kvcache.serving.launchers.base import Handle
 from pytest_kvcache.serving.launchers.process import ProcessLauncher
 from pytest_kvcache.serving.pair import ServingPair
@@ -48,6 +50,7 @@ class RunResult:
         suspicions: What makes its times doubtful.
         rounds: Whole rounds after which it was ended, since they said enough; None where all were sent.
         proof: Where the KV of its prompts came from.
+        probed: What was found before it.
         comparability: What must be equal for a comparison.
         versions: Of what was tested.
     """
@@ -62,6 +65,7 @@ class RunResult:
     suspicions: tuple[str, ...]
     rounds: int | None
     proof: Proof
+    probed: Probed
     comparability: Mapping[str, str]
     versions: Mapping[str, str]
 
@@ -76,6 +80,7 @@ def run_load(
     comparability: Mapping[str, str],
     versions: Mapping[str, str],
     served: Served,
+    probed: Probed,
 ) -> RunResult:
     """Carry out `plan` against `pair` and return its result; rows and facts are in `folder` even if it fails.
 
@@ -115,7 +120,7 @@ def run_load(
         beyond_tokens=load["beyond_tokens"],
     )
     figures = estimate(rows, duration_s=_duration_s(plan, load)) | dict(proof.figures)
-    faults = [*validity.faults(rows, plan.workload, load), *proof.faults]
+    faults = [*probed.faults, *_faults(rows, plan, load, proof), *_storage_errors(pair, proof)]
     suspicions = [*validity.suspicions(rows, plan.workload), *proof.findings]
     more: dict[str, Any] = {"estimates": figures, "faults": faults, "suspicions": suspicions, "proof": proof.facts()}
     if isinstance(plan.workload, MultiRoundQa) and plan.workload.mode == "compat":
@@ -135,9 +140,21 @@ def run_load(
         suspicions=tuple(suspicions),
         rounds=load.get("stopped_after_rounds"),
         proof=proof,
+        probed=probed,
         comparability=comparability,
         versions=versions,
     )
+
+
+def add_facts(folder: Path, more: Mapping[str, Any]) -> None:
+    """Add to what is known of a run, where it was said only later.
+
+    Args:
+        folder: Of the run.
+        more: What to add to `run.json`.
+    """
+    path = folder / RUN
+    write_json(path, json.loads(path.read_text(encoding="utf-8")) | dict(more))
 
 
 def _duration_s(plan: LoadPlan, load: Mapping[str, Any]) -> float:
@@ -149,6 +166,7 @@ def _wait(handle: Handle, pair: ServingPair) -> None:
     while handle.exit_code() is None:
         pair.check_alive()
         time.sleep(_POLL_S)
+    pair.check_alive()  # a storage server that died with the last request has no counters that would be missed
 
 
 def _end(handle: Handle, launcher: ProcessLauncher) -> None:
@@ -160,6 +178,28 @@ def _end(handle: Handle, launcher: ProcessLauncher) -> None:
             while handle.exit_code() is None and time.monotonic() < deadline:
                 time.sleep(_POLL_S / 4)
         launcher.stop([handle])
+
+
+def _faults(rows: pd.DataFrame, plan: LoadPlan, load: Mapping[str, Any], proof: Proof) -> list[str]:
+    """Return why no verdict may rest on the run; a server that was started anew first, since requests fail with it."""
+    of_load = validity.faults(rows, plan.workload, load)
+    first = readings.faults(load["counters_before"], load["counters_after"])
+    return [*first, *of_load, *(fault for fault in proof.faults if fault not in first)]
+
+
+def _storage_errors(pair: ServingPair, proof: Proof) -> list[str]:
+    """Return what logs say of stores and loads that failed: LMCache's counters say only that they did."""
+    found = []
+    logs = {handle.component.name: handle.log for handle in pair.handles}
+    for server, moved in proof.ledger.moved.items():
+        if not moved.l2_unstored and not moved.failed_loads:
+            continue
+        beside = server.replace("vllm", "lmcache", 1)
+        name = beside if beside in logs else server
+        said = exception_in(logs[name].read_text(encoding="utf-8", errors="replace"))
+        if said.cause:
+            found.append(f"{name}'s log: {said.cause}" + (f"; {said.hint}" if said.hint else ""))
+    return found
 
 
 def _facts(pair: ServingPair, plan: LoadPlan, **more: Mapping[str, Any] | str) -> dict[str, Any]:

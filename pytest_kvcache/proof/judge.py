@@ -13,9 +13,9 @@ from pytest_kvcache.proof.asked import asks_of, expectable_from_rows
 from pytest_kvcache.proof.balance import balance, client_tokens
 from pytest_kvcache.proof.claims import Claim, Expectable
 from pytest_kvcache.proof.expected import Expected, Hierarchy
-from pytest_kvcache.proof.explain import components
-from pytest_kvcache.proof.gaps import gaps
+from pytest_kvcache.proof.gaps import gaps, warm
 from pytest_kvcache.proof.ledger import Ledger, Tokens, build_ledger
+from pytest_kvcache.proof.parts import components
 from pytest_kvcache.proof.readings import Counters
 from pytest_kvcache.proof.sizes import DeviceCache, device_cache, kv_bytes_per_token
 from pytest_kvcache.workload.base import Workload
@@ -113,10 +113,11 @@ def judge(
     )
     checked = claims.check(served.claim, ledger, can)
     unbalanced = balance(ledger, client_tokens(rows, beyond_tokens=beyond_tokens), beyond_tokens=beyond_tokens)
+    leftovers = warm(whole.servers, ledger) if whole is not None and served.claim is Claim.L2 else []
     return Proof(
         ledger,
         expected=whole.servers if whole is not None else {},
-        faults=(*unbalanced, *checked.faults),
+        faults=(*leftovers, *unbalanced, *checked.faults),
         unchecked=checked.unchecked,
         findings=tuple(gaps(whole.servers, ledger)) if whole is not None else (),
         figures=ledger.as_figures() | components(rows, grown),

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 
-_PREFIXES = ("vllm:", "lmcache")
+#: When a server's process was started (s since the epoch), a gauge of every Prometheus client.
+STARTED = "process_start_time_seconds"
+_PREFIXES = ("vllm:", "lmcache", STARTED)
 #: Labels that are the same for every sample of one server.
 _DROPPED = frozenset({"engine", "model_name"})
 
@@ -17,8 +19,9 @@ Counters = dict[str, float]
 def parse(text: str) -> Counters:
     """Return counters, gauges and the sums and counts of histograms of vLLM and LMCache by name and labels.
 
-    A key reads `vllm:prompt_tokens_by_source_total{source="local_compute"}`. Samples that differ only in labels that
-    do not matter here are added up.
+    `STARTED` is among them, where the server says it. A key reads
+    `vllm:prompt_tokens_by_source_total{source="local_compute"}`. Samples that differ only in labels that do not matter
+    here are added up.
     """
     counters: Counters = {}
     for family in text_string_to_metric_families(text):

@@ -12,8 +12,9 @@ from pytest_kvcache.preflight import fs as checks_of_fs
 from pytest_kvcache.preflight import s3 as checks_of_s3
 from pytest_kvcache.preflight.check import Check
 from pytest_kvcache.preflight.kvsize import stored
+from pytest_kvcache.serving.bucket import Bucket
 from pytest_kvcache.serving.objectstore import LOCAL_BUCKET, rclone_server
-from pytest_kvcache.serving.offload import Offload, TierPlan
+from pytest_kvcache.serving.offload import Offload, TierPlan, salt_of
 from pytest_kvcache.tiers.base import TierContext, TierModel
 
 _KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
@@ -54,14 +55,12 @@ class S3Tier(TierModel):
 
     def checks(self, ctx: TierContext) -> list[Check]:
         """What to look at before a boot."""
-        if self.endpoint is None or self.bucket is None:
+        if self.endpoint is None:
             return [
-                Check("own server", lambda: checks_of_s3.own_server(ctx.tool("rclone")), blocking=True),
+                Check("own server", lambda: checks_of_s3.own_server(ctx.tool("rclone"), ctx.call), blocking=True),
                 Check("space", lambda: checks_of_fs.space(ctx.storage_home, stored(ctx.profile)), blocking=True),
             ]
-        names = (*_KEYS, "AWS_SESSION_TOKEN")
-        keys = {name: ctx.environ[name] for name in names if ctx.environ.get(name)}
-        return checks_of_s3.checks(checks_of_s3.Bucket(self.endpoint, self.bucket, self.region, keys))
+        return checks_of_s3.checks(self._bucket(ctx))
 
     def plan(self, ctx: TierContext) -> TierPlan:
         """LMCache with L1 and an S3 L2, both servers on the same bucket."""
@@ -76,7 +75,14 @@ class S3Tier(TierModel):
             offload=self._offload(host, tls=parts.scheme == "https"),
             secret_env={k: ctx.environ[k] for k in _KEYS} | ({"AWS_SESSION_TOKEN": session} if session else {}),
             facts={"storage": "s3", "endpoint": self.endpoint, "bucket": str(self.bucket)},
+            salt=salt_of(ctx.run_id),
+            bucket=self._bucket(ctx),
         )
+
+    def _bucket(self, ctx: TierContext) -> Bucket:
+        names = (*_KEYS, "AWS_SESSION_TOKEN")
+        keys = {name: ctx.environ[name] for name in names if ctx.environ.get(name)}
+        return Bucket(str(self.endpoint), str(self.bucket), self.region, keys)
 
     def _own_server(self, ctx: TierContext) -> TierPlan:
         port = ctx.port()

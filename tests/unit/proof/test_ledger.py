@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from pytest_kvcache.proof import readings
 from pytest_kvcache.proof.balance import balance, client_tokens
 from pytest_kvcache.proof.ledger import build_ledger
+from pytest_kvcache.telemetry.prometheus import STARTED
 from tests.unit.proof import real
 
 COUNT = st.integers(0, 10**9).map(float)
@@ -130,6 +131,15 @@ def test_a_reset_counter() -> None:
     (fault,) = readings.faults(run.before, run.after)
     assert fault.startswith("vllm-1: ")
     assert "started anew" in fault
+
+
+def test_a_restart_that_has_counted_more_since() -> None:
+    """A server that has counted more since its restart than before it is known by the start of its process."""
+    run = real.load("gpu-3500")
+    run.before["vllm-1"][STARTED], run.after["vllm-1"][STARTED] = 1000.0, 1020.0
+    run.before["vllm-0"][STARTED] = run.after["vllm-0"][STARTED] = 1000.0
+    (fault,) = readings.faults(run.before, run.after)
+    assert fault.startswith("vllm-1: its process is not the one of before: it was started anew")
 
 
 def test_an_endpoint_that_is_gone() -> None:
