@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: perf test engine-test faults bench power lint format setup clean
+.PHONY: perf test engine-test faults docker-test bench power lint format setup clean
 .DELETE_ON_ERROR:
 
 perf: setup ## One boot of every tier that this machine has: add it to baselines that need more, compare with the others
@@ -21,6 +21,9 @@ engine-test: setup ## What the probes of a boot show on each tier of the real en
 
 faults: setup ## Every fault on the real engine: none may pass, each is named (about 25 minutes)
 	$(BIN)/pytest tests/faults
+
+docker-test: setup ## A real pair in containers (needs a Docker daemon and debootstrap; a quarter of an hour)
+	$(BIN)/pytest tests/docker
 
 bench: $(READY) ## The client's own errors, beside other clients (needs a C compiler; ten minutes)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'

@@ -73,6 +73,9 @@ class SessionReport:
         ]
         if suspicions:
             yield "\n".join(suspicions)
+        for each in results:
+            if moved := terminal.explanation(each):
+                yield f"{each.label}, context {each.context_tokens}: {each.outcome}: {moved}"
         for against in _YARDSTICKS:
             table = terminal.tiers_table(results, against=against)
             if table:

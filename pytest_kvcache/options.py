@@ -16,13 +16,15 @@ UpdateMode = Literal["none", "missing", "all"]
 
 _INI = {
     "kv_profile": "profile that perf tests run (see kvcache.toml)",
-    "kv_engine": "environment with vLLM and LMCache, in place of the one that `pytest-kvcache setup` makes",
+    "kv_engine": "environment with vLLM and LMCache, or image:REPO[:TAG], in place of the one that `setup` makes",
     "kv_config": "the kvcache.toml to use (default: the one in rootdir)",
     "kv_runs": "folder of results (default: .kvcache/runs in rootdir)",
     "kv_baselines": "folder of baselines (default: baselines in rootdir)",
 }
 
 
+#: What is no folder of this machine.
+_NOT_PATHS = ("git:", "image:")
 _PATH_OPTIONS = ("--kv-engine", "--kv-config", "--kv-runs", "--kv-baselines", "--kv-against")
 
 
@@ -34,20 +36,22 @@ class Options:
         rootdir: pytest's.
         tiers: Named with --tier; empty means all.
         profile: Named, or None for the default of this machine.
-        engine: An existing environment, or None.
+        engine: Folder of an existing environment, `image:…`, or None.
         config: An explicit kvcache.toml, or None.
         runs: Folder of results.
         baselines: Folder of baselines.
         update: Which baselines to write.
         boots: Most boots of a tier in this session; None for as many as the profile's rules say.
         strict: Whether a test without a decision fails.
-        against: An engine environment, or `git:REVISION` of the configuration, to compare with in place of baselines.
+        against: An engine environment, `image:…`, or `git:REVISION` of the configuration, to compare with in place of
+            baselines.
+        image_mounts: What containers of images get from this machine, as `SOURCE[:TARGET][:ro|rw]`.
     """
 
     rootdir: Path
     tiers: tuple[str, ...]
     profile: str | None
-    engine: Path | None
+    engine: str | None
     config: Path | None
     runs: Path
     baselines: Path
@@ -55,6 +59,7 @@ class Options:
     boots: int | None
     strict: bool
     against: str | None
+    image_mounts: tuple[str, ...]
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -84,7 +89,15 @@ def add_options(parser: pytest.Parser) -> None:
         "--kv-against",
         default=None,
         metavar="ENGINE",
-        help="compare with another engine environment, or git:REVISION of kvcache.toml, in place of baselines",
+        help="compare with another engine environment, image:REPO[:TAG], or git:REVISION of kvcache.toml, in place of "
+        "baselines",
+    )
+    group.addoption(
+        "--kv-image-mount",
+        action="append",
+        default=[],
+        metavar="SOURCE[:TARGET][:ro|rw]",
+        help="file or folder that containers of an image get, beside those of the ini key; repeatable",
     )
     group.addoption(
         "--kv-strict", action="store_true", default=None, help="inconclusive and incomparable fail (default in CI)"
@@ -93,6 +106,7 @@ def add_options(parser: pytest.Parser) -> None:
     for name, text in _INI.items():
         group.addoption("--" + name.replace("_", "-"), default=None, metavar="VALUE", help=text)
         parser.addini(name, help=text, default="")
+    parser.addini("kv_image_mounts", type="linelist", default=[], help="as --kv-image-mount, one a line")
 
 
 def wants_perf(config: pytest.Config) -> bool:
@@ -124,6 +138,10 @@ def from_config(config: pytest.Config) -> Options:
     def value(name: str) -> str | None:
         return config.getoption(name) or config.getini(name) or None
 
+    def engine() -> str | None:
+        named = value("kv_engine")
+        return named if named and named.startswith(_NOT_PATHS) else str(path("kv_engine") or "") or None
+
     def path(name: str) -> Path | None:
         given: str | None = config.getoption(name)
         if given:
@@ -139,7 +157,7 @@ def from_config(config: pytest.Config) -> Options:
         rootdir=root,
         tiers=tuple(dict.fromkeys(config.getoption("tier"))),
         profile=value("kv_profile"),
-        engine=path("kv_engine"),
+        engine=engine(),
         config=path("kv_config"),
         runs=path("kv_runs") or root / ".kvcache" / "runs",
         baselines=path("kv_baselines") or root / "baselines",
@@ -147,6 +165,7 @@ def from_config(config: pytest.Config) -> Options:
         boots=_boots(config),
         strict=_strict(config),
         against=_against(config, update),
+        image_mounts=(*config.getini("kv_image_mounts"), *config.getoption("kv_image_mount")),
     )
 
 
@@ -166,7 +185,7 @@ def _against(config: pytest.Config, update: UpdateMode) -> str | None:
     against: str | None = config.getoption("kv_against")
     if against and update != "none":
         raise pytest.UsageError("--kv-against compares two engines and stores nothing: leave out --update-baselines")
-    if against and not against.startswith("git:"):
+    if against and not against.startswith(_NOT_PATHS):
         return str((config.invocation_params.dir / against).absolute())
     return against or None
 

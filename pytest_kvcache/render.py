@@ -7,16 +7,22 @@ import json
 import shlex
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from pytest_kvcache.config.profile import TINY_MODEL, Profile
-from pytest_kvcache.engine.environment import Engine
+from pytest_kvcache.engine.base import BaseEngine
+from pytest_kvcache.engine.container import same_path
+from pytest_kvcache.engine.image import ImageEngine
+from pytest_kvcache.runs import containers
 from pytest_kvcache.serving.component import Component
+from pytest_kvcache.serving.launchers.docker import container_of
 from pytest_kvcache.serving.plan import EngineTools, ServingPlan, build_plan
 from pytest_kvcache.tiers.base import Tier, TierContext
 
 #: Stand for what a run chooses when it starts.
 _RUN, _FIRST_PORT = "RUN", 8000
+_SCRATCH = Path("/tmp") / f"kvc-{_RUN}"  # noqa: S108 - shown, not used
 
 
 class _ProgramsOfPath:
@@ -29,22 +35,23 @@ class _ProgramsOfPath:
         return name
 
 
-def render(profile: Profile, tier: Tier, engine: Engine | None, environ: Mapping[str, str], *, as_json: bool) -> str:
+def render(
+    profile: Profile, tier: Tier, engine: BaseEngine | None, environ: Mapping[str, str], *, as_json: bool
+) -> str:
     """Return every file and command of a run of `profile` on `tier`.
 
     Args:
         profile: What to serve.
         tier: With which offloading.
-        engine: Whose programs to name; None for plain names.
+        engine: Whose programs to name, in containers where it is an image; None for plain names.
         environ: Where credentials would come from; none of them is shown.
         as_json: `{"components": [{"name", "argv", "env", "files"}], …}` in place of a script.
     """
     ports = itertools.count(_FIRST_PORT)
-    scratch = Path("/tmp") / f"kvc-{_RUN}"  # noqa: S108 - shown, not used
     context = TierContext(
         profile=profile,
         run_id=_RUN,
-        scratch=scratch,
+        scratch=_SCRATCH,
         storage_home=Path("/tmp"),  # noqa: S108 - shown, not used
         tool=lambda name: engine.find(name) if engine else Path(shutil.which(name) or name),
         port=lambda: next(ports),
@@ -58,9 +65,32 @@ def render(profile: Profile, tier: Tier, engine: Engine | None, environ: Mapping
         tools=tools,
         model=Path(profile.model).name if _is_folder(profile) else profile.model,
         port=lambda: next(ports),
-        scratch=scratch,
+        scratch=_SCRATCH,
     )
+    if isinstance(engine, ImageEngine):
+        plan = replace(plan, components=tuple(_contained(c, engine, profile, plan) for c in plan.components))
     return _json(plan, reason) if as_json else _script(profile, plan, reason)
+
+
+def _contained(component: Component, engine: ImageEngine, profile: Profile, plan: ServingPlan) -> Component:
+    """Return a component whose command is the `docker run` of what a run starts, output and secrets apart."""
+    if engine.is_local(component.argv[0]):
+        return component
+    mounts = [same_path(path, writable=True) for path in (_SCRATCH, *plan.tier.folders)]
+    if _is_folder(profile):
+        mounts.append(same_path(Path("/FOLDER/OF") / Path(profile.model).name))
+    container = container_of(
+        component,
+        engine,
+        name=f"{_SCRATCH.name}-{component.name}",
+        log=_SCRATCH / f"{component.name}.log",
+        secrets=None,
+        scratch=_SCRATCH,
+        mounts=mounts,
+        labels={containers.LABEL: _RUN},
+        gpus=profile.gpus_per_server > 0,
+    )
+    return replace(component, argv=replace(container, image=engine.reference).run_argv(), env={})
 
 
 def _is_folder(profile: Profile) -> bool:
@@ -99,8 +129,7 @@ def _script(profile: Profile, plan: ServingPlan, reason: str | None) -> str:
         lines.append(f"# Every request carries {json.dumps(plan.extra_body)}, other ones in each boot.")
     if reason:
         lines.append(f"# This tier cannot run here: {reason}")
-    scratch = f"/tmp/kvc-{_RUN}"  # noqa: S108 - shown, not used
-    lines += [f"mkdir -p {scratch} && cd {scratch}"]
+    lines += [f"mkdir -p {_SCRATCH} && cd {_SCRATCH}"]
     if _is_folder(profile):
         lines += [f"ln -s FOLDER/OF/{Path(profile.model).name} .  # LMCache must not see an absolute path"]
     lines += [f"mkdir -p {shlex.quote(str(folder))}" for folder in plan.tier.folders]

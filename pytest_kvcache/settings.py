@@ -9,6 +9,8 @@ from pathlib import Path
 from pytest_kvcache import catalogue
 from pytest_kvcache.catalogue import Catalogue
 from pytest_kvcache.config.profile import Profile
+from pytest_kvcache.engine import image
+from pytest_kvcache.engine.container import Mount, parse_mount
 from pytest_kvcache.errors import ConfigError
 from pytest_kvcache.options import Options
 from pytest_kvcache.telemetry import revision as revisions
@@ -29,6 +31,7 @@ class Settings:
         profile: The one to run.
         tiers: Those to run, in order.
         other: The catalogue of `--kv-against git:…`, None without.
+        mounts: What containers of an image get from this machine.
     """
 
     options: Options
@@ -36,6 +39,7 @@ class Settings:
     profile: Profile
     tiers: tuple[Tier, ...]
     other: Catalogue | None = None
+    mounts: tuple[Mount, ...] = ()
 
     @property
     def family(self) -> int:
@@ -58,17 +62,21 @@ def resolve(options: Options) -> Settings:
     profile = known.profile(options.profile or default)
     profile.workload.check()
     _check_against(options)
+    for engine in (options.engine, options.against):
+        if engine is not None and engine.startswith(image.PREFIX):
+            image.check(engine.removeprefix(image.PREFIX))
     return Settings(
         options=options,
         catalogue=known,
         profile=profile,
         tiers=tuple(known.select(options.tiers)),
         other=_other(options, profile.name),
+        mounts=tuple(parse_mount(text, "kv_image_mounts") for text in options.image_mounts),
     )
 
 
 def _check_against(options: Options) -> None:
-    if options.against is None or options.against.startswith("git:"):
+    if options.against is None or options.against.startswith(("git:", image.PREFIX)):
         return
     if not (Path(options.against) / "bin" / "python").exists():
         raise ConfigError(

@@ -12,7 +12,8 @@ from pytest_kvcache.campaign.result import CellResult
 from pytest_kvcache.campaign.side import Side
 from pytest_kvcache.config.profile import Profile
 from pytest_kvcache.engine import setup
-from pytest_kvcache.engine.environment import Engine, inspect
+from pytest_kvcache.engine.base import BaseEngine
+from pytest_kvcache.engine.named import engine_named
 from pytest_kvcache.errors import KvCacheError, SetupError
 from pytest_kvcache.home import home
 from pytest_kvcache.runs import processes
@@ -69,14 +70,15 @@ class PerfState:
         return self.settings.profile
 
     @cached_property
-    def engine(self) -> Engine:
-        """The engine environment.
+    def engine(self) -> BaseEngine:
+        """The engine.
 
         Raises:
+            ConfigError: Its image cannot be used here.
             SetupError: There is none, or it cannot be used.
         """
         if self.settings.options.engine is not None:
-            return inspect(self.settings.options.engine)
+            return engine_named(self.settings.options.engine, self.settings.mounts)
         found = setup.installed(home())
         if found is None:
             raise SetupError(
@@ -95,7 +97,7 @@ class PerfState:
 
     @cached_property
     def launcher(self) -> ProcessLauncher:
-        """Starts the components of this run."""
+        """Starts processes of this run, the load's among them."""
         return ProcessLauncher(self.run)
 
     @cached_property
@@ -119,9 +121,9 @@ class PerfState:
         return Side("B", self.other_engine, self.profile, tier)
 
     @cached_property
-    def other_engine(self) -> Engine:
-        """The engine environment of --kv-against."""
-        return inspect(Path(self.settings.options.against or ""))
+    def other_engine(self) -> BaseEngine:
+        """The engine of --kv-against."""
+        return engine_named(self.settings.options.against or "", self.settings.mounts)
 
     def note_look(self, verdict: CellVerdict, minutes_a_boot: float) -> None:
         """Count what a final verdict would have cost without looks; cells of one tier share their boots."""

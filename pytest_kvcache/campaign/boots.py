@@ -75,13 +75,14 @@ def booted(side: Side, state: PerfState, tier_plan: TierPlan, *, logs: Path) -> 
         port=state.run.ports.take,
         scratch=state.run.scratch,
     )
-    pair = pairs.boot(plan, state.launcher, logs, timeout_s=side.profile.boot_timeout_s)
+    launcher = side.launcher(state.run, tier_plan)
+    pair = pairs.boot(plan, launcher, logs, timeout_s=side.profile.boot_timeout_s)
     try:
         state.run.note_shared_memory()
         state.say(f"{pair.label}{_named(side)}: {side.profile.servers} servers ready in {pair.boot_s:.0f} s")
         yield pair
     finally:
-        state.launcher.stop(list(pair.handles))
+        launcher.stop(list(pair.handles))
         for folder in tier_plan.folders:
             shutil.rmtree(folder, ignore_errors=True)
             if folder.exists():
@@ -174,7 +175,7 @@ def _run(side: Side, state: PerfState, pair: ServingPair, plan: LoadPlan, probed
             model_id=side.model_id,
             hardware=state.hardware,
             storage=pair.plan.tier.facts,
-            launcher="process",
+            launcher=side.launched_by,
         ),
         versions=side.engine.versions,
         served=Served(

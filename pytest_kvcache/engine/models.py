@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import subprocess
 from pathlib import Path
+from subprocess import TimeoutExpired
 
 from filelock import FileLock
 
 from pytest_kvcache.config.profile import TINY_MODEL, Profile
-from pytest_kvcache.engine.environment import Engine
+from pytest_kvcache.engine.base import BaseEngine
 from pytest_kvcache.errors import SetupError
 
 _SCRIPT = Path(__file__).with_name("tiny_model.py")
+_LIMIT_S = 600.0
 
 
-def tiny_model_path(engine: Engine, home: Path) -> Path:
+def tiny_model_path(engine: BaseEngine, home: Path) -> Path:
     """Return where the tiny model of this script and these library versions belongs."""
     made_by = [engine.versions.get(name, "") for name in ("torch", "transformers")]
     digest = hashlib.sha256(_SCRIPT.read_bytes() + "".join(made_by).encode()).hexdigest()[:12]
     return home / "models" / f"{TINY_MODEL}-{digest}"
 
 
-def model_folder(profile: Profile, engine: Engine, home: Path) -> Path | None:
+def model_folder(profile: Profile, engine: BaseEngine, home: Path) -> Path | None:
     """Return the folder of the profile's model, making the tiny model first where the profile asks for it.
 
     Returns:
@@ -41,13 +42,21 @@ def model_folder(profile: Profile, engine: Engine, home: Path) -> Path | None:
         if not target.is_dir():
             partial = target.with_suffix(".partial")
             shutil.rmtree(partial, ignore_errors=True)
-            argv = [str(engine.python), str(_SCRIPT), str(partial)]
-            done = subprocess.run(argv, capture_output=True, text=True, check=False)
-            if done.returncode != 0:
-                raise SetupError(
-                    f"the tiny model could not be made: {done.stderr.strip()[-300:]}",
-                    where=str(engine.path),
-                    todo="`pytest-kvcache setup` repairs the environment",
-                )
+            _make(engine, partial)
             partial.rename(target)
     return target
+
+
+def _make(engine: BaseEngine, folder: Path) -> None:
+    argv = [str(engine.python), str(_SCRIPT), str(folder)]
+    try:
+        done = engine.call(argv, reads=[_SCRIPT.parent], writes=[folder.parent], timeout_s=_LIMIT_S)
+        said = done.stderr.strip()[-300:]
+    except (OSError, TimeoutExpired) as error:
+        done, said = None, str(error)
+    if done is None or done.returncode != 0:
+        raise SetupError(
+            f"the tiny model could not be made: {said}",
+            where=engine.where,
+            todo="`pytest-kvcache setup` repairs an environment of its own making",
+        )

@@ -17,6 +17,7 @@ from pytest_kvcache.errors import RunError
 from pytest_kvcache.load import records, validity
 from pytest_kvcache.load.plan import LoadPlan
 from pytest_kvcache.probes.probe import Probed
+from pytest_kvcache.proof import readings
 from pytest_kvcache.proof.judge import Proof, Served, judge
 from pytest_kvcache.runs import signals
 from pytest_kvcache.runs.files import replace_whole, write_json
@@ -25,7 +26,6 @@ from pytest_kvcache.serving.diagnose import diagnose_file, exception_in
 from pytest_kvcache.serving.launchers.base import Handle
 from pytest_kvcache.serving.launchers.process import ProcessLauncher
 from pytest_kvcache.serving.pair import ServingPair
-from pytest_kvcache.telemetry.prometheus import delta
 from pytest_kvcache.verdict.estimate import Estimates, estimate
 from pytest_kvcache.workload import reference
 from pytest_kvcache.workload.multi_round import MultiRoundQa
@@ -46,7 +46,6 @@ class RunResult:
         folder: Where rows, facts and logs are.
         rows: A row a request.
         estimates: The figures of the run.
-        counters: By component, what its counters grew by.
         faults: Why no verdict may rest on the run, empty where one may.
         suspicions: What makes its times doubtful.
         rounds: Whole rounds after which it was ended, since they said enough; None where all were sent.
@@ -62,7 +61,6 @@ class RunResult:
     folder: Path
     rows: pd.DataFrame
     estimates: Estimates
-    counters: Mapping[str, Mapping[str, float]]
     faults: tuple[str, ...]
     suspicions: tuple[str, ...]
     rounds: int | None
@@ -111,12 +109,10 @@ def run_load(
             todo="read the log above",
         )
     rows, load = records.read(plan.rows), facts["load"]
-    after = load["counters_after"]
-    counters = {name: delta(load["counters_before"].get(name, {}), after[name]) for name in after}
     proof = judge(
         rows,
         load["counters_before"],
-        after,
+        load["counters_after"],
         served,
         workload=plan.workload,
         context_tokens=plan.context_tokens,
@@ -124,8 +120,7 @@ def run_load(
         beyond_tokens=load["beyond_tokens"],
     )
     figures = estimate(rows, duration_s=_duration_s(plan, load)) | dict(proof.figures)
-    found = [*validity.faults(rows, plan.workload, load), *proof.faults, *_storage_errors(pair, proof)]
-    faults = [*probed.faults, *found]
+    faults = [*probed.faults, *_faults(rows, plan, load, proof), *_storage_errors(pair, proof)]
     suspicions = [*validity.suspicions(rows, plan.workload), *proof.findings]
     more: dict[str, Any] = {"estimates": figures, "faults": faults, "suspicions": suspicions, "proof": proof.facts()}
     if isinstance(plan.workload, MultiRoundQa) and plan.workload.mode == "compat":
@@ -141,7 +136,6 @@ def run_load(
         folder=folder,
         rows=rows,
         estimates=figures,
-        counters=counters,
         faults=tuple(faults),
         suspicions=tuple(suspicions),
         rounds=load.get("stopped_after_rounds"),
@@ -150,6 +144,17 @@ def run_load(
         comparability=comparability,
         versions=versions,
     )
+
+
+def add_facts(folder: Path, more: Mapping[str, Any]) -> None:
+    """Add to what is known of a run, where it was said only later.
+
+    Args:
+        folder: Of the run.
+        more: What to add to `run.json`.
+    """
+    path = folder / RUN
+    write_json(path, json.loads(path.read_text(encoding="utf-8")) | dict(more))
 
 
 def _duration_s(plan: LoadPlan, load: Mapping[str, Any]) -> float:
@@ -173,6 +178,13 @@ def _end(handle: Handle, launcher: ProcessLauncher) -> None:
             while handle.exit_code() is None and time.monotonic() < deadline:
                 time.sleep(_POLL_S / 4)
         launcher.stop([handle])
+
+
+def _faults(rows: pd.DataFrame, plan: LoadPlan, load: Mapping[str, Any], proof: Proof) -> list[str]:
+    """Return why no verdict may rest on the run; a server that was started anew first, since requests fail with it."""
+    of_load = validity.faults(rows, plan.workload, load)
+    first = readings.faults(load["counters_before"], load["counters_after"])
+    return [*first, *of_load, *(fault for fault in proof.faults if fault not in first)]
 
 
 def _storage_errors(pair: ServingPair, proof: Proof) -> list[str]:

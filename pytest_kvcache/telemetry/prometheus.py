@@ -49,12 +49,6 @@ def scrape_all(urls: Mapping[str, str]) -> dict[str, Counters]:
     return {name: scrape(url) for name, url in urls.items()}
 
 
-def delta(before: Counters, after: Counters) -> Counters:
-    """Return what was added between the two readings; a counter that appeared started at zero."""
-    changed = {key: value - before.get(key, 0.0) for key, value in after.items()}
-    return {key: value for key, value in changed.items() if value}
-
-
 def _key(name: str, labels: Mapping[str, str]) -> str:
     kept = {k: v for k, v in sorted(labels.items()) if v and k not in _DROPPED and not k.startswith("otel_")}
     if not kept:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -12,6 +13,23 @@ from pydantic import ConfigDict
 from pytest_kvcache.config.profile import Profile
 from pytest_kvcache.config.strict import Strict
 from pytest_kvcache.serving.offload import TierPlan
+
+
+class Call(Protocol):
+    """Runs a program that `tool` named to the end."""
+
+    def __call__(self, argv: Sequence[str], *, timeout_s: float) -> subprocess.CompletedProcess[str]:
+        """Return its exit code and what it said.
+
+        Raises:
+            OSError: It could not be started.
+            TimeoutExpired: It did not end in time.
+        """
+
+
+def call_here(argv: Sequence[str], *, timeout_s: float) -> subprocess.CompletedProcess[str]:
+    """Run a program of this machine."""
+    return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=timeout_s)
 
 
 @dataclass(frozen=True)
@@ -26,6 +44,7 @@ class TierContext:
         tool: Returns the path of a program (`rclone`) of the engine environment, or None.
         port: Returns a TCP port that is leased to this run.
         environ: The environment that credentials are read from.
+        call: Runs what `tool` named, which may be in an image.
     """
 
     profile: Profile
@@ -35,6 +54,7 @@ class TierContext:
     tool: Callable[[str], Path | None]
     port: Callable[[], int]
     environ: Mapping[str, str]
+    call: Call = call_here
 
 
 class Tier(Protocol):

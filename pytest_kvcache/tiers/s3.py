@@ -57,7 +57,7 @@ class S3Tier(TierModel):
         """What to look at before a boot."""
         if self.endpoint is None:
             return [
-                Check("own server", lambda: checks_of_s3.own_server(ctx.tool("rclone")), blocking=True),
+                Check("own server", lambda: checks_of_s3.own_server(ctx.tool("rclone"), ctx.call), blocking=True),
                 Check("space", lambda: checks_of_fs.space(ctx.storage_home, stored(ctx.profile)), blocking=True),
             ]
         return checks_of_s3.checks(self._bucket(ctx))

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -36,6 +37,11 @@ def one_server(argv: list[str]) -> list[str]:
 def wrong_bucket(argv: list[str]) -> list[str]:
     """Return LMCache's command line with a host name whose first label is no bucket of the server."""
     return [word.replace('"s3_endpoint":"127.0.0.1:', '"s3_endpoint":"localhost:') for word in argv]
+
+
+def kept_folder(argv: list[str]) -> list[str]:
+    """Return LMCache's command line with one folder for all boots beside that of the boot."""
+    return [re.sub(r'"base_path":"(.*)/[^/"]+"', r'"base_path":"\1/../kept"', word) for word in argv]
 
 
 def supervise(argv: list[str], *, keys: str = "") -> int:
@@ -69,7 +75,7 @@ def main(fault: str, argv: list[str]) -> int:
         return supervise(argv)
     if fault == "loses-its-keys":
         return supervise(argv, keys='"others,others"')
-    change = {"one-server": one_server, "wrong-bucket": wrong_bucket}[fault]
+    change = {"one-server": one_server, "wrong-bucket": wrong_bucket, "kept-folder": kept_folder}[fault]
     return supervise(change(argv))
 
 

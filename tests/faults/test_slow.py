@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -13,21 +14,20 @@ from tests.unit.test_session import Project
 
 pytestmark = pytest.mark.engine
 
-#: Two sessions of two boots make a baseline of four; with one look that tells a doubling where boots spread by 5 %.
+#: With one look, six boots that spread by 20 % tell a change by three times.
 RULES = """
 [profiles.faults.rules]
 canary = false
-baseline_boots = 4
 looks = 1
 """
-#: A user's context is 15 MB of KV: three seconds instead of a tenth of one.
-BANDWIDTH = "5M"
+#: A user's context is 15 MB of KV: two seconds instead of a tenth of one.
+BANDWIDTH = "8M"
 
 
 def test_a_slow_bucket(project: Project, kvcache_home: Path, real_engine: Path, tmp_path: Path) -> None:
     """Against a baseline of the same storage, a slow one is regressed or undecided, with TTFT before and now."""
     prepare(project, real_engine, rules=RULES)
-    for _ in range(2):
+    for _ in range(3):
         recorded = run(project, kvcache_home, "--tier", "s3", "--record-baselines", "--kv-boots", "2", boots=2)
         assert recorded.code == 0, recorded.output
     slow = make(tmp_path / "engine", real_engine, bwlimit=BANDWIDTH)
@@ -36,7 +36,7 @@ def test_a_slow_bucket(project: Project, kvcache_home: Path, real_engine: Path, 
     assert ended.code == 1
     assert ended.verdicts["ttft"] in {"regressed", "inconclusive"}
     assert "invalid" not in ended.verdicts.values()
-    assert "TTFT (s): " in ended.output
-    assert "worse by +" in ended.output
+    assert re.search(r"TTFT \(s\): 0\.\d+ -> \d\.\d+, worse by \+\d+", ended.output)
+    assert "Traceback" not in ended.output
     assert ended.left == NOTHING
-    assert (ended.rows("s3")["status"] == "ok").all()
+    assert (ended.rows("s3")["status"] == "ok").any()

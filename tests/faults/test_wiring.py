@@ -48,5 +48,5 @@ def test_an_lmcache_server_is_restarted(
 
     ended = run(project, kvcache_home, "--tier", "pnfs", breaks=breaks)
     print(ended.output)
-    assert_invalid(ended, "lmcache-0", "started anew")
+    assert_invalid(ended, "invalid: boot 1: lmcache-0: its process is not the one of before: it was started anew")
     assert not ended.rows("pnfs").empty

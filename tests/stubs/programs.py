@@ -26,6 +26,8 @@ ENDS: dict[str, Callable[[], None]] = {
 }
 #: Prompt tokens by source, as vLLM counts them.
 COUNTED = {"local_compute": 0, "local_cache_hit": 0, "external_kv_transfer": 0}
+#: Seconds and number of what vLLM measures of each request.
+TIMED = {"vllm:time_to_first_token_seconds": [0.0, 0], "vllm:lmcache_mp_lookup_duration_seconds": [0.0, 0]}
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -37,11 +39,20 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--worker-urls", nargs="*", default=[])
     parser.add_argument("--response-role", default="assistant")
     parser.add_argument("--stub-ttft", type=float, default=0.005)
+    # From the environment, a session is slower than its baseline and still comparable.
+    parser.add_argument("--stub-lookup", type=float, default=float(os.environ.get("STUB_LOOKUP", "0")))
     parser.add_argument("--stub-itl", type=float, default=0.002)
     parser.add_argument("--stub-fail", default="")
     parser.add_argument("--stub-key", default="")
     parser.add_argument("--stub-boot", type=float, default=0.0)
     return parser.parse_known_args(argv)[0]
+
+
+def note_times(args: argparse.Namespace) -> None:
+    """Count the times of a request as vLLM does."""
+    for name, seconds in zip(TIMED, (args.stub_lookup + args.stub_ttft, args.stub_lookup), strict=True):
+        TIMED[name][0] += seconds
+        TIMED[name][1] += 1
 
 
 async def answer(request: web.Request, args: argparse.Namespace) -> web.StreamResponse:
@@ -66,7 +77,8 @@ async def stream(request: web.Request, body: dict[str, Any], args: argparse.Name
         await response.write(f"data: {text}\n\n".encode())
 
     await event({"choices": [{"delta": {"role": args.response_role, "content": ""}}]})
-    await asyncio.sleep(args.stub_ttft)
+    await asyncio.sleep(args.stub_lookup + args.stub_ttft)
+    note_times(args)
     for i in range(body["max_tokens"]):
         if args.stub_fail == "malformed":
             await event("{not json")
@@ -87,7 +99,7 @@ async def stream(request: web.Request, body: dict[str, Any], args: argparse.Name
     COUNTED["local_cache_hit"] += words // 2
     usage = {"prompt_tokens": words, "completion_tokens": body["max_tokens"], "prompt_tokens_details": details}
     if args.stub_fail != "no-usage":
-        metrics = {"queue_time_ms": 1.5, "time_to_first_token_ms": args.stub_ttft * 1e3}
+        metrics = {"queue_time_ms": args.stub_lookup * 1e3, "time_to_first_token_ms": args.stub_ttft * 1e3}
         await event({"choices": [], "usage": usage, "metrics": metrics})
     if args.stub_fail != "no-done":
         await event("[DONE]")
@@ -176,6 +188,7 @@ def serve(port: int, *, handler: Handler | None = None) -> None:
 
     async def ok(_: web.Request) -> web.Response:
         lines = [f'vllm:prompt_tokens_by_source_total{{source="{k}"}} {v}\n' for k, v in COUNTED.items()]
+        lines += [f"{k}_sum {seconds}\n{k}_count {count}\n" for k, (seconds, count) in TIMED.items()]
         lines.append(f"vllm:prompt_tokens_total {sum(COUNTED.values())}\n")
         return web.Response(text="".join(lines) if handler is not None else "lmcache_mp_stub_total 1.0\n")
 

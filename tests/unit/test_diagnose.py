@@ -21,6 +21,16 @@ Traceback (most recent call last):
 RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}
 """
 
+WORKER_KILLED = """\
+(APIServer pid=3) INFO 11-24 13:00:47 [api_utils.py:286] non-default args: {'gpu_memory_utilization': 0.1}
+(EngineCore pid=1) ERROR 11-24 13:01:29 [multiproc_executor.py:315] Worker proc VllmWorker-0 died unexpectedly (exit \
+code: -9), shutting down executor.
+(EngineCore pid=1) ERROR 11-24 13:01:29 [core.py:1512] RuntimeError: Executor failed.
+(APIServer pid=3) ERROR 11-24 13:01:29 [async_llm.py:906] vllm.v1.engine.exceptions.EngineDeadError: EngineCore \
+encountered an issue. See stack trace (above) for the root cause.
+RuntimeError: Executor failed.
+"""
+
 
 @pytest.mark.parametrize(
     ("log", "cause", "hint"),
@@ -63,10 +73,23 @@ RuntimeError: Engine core initialization failed. See root cause above. Failed co
             "ValueError: No supported cpu connector found",
             'lmcache_mode = "mp"',
         ),
+        (WORKER_KILLED, "Worker proc VllmWorker-0 died unexpectedly (exit code: -9)", "OOM killer"),
         ("all is well\nthe last line\n\n", "the last line", ""),
         ("", "", ""),
     ],
-    ids=["kv-cache", "memory", "uvicorn-port", "port", "package", "usage", "rclone", "connector", "unknown", "empty"],
+    ids=[
+        "kv-cache",
+        "memory",
+        "uvicorn-port",
+        "port",
+        "package",
+        "usage",
+        "rclone",
+        "connector",
+        "worker",
+        "unknown",
+        "empty",
+    ],
 )
 def test_first_cause_and_hint(log: str, cause: str, hint: str) -> None:
     """The first line that states a cause is found among what others report of it, and known causes have a hint."""

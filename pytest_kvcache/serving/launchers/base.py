@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Protocol
 
 from pytest_kvcache.serving.component import Component
+
+
+def prepared_log(component: Component, logs: Path) -> Path:
+    """Write a component's files; return where its output is to go, which is there and empty or has earlier output."""
+    logs.mkdir(parents=True, exist_ok=True)
+    for path, text in component.files.items():
+        path.write_text(text, encoding="utf-8")
+    log = (logs / f"{component.name}.log").resolve()
+    log.touch()
+    return log
+
+
+def no_proxy() -> dict[str, str]:
+    """Return the environment in which loopback is never reached through a proxy."""
+    names = ",".join(filter(None, [os.environ.get("NO_PROXY", ""), "127.0.0.1,localhost"]))
+    return {"NO_PROXY": names, "no_proxy": names}
 
 
 class Handle(Protocol):

@@ -12,7 +12,7 @@ from pytest_kvcache.runs import signals
 from pytest_kvcache.runs.processes import Leader, leader_of
 from pytest_kvcache.runs.session import RunSession
 from pytest_kvcache.serving.component import Component
-from pytest_kvcache.serving.launchers.base import Handle
+from pytest_kvcache.serving.launchers.base import Handle, no_proxy, prepared_log
 
 #: Credentials of the user that only a tier's `secret_env` may hand on, and what would disturb a component.
 _WITHHELD = ("AWS_", "PYTEST_", "COV_", "PYTHONDONTWRITEBYTECODE", "VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME")
@@ -51,12 +51,7 @@ class ProcessLauncher:
 
     def start(self, component: Component, logs: Path) -> Handle:
         """Start `component`; its output, and that of all it starts, goes to `logs`/NAME.log."""
-        logs.mkdir(parents=True, exist_ok=True)
-        for path, text in component.files.items():
-            path.write_text(text, encoding="utf-8")
-        log = (logs / f"{component.name}.log").resolve()
-        # Loopback is never reached through a proxy of the environment.
-        proxies = ",".join(filter(None, [os.environ.get("NO_PROXY", ""), "127.0.0.1,localhost"]))
+        log = prepared_log(component, logs)
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(_WITHHELD)}
         with signals.deferred(), log.open("ab") as out:
             popen = subprocess.Popen(
@@ -67,8 +62,7 @@ class ProcessLauncher:
                 cwd=self._session.scratch,
                 env={
                     **inherited,
-                    "NO_PROXY": proxies,
-                    "no_proxy": proxies,
+                    **no_proxy(),
                     **component.env,
                     **component.secret_env,
                 },

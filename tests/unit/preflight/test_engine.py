@@ -40,6 +40,6 @@ def test_imports_only_on_demand(tmp_path: Path) -> None:
     names = [c.name for c in engines.checks(engine, TINY, imports=False, offloads=True)]
     assert names == ["versions", "programs"]
     assert [c.name for c in engines.checks(engine, TINY, imports=True, offloads=True)][-1] == "import"
-    assert engines.importable(engine.python).status == "pass"
-    _script(tmp_path / "python", "echo Traceback >&2; echo 'ImportError: libnuma.so.1' >&2; exit 1")
-    assert engines.importable(tmp_path / "python").found == "ImportError: libnuma.so.1"
+    assert engines.importable(engine).status == "pass"
+    _script(engine.python, "echo Traceback >&2; echo 'ImportError: libnuma.so.1' >&2; exit 1")
+    assert engines.importable(engine).found == "ImportError: libnuma.so.1"

@@ -12,6 +12,7 @@ from botocore.exceptions import ClientError
 
 from pytest_kvcache.preflight import s3
 from pytest_kvcache.serving.bucket import Bucket
+from pytest_kvcache.tiers.base import call_here
 from pytest_kvcache.tiers.s3 import S3Tier
 from tests.stubs.engine import _script
 from tests.unit.test_tiers import KEYS, context
@@ -58,7 +59,7 @@ class Client:
 def client(monkeypatch: pytest.MonkeyPatch) -> Client:
     """The service that is asked."""
     found = Client()
-    monkeypatch.setattr(s3, "_client", lambda _: found)
+    monkeypatch.setattr(s3, "client", lambda _: found)
     return found
 
 
@@ -140,9 +141,9 @@ def test_rclone(tmp_path: Path) -> None:
     """The run's own server needs rclone, and one that runs."""
     _script(tmp_path / "good", "echo rclone v1.75.2")
     _script(tmp_path / "bad", "echo broken >&2; exit 3")
-    assert s3.own_server(tmp_path / "good").found == "rclone v1.75.2"
-    assert "broken" in s3.own_server(tmp_path / "bad").found
-    assert s3.own_server(None).status == "fail"
+    assert s3.own_server(tmp_path / "good", call_here).found == "rclone v1.75.2"
+    assert "broken" in s3.own_server(tmp_path / "bad", call_here).found
+    assert s3.own_server(None, call_here).status == "fail"
 
 
 def test_which_checks_a_tier_has(tmp_path: Path) -> None:

@@ -1,0 +1,138 @@
+"""A program in a container, as data: the arguments of the Docker SDK, and the `docker run` that does the same."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pytest_kvcache.errors import ConfigError
+
+_MODES = ("ro", "rw")
+
+
+@dataclass(frozen=True)
+class Mount:
+    """A file or folder of this machine in a container.
+
+    Args:
+        source: Here.
+        target: There.
+        writable: Whether the container may change it.
+    """
+
+    source: Path
+    target: Path
+    writable: bool = False
+
+    def __str__(self) -> str:
+        """As `docker run --volume` takes it."""
+        return f"{self.source}:{self.target}:{'rw' if self.writable else 'ro'}"
+
+
+def same_path(path: Path, *, writable: bool = False) -> Mount:
+    """Return the mount of `path` under its own name, so that command lines hold on both sides."""
+    return Mount(path, path, writable)
+
+
+def parse_mount(text: str, where: str) -> Mount:
+    """Return the mount that `SOURCE[:TARGET][:ro|rw]` describes; read-only, and at its own path, where not said.
+
+    Args:
+        text: As the user wrote it.
+        where: The option, for errors.
+
+    Raises:
+        ConfigError: It is not of that form, or the source is not there.
+    """
+    parts = text.split(":")
+    mode = parts.pop() if parts[-1] in _MODES else "ro"
+    if len(parts) not in {1, 2} or not all(part.startswith(("/", "~")) for part in parts):
+        raise ConfigError(f"{text!r} is not allowed; allowed: SOURCE[:TARGET][:ro|rw], absolute paths", where=where)
+    source = Path(parts[0]).expanduser()
+    if not source.exists():
+        raise ConfigError(f"{source} is not there", where=where, todo="docker would make an empty folder in its place")
+    return Mount(source, Path(parts[-1]).expanduser(), mode == "rw")
+
+
+@dataclass(frozen=True)
+class Container:
+    """What is to run, and with what of this machine.
+
+    It has this machine's network, since a pair talks over loopback ports that the run has leased, and its IPC and PID
+    namespaces: LMCache's server maps the KV memory of vLLM's workers from /dev/shm, by names made of their process
+    numbers, and CUDA's memory handles name processes too. In namespaces of their own the workers of two containers have
+    the same numbers, and take each other's names.
+
+    Args:
+        image: Its id or name.
+        argv: The program and its arguments; the image's entry point is not used.
+        name: Unique on the machine; None for one that Docker makes up.
+        env: Added to the image's. Whoever may talk to the daemon can read it: no secret may be in it.
+        mounts: Nothing else of this machine is seen.
+        workdir: Where the program starts.
+        labels: To find it by.
+        gpus: Whether it sees all NVIDIA GPUs; CUDA_VISIBLE_DEVICES chooses among them, as for a process.
+    """
+
+    image: str
+    argv: tuple[str, ...]
+    name: str | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+    mounts: tuple[Mount, ...] = ()
+    workdir: Path | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    gpus: bool = False
+
+    def sdk(self) -> dict[str, Any]:
+        """Return the arguments of the SDK's `containers.create`."""
+        from docker.types import DeviceRequest  # noqa: PLC0415 - heavy, and only where an image is used
+
+        everything = DeviceRequest(count=-1, capabilities=[["gpu"]])
+        return {
+            "image": self.image,
+            "entrypoint": [self.argv[0]],
+            "command": list(self.argv[1:]),
+            "name": self.name,
+            "environment": dict(self.env),
+            "volumes": [str(mount) for mount in self.mounts],
+            "working_dir": str(self.workdir) if self.workdir else None,
+            "labels": dict(self.labels),
+            "device_requests": [everything] if self.gpus else None,
+            "network_mode": "host",
+            "ipc_mode": "host",
+            "pid_mode": "host",
+            "userns_mode": "host",
+            "user": _user(),
+            "cpuset_cpus": _cpus(),
+            "cap_drop": ["ALL"],
+            "security_opt": ["no-new-privileges"],
+        }
+
+    def run_argv(self) -> tuple[str, ...]:
+        """Return the `docker run` that starts the same in the foreground, and removes it afterwards."""
+        words = ["docker", "run", "--rm", "--network", "host", "--ipc", "host", "--pid", "host", "--userns", "host"]
+        words += ["--user", _user(), "--cpuset-cpus", _cpus(), "--cap-drop", "ALL"]
+        words += ["--security-opt", "no-new-privileges"]
+        options: dict[str, Sequence[str]] = {
+            "--gpus": ["all"] if self.gpus else [],
+            "--name": [self.name] if self.name else [],
+            "--label": [f"{key}={value}" for key, value in self.labels.items()],
+            "--volume": [str(mount) for mount in self.mounts],
+            "--workdir": [str(self.workdir)] if self.workdir else [],
+            "--env": [f"{key}={value}" for key, value in self.env.items()],
+        }
+        words += [word for flag, values in options.items() for value in values for word in (flag, value)]
+        return (*words, "--entrypoint", self.argv[0], self.image, *self.argv[1:])
+
+
+def _user() -> str:
+    """Return this user: what the program writes is ours, and its processes can be seen and ended."""
+    return f"{os.getuid()}:{os.getgid()}"
+
+
+def _cpus() -> str:
+    """Return the processors that this process may use; a container would have all of the daemon's."""
+    return ",".join(map(str, sorted(os.sched_getaffinity(0))))

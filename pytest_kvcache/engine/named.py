@@ -1,0 +1,28 @@
+"""The engine that an option names: a folder, or `image:…`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pytest_kvcache.engine import environment, setup
+from pytest_kvcache.engine.base import BaseEngine
+from pytest_kvcache.engine.container import Mount
+from pytest_kvcache.engine.image import PREFIX, inspect_image
+from pytest_kvcache.home import home
+
+
+def engine_named(name: str, mounts: Sequence[Mount] = ()) -> BaseEngine:
+    """Return the engine called `name`.
+
+    Args:
+        name: A folder with `bin/`, or `image:REPOSITORY[:TAG|@DIGEST]`.
+        mounts: What containers of an image get from this machine.
+
+    Raises:
+        ConfigError: The image or the daemon cannot be used.
+        SetupError: There is no vLLM.
+    """
+    if name.startswith(PREFIX):
+        return inspect_image(name.removeprefix(PREFIX), mounts, setup.installed(home()))
+    return environment.inspect(Path(name))

@@ -1,0 +1,99 @@
+"""The Docker daemon, and the containers of a run: labelled with its id, so that nothing else is needed to find them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from pytest_kvcache.errors import ConfigError
+
+if TYPE_CHECKING:
+    from docker import DockerClient
+
+LABEL = "pytest-kvcache.run"
+_SOCKET = "unix:///var/run/docker.sock"
+_TODO = "is dockerd running, and may this user talk to it (group docker)? DOCKER_HOST names its socket"
+
+
+def address() -> str:
+    """Return where the daemon is: DOCKER_HOST, else its usual socket.
+
+    Raises:
+        ConfigError: It is another machine's.
+    """
+    host = os.environ.get("DOCKER_HOST") or _SOCKET
+    if not host.startswith("unix://"):
+        raise ConfigError(
+            f"{host} is not allowed; allowed: unix://SOCKET",
+            where="DOCKER_HOST",
+            todo="containers of a run share this machine's loopback and folders: use a daemon of this machine",
+        )
+    return host
+
+
+@contextlib.contextmanager
+def daemon(host: str) -> Iterator[DockerClient]:
+    """Give a client of the daemon at `host`.
+
+    Raises:
+        ConfigError: It does not answer, or answers with an error while the client is used.
+    """
+    import docker  # noqa: PLC0415 - heavy, and only where an image is used
+    import requests  # noqa: PLC0415
+
+    client = None
+    try:
+        client = docker.DockerClient(base_url=host)
+        yield client
+    except (docker.errors.DockerException, requests.RequestException) as error:
+        raise ConfigError(f"docker: {reason(error)}", where=host, todo="" if client else _TODO) from None
+    finally:
+        if client is not None:
+            client.close()
+
+
+def reason(error: BaseException) -> str:
+    """Return in one line what is wrong: the daemon's words, or the system's where it was not reached."""
+    said = getattr(error, "explanation", None)
+    if said:
+        return " ".join(str(said).split())
+    cause: BaseException | None = error
+    while cause is not None:
+        for each in (cause, *cause.args):
+            found = _system_error(each)
+            if found:
+                return f"the daemon does not answer: {found}"
+        cause = cause.__cause__ or cause.__context__
+    return " ".join(str(error).split())
+
+
+def _system_error(error: Any) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    inner = getattr(error, "args", ())
+    return next((found for each in inner if (found := _system_error(each))), "") if inner else ""
+
+
+def remove(run_id: str, host: str) -> int:
+    """Remove all containers of a run, whatever they do, with what they wrote into their own layers.
+
+    Returns:
+        How many there were.
+
+    Raises:
+        ConfigError: The daemon does not answer.
+    """
+    with daemon(host) as client:
+        found = client.containers.list(all=True, filters={"label": f"{LABEL}={run_id}"}, ignore_removed=True)
+        for container in found:
+            _remove(container)
+        return len(found)
+
+
+def _remove(container: Any) -> None:
+    import docker  # noqa: PLC0415
+
+    with contextlib.suppress(docker.errors.NotFound):
+        container.remove(force=True, v=True)

@@ -1,0 +1,180 @@
+"""Components as containers of an image, each the leader of its own session on this machine's process numbers.
+
+A container's output goes to the log file of its component, which is mounted, and its processes are this user's: so they
+are found, counted and ended as those of any other component are (runs/processes.py). Docker is asked to start a
+container, for its exit code, and to remove it.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from pytest_kvcache.engine.container import Container, Mount, same_path
+from pytest_kvcache.engine.image import ImageEngine
+from pytest_kvcache.errors import BootError, ConfigError
+from pytest_kvcache.runs import containers, signals
+from pytest_kvcache.runs.processes import Leader, leader_of
+from pytest_kvcache.runs.session import RunSession
+from pytest_kvcache.serving.component import Component
+from pytest_kvcache.serving.launchers.base import Handle, no_proxy, prepared_log
+from pytest_kvcache.serving.launchers.process import ProcessLauncher
+
+#: Sends output to the log, takes secrets from a file that it removes, and becomes the program.
+_START = (
+    'exec </dev/null >>"$1" 2>&1; if [ "$2" ]; then set -a; . "$2" && rm -f "$2" || exit 1; set +a; fi; '
+    'shift 2; exec "$@"'
+)
+_SIGNALLED = 128
+#: The daemon learns of an end later than the kernel.
+_EXIT_CODE_S = 10
+
+
+def container_of(
+    component: Component,
+    engine: ImageEngine,
+    *,
+    name: str,
+    log: Path,
+    secrets: Path | None,
+    scratch: Path,
+    mounts: Sequence[Mount],
+    labels: Mapping[str, str],
+    gpus: bool,
+) -> Container:
+    """Return the container of a component.
+
+    Args:
+        component: What to run.
+        engine: In which image.
+        name: Of the container.
+        log: Where its output goes.
+        secrets: File with the secret part of its environment, which `docker inspect` must not show.
+        scratch: Where it starts; its home, too, for a user that the image does not know.
+        mounts: What it sees beside the engine's own mounts and the log's folder.
+        labels: To find it by.
+        gpus: Whether servers get the GPUs.
+    """
+    home = {"HOME": str(scratch), "USER": "kvcache", "LOGNAME": "kvcache"}
+    return Container(
+        image=engine.image_id,
+        argv=("sh", "-c", _START, "kvcache", str(log), str(secrets or ""), *component.argv),
+        name=name,
+        env={**home, **no_proxy(), **component.env},
+        mounts=(*engine.mounts, *mounts, same_path(log.parent, writable=True)),
+        workdir=scratch,
+        labels=labels,
+        gpus=gpus and component.stage == "servers",
+    )
+
+
+@dataclass
+class ContainerHandle:
+    """A started container.
+
+    Args:
+        component: What was started.
+        log: Its output.
+        leader: Its first process, by this machine's numbers.
+        id: Of the container.
+        host: The daemon that has it.
+    """
+
+    component: Component
+    log: Path
+    leader: Leader
+    id: str
+    host: str
+    _code: int | None = field(default=None, repr=False)
+
+    def exit_code(self) -> int | None:
+        """None while it runs; a negative number is the signal that ended it.
+
+        The kernel is asked first: the daemon would have work to do for each answer, beside what is being measured.
+        """
+        if self._code is None and not _lives(self.leader):
+            with containers.daemon(self.host) as client:
+                code = client.containers.get(self.id).wait(timeout=_EXIT_CODE_S)["StatusCode"]
+            self._code = _SIGNALLED - code if code > _SIGNALLED else code
+        return self._code
+
+
+class DockerLauncher:
+    """Starts containers that belong to a run, and processes for what the image lacks.
+
+    Args:
+        session: Records each of them before anything can go wrong.
+        engine: The image.
+        gpus: Whether servers get the GPUs.
+        reads: Files and folders that components read (the model).
+        writes: Folders that they write in (the tier's).
+    """
+
+    def __init__(
+        self, session: RunSession, engine: ImageEngine, *, gpus: bool, reads: Sequence[Path], writes: Sequence[Path]
+    ) -> None:
+        self._session, self._engine, self._gpus = session, engine, gpus
+        scratch = same_path(session.scratch, writable=True)
+        self._mounts = (scratch, *map(same_path, reads), *(same_path(path, writable=True) for path in writes))
+        self._processes = ProcessLauncher(session)
+
+    def start(self, component: Component, logs: Path) -> Handle:
+        """Start `component`; its output, and that of all it starts, goes to `logs`/NAME.log.
+
+        Raises:
+            BootError: The daemon refused.
+        """
+        if self._engine.is_local(component.argv[0]):
+            return self._processes.start(component, logs)
+        log = prepared_log(component, logs)
+        container = container_of(
+            component,
+            self._engine,
+            name=f"{self._session.scratch.name}-{component.name}",
+            log=log,
+            secrets=self._write_secrets(component),
+            scratch=self._session.scratch,
+            mounts=self._mounts,
+            labels={containers.LABEL: self._session.id},
+            gpus=self._gpus,
+        )
+        host = self._session.own_containers()
+        try:
+            with signals.deferred(), containers.daemon(host) as client:
+                started = client.containers.create(**container.sdk())
+                started.start()
+                started.reload()
+                leader = leader_of(started.attrs["State"]["Pid"], log)
+                self._session.own_process(leader)
+        except ConfigError as error:
+            raise BootError(f"{component.name} did not start: {error.what}", where=self._engine.where) from None
+        return ContainerHandle(component, log, leader, started.id, host)
+
+    def stop(self, handles: list[Handle]) -> None:
+        """End these and all that they started, side by side."""
+        ours = [handle for handle in handles if isinstance(handle, ContainerHandle)]
+        self._processes.stop([handle for handle in handles if not isinstance(handle, ContainerHandle)])
+        self._session.end_processes([handle.leader for handle in ours])
+        self._session.remove_containers()
+
+    def _write_secrets(self, component: Component) -> Path | None:
+        if not component.secret_env:
+            return None
+        path = self._session.scratch / f"{component.name}.env"
+        lines = [f"{key}={shlex.quote(value)}\n" for key, value in component.secret_env.items()]
+        path.unlink(missing_ok=True)
+        path.touch(mode=0o600)
+        path.write_text("".join(lines), encoding="utf-8")
+        return path
+
+
+def _lives(leader: Leader) -> bool:
+    try:
+        process = psutil.Process(leader.pid)
+        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - leader.started) < 1.0
+    except psutil.NoSuchProcess:
+        return False
