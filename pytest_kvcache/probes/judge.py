@@ -104,7 +104,7 @@ def _cold(each: Asked) -> list[str]:
     if not _hit(each):
         return []
     todo = (
-        "the storage holds what an earlier run left: empty it, or give the tier one of its own"
+        "the storage held what an earlier run left; empty it, or give the tier one of its own"
         if tokens.l2 or tokens.l2_found
         else "leftovers of an earlier run: the server or its LMCache was not started by this boot"
     )

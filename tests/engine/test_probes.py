@@ -192,7 +192,7 @@ def test_leftovers_of_an_earlier_run(boot: Boot, tmp_path: Path) -> None:
     print(found)
     assert len(found) == 2
     assert found[0].startswith("warm start: vllm-0 had 1024 of 1043 tokens in the shared storage of a prompt that this")
-    assert "the storage holds what an earlier run left" in found[0]
+    assert "the storage held what an earlier run left" in found[0]
 
 
 @contextmanager

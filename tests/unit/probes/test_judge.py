@@ -42,7 +42,7 @@ def test_leftovers_in_the_storage_are_a_warm_start() -> None:
     faults = found(FakePair(Claim.L2, l2={"vllm-1"}))
     assert faults == [
         "warm start: vllm-1 had 1024 of 1043 tokens in the shared storage of a prompt that this boot had not sent "
-        "before; the storage holds what an earlier run left: empty it, or give the tier one of its own"
+        "before; the storage held what an earlier run left; empty it, or give the tier one of its own"
     ]
 
 
