@@ -1,0 +1,73 @@
+"""Whole pytest sessions with an engine in an image."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.stubs.docker import image_path
+from tests.stubs.engine import toml
+from tests.unit.test_ending import NOTHING, traces
+from tests.unit.test_session import Project, configure, run, run_folder
+
+CONFTEST = """
+import docker, sys
+sys.path.insert(0, {root!r})
+from tests.stubs.docker import StubDocker
+docker.DockerClient = StubDocker({{"kv:1": "sha256:1"}}, {{"PATH": {path!r}}})
+
+def pytest_unconfigure():
+    print("LEFT", docker.DockerClient.all)
+    print("CREATED", [each["name"] for each in docker.DockerClient.created])
+"""
+
+
+@pytest.fixture
+def image_project(project: Project, stub_engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A project whose daemon has the image `kv:1` of stub programs."""
+    monkeypatch.delenv("DOCKER_HOST", raising=False)
+    root = str(Path(__file__).parents[3])
+    project.makeconftest(CONFTEST.format(root=root, path=image_path(tmp_path / "image", stub_engine)))
+    configure(project, toml())
+    return project
+
+
+def test_a_session_in_containers(image_project: Project, kvcache_home: Path) -> None:
+    """Every component but the load is a container; the baseline says so, memory is counted, nothing is left."""
+    result = run(image_project, "--tier", "s3", "--kv-engine=image:kv:1", "--record-baselines", "-s")
+    result.assert_outcomes(passed=3)
+    (created,) = [line for line in result.outlines if line.startswith("CREATED")]
+    for name in ("vllm-0", "vllm-1", "lmcache-0", "lmcache-1", "router", "s3"):
+        assert created.count(f"-{name}'") == 1
+    assert "LEFT []" in result.stdout.str()
+    (cell,) = (image_project.path / "baselines").rglob("*.json")
+    assert json.loads(cell.read_text())["comparability"]["serving.launcher"] == "docker"
+    assert traces(image_project.path, kvcache_home) == NOTHING
+    folder = run_folder(image_project) / "s3" / "boot-1" / "logs"
+    assert {path.name for path in folder.iterdir()} >= {"vllm-0.log", "lmcache-1.log", "s3.log", "router.log"}
+
+
+def test_a_folder_against_an_image(image_project: Project, stub_engine: Path) -> None:
+    """An A/B of a folder and an image runs, and says which side is what and how it runs."""
+    result = run(image_project, "--tier", "gpu", "--kv-against=image:kv:1", "--kv-boots=2")
+    result.stdout.fnmatch_lines(
+        ["*A is /*/stub (process): *vllm 0.stub*", "*B is image:kv:1 (docker): *image sha256:1*"]
+    )
+    assert "B against A, context 50, after 1 pairs" in result.stdout.str()
+
+
+@pytest.mark.parametrize("option", ["--kv-engine", "--kv-against"])
+def test_an_image_that_is_not_here_is_a_usage_error(image_project: Project, option: str) -> None:
+    """It is said before anything is collected, and no container was asked for."""
+    result = run(image_project, "--tier", "gpu", f"{option}=image:kv:2")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*image:kv:2: no such image on this machine*", "*docker pull kv:2*"])
+
+
+def test_mounts_come_from_ini_and_command_line(image_project: Project) -> None:
+    """One that cannot be is refused by name of the option before anything boots."""
+    result = run(image_project, "--tier", "gpu", "--kv-engine=image:kv:1", "--kv-image-mount=/no/such")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*kv_image_mounts: /no/such is not there*"])
