@@ -121,7 +121,7 @@ def test_a_look_waits_for_stores_and_events(tmp_path: Path, monkeypatch: pytest.
     """The storage is asked once no store and no event is under way, with counters before and after it."""
     said = iter([counters(2, 1), counters(2, 2, queue=1), counters(2, 2), counters(3, 3)])
     monkeypatch.setattr(looks, "scrape_all", lambda _: next(said))
-    monkeypatch.setattr(looks.time, "sleep", lambda _: None)
+    monkeypatch.setattr("time.sleep", lambda _: None)
     found = looks.look(FolderWitness(tmp_path), {})
     assert (found.first, found.last) == (counters(2, 2), counters(3, 3))
     assert (found.account, found.under_way, found.unread) == (Account(0, 0), 0, "")
