@@ -29,6 +29,9 @@ class Workload(Strict):
         {"context_tokens", "allowed_failures", "send_late_budget_s", "residual_budget_s", "workers"}
     )
 
+    #: Raised when the same keys begin to give other requests: baselines of the old ones are not comparable then.
+    GENERATOR: ClassVar[int] = 1
+
     kind: str
     context_tokens: tuple[PositiveInt, ...] = Field(
         min_length=1, description="lengths of the user context, one test each [--user-history-prompt]"
@@ -98,7 +101,8 @@ class Workload(Strict):
         Args:
             context_tokens: One of the workload's.
         """
-        keys = self.model_dump(mode="json", exclude=set(self.NOT_COMPARED)) | {"context_tokens": context_tokens}
+        keys = self.model_dump(mode="json", exclude=set(self.NOT_COMPARED))
+        keys |= {"context_tokens": context_tokens, "generator": self.GENERATOR}
         return keys | ({"content": self.content_digest} if self.content_digest else {})
 
     def worker_count(self, script: Script) -> int:

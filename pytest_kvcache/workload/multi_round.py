@@ -115,16 +115,20 @@ class _Exact:
                 where="workload.question_tokens",
                 todo=f"set it to more than {source.next_overhead}",
             )
-        self._shared = source.words(self._shared_words, "shared")
+        self._shared = self._say(self._shared_words, "shared")
         self._messages: dict[tuple[int, int], tuple[Message, ...]] = {}
 
     def script(self, first_user: int) -> Script:
         w = self._workload
         warm_up = tuple(
-            Turn(i, 0.0, (message("user", self._texts.words(_WARM_UP, "warm-up", first_user, i)),), w.answer_tokens)
+            Turn(i, 0.0, (message("user", self._say(_WARM_UP, "warm-up", first_user, i)),), w.answer_tokens)
             for i in range(w.warmup_requests)
         )
         return w.steady_script(self._turn, first_user=first_user, warm_up=warm_up)
+
+    def _say(self, count: int, *name: object) -> str:
+        """Return a text of this context length alone: caches that hold another length's run have none of this one."""
+        return self._texts.words(count, self._context_tokens, *name)
 
     def _turn(self, due: Due) -> Turn:
         messages = tuple(m for r in range(1, due.round + 1) for m in self._round(due.user, r))
@@ -134,14 +138,13 @@ class _Exact:
     def _round(self, user: int, number: int) -> tuple[Message, ...]:
         """Return the answer before question `number`, where there is one, and the question."""
         if (user, number) not in self._messages:
-            say = self._texts.words
             if number == 1:
-                context = say(self._context_words, "user", user)
-                question = say(self._workload.question_tokens, "question", user, number)
+                context = self._say(self._context_words, "user", user)
+                question = self._say(self._workload.question_tokens, "question", user, number)
                 made: tuple[Message, ...] = (message("user", self._shared, context, question),)
             else:
-                answer = say(self._workload.answer_tokens, "answer", user, number - 1)
-                question = say(self._question_words, "question", user, number)
+                answer = self._say(self._workload.answer_tokens, "answer", user, number - 1)
+                question = self._say(self._question_words, "question", user, number)
                 made = (message("assistant", answer), message("user", question))
             self._messages[user, number] = made
         return self._messages[user, number]

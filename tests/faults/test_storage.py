@@ -161,7 +161,11 @@ def test_leftovers_of_an_earlier_run(project: Project, kvcache_home: Path, real_
     before = cell.read_bytes()
     again = run(project, kvcache_home, *args)
     print(again.output)
-    assert_invalid(again, "the storage held what an earlier run left; empty it, or give the tier one of its own")
+    assert_invalid(
+        again,
+        "after 1 boot: invalid: warm start: vllm-0 had",
+        "the storage held what an earlier run left; empty it, or give the tier one of its own",
+    )
     assert cached_share(again, "pnfs") > cached_share(first, "pnfs")
     assert cell.read_bytes() == before
 
