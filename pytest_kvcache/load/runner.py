@@ -17,8 +17,9 @@ from pytest_kvcache.errors import RunError
 from pytest_kvcache.load import records, validity
 from pytest_kvcache.load.plan import LoadPlan
 from pytest_kvcache.probes.probe import Probed
-from pytest_kvcache.proof import readings
+from pytest_kvcache.proof import readings, storage
 from pytest_kvcache.proof.judge import Proof, Served, judge
+from pytest_kvcache.proof.witnessed import Witnessed
 from pytest_kvcache.runs import signals
 from pytest_kvcache.runs.files import replace_whole, write_json
 from pytest_kvcache.serving.component import Component
@@ -27,6 +28,8 @@ from pytest_kvcache.serving.launchers.base import Handle
 from pytest_kvcache.serving.launchers.process import ProcessLauncher
 from pytest_kvcache.serving.pair import ServingPair
 from pytest_kvcache.verdict.estimate import Estimates, estimate
+from pytest_kvcache.witness.account import Look
+from pytest_kvcache.witness.look import look
 from pytest_kvcache.workload import reference
 from pytest_kvcache.workload.multi_round import MultiRoundQa
 
@@ -95,6 +98,7 @@ def run_load(
         argv=(sys.executable, "-m", "pytest_kvcache.load.worker", str(plan_file)),
         stage="load",
     )
+    before = _look(pair, plan)
     handle = launcher.start(component, folder)
     try:
         _wait(handle, pair)
@@ -118,7 +122,7 @@ def run_load(
         context_tokens=plan.context_tokens,
         first_user=plan.first_user,
         beyond_tokens=load["beyond_tokens"],
-    )
+    ).beside(_storage(pair, served, before, _look(pair, plan)))
     figures = estimate(rows, duration_s=_duration_s(plan, load)) | dict(proof.figures)
     faults = [*probed.faults, *_faults(rows, plan, load, proof), *_storage_errors(pair, proof)]
     suspicions = [*validity.suspicions(rows, plan.workload), *proof.findings]
@@ -185,6 +189,28 @@ def _faults(rows: pd.DataFrame, plan: LoadPlan, load: Mapping[str, Any], proof: 
     of_load = validity.faults(rows, plan.workload, load)
     first = readings.faults(load["counters_before"], load["counters_after"])
     return [*first, *of_load, *(fault for fault in proof.faults if fault not in first)]
+
+
+def _look(pair: ServingPair, plan: LoadPlan) -> Look:
+    witness = pair.plan.tier.witness
+    return look(witness, plan.metrics_urls) if witness is not None else Look()
+
+
+def _storage(pair: ServingPair, served: Served, before: Look, after: Look) -> Witnessed:
+    """Return what the tier's storage itself says of the load."""
+    witness = pair.plan.tier.witness
+    if witness is None:
+        return storage.without(served.claim)
+    if readings.faults(before.last, after.first):  # said already, and LMCache's account is not to be trusted
+        return Witnessed(witness.name)
+    return storage.hold(
+        witness.name,
+        witness.require,
+        before,
+        after,
+        chunk_tokens=served.chunk_tokens,
+        in_process=served.in_process,
+    )
 
 
 def _storage_errors(pair: ServingPair, proof: Proof) -> list[str]:

@@ -15,6 +15,7 @@ from pytest_kvcache.probes.answers import Answer
 from pytest_kvcache.probes.sentinels import ANSWER_TOKENS, Sentinel
 from pytest_kvcache.proof.ledger import Tokens, build_ledger
 from pytest_kvcache.proof.moved import moved
+from pytest_kvcache.proof.moved import under_way as stores_under_way
 from pytest_kvcache.proof.readings import Counters, growth, total
 from pytest_kvcache.telemetry.prometheus import scrape
 from pytest_kvcache.workload.tokens import ServedTokenizer, Tokenizer
@@ -136,11 +137,7 @@ class PairClient:
             if running:
                 return f"{running:.0f} requests are still running"
             beside = found.get(_beside(server), found[server])
-            begun, ended = (
-                total(beside, f"lmcache_mp_l2_store_{what}_requests_total") for what in ("submitted", "completed")
-            )
-            stores = max(total(beside, "lmcache_mp_num_inflight_l2_stores"), begun - ended)
-            if stores or total(beside, "lmcache_mp_event_bus_queue_depth"):
+            if stores := stores_under_way(beside):
                 idle_since_s = 0.0
                 return f"{stores:.0f} stores into the shared storage are still under way"
             done = moved(beside)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
@@ -18,6 +18,7 @@ from pytest_kvcache.proof.ledger import Ledger, Tokens, build_ledger
 from pytest_kvcache.proof.parts import components
 from pytest_kvcache.proof.readings import Counters
 from pytest_kvcache.proof.sizes import DeviceCache, device_cache, kv_bytes_per_token
+from pytest_kvcache.proof.witnessed import Witnessed
 from pytest_kvcache.workload.base import Workload
 from pytest_kvcache.workload.multi_round import MultiRoundQa
 
@@ -52,6 +53,7 @@ class Proof:
         unchecked: What could not be checked and why.
         findings: Where measured hits are far from expected ones.
         figures: To be stored with the run's: shares by source, parts of TTFT.
+        storage: What the storage itself says.
     """
 
     ledger: Ledger
@@ -60,6 +62,18 @@ class Proof:
     unchecked: tuple[str, ...] = ()
     findings: tuple[str, ...] = ()
     figures: Mapping[str, float] = field(default_factory=dict)
+    storage: Witnessed = field(default_factory=Witnessed)
+
+    def beside(self, storage: Witnessed) -> Proof:
+        """Return it with what the storage itself says."""
+        said = storage.said
+        return replace(
+            self,
+            faults=(*self.faults, *said.faults),
+            unchecked=(*self.unchecked, *said.unchecked),
+            findings=(*self.findings, *said.findings),
+            storage=storage,
+        )
 
     def facts(self) -> dict[str, Any]:
         """Return it for `run.json`: tokens by server and source, the lines."""
@@ -70,6 +84,7 @@ class Proof:
             "unchecked": list(self.unchecked),
             "findings": list(self.findings),
             "figures": dict(self.figures),
+            "storage": self.storage.facts(),
         }
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+from pytest_kvcache.errors import RunError
+
 _TIMEOUT_S = 10.0
 #: Single deletes side by side: not every S3 service knows the one that takes many keys.
 _AT_ONCE = 16
@@ -70,6 +72,26 @@ def client(bucket: Bucket) -> Any:
     )
 
 
+def listing(bucket: Bucket, *, prefix: str, salt: str) -> dict[str, int]:
+    """Return the objects of a boot, their sizes (bytes) by name.
+
+    Args:
+        bucket: Where they are.
+        prefix: What their names begin with: the model, as far as its first slash.
+        salt: What they end with.
+
+    Raises:
+        RunError: The bucket cannot be listed.
+    """
+    from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415 - slow to import
+
+    try:
+        return _sizes(client(bucket), bucket.name, prefix=prefix, salt=salt)
+    except (ClientError, BotoCoreError) as error:
+        todo = "let these keys list it"
+        raise RunError(f"cannot be listed: {error}", where=f"bucket {bucket.name}", todo=todo) from None
+
+
 def remove(bucket: Bucket, *, model: str, salt: str) -> str:
     """Remove the objects of a boot whose requests carried `salt`.
 
@@ -88,7 +110,7 @@ def remove(bucket: Bucket, *, model: str, salt: str) -> str:
 
     s3 = client(bucket)
     try:
-        keys = _keys(s3, bucket.name, prefix=model.partition("/")[0], salt=salt)
+        keys = _sizes(s3, bucket.name, prefix=model.partition("/")[0], salt=salt)
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             list(pool.map(lambda key: s3.delete_object(Bucket=bucket.name, Key=key), keys))
     except (ClientError, BotoCoreError) as error:
@@ -96,6 +118,7 @@ def remove(bucket: Bucket, *, model: str, salt: str) -> str:
     return ""
 
 
-def _keys(s3: Any, bucket: str, *, prefix: str, salt: str) -> list[str]:
+def _sizes(s3: Any, bucket: str, *, prefix: str, salt: str) -> dict[str, int]:
     pages = s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-    return [each["Key"] for page in pages for each in page.get("Contents", []) if each["Key"].endswith(salt)]
+    found = (each for page in pages for each in page.get("Contents", []))
+    return {each["Key"]: int(each["Size"]) for each in found if each["Key"].endswith(salt)}

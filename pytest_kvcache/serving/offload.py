@@ -11,6 +11,7 @@ from typing import Any
 from pytest_kvcache.proof.claims import Claim
 from pytest_kvcache.serving.bucket import Bucket
 from pytest_kvcache.serving.component import Component
+from pytest_kvcache.witness.account import Witness
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class TierPlan:
         salt: Makes keys of this boot in a storage that is not the run's own and may hold what earlier runs left; ""
             where the storage is fresh.
         bucket: The user's, in which LMCache's objects with the salt are removed at the end.
+        witness: Says what the storage itself knows of what was stored and loaded; None where nothing does.
         claims: What counters are to prove, where it is not what follows from `offload`.
     """
 
@@ -53,6 +55,7 @@ class TierPlan:
     facts: Mapping[str, str] = field(default_factory=dict)
     salt: str = ""
     bucket: Bucket | None = None
+    witness: Witness | None = None
     claims: Claim | None = None
 
     @property

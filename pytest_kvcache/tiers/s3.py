@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -16,6 +17,7 @@ from pytest_kvcache.serving.bucket import Bucket
 from pytest_kvcache.serving.objectstore import LOCAL_BUCKET, rclone_server
 from pytest_kvcache.serving.offload import Offload, TierPlan, salt_of
 from pytest_kvcache.tiers.base import TierContext, TierModel
+from pytest_kvcache.witness.objects import BucketWitness, OwnServerWitness
 
 _KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 _REGION = "us-east-1"
@@ -77,6 +79,7 @@ class S3Tier(TierModel):
             facts={"storage": "s3", "endpoint": self.endpoint, "bucket": str(self.bucket)},
             salt=salt_of(ctx.run_id),
             bucket=self._bucket(ctx),
+            witness=BucketWitness(self._bucket(ctx), _first_part(ctx.profile.model), salt_of(ctx.run_id)),
         )
 
     def _bucket(self, ctx: TierContext) -> Bucket:
@@ -85,11 +88,11 @@ class S3Tier(TierModel):
         return Bucket(str(self.endpoint), str(self.bucket), self.region, keys)
 
     def _own_server(self, ctx: TierContext) -> TierPlan:
-        port = ctx.port()
+        port, metrics_port = ctx.port(), ctx.port()
         folder = ctx.storage_home / f"kvcache-{ctx.run_id}-{self.name}"
         keys = dict(zip(_KEYS, (secrets.token_hex(10), secrets.token_hex(20)), strict=True))
         rclone = ctx.tool("rclone")
-        server = rclone_server(str(rclone or "rclone"), folder=folder, port=port, keys=keys)
+        server = rclone_server(str(rclone or "rclone"), folder=folder, port=port, metrics_port=metrics_port, keys=keys)
         return TierPlan(
             label=self.label(ctx),
             offload=self._offload(f"127.0.0.1:{port}", tls=False),
@@ -97,6 +100,7 @@ class S3Tier(TierModel):
             folders=(folder, folder / LOCAL_BUCKET),
             secret_env=keys,
             facts={"storage": "s3", "endpoint": "rclone on loopback"},
+            witness=OwnServerWitness(folder, f"http://127.0.0.1:{metrics_port}/metrics"),
         )
 
     def _offload(self, host: str, *, tls: bool) -> Offload:
@@ -114,3 +118,8 @@ class S3Tier(TierModel):
                 "extra_config": {**options, "save_chunk_meta": False},
             },
         )
+
+
+def _first_part(model: str) -> str:
+    """Return what LMCache's keys begin with: vLLM gets the name of a model, or the name of the folder that it is in."""
+    return Path(model).name if Path(model).is_dir() else model.partition("/")[0]

@@ -198,8 +198,9 @@ def test_leftovers_of_an_earlier_run(boot: Boot, tmp_path: Path) -> None:
 @contextmanager
 def s3_server(engine: Path, folder: Path, keys: Mapping[str, str]) -> Iterator[int]:
     """Run an S3 server with one bucket, which is the user's and not the run's."""
-    (port,) = free_ports(1)
-    server = rclone_server(str(engine / "bin" / "rclone"), folder=folder, port=port, keys=keys)
+    port, metrics_port = free_ports(2)
+    rclone = str(engine / "bin" / "rclone")
+    server = rclone_server(rclone, folder=folder, port=port, metrics_port=metrics_port, keys=keys)
     with (folder.parent / "rclone.log").open("w") as log:
         process = subprocess.Popen(server.argv, env={**os.environ, **server.secret_env}, stdout=log, stderr=log)
     try:

@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
@@ -36,6 +37,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--port", type=int)
     parser.add_argument("--addr")
     parser.add_argument("--http-port", type=int)
+    parser.add_argument("--metrics-addr", default="")
     parser.add_argument("--worker-urls", nargs="*", default=[])
     parser.add_argument("--response-role", default="assistant")
     parser.add_argument("--stub-ttft", type=float, default=0.005)
@@ -182,15 +184,19 @@ async def forward(request: web.Request, workers: itertools.cycle[str]) -> web.St
         return response
 
 
-def serve(port: int, *, handler: Handler | None = None) -> None:
-    """Answer health checks, metrics and, with `handler`, chat completions at 127.0.0.1:`port`."""
+#: What a stub that answers no prompts counts: LMCache or rclone.
+ELSEWHERE = "lmcache_mp_stub_total 1.0\nrclone_bytes_transferred_total 0\n"
+
+
+def serve(*ports: int, handler: Handler | None = None) -> None:
+    """Answer health checks, metrics and, with `handler`, chat completions at 127.0.0.1 on each of `ports`."""
     app = web.Application(client_max_size=2**30)
 
     async def ok(_: web.Request) -> web.Response:
         lines = [f'vllm:prompt_tokens_by_source_total{{source="{k}"}} {v}\n' for k, v in COUNTED.items()]
         lines += [f"{k}_sum {seconds}\n{k}_count {count}\n" for k, (seconds, count) in TIMED.items()]
         lines.append(f"vllm:prompt_tokens_total {sum(COUNTED.values())}\n")
-        return web.Response(text="".join(lines) if handler is not None else "lmcache_mp_stub_total 1.0\n")
+        return web.Response(text="".join(lines) if handler is not None else ELSEWHERE)
 
     for path in ("/health", "/healthcheck", "/metrics", "/"):
         app.router.add_get(path, ok)
@@ -200,7 +206,8 @@ def serve(port: int, *, handler: Handler | None = None) -> None:
         app.router.add_post("/detokenize", detokenize)
         app.router.add_post("/reset_prefix_cache", reset)
     app.router.add_post("/cache/clear", clear)
-    web.run_app(app, host="127.0.0.1", port=port, print=None, handle_signals=True, shutdown_timeout=0.2)
+    listening = [socket.create_server(("127.0.0.1", port)) for port in ports]
+    web.run_app(app, sock=listening, print=None, handle_signals=True, shutdown_timeout=0.2)
 
 
 def main(name: str, argv: list[str]) -> None:
@@ -229,7 +236,8 @@ def main(name: str, argv: list[str]) -> None:
         workers = itertools.cycle(args.worker_urls)
         serve(args.port, handler=lambda request: forward(request, workers))
     else:
-        serve(args.http_port or int(args.addr.rpartition(":")[2]))
+        addresses = [f":{args.http_port}"] if args.http_port else [args.addr, args.metrics_addr]
+        serve(*(int(address.rpartition(":")[2]) for address in addresses))
 
 
 if __name__ == "__main__":
