@@ -13,7 +13,7 @@ perf: setup ## One boot of every tier that this machine has: add it to baselines
 	$(BIN)/pytest -m perf --record-baselines --kv-boots 1 --benchmark-disable tests/perf
 
 test: setup ## Unit and integration tests, and those that share one real pair
-	$(BIN)/pytest -n 2 --dist loadfile tests/unit
+	$(BIN)/pytest -n 2 --dist worksteal tests/unit
 	$(BIN)/pytest tests/integration
 
 engine-test: setup ## What the probes of a boot show on each tier of the real engine (about six minutes)

@@ -55,7 +55,7 @@ def test_a_folder_against_an_image(image_project: Project, stub_engine: Path) ->
     result.stdout.fnmatch_lines(
         ["*A is /*/stub (process): *vllm 0.stub*", "*B is image:kv:1 (docker): *image sha256:1*"]
     )
-    assert "B against A, context 50, after 1 pairs" in result.stdout.str()
+    assert "B against A, context 50, after 2 pairs" in result.stdout.str()
 
 
 @pytest.mark.parametrize("option", ["--kv-engine", "--kv-against"])
