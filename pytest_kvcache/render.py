@@ -90,7 +90,8 @@ def _contained(component: Component, engine: ImageEngine, profile: Profile, plan
         labels={containers.LABEL: _RUN},
         gpus=profile.gpus_per_server > 0,
     )
-    return replace(component, argv=replace(container, image=engine.reference).run_argv(), env={})
+    shown = replace(container, image=engine.reference, argv=component.argv)
+    return replace(component, argv=shown.run_argv(), env={})
 
 
 def _is_folder(profile: Profile) -> bool:

@@ -73,7 +73,7 @@ def test_an_image_without_vllm(daemon: StubDocker, tmp_path: Path) -> None:
     folder.mkdir()
     _script(folder / "python3", f'exec {sys.executable} "$@"')
     daemon.env = {"PATH": f"{folder}:/bin"}
-    with pytest.raises(SetupError, match=r"image:kv:1: has no vLLM \(found: python, "):
+    with pytest.raises(SetupError, match=r"image:kv:1: has no vLLM \(found: python\)"):
         inspect_image("kv:1", (), None)
     (tmp_path / "sh").symlink_to("/bin/sh")
     daemon.env = {"PATH": str(tmp_path)}

@@ -95,9 +95,9 @@ def test_mounts_that_cannot_be(text: str, said: str) -> None:
 def test_render_prints_docker_run() -> None:
     """Programs of the image are shown as `docker run`, those that it lacks as commands; secrets by name only."""
     script = render(QWEN, CATALOGUE.tiers["s3"], ENGINE, KEYS, as_json=False)
-    assert "docker run \\\n    --rm" in script
+    assert "docker \\\n    run \\\n    --rm" in script
     assert "--gpus all" in script
-    assert "kv:1 -c" in script
+    assert "--entrypoint /usr/local/bin/vllm kv:1 serve Qwen/Qwen3-8B" in script
     assert "\n/here/rclone serve s3" in script
     assert "SECRET" not in script.replace("AWS_SECRET_ACCESS_KEY", "")
     pnfs = render(TINY, CATALOGUE.tiers["pnfs"], ENGINE, KEYS, as_json=False)
