@@ -6,15 +6,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: perf test docker-test bench power lint format setup clean
+.PHONY: perf test engine-test faults docker-test bench power lint format setup clean
 .DELETE_ON_ERROR:
 
 perf: setup ## One boot of every tier that this machine has: add it to baselines that need more, compare with the others
 	$(BIN)/pytest -m perf --record-baselines --kv-boots 1 --benchmark-disable tests/perf
 
 test: setup ## Unit and integration tests, and those that share one real pair
-	$(BIN)/pytest -n 2 --dist loadfile tests/unit
+	$(BIN)/pytest -n 2 --dist worksteal tests/unit
 	$(BIN)/pytest tests/integration
+
+engine-test: setup ## What the probes of a boot show on each tier of the real engine (about six minutes)
+	$(BIN)/pytest tests/engine
+
+faults: setup ## Every fault on the real engine: none may pass, each is named (about 25 minutes)
+	$(BIN)/pytest tests/faults
 
 docker-test: setup ## A real pair in containers (needs a Docker daemon and debootstrap; a quarter of an hour)
 	$(BIN)/pytest tests/docker

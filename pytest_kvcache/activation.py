@@ -10,7 +10,7 @@ import pytest
 from pytest_kvcache import options, settings
 from pytest_kvcache.campaign.result import CellResult
 from pytest_kvcache.errors import BaselineError, ConfigError
-from pytest_kvcache.proof.tables import LedgerRow, ledger_table
+from pytest_kvcache.proof.tables import LedgerRow, ledger_table, storage_table
 from pytest_kvcache.report import benchmark as rows_of_benchmark
 from pytest_kvcache.report import terminal
 from pytest_kvcache.runs import signals
@@ -53,6 +53,7 @@ class SessionReport:
                 out.line(block)
                 out.line("")
             out.line(f"peak memory {state.peak_memory_bytes / 1e9:.1f} GB (PSS of all processes of the run)")
+        if state.results:  # also of boots that failed
             out.line(f"rows, counters and logs: {state.run.folder}")
         if state.cut_short:
             out.line("no baseline was written: the session did not come to its end")
@@ -63,14 +64,25 @@ class SessionReport:
         state = self._state
         yield terminal.measured_table(results)
         yield terminal.client_table(results)
-        yield "where prompt tokens came from (expected in brackets):\n" + ledger_table(
-            [LedgerRow(r.label, r.context_tokens, r.runs[-1].proof.ledger, r.runs[-1].proof.expected) for r in results]
-        )
+        proofs = [(r, r.runs[-1].proof) for r in results]
+        rows = [LedgerRow(r.label, r.context_tokens, p.ledger, p.expected, p.storage) for r, p in proofs]
+        yield f"where prompt tokens came from (expected in brackets):\n{ledger_table(rows)}"
+        if table := storage_table(rows):
+            yield f"what the storage says of it:\n{table}"
+        yield "\n".join(terminal.probe_lines(results))
+        unchecked = [
+            f"not proved: {r.label}, context {r.context_tokens}: {line}" for r, p in proofs for line in p.unchecked
+        ]
+        if unchecked:
+            yield "\n".join(unchecked)
         suspicions = [
             f"suspect: {r.label}, context {r.context_tokens}: {line}" for r in results for line in r.suspicions
         ]
         if suspicions:
             yield "\n".join(suspicions)
+        for each in results:
+            if moved := terminal.explanation(each):
+                yield f"{each.label}, context {each.context_tokens}: {each.outcome}: {moved}"
         for against in _YARDSTICKS:
             table = terminal.tiers_table(results, against=against)
             if table:

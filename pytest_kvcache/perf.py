@@ -17,13 +17,14 @@ from pytest_kvcache.campaign.baseline import BaselineCampaign
 from pytest_kvcache.campaign.result import CellResult
 from pytest_kvcache.campaign.side import Side
 from pytest_kvcache.errors import KvCacheError, RunError, TierUnavailableError
+from pytest_kvcache.load import runner
 from pytest_kvcache.report import benchmark as rows_of_benchmark
 from pytest_kvcache.report import terminal
 from pytest_kvcache.report.rows import properties, status
 from pytest_kvcache.serving.pair import ServingPair
 from pytest_kvcache.state import PerfState
 from pytest_kvcache.tiers.base import Tier, TierContext
-from pytest_kvcache.verdict import shelf, update
+from pytest_kvcache.verdict import shelf
 from pytest_kvcache.verdict.metrics import JUDGED, Metric
 
 SUCCEEDS = frozenset({"pass", "improved", "recorded", "updated", "measured"})
@@ -134,6 +135,8 @@ class MultiRoundQa:
             campaign = BaselineCampaign(state, a, contexts) if b is None else AgainstCampaign(state, a, b, contexts)
             for context, result in campaign.run().items():
                 state.results[tier.name, context] = result
+                if result.explanation is not None:
+                    runner.add_facts(result.folder, {"explanation": result.explanation.facts()})
                 if result.write is not None:
                     state.writes.append(result.write)
         except KvCacheError as error:
@@ -187,11 +190,6 @@ class BaselineCheck:
                 others = shelf.elsewhere(shelf.scan(self.state.settings.options.baselines), result.cell)
         refresh = _refresh_command(self.state, result)
         return terminal.failure(result, gate, refresh=refresh, others=others)
-
-
-def changes(state: PerfState) -> list[tuple[str, update.Difference | None]]:
-    """Return what the session's writes change, cell by cell; None for a cell that had no baseline."""
-    return [(str(w.new.address), update.diff(w.old, w.new) if w.old else None) for w in state.writes]
 
 
 def _side(tier: Tier, state: PerfState) -> Side:

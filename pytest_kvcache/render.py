@@ -73,7 +73,10 @@ def render(
 
 
 def _contained(component: Component, engine: ImageEngine, profile: Profile, plan: ServingPlan) -> Component:
-    """Return a component whose command is the `docker run` of what a run starts, output and secrets apart."""
+    """Return a component whose command is the `docker run` of what a run starts.
+
+    A run takes output to a log, and secrets from a file that `docker inspect` does not show.
+    """
     if engine.is_local(component.argv[0]):
         return component
     mounts = [same_path(path, writable=True) for path in (_SCRATCH, *plan.tier.folders)]
@@ -91,7 +94,7 @@ def _contained(component: Component, engine: ImageEngine, profile: Profile, plan
         gpus=profile.gpus_per_server > 0,
     )
     shown = replace(container, image=engine.reference, argv=component.argv)
-    return replace(component, argv=shown.run_argv(), env={})
+    return replace(component, argv=shown.run_argv(sorted(component.secret_env)), env={})
 
 
 def _is_folder(profile: Profile) -> bool:
@@ -115,6 +118,7 @@ def _json(plan: ServingPlan, reason: str | None) -> str:
             "tier": plan.tier.label,
             "unavailable": reason,
             "base_url": plan.base_url,
+            "extra_body": plan.extra_body,
             "folders": [str(folder) for folder in plan.tier.folders],
             "components": components,
         },
@@ -125,6 +129,8 @@ def _json(plan: ServingPlan, reason: str | None) -> str:
 def _script(profile: Profile, plan: ServingPlan, reason: str | None) -> str:
     lines = [f"# profile {profile.name}, tier {plan.tier.label}: what a run starts, in this order."]
     lines += [f"# {_RUN} stands for the run's id; ports are chosen free at each run. Requests go to {plan.base_url}."]
+    if plan.extra_body:
+        lines.append(f"# Every request carries {json.dumps(plan.extra_body)}, other ones in each boot.")
     if reason:
         lines.append(f"# This tier cannot run here: {reason}")
     lines += [f"mkdir -p {_SCRATCH} && cd {_SCRATCH}"]

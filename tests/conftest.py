@@ -8,7 +8,12 @@ from pathlib import Path
 import pandas.core.arrays.arrow.extension_types  # noqa: F401
 import pytest
 
+from pytest_kvcache.engine import setup
+from pytest_kvcache.home import home
 from tests.stubs.engine import make_engine
+
+# Taken when this file is imported: later, a test may have moved the plugin's home for its own purposes.
+_HOME = home()
 
 
 @pytest.fixture
@@ -23,6 +28,15 @@ def kvcache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def stub_engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An engine environment of stub programs."""
     return make_engine(tmp_path_factory.mktemp("engine") / "stub")
+
+
+@pytest.fixture(scope="session")
+def real_engine() -> Path:
+    """The engine environment that `make test` has made."""
+    engine = setup.installed(_HOME)
+    if engine is None:
+        pytest.fail("the engine environment is missing: run `make setup`", pytrace=False)
+    return engine.path
 
 
 @pytest.fixture

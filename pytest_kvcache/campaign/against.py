@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from pytest_kvcache.campaign import boots as booting
+from pytest_kvcache.campaign import why
 from pytest_kvcache.campaign.boots import BootResult
 from pytest_kvcache.campaign.result import CellResult
 from pytest_kvcache.campaign.side import Side
@@ -41,8 +42,8 @@ class AgainstCampaign:
             BootError: A pair did not start, or a component died.
             RunError: The load could not be sent.
         """
-        for side in self._sides.values():
-            self._state.say(f"{side.name} is {side}")
+        for each in self._sides.values():
+            self._state.say(f"{each.name} is {each}")
         policy = self._sides["a"].profile.rules.policy()
         looks = PAIRS_AT_LOOK[: policy.looks]
         allowed = self._state.settings.options.boots
@@ -73,14 +74,16 @@ class AgainstCampaign:
         return [Pair(x, y) for x, y in zip(a, b, strict=True)]
 
     def _result(self, context: int) -> CellResult:
-        b = [each for each in self._boots["b"] if context in each.runs]
-        side = self._sides["b"]
+        a, b = ([each for each in self._boots[side] if context in each.runs] for side in ("a", "b"))
+        runs = tuple(each.runs[context] for each in b)
+        side, verdict = self._sides["b"], self._verdicts[context]
         return CellResult(
             cell=Cell(side.profile.name, machine_name(self._state.hardware), side.tier.name, context),
-            runs=tuple(each.runs[context] for each in b),
+            runs=runs,
             boots=tuple(_boot(each, context) for each in b),
             minutes=tuple(each.minutes for each in b),
-            verdict=self._verdicts[context],
+            verdict=verdict,
+            explanation=why.against_side(verdict, [each.runs[context] for each in a], runs),
         )
 
 

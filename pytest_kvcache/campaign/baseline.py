@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from pytest_kvcache.campaign import boots as booting
+from pytest_kvcache.campaign import why
 from pytest_kvcache.campaign.result import CellResult
 from pytest_kvcache.campaign.side import Side
 from pytest_kvcache.errors import BaselineError
@@ -51,19 +52,20 @@ class BaselineCampaign:
         options, rules = state.settings.options, side.profile.rules
         self._root, self._policy = options.baselines, rules.policy()
         self._family = state.settings.family
-        self._siblings = [
-            stored
-            for length in side.profile.workload.context_tokens
-            if (stored := self._read(self._cell(length), lenient=True)) is not None
-        ]
+        lengths = side.profile.workload.context_tokens
+        stored = {
+            # What is only compared with may be damaged: its own test says so.
+            length: self._read(self._cell(length), lenient=options.update == "all" or length not in contexts)
+            for length in dict.fromkeys([*lengths, *contexts])
+        }
+        self._siblings = [cell for length in lengths if (cell := stored[length]) is not None]
         self._cells: dict[int, _Open] = {}
         for length in contexts:
-            cell = self._cell(length)
-            stored = self._read(cell, lenient=options.update == "all")
-            lacks = rules.baseline_boots - (len(stored.boots) if stored and options.update == "missing" else 0)
+            old = stored[length]
+            lacks = rules.baseline_boots - (len(old.boots) if old and options.update == "missing" else 0)
             records = options.update == "all" or (options.update == "missing" and lacks > 0)
             allowed = lacks if records else rules.looks
-            self._cells[length] = _Open(cell, stored, records, min(allowed, options.boots or allowed))
+            self._cells[length] = _Open(self._cell(length), old, records, min(allowed, options.boots or allowed))
 
     def run(self) -> dict[int, CellResult]:
         """Boot until every cell is decided or recorded; return them by context length.
@@ -93,7 +95,7 @@ class BaselineCampaign:
         else:
             boots, stored = self._same_rounds(cell)
             cell.verdict = procedure.decide(
-                Evidence(boots, run.comparability, self._hash(run)),
+                Evidence(boots, run.comparability, self._hash(cell)),
                 stored,
                 family=self._family,
                 siblings=self._siblings,
@@ -138,7 +140,7 @@ class BaselineCampaign:
         if run.faults:
             return CellVerdict("invalid", reasons=tuple(run.faults), boots=count, fixed_boots=count)
         if cell.stored is not None and self._state.settings.options.update == "missing":
-            evidence = Evidence(cell.boots, run.comparability, self._hash(run))
+            evidence = Evidence(cell.boots, run.comparability, self._hash(cell))
             different = procedure.incomparable(evidence, cell.stored, canary_tolerance=self._policy.canary_tolerance)
             if different:
                 return CellVerdict("incomparable", reasons=different, boots=count, fixed_boots=count)
@@ -162,6 +164,7 @@ class BaselineCampaign:
             verdict=cell.verdict,
             write=write,
             refused=refused,
+            explanation=why.against_baseline(cell.verdict, cell.stored, cell.runs, self._root),
         )
 
     def _refusals(self, cell: _Open) -> list[str]:
@@ -182,7 +185,7 @@ class BaselineCampaign:
             recorded=time.strftime("%Y-%m-%d", time.gmtime()),
             comparability=run.comparability,
             versions=run.versions,
-            workload=self._hash(run),
+            workload=self._hash(cell),
             round_s=self._side.profile.workload.round_s(),
             old=cell.stored,
         )
@@ -200,7 +203,5 @@ class BaselineCampaign:
             return None
         return store.read(self._root, cell)
 
-    def _hash(self, run: RunResult) -> str:
-        workload = self._side.profile.workload
-        sent = workload.model_dump(mode="json", exclude=set(workload.NOT_COMPARED))
-        return workload_hash({**sent, "context": run.context_tokens, "content": workload.content_digest()})
+    def _hash(self, cell: _Open) -> str:
+        return workload_hash(self._side.profile.workload.sent(cell.cell.context_tokens))

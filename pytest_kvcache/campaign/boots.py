@@ -10,13 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
+from pytest_kvcache.campaign.looks import Looks
 from pytest_kvcache.campaign.side import Side
 from pytest_kvcache.load import runner
 from pytest_kvcache.load.plan import LoadPlan
 from pytest_kvcache.load.runner import RunResult
 from pytest_kvcache.load.stopping import StopRule
+from pytest_kvcache.probes.probe import Probed
 from pytest_kvcache.proof.judge import Served
 from pytest_kvcache.runs import signals
+from pytest_kvcache.serving import bucket as buckets
 from pytest_kvcache.serving import pair as pairs
 from pytest_kvcache.serving.offload import TierPlan
 from pytest_kvcache.serving.pair import ServingPair
@@ -25,6 +28,7 @@ from pytest_kvcache.state import PerfState
 from pytest_kvcache.telemetry import canary
 from pytest_kvcache.verdict.environment import comparability
 
+PROBES = "probes.json"
 #: Users of one workload are numbered from a multiple of this, so that workloads on one boot share no user context.
 USERS_APART = 100_000
 
@@ -81,6 +85,9 @@ def booted(side: Side, state: PerfState, tier_plan: TierPlan, *, logs: Path) -> 
         launcher.stop(list(pair.handles))
         for folder in tier_plan.folders:
             shutil.rmtree(folder, ignore_errors=True)
+            if folder.exists():
+                state.say(f"could not remove {folder}: is its file system read-only? Remove it by hand")
+        _remove_objects(side, state, tier_plan)
 
 
 def measure(
@@ -113,13 +120,23 @@ def measure(
     started = time.monotonic()
     try:
         with booted(side, state, tier_plan, logs=folder / "logs") as pair:
+            looks = Looks(side, pair, folder / PROBES)
             for length in contexts:
+                probed = looks.look()
                 plan = _plan(side, pair, folder / f"context-{length}", length, stop.get(length))
-                result.runs[length] = _run(side, state, pair, plan)
+                result.runs[length] = _run(side, state, pair, plan, probed)
     finally:
         result.minutes = (time.monotonic() - started) / 60
         state.engine_minutes += result.minutes
     return result
+
+
+def _remove_objects(side: Side, state: PerfState, tier_plan: TierPlan) -> None:
+    if tier_plan.bucket is None:
+        return
+    left = buckets.remove(tier_plan.bucket, model=_linked_model(side, state), salt=tier_plan.salt)
+    if left:
+        state.say(left)
 
 
 def _existing(folder: Path) -> Path:
@@ -134,6 +151,7 @@ def _plan(side: Side, pair: ServingPair, folder: Path, length: int, stop: StopRu
         context_tokens=length,
         # The same in every boot, so that all boots send the same bytes.
         first_user=(_position(side, length) + 1) * USERS_APART,
+        extra_body=pair.plan.extra_body,
         tokenizer_url=next(iter(pair.plan.server_urls.values())),
         metrics_urls=pair.plan.metrics_urls,
         stop=stop,
@@ -142,7 +160,7 @@ def _plan(side: Side, pair: ServingPair, folder: Path, length: int, stop: StopRu
     )
 
 
-def _run(side: Side, state: PerfState, pair: ServingPair, plan: LoadPlan) -> RunResult:
+def _run(side: Side, state: PerfState, pair: ServingPair, plan: LoadPlan, probed: Probed) -> RunResult:
     folder = plan.rows.parent
     folder.mkdir()
     return runner.run_load(
@@ -166,6 +184,7 @@ def _run(side: Side, state: PerfState, pair: ServingPair, plan: LoadPlan) -> Run
             l1_bytes=side.profile.l1_size_gb * 2**30,
             in_process=side.profile.lmcache_mode == "in-process",
         ),
+        probed=probed,
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from pytest_kvcache.load.runner import RunResult
+from pytest_kvcache.proof.explain import Explanation
 from pytest_kvcache.verdict.cells import Cell, StoredCell
 from pytest_kvcache.verdict.estimate import Estimates
 from pytest_kvcache.verdict.metrics import JUDGED
@@ -33,6 +34,7 @@ class CellResult:
         verdict: The decision; None where the cell was only recorded.
         write: What is to become the baseline, None where nothing is.
         refused: Why nothing is, although it was asked for.
+        explanation: Where the time went, if the verdict says that something moved.
     """
 
     cell: Cell
@@ -43,6 +45,7 @@ class CellResult:
     verdict: CellVerdict | PairedVerdict | None = None
     write: Write | None = None
     refused: tuple[str, ...] = field(default=())
+    explanation: Explanation | None = None
 
     @property
     def label(self) -> str:

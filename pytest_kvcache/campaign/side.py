@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from pytest_kvcache.config.profile import Profile
@@ -35,9 +36,9 @@ class Side:
     profile: Profile
     tier: Tier
 
-    @property
+    @cached_property
     def model(self) -> Path | None:
-        """Folder of the model; None where vLLM finds it by its name."""
+        """Folder of the model, made on the spot where it has to be; None where vLLM finds it by its name."""
         return model_folder(self.profile, self.engine, home())
 
     @property

@@ -165,10 +165,12 @@ class Wire:
 
     def _send(self, exchange: Exchange) -> None:
         self._reserved = max(0, self._reserved - 1)
-        if exchange not in self._under_way:
-            return
+        if exchange in self._under_way:
+            self._begin(exchange, self._idle.pop if self._idle else self._open)
+
+    def _begin(self, exchange: Exchange, connect: Callable[[], Connection]) -> None:
         try:
-            connection = self._idle.pop() if self._idle else self._open()
+            connection = connect()
         except OSError as error:
             self._finish(exchange, failed=f"{NO_CONNECTION}: {error}")
             return
@@ -255,19 +257,9 @@ class Wire:
         if connection.used and not exchange.pieces and not exchange.resent and kind in {CLOSED, NO_CONNECTION}:
             # The server's keep-alive timeout and the request crossed: no result of the server's.
             exchange.resent, exchange.sent_s = True, None
-            self._resend(exchange)
+            self._begin(exchange, self._open)
         else:
             self._finish(exchange, failed=f"{kind}: {why}")
-
-    def _resend(self, exchange: Exchange) -> None:
-        try:
-            connection = self._open()
-        except OSError as error:
-            self._finish(exchange, failed=f"{NO_CONNECTION}: {error}")
-            return
-        self._under_way[exchange] = connection
-        connection.begin(exchange)
-        self._flush(connection)
 
     def _watch(self, exchange: Exchange, last_s: float, stall_s: float) -> None:
         # One timer a stream, set again when it goes off: tokens arrive far more often than streams stall.

@@ -16,9 +16,9 @@ import pandas as pd
 from pytest_kvcache.catalogue import validate
 from pytest_kvcache.load import records, validity, worker
 from pytest_kvcache.load.plan import LoadPlan
+from pytest_kvcache.proof.readings import growth
 from pytest_kvcache.report import terminal
 from pytest_kvcache.runs.files import replace_whole
-from pytest_kvcache.telemetry.prometheus import delta
 from pytest_kvcache.verdict.estimate import Estimates, estimate
 from pytest_kvcache.workload import reference
 from pytest_kvcache.workload.base import Workload
@@ -149,6 +149,5 @@ def _tell(plan: LoadPlan, rows: pd.DataFrame, table: pd.DataFrame, outcome: work
     figures: Estimates = estimate(rows, duration_s=plan.workload.duration_s)
     for line in terminal.run_lines(figures):
         say(line)
-    for name, before in outcome.counters_before.items():
-        grown = delta(before, outcome.counters_after.get(name, {}))
-        say(f"{name}: {len(grown)} counters grew")
+    for name, grown in growth(outcome.counters_before, outcome.counters_after).items():
+        say(f"{name}: {sum(1 for value in grown.values() if value)} counters grew")

@@ -25,6 +25,14 @@ class Rules(Strict):
     canary: bool = Field(default=True, description="time a matrix product and a storage read before each boot")
     canary_tolerance: Share = Field(default=0.10, description="the machine may be faster or slower by this")
     day_sd: float = Field(default=0.0, ge=0, lt=1, description="sd, on the log scale, of what boots of a day share")
+    probes: bool = Field(
+        default=True, description="look at each boot before its load: cold start, cross-instance hits, integrity"
+    )
+    logprob_tolerance: float = Field(
+        default=0.25,
+        gt=0,
+        description="answers from a cache may differ in log-probability by this (docs/proof.md)",
+    )
     early_stop: bool = Field(default=True, description="end a boot at a whole round once it says enough")
 
     @model_validator(mode="after")

@@ -77,6 +77,7 @@ class Encoder:
         }
         if self._plan.workload.ignore_eos:
             rest["ignore_eos"] = True
+        rest |= self._plan.extra_body
         body = b'{"messages":[' + messages + b"]," + json.dumps(rest).encode()[1:]
         headers = self._headers if user is None else {**self._headers, "x-user-id": str(user)}
         return framing.request(self._host, self._path, body, headers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
@@ -23,6 +24,7 @@ class LoadPlan(Strict):
         tokenizer_url: Of a vLLM server with that model, without /v1.
         metrics_urls: Prometheus endpoints to read before and after, by name.
         api_key_env: Environment variable with the API key; the key itself is in no file.
+        extra_body: More fields of each request, of the same size in every boot.
         report_s: How often progress is printed.
         stop: When the run may end before its time; None for never.
         rows: Where the table of requests goes (Parquet).
@@ -37,6 +39,7 @@ class LoadPlan(Strict):
     tokenizer_url: str
     metrics_urls: dict[str, str] = Field(default_factory=dict)
     api_key_env: str = ""
+    extra_body: dict[str, Any] = Field(default_factory=dict)
     report_s: PositiveInt = 30
     stop: StopRule | None = None
     rows: Path

@@ -16,16 +16,20 @@ import pandas as pd
 from pytest_kvcache.errors import RunError
 from pytest_kvcache.load import records, validity
 from pytest_kvcache.load.plan import LoadPlan
+from pytest_kvcache.probes.probe import Probed
+from pytest_kvcache.proof import readings, storage
 from pytest_kvcache.proof.judge import Proof, Served, judge
+from pytest_kvcache.proof.witnessed import Witnessed
 from pytest_kvcache.runs import signals
 from pytest_kvcache.runs.files import replace_whole, write_json
 from pytest_kvcache.serving.component import Component
-from pytest_kvcache.serving.diagnose import diagnose_file
+from pytest_kvcache.serving.diagnose import diagnose_file, exception_in
 from pytest_kvcache.serving.launchers.base import Handle
 from pytest_kvcache.serving.launchers.process import ProcessLauncher
 from pytest_kvcache.serving.pair import ServingPair
-from pytest_kvcache.telemetry.prometheus import delta
 from pytest_kvcache.verdict.estimate import Estimates, estimate
+from pytest_kvcache.witness.account import Look
+from pytest_kvcache.witness.look import look
 from pytest_kvcache.workload import reference
 from pytest_kvcache.workload.multi_round import MultiRoundQa
 
@@ -45,11 +49,11 @@ class RunResult:
         folder: Where rows, facts and logs are.
         rows: A row a request.
         estimates: The figures of the run.
-        counters: By component, what its counters grew by.
         faults: Why no verdict may rest on the run, empty where one may.
         suspicions: What makes its times doubtful.
         rounds: Whole rounds after which it was ended, since they said enough; None where all were sent.
         proof: Where the KV of its prompts came from.
+        probed: What was found before it.
         comparability: What must be equal for a comparison.
         versions: Of what was tested.
     """
@@ -60,11 +64,11 @@ class RunResult:
     folder: Path
     rows: pd.DataFrame
     estimates: Estimates
-    counters: Mapping[str, Mapping[str, float]]
     faults: tuple[str, ...]
     suspicions: tuple[str, ...]
     rounds: int | None
     proof: Proof
+    probed: Probed
     comparability: Mapping[str, str]
     versions: Mapping[str, str]
 
@@ -79,6 +83,7 @@ def run_load(
     comparability: Mapping[str, str],
     versions: Mapping[str, str],
     served: Served,
+    probed: Probed,
 ) -> RunResult:
     """Carry out `plan` against `pair` and return its result; rows and facts are in `folder` even if it fails.
 
@@ -93,6 +98,7 @@ def run_load(
         argv=(sys.executable, "-m", "pytest_kvcache.load.worker", str(plan_file)),
         stage="load",
     )
+    before = _look(pair, plan)
     handle = launcher.start(component, folder)
     try:
         _wait(handle, pair)
@@ -107,20 +113,18 @@ def run_load(
             todo="read the log above",
         )
     rows, load = records.read(plan.rows), facts["load"]
-    after = load["counters_after"]
-    counters = {name: delta(load["counters_before"].get(name, {}), after[name]) for name in after}
     proof = judge(
         rows,
         load["counters_before"],
-        after,
+        load["counters_after"],
         served,
         workload=plan.workload,
         context_tokens=plan.context_tokens,
         first_user=plan.first_user,
         beyond_tokens=load["beyond_tokens"],
-    )
+    ).beside(_storage(pair, served, before, _look(pair, plan)))
     figures = estimate(rows, duration_s=_duration_s(plan, load)) | dict(proof.figures)
-    faults = [*validity.faults(rows, plan.workload, load), *proof.faults]
+    faults = [*probed.faults, *_faults(rows, plan, load, proof), *_storage_errors(pair, proof)]
     suspicions = [*validity.suspicions(rows, plan.workload), *proof.findings]
     more: dict[str, Any] = {"estimates": figures, "faults": faults, "suspicions": suspicions, "proof": proof.facts()}
     if isinstance(plan.workload, MultiRoundQa) and plan.workload.mode == "compat":
@@ -136,14 +140,25 @@ def run_load(
         folder=folder,
         rows=rows,
         estimates=figures,
-        counters=counters,
         faults=tuple(faults),
         suspicions=tuple(suspicions),
         rounds=load.get("stopped_after_rounds"),
         proof=proof,
+        probed=probed,
         comparability=comparability,
         versions=versions,
     )
+
+
+def add_facts(folder: Path, more: Mapping[str, Any]) -> None:
+    """Add to what is known of a run, where it was said only later.
+
+    Args:
+        folder: Of the run.
+        more: What to add to `run.json`.
+    """
+    path = folder / RUN
+    write_json(path, json.loads(path.read_text(encoding="utf-8")) | dict(more))
 
 
 def _duration_s(plan: LoadPlan, load: Mapping[str, Any]) -> float:
@@ -155,6 +170,7 @@ def _wait(handle: Handle, pair: ServingPair) -> None:
     while handle.exit_code() is None:
         pair.check_alive()
         time.sleep(_POLL_S)
+    pair.check_alive()  # a storage server that died with the last request has no counters that would be missed
 
 
 def _end(handle: Handle, launcher: ProcessLauncher) -> None:
@@ -166,6 +182,50 @@ def _end(handle: Handle, launcher: ProcessLauncher) -> None:
             while handle.exit_code() is None and time.monotonic() < deadline:
                 time.sleep(_POLL_S / 4)
         launcher.stop([handle])
+
+
+def _faults(rows: pd.DataFrame, plan: LoadPlan, load: Mapping[str, Any], proof: Proof) -> list[str]:
+    """Return why no verdict may rest on the run; a server that was started anew first, since requests fail with it."""
+    of_load = validity.faults(rows, plan.workload, load)
+    first = readings.faults(load["counters_before"], load["counters_after"])
+    return [*first, *of_load, *(fault for fault in proof.faults if fault not in first)]
+
+
+def _look(pair: ServingPair, plan: LoadPlan) -> Look:
+    witness = pair.plan.tier.witness
+    return look(witness, plan.metrics_urls) if witness is not None else Look()
+
+
+def _storage(pair: ServingPair, served: Served, before: Look, after: Look) -> Witnessed:
+    """Return what the tier's storage itself says of the load."""
+    witness = pair.plan.tier.witness
+    if witness is None:
+        return storage.without(served.claim)
+    if readings.faults(before.last, after.first):  # said already, and LMCache's account is not to be trusted
+        return Witnessed(witness.name)
+    return storage.hold(
+        witness.name,
+        witness.require,
+        before,
+        after,
+        chunk_tokens=served.chunk_tokens,
+        in_process=served.in_process,
+    )
+
+
+def _storage_errors(pair: ServingPair, proof: Proof) -> list[str]:
+    """Return what logs say of stores and loads that failed: LMCache's counters say only that they did."""
+    found = []
+    logs = {handle.component.name: handle.log for handle in pair.handles}
+    for server, moved in proof.ledger.moved.items():
+        if not moved.l2_unstored and not moved.failed_loads:
+            continue
+        beside = server.replace("vllm", "lmcache", 1)
+        name = beside if beside in logs else server
+        said = exception_in(logs[name].read_text(encoding="utf-8", errors="replace"))
+        if said.cause:
+            found.append(f"{name}'s log: {said.cause}" + (f"; {said.hint}" if said.hint else ""))
+    return found
 
 
 def _facts(pair: ServingPair, plan: LoadPlan, **more: Mapping[str, Any] | str) -> dict[str, Any]:

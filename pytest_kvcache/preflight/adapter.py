@@ -12,6 +12,7 @@ from typing import Any
 from pytest_kvcache.errors import BootError
 from pytest_kvcache.preflight.check import Finding
 from pytest_kvcache.runs.session import RunSession
+from pytest_kvcache.serving import bucket as buckets
 from pytest_kvcache.serving import pair
 from pytest_kvcache.serving.launchers.process import ProcessLauncher
 from pytest_kvcache.serving.offload import TierPlan
@@ -21,6 +22,8 @@ _KEYS, _ROUNDS, _SIZE_KIB = 16, 2, 512
 _LIMIT_S = 120.0
 _VERIFIED = re.compile(r"All \d+ keys data verified OK")
 _START_LIMIT_S = 30.0
+#: What the names of its objects begin with.
+_MODEL = "bench-model"
 
 
 def bench_plan(plan: TierPlan, adapter: Mapping[str, Any], lmcache: str, session: RunSession) -> Finding:
@@ -45,12 +48,14 @@ def bench_plan(plan: TierPlan, adapter: Mapping[str, Any], lmcache: str, session
         return bench(lmcache, adapter, {**os.environ, **plan.env, **plan.secret_env})
     finally:
         launcher.stop(list(served.handles))
+        if plan.bucket is not None:
+            buckets.remove(plan.bucket, model=_MODEL, salt="")
 
 
 def bench(lmcache: str, adapter: Mapping[str, Any], env: Mapping[str, str]) -> Finding:
     """Store, look up and load 16 objects of 512 KiB three times (`lmcache bench l2`), and compare what comes back.
 
-    The first round of each is a warm-up. The objects stay where they were stored.
+    The first round of each is a warm-up. The objects stay where they were stored: the caller removes them.
 
     Args:
         lmcache: The program.

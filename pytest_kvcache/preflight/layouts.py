@@ -63,7 +63,7 @@ def judge(seen: Evidence, require: Require, moved: int) -> Finding:
     layoutget = seen.after.operation("LAYOUTGET")
     refused = grown.operation("LAYOUTERROR").ops + grown.operation("GETDEVICEINFO").errors + layoutget.errors
     text = (
-        f"{seen.after.layout or 'no layout'}, LAYOUTGET {layoutget.ops}; of a file written and read, "
+        f"{seen.after.layout or 'no layout'}, LAYOUTGET {layoutget.ops}, "
         f"{grown.pnfs_writes} writes and {grown.pnfs_reads} reads by the layout"
     )
     if grown.pnfs_writes == 0:

@@ -9,13 +9,12 @@ import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from pytest_kvcache.preflight.check import Check, Finding
+from pytest_kvcache.serving.bucket import Bucket, client
 
 if TYPE_CHECKING:
     from pytest_kvcache.tiers.base import Call
@@ -29,39 +28,6 @@ _LABEL = re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]")
 _CLOCKS = "set the clocks (chrony, systemd-timesyncd)"
 _FEW_DAYS = 14
 _DAY_S = 86400
-
-
-@dataclass(frozen=True)
-class Bucket:
-    """Where and how a bucket is reached.
-
-    Args:
-        endpoint: `http(s)://host[:port]`.
-        name: Of the bucket.
-        region: For the signature.
-        keys: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, for temporary ones, AWS_SESSION_TOKEN.
-    """
-
-    endpoint: str
-    name: str
-    region: str
-    keys: Mapping[str, str] = field(repr=False)
-
-    @property
-    def host(self) -> str:
-        """Where LMCache connects to: the bucket is the first label."""
-        return f"{self.name}.{urlsplit(self.endpoint).hostname}"
-
-    @property
-    def port(self) -> int:
-        """Where LMCache connects to."""
-        parts = urlsplit(self.endpoint)
-        return parts.port or (443 if parts.scheme == "https" else 80)
-
-    @property
-    def tls(self) -> bool:
-        """Whether the connection is encrypted."""
-        return urlsplit(self.endpoint).scheme == "https"
 
 
 def checks(bucket: Bucket) -> list[Check]:
@@ -143,21 +109,21 @@ def objects(bucket: Bucket, *, now: Callable[[], float] = time.time) -> Finding:
 
     steps: dict[str, float] = {}
     key, data = f"kvcache-doctor-{secrets.token_hex(8)}", secrets.token_bytes(_PROBE_BYTES)
-    client, skew = _client(bucket), 0.0
+    s3, skew = client(bucket), 0.0
     step = "put"
     try:
         with _timed(steps, "put"):
-            answer = client.put_object(Bucket=bucket.name, Key=key, Body=data)
+            answer = s3.put_object(Bucket=bucket.name, Key=key, Body=data)
         skew = _skew(answer, now())
         step = "get"
         with _timed(steps, "get"):
-            read = client.get_object(Bucket=bucket.name, Key=key)["Body"].read()
+            read = s3.get_object(Bucket=bucket.name, Key=key)["Body"].read()
         step = "list"
         with _timed(steps, "list"):
-            listed = client.list_objects_v2(Bucket=bucket.name, Prefix=key).get("Contents", [])
+            listed = s3.list_objects_v2(Bucket=bucket.name, Prefix=key).get("Contents", [])
         step = "delete"
         with _timed(steps, "delete"):
-            client.delete_object(Bucket=bucket.name, Key=key)
+            s3.delete_object(Bucket=bucket.name, Key=key)
     except ClientError as error:
         code = str(error.response.get("Error", {}).get("Code", ""))
         return Finding("fail", f"{step} was refused: {error}", _todo(code, bucket))
@@ -170,29 +136,6 @@ def objects(bucket: Bucket, *, now: Callable[[], float] = time.time) -> Finding:
     if abs(skew) > _MUCH_SKEW_S:
         return Finding("fail" if abs(skew) > _MOST_SKEW_S else "warn", text, _CLOCKS)
     return Finding("pass", text)
-
-
-def _client(bucket: Bucket) -> Any:
-    from botocore.config import Config  # noqa: PLC0415 - slow to import
-    from botocore.session import Session  # noqa: PLC0415
-
-    return Session().create_client(
-        "s3",
-        endpoint_url=bucket.endpoint,
-        region_name=bucket.region,
-        aws_access_key_id=bucket.keys.get("AWS_ACCESS_KEY_ID"),
-        aws_secret_access_key=bucket.keys.get("AWS_SECRET_ACCESS_KEY"),
-        aws_session_token=bucket.keys.get("AWS_SESSION_TOKEN"),
-        config=Config(
-            s3={"addressing_style": "virtual"},
-            # Services beside Amazon's know neither trailing checksums nor their verification.
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-            connect_timeout=_TIMEOUT_S,
-            read_timeout=_TIMEOUT_S,
-            retries={"total_max_attempts": 1},
-        ),
-    )
 
 
 def _todo(code: str, bucket: Bucket) -> str:

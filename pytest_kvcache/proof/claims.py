@@ -122,7 +122,7 @@ def _failures(name: str, moved: Moved) -> list[str]:
         how_many = "none was" if not moved.l2_stored else f"{moved.l2_unstored:.0f} were not"
         found.append(
             f"{name}'s LMCache handed {moved.l2_sent:.0f} chunks to the shared storage and {how_many} stored: wrong "
-            "bucket or path, no right to write, or no space; LMCache's log says which, and nothing else does"
+            "bucket or path, no right to write, or no space"
         )
     for reason, count in moved.failed_loads.items():
         found.append(
@@ -159,15 +159,20 @@ def _hits_in_l2(ledger: Ledger) -> list[str]:
     if tokens.l1 > 0 and loaded > 0:
         return []  # vLLM had all of it itself by the time that it was loaded; expected against measured shows it
     if tokens.l1 > 0:
-        stored = sum(m.l2_stored for m in moves)
-        cause = (
+        return [f"no prompt token came from the shared storage, {tokens.l1:.0f} from L1: {_why_only_l1(ledger.moved)}"]
+    return [f"no prompt token came from the shared storage: {_why_nothing(tokens, ledger.moved)}"]
+
+
+def _why_only_l1(moves: Mapping[str, Moved]) -> str:
+    stored = sum(m.l2_stored for m in moves.values())
+    if stored:
+        return (
             f"{stored:.0f} chunks were stored there and no server finds those of another: they use different keys "
             "(PYTHONHASHSEED, another model path), buckets or folders"
-            if stored
-            else "nothing was stored there: LMCache runs without its L2 adapter; look at --l2-adapter in run.json"
         )
-        return [f"no prompt token came from the shared storage, {tokens.l1:.0f} from L1: {cause}"]
-    return [f"no prompt token came from the shared storage: {_why_nothing(tokens, ledger.moved)}"]
+    if any(m.l2_sent for m in moves.values()):
+        return "every store into it failed"
+    return "nothing was stored there: LMCache runs without its L2 adapter; look at --l2-adapter in run.json"
 
 
 def _why_nothing(tokens: Tokens, moves: Mapping[str, Moved]) -> str:

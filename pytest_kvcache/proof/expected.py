@@ -181,7 +181,6 @@ class _Device:
 
     size: int
     queue: OrderedDict[_Piece, None] = field(init=False)
-    unnamed: int = 0
 
     def __post_init__(self) -> None:
         self.queue = OrderedDict((("empty", i), None) for i in range(self.size))

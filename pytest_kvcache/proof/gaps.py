@@ -43,6 +43,30 @@ def gaps(expected: Mapping[str, Tokens], measured: Ledger, *, large: float = LAR
     return found
 
 
+def warm(expected: Mapping[str, Tokens], measured: Ledger, *, large: float = LARGE) -> list[str]:
+    """Return a line for each server that had more of its prompts in caches than the run can have put there.
+
+    An L2 without limit holds all that was computed before a request, so that what the oracle finds in all levels
+    together is the most that a cold start can give, whatever requests evict each other.
+
+    Args:
+        expected: By server (`expected.simulate`), of a tier with an L2.
+        measured: Of the same requests.
+        large: Share of the server's prompt tokens.
+    """
+    found = []
+    for server, want in expected.items():
+        have = measured.servers.get(server, Tokens())
+        most, got = want.cached, have.cached
+        if have.total and (got - most) / have.total > large:
+            found.append(
+                f"{server} had {got / have.total:.0%} of its prompt tokens in caches, and {most / have.total:.0%} is "
+                "the most that this run can have put there: the storage held what an earlier run left; empty it, or "
+                "give the tier one of its own"
+            )
+    return found
+
+
 def _cause(level: str, want: Tokens, have: Tokens, *, less: bool, unstored: bool) -> str:
     if abs(want.total - have.total) > LARGE * max(want.total, have.total):
         return "the router gave it other requests than were thought"

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
 
 from pytest_kvcache.proof import claims, expected, readings
+from pytest_kvcache.proof.asked import asks_of, expectable_from_rows
 from pytest_kvcache.proof.balance import balance, client_tokens
 from pytest_kvcache.proof.claims import Claim, Expectable
-from pytest_kvcache.proof.expected import Ask, Expected, Hierarchy
-from pytest_kvcache.proof.explain import components
-from pytest_kvcache.proof.gaps import gaps
+from pytest_kvcache.proof.expected import Expected, Hierarchy
+from pytest_kvcache.proof.gaps import gaps, warm
 from pytest_kvcache.proof.ledger import Ledger, Tokens, build_ledger
-from pytest_kvcache.proof.readings import Counters, by_label, growth, has, total
+from pytest_kvcache.proof.parts import components
+from pytest_kvcache.proof.readings import Counters
+from pytest_kvcache.proof.sizes import DeviceCache, device_cache, kv_bytes_per_token
+from pytest_kvcache.proof.witnessed import Witnessed
 from pytest_kvcache.workload.base import Workload
 from pytest_kvcache.workload.multi_round import MultiRoundQa
-from pytest_kvcache.workload.schedule import steady
 
 _UNLIMITED = 1e12
 
@@ -51,6 +53,7 @@ class Proof:
         unchecked: What could not be checked and why.
         findings: Where measured hits are far from expected ones.
         figures: To be stored with the run's: shares by source, parts of TTFT.
+        storage: What the storage itself says.
     """
 
     ledger: Ledger
@@ -59,6 +62,18 @@ class Proof:
     unchecked: tuple[str, ...] = ()
     findings: tuple[str, ...] = ()
     figures: Mapping[str, float] = field(default_factory=dict)
+    storage: Witnessed = field(default_factory=Witnessed)
+
+    def beside(self, storage: Witnessed) -> Proof:
+        """Return it with what the storage itself says."""
+        said = storage.said
+        return replace(
+            self,
+            faults=(*self.faults, *said.faults),
+            unchecked=(*self.unchecked, *said.unchecked),
+            findings=(*self.findings, *said.findings),
+            storage=storage,
+        )
 
     def facts(self) -> dict[str, Any]:
         """Return it for `run.json`: tokens by server and source, the lines."""
@@ -69,6 +84,7 @@ class Proof:
             "unchecked": list(self.unchecked),
             "findings": list(self.findings),
             "figures": dict(self.figures),
+            "storage": self.storage.facts(),
         }
 
 
@@ -96,133 +112,58 @@ def judge(
         beyond_tokens: Prompt tokens of requests that were sent and are not in `rows`.
     """
     unread = readings.faults(before, after)
-    size = _bytes_per_token(after, served.chunk_tokens)
-    ledger = build_ledger(before, after, chunk_tokens=served.chunk_tokens, kv_bytes_per_token=size)
+    grown = readings.growth(before, after)
+    size = kv_bytes_per_token(after, chunk_tokens=served.chunk_tokens)
+    ledger = build_ledger(grown, chunk_tokens=served.chunk_tokens, kv_bytes_per_token=size)
     if unread:
         return Proof(ledger, faults=tuple(unread))
-    grown = {name: growth(before.get(name, {}), after[name]) for name in after}
-    whole, asks, caches = _expected(
-        rows, after, served, workload=workload, context_tokens=context_tokens, first_user=first_user, size=size
-    )
-    can = (
-        expected.expectable(whole, caches, asks)
-        if whole is not None and caches is not None
-        else expectable_from_rows(rows, served.chunk_tokens, _device_tokens(after))
+    whole, can = _expected(
+        rows,
+        served,
+        workload=workload,
+        context_tokens=context_tokens,
+        first_user=first_user,
+        device=device_cache(after),
+        size=size,
     )
     checked = claims.check(served.claim, ledger, can)
     unbalanced = balance(ledger, client_tokens(rows, beyond_tokens=beyond_tokens), beyond_tokens=beyond_tokens)
+    leftovers = warm(whole.servers, ledger) if whole is not None and served.claim is Claim.L2 else []
     return Proof(
         ledger,
         expected=whole.servers if whole is not None else {},
-        faults=(*unbalanced, *checked.faults),
+        faults=(*leftovers, *unbalanced, *checked.faults),
         unchecked=checked.unchecked,
         findings=tuple(gaps(whole.servers, ledger)) if whole is not None else (),
         figures=ledger.as_figures() | components(rows, grown),
     )
 
 
-def asks_of(rows: pd.DataFrame, workload: MultiRoundQa, context_tokens: int, first_user: int) -> list[Ask]:
-    """Return the requests of an exact multi-round run for the oracle, those before the clock among them.
-
-    Those were sent one by one in turn to the servers, so that the last of them went to the server before the one that
-    answered the first measured request.
-    """
-    sent = rows[rows["server"].ne("") & rows["prompt_tokens"].notna()].sort_values("actual_start_s")
-    turn = list(dict.fromkeys(sent["server"]))
-    if not turn:
-        return []
-    due = list(
-        steady(
-            users=workload.users,
-            rounds=workload.rounds,
-            qps=workload.qps,
-            duration_s=workload.duration_s,
-            first_user=first_user,
-            before=True,
-        )
-    )
-    step = workload.answer_tokens + workload.question_tokens
-    first = workload.shared_prompt_tokens + context_tokens + workload.question_tokens
-    primed = [
-        Ask(each.user, first + (each.round - 1) * step, workload.answer_tokens, turn[(i - len(due)) % len(turn)], False)
-        for i, each in enumerate(due)
-    ]
-    columns = (sent[name] for name in ("user", "prompt_tokens", "generated_tokens", "server"))
-    return primed + [Ask(int(u), int(p), int(g), str(s)) for u, p, g, s in zip(*columns, strict=True)]
-
-
-def expectable_from_rows(rows: pd.DataFrame, chunk_tokens: int, device_tokens: float | None) -> Expectable:
-    """Return whether hits can be expected where no oracle knows the prompts: by who came back, and to which server.
-
-    Args:
-        rows: A row a request.
-        chunk_tokens: LMCache's chunk size.
-        device_tokens: Size of each device cache, None where not known.
-    """
-    done = rows[rows["prompt_tokens"].notna()]
-    if done.empty or float(done["prompt_tokens"].max()) < chunk_tokens:
-        why = f"no prompt is as long as a chunk of LMCache ({chunk_tokens} tokens)"
-        return Expectable(l1=why, l2=why)
-    if not done["user"].duplicated().any():
-        why = "every user asks once, so that no prompt comes back for certain"
-        return Expectable(l1=why, l2=why)
-    moves = (done.groupby("user")["server"].nunique() > 1).any()
-    stays = done.duplicated(["user", "server"]).any()
-    longest = done.groupby(["server", "user"])["prompt_tokens"].max().groupby("server").sum()
-    fits = device_tokens is not None and float(longest.max()) <= device_tokens
-    l1 = "" if stays and not fits else "the device cache holds all" if fits else "no user came back to the same server"
-    return Expectable(l1=l1, l2="" if moves else "no user changed servers")
-
-
 def _expected(
     rows: pd.DataFrame,
-    after: Mapping[str, Counters],
     served: Served,
     *,
     workload: Workload,
     context_tokens: int,
     first_user: int,
+    device: DeviceCache | None,
     size: float | None,
-) -> tuple[Expected | None, list[Ask], Hierarchy | None]:
-    cache = _device(after)
-    if not isinstance(workload, MultiRoundQa) or workload.mode != "exact" or cache is None:
-        return None, [], None
+) -> tuple[Expected | None, Expectable]:
+    """Return what an LRU hierarchy gives, None where prompts or its size are not known; and whether hits can be had."""
+    unknown = expectable_from_rows(rows, served.chunk_tokens, device.tokens if device else None)
+    if not isinstance(workload, MultiRoundQa) or workload.mode != "exact" or device is None:
+        return None, unknown
+    asks = asks_of(rows, workload, context_tokens, first_user)
+    if not asks:
+        return None, unknown
     caches = Hierarchy(
         served.claim,
-        block_tokens=cache[0],
-        device_blocks=cache[1],
+        block_tokens=device.block_tokens,
+        device_blocks=device.blocks,
         chunk_tokens=served.chunk_tokens,
         l1_tokens=served.l1_bytes / size if size else _UNLIMITED,
         shared_tokens=workload.shared_prompt_tokens,
         l1_keeps_loaded=served.in_process,
     )
-    asks = asks_of(rows, workload, context_tokens, first_user)
-    return (expected.simulate(asks, caches), asks, caches) if asks else (None, [], None)
-
-
-def _device(after: Mapping[str, Counters]) -> tuple[int, int] | None:
-    """Return vLLM's block size (tokens) and number of blocks as it says them itself, None where it does not."""
-    info = "vllm:cache_config_info"
-    for counters in after.values():
-        if has(counters, info):
-            found = [next(iter(by_label(counters, info, label)), "") for label in ("block_size", "num_gpu_blocks")]
-            if all(text.isdigit() for text in found):
-                return int(found[0]), int(found[1])
-    return None
-
-
-def _device_tokens(after: Mapping[str, Counters]) -> float | None:
-    cache = _device(after)
-    return None if cache is None else float(cache[0] * cache[1])
-
-
-def _bytes_per_token(after: Mapping[str, Counters], chunk_tokens: int) -> float | None:
-    """Return the size of a token's KV as an LMCache server has it in L1, None where it has none."""
-    for counters in after.values():
-        held = total(counters, "lmcache_mp_l1_write_chunks_total") - total(
-            counters, "lmcache_mp_l1_evicted_chunks_total"
-        )
-        used = total(counters, "lmcache_mp_l1_memory_usage_bytes")
-        if held > 0 and used > 0:
-            return used / held / chunk_tokens
-    return None
+    whole = expected.simulate(asks, caches)
+    return whole, expected.expectable(whole, caches, asks)

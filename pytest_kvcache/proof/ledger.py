@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 from pytest_kvcache.proof.moved import Moved, moved
-from pytest_kvcache.proof.readings import Counters, by_label, growth, has, total
+from pytest_kvcache.proof.readings import Counters, by_label, has, total
 
 _SOURCE = "vllm:prompt_tokens_by_source_total"
 _IN_PROCESS = "lmcache:"
@@ -114,22 +114,17 @@ class Ledger:
 
 
 def build_ledger(
-    before: Mapping[str, Counters],
-    after: Mapping[str, Counters],
-    *,
-    chunk_tokens: int,
-    kv_bytes_per_token: float | None = None,
+    grown: Mapping[str, Counters], *, chunk_tokens: int, kv_bytes_per_token: float | None = None
 ) -> Ledger:
     """Return the ledger of the time between two readings.
 
     Args:
-        before: By component (`vllm-0`, `lmcache-0`, …), read when all was idle before the first request.
-        after: By component, read after the last answer.
+        grown: By component (`vllm-0`, `lmcache-0`, …), what its counters grew by (`readings.growth`) from when all was
+            idle before the first request until after the last answer.
         chunk_tokens: LMCache's chunk size.
         kv_bytes_per_token: Of one token in all layers; without it, what in-process LMCache read from L2 is turned into
             tokens by what it wrote to L2 for each stored token.
     """
-    grown = {name: growth(before.get(name, {}), after[name]) for name in after}
     servers: dict[str, Tokens] = {}
     moves: dict[str, Moved] = {}
     for name, counters in grown.items():

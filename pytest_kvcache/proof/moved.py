@@ -52,6 +52,17 @@ def moved(grown: Counters) -> Moved:
     return _inside(grown) if in_process else _beside(grown)
 
 
+def under_way(counters: Counters) -> float:
+    """Return how many stores into the shared storage have not ended, or are not counted yet.
+
+    Args:
+        counters: Of an LMCache server, not what they grew by.
+    """
+    begun, ended = (total(counters, f"{_L2}_store_{what}_requests_total") for what in ("submitted", "completed"))
+    stores = max(total(counters, "lmcache_mp_num_inflight_l2_stores"), begun - ended)
+    return max(stores, total(counters, "lmcache_mp_event_bus_queue_depth"))
+
+
 def _beside(grown: Counters) -> Moved:
     sent, stored = (total(grown, f"{_L2}_store_{what}_objects_chunks_total") for what in ("submitted", "completed"))
     begun, ended = (total(grown, f"{_L2}_store_{what}_requests_total") for what in ("submitted", "completed"))

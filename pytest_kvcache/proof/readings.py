@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from pytest_kvcache.telemetry.prometheus import STARTED
+
 Counters = Mapping[str, float]
 
 _ROUNDING = 1e-9
@@ -37,16 +39,27 @@ def by_label(counters: Counters, name: str, label: str) -> dict[str, float]:
     return found
 
 
-def growth(before: Counters, after: Counters) -> dict[str, float]:
-    """Return by how much each counter of `after` grew; one that appeared started at zero, as LMCache's do."""
-    return {key: value - before.get(key, 0.0) for key, value in after.items()}
+def growth(before: Mapping[str, Counters], after: Mapping[str, Counters]) -> dict[str, dict[str, float]]:
+    """Return by how much each counter of each component grew; one that appeared started at zero, as LMCache's do.
+
+    Those that did not grow stay, at zero: that a counter is there says which kind of component it belongs to.
+
+    Args:
+        before: By component.
+        after: By component.
+    """
+    found = {}
+    for name, last in after.items():
+        first = before.get(name, {})
+        found[name] = {key: value - first.get(key, 0.0) for key, value in last.items()}
+    return found
 
 
 def faults(before: Mapping[str, Counters], after: Mapping[str, Counters]) -> list[str]:
     """Return why two readings say nothing about the time between them, nothing where they do.
 
-    A counter that fell, or is gone, was reset: the server was started anew within the run, and what it counted before
-    is lost. An empty reading is an endpoint that did not answer (`telemetry.prometheus.scrape`).
+    A server whose process is another, or whose counters fell or are gone, was started anew within the run, and what it
+    counted before is lost. An empty reading is an endpoint that did not answer (`telemetry.prometheus.scrape`).
 
     Args:
         before: By component, read before the first request of the run.
@@ -60,15 +73,24 @@ def faults(before: Mapping[str, Counters], after: Mapping[str, Counters]) -> lis
         elif not first:
             found.append(f"{name}: its counters could not be read before the run: what they grew by is not known")
         else:
-            fallen = [k for k, v in first.items() if _is_counter(k, first) and last.get(k, 0.0) < v - _ROUNDING]
-            if fallen:
-                key = fallen[0]
-                found.append(
-                    f"{name}: {len(fallen)} counters fell during the run (first {key.partition('{')[0]}: "
-                    f"{first[key]:g} -> {last.get(key, 0.0):g}): it was started anew, and its cache was lost; its log "
-                    "says why"
-                )
+            found += _restarted(name, first, last)
     return found
+
+
+def _restarted(name: str, first: Counters, last: Counters) -> list[str]:
+    began = first.get(STARTED), last.get(STARTED)
+    fallen = [k for k, v in first.items() if _is_counter(k, first) and last.get(k, 0.0) < v - _ROUNDING]
+    if None not in began and began[0] != began[1]:
+        how = "its process is not the one of before"
+    elif fallen:
+        key = fallen[0]
+        how = (
+            f"{len(fallen)} counters fell during the run (first {key.partition('{')[0]}: {first[key]:g} -> "
+            f"{last.get(key, 0.0):g})"
+        )
+    else:
+        return []
+    return [f"{name}: {how}: it was started anew, and its counters and its cache were lost; its log says why"]
 
 
 def _samples(counters: Counters, name: str) -> list[tuple[str, float]]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from pytest_kvcache.proof.ledger import Ledger, Tokens
+from pytest_kvcache.proof.witnessed import Claimed, Witnessed
 
 
 @dataclass(frozen=True)
@@ -19,12 +20,14 @@ class LedgerRow:
         context_tokens: Length of the user context.
         ledger: Measured.
         expected: By server, what an LRU hierarchy gives; empty where nothing was computed.
+        storage: What the storage itself says.
     """
 
     label: str
     context_tokens: int
     ledger: Ledger
     expected: Mapping[str, Tokens] = field(default_factory=dict)
+    storage: Witnessed = field(default_factory=Witnessed)
 
 
 def ledger_table(rows: Sequence[LedgerRow], *, servers: bool = False) -> str:
@@ -41,6 +44,37 @@ def ledger_table(rows: Sequence[LedgerRow], *, servers: bool = False) -> str:
         if servers:
             lines += [_line(row, name, own, row.expected.get(name)) for name, own in row.ledger.servers.items()]
     return pd.DataFrame(lines).to_string(index=False) if lines else ""
+
+
+def storage_table(rows: Sequence[LedgerRow]) -> str:
+    """Return what LMCache says of each tier's storage beside what the storage says, "" where no tier has a witness.
+
+    `there` is since the boot, the rest of the load alone: written and read by the mount, or both together by the S3
+    server.
+
+    Args:
+        rows: A cell each.
+    """
+    lines = [_storage_line(row, row.storage.claimed) for row in rows if row.storage.claimed is not None]
+    return pd.DataFrame(lines).fillna("-").to_string(index=False) if lines else ""
+
+
+def _storage_line(row: LedgerRow, claimed: Claimed) -> dict[str, str]:
+    found = row.storage.said.figures
+    line = {
+        "tier": row.label,
+        "context": str(row.context_tokens),
+        "LMCache stored/loaded MB": f"{claimed.stored / 1e6:.1f}/{claimed.loaded / 1e6:.1f}",
+        "there: files": f"{found['files']:.0f}",
+        "MB": f"{found['file_bytes'] / 1e6:.1f}",
+    }
+    if "mount_written_bytes" in found:
+        moved = (found["mount_written_bytes"] / 1e6, found["mount_read_bytes"] / 1e6)
+        line["mount wrote/read MB"] = f"{moved[0]:.1f}/{moved[1]:.1f}"
+        line["by layout w/r"] = f"{found['pnfs_writes']:.0f}/{found['pnfs_reads']:.0f}"
+    if "served_bytes" in found:
+        line["server moved MB"] = f"{found['served_bytes'] / 1e6:.1f}"
+    return line | {"witness": row.storage.witness}
 
 
 def _line(row: LedgerRow, server: str, tokens: Tokens, expected: Tokens | None) -> dict[str, str]:

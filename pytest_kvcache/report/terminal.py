@@ -88,6 +88,20 @@ def run_lines(figures: Estimates) -> list[str]:
     return lines
 
 
+def probe_lines(results: Sequence[CellResult]) -> list[str]:
+    """Return what was found before the loads of each tier's last boot, and what could not be looked at."""
+    last = {result.label: result.runs[-1].probed for result in results}
+    return [
+        f"{label}: {line}"
+        for label, probed in last.items()
+        for line in (probed.line, *map(_unchecked, probed.unchecked))
+    ]
+
+
+def _unchecked(what: str) -> str:
+    return f"not looked at: {what}"
+
+
 def tiers_table(results: Sequence[CellResult], *, against: str) -> str:
     """Return each tier against the tier `against` at the same context, "" where there is nothing to compare.
 
@@ -118,6 +132,13 @@ def gates_table(result: CellResult) -> str:
     if result.verdict is None:
         return ""
     return "\n".join(f"  {words.gate_line(gate)}" for gate in result.verdict.gates)
+
+
+def explanation(result: CellResult) -> str:
+    """Return where the time to the first token went, baseline -> now, "" where nothing moved or it is not known."""
+    if result.explanation is None:
+        return ""
+    return "\n".join(result.explanation.lines())
 
 
 def updates(writes: Sequence[Write], rules: tuple[int, Policy]) -> str:
@@ -174,7 +195,7 @@ def failure(result: CellResult, gate: Metric | None, *, refresh: str, others: Se
     about = gate_of(result, gate)
     reasons = [f"  {reason}" for reason in (verdict.reasons if verdict else result.refused)]
     if found == "regressed" and about is not None:
-        parts = [f"{where} regressed: {words.gate_line(about)}", gates_table(result), data]
+        parts = [f"{where} regressed: {words.gate_line(about)}", gates_table(result), explanation(result), data]
         parts += [f"if the new values are right: {refresh}"]
     elif found == "no-baseline":
         parts = [f"{where} has no baseline for this machine ({result.cell.machine})"]

@@ -17,8 +17,14 @@ _USAGE = re.compile(r"\berror: (?:argument|unrecognized|the following|invalid|un
 _PANIC = re.compile(r"panicked at|^fatal error:|^Failed to |^NOTICE: Failed|CRITICAL:|^Error: ", re.IGNORECASE)
 #: Exceptions that only report that another process failed.
 _SECOND_HAND = re.compile(
-    r"Engine core initialization failed|See root cause above|WorkerProc initialization failed|died unexpectedly"
+    r"Engine core initialization failed|See root cause above|WorkerProc initialization failed|died unexpectedly|"
+    r"Executor failed|EngineDeadError"
 )
+#: Lines that may hold the hint where the cause does not: programs say much about memory and keys in passing.
+_ERROR = re.compile(r"\b(ERROR|CRITICAL|FATAL)\b|Error\b|\berror:")
+
+#: Where to look when a process has ended and its log cannot say why.
+KILLED = "not by its own doing: look for the kernel's OOM killer (`dmesg`, `journalctl -k`) or a person"
 
 _HINTS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern, re.IGNORECASE), hint)
@@ -58,9 +64,14 @@ _HINTS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
             "this version does not know an argument of the profile: `pytest-kvcache render` shows the command",
         ),
         (
-            r"credentials|AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch",
-            "check the S3 keys and the bucket",
+            r"found no credentials|Unable to locate credentials|AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|"
+            r"AWS_ERROR_S3_INVALID_RESPONSE_STATUS",
+            "the S3 service answers and refuses: check that the keys are still valid, may write, and that the bucket "
+            "is there (`pytest-kvcache doctor --tier NAME` says which)",
         ),
+        (r"died unexpectedly \(exit code: -9\)", KILLED),
+        (r"No space left on device|Disk quota exceeded", "free space in the tier's storage, or raise the quota"),
+        (r"Read-only file system", "the tier's file system is read-only, or has become so: `dmesg` says why"),
     )
 )
 
@@ -84,7 +95,8 @@ def diagnose(log: str) -> Diagnosis:
     A failed vLLM logs the worker's error first, then every layer above reports its own: the first exception line
     that is not second-hand is the cause.
     """
-    lines = [_strip(line) for line in log.splitlines()]
+    raw = log.splitlines()
+    lines = [_strip(line) for line in raw]
     cause = ""
     for test in (_is_exception, _USAGE.search, _PANIC.search, _SECOND_HAND.search):
         cause = next((line for line in lines if test(line)), "")
@@ -94,7 +106,8 @@ def diagnose(log: str) -> Diagnosis:
         cause = next((line for line in reversed(lines) if line.strip()), "")
     hint = next((hint for pattern, hint in _HINTS if pattern.search(cause)), "")
     if not hint:
-        hint = next((hint for pattern, hint in _HINTS if any(pattern.search(x) for x in lines[-200:])), "")
+        errors = [line for line in raw[-200:] if _ERROR.search(line)]
+        hint = next((hint for pattern, hint in _HINTS if any(pattern.search(x) for x in errors)), "")
     return Diagnosis(cause=cause.strip()[:500], hint=hint)
 
 
@@ -104,6 +117,13 @@ def diagnose_file(path: Path) -> Diagnosis:
         return diagnose(path.read_text(encoding="utf-8", errors="replace"))
     except FileNotFoundError:
         return Diagnosis("", "")
+
+
+def exception_in(log: str) -> Diagnosis:
+    """Return the first exception in the log of a component that lives, and its hint; empty where there is none."""
+    cause = next((line for line in map(_strip, log.splitlines()) if _is_exception(line)), "")
+    hint = next((hint for pattern, hint in _HINTS if pattern.search(cause)), "")
+    return Diagnosis(cause=cause.strip()[:500], hint=hint)
 
 
 def _strip(line: str) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pytest_kvcache.proof.claims import Claim
+from pytest_kvcache.serving.bucket import Bucket
 from pytest_kvcache.serving.component import Component
+from pytest_kvcache.witness.account import Witness
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,10 @@ class TierPlan:
         env: Environment of the processes that talk to the storage.
         secret_env: The same, for credentials: never printed, logged or stored.
         facts: What the storage is, for comparing one run with another.
+        salt: Makes keys of this boot in a storage that is not the run's own and may hold what earlier runs left; ""
+            where the storage is fresh.
+        bucket: The user's, in which LMCache's objects with the salt are removed at the end.
+        witness: Says what the storage itself knows of what was stored and loaded; None where nothing does.
         claims: What counters are to prove, where it is not what follows from `offload`.
     """
 
@@ -46,6 +53,9 @@ class TierPlan:
     env: Mapping[str, str] = field(default_factory=dict)
     secret_env: Mapping[str, str] = field(default_factory=dict, repr=False)
     facts: Mapping[str, str] = field(default_factory=dict)
+    salt: str = ""
+    bucket: Bucket | None = None
+    witness: Witness | None = None
     claims: Claim | None = None
 
     @property
@@ -56,3 +66,20 @@ class TierPlan:
         if self.offload is None:
             return Claim.DEVICE
         return Claim.L2 if self.offload.l2_adapter is not None or self.offload.engine_config else Claim.L1
+
+    def request_fields(self, *, in_process: bool) -> dict[str, Any]:
+        """Return what each request carries so that LMCache's keys have the salt.
+
+        Beside vLLM, LMCache takes vLLM's own `cache_salt` into each key; inside vLLM it does not, and takes tags.
+
+        Args:
+            in_process: Whether LMCache runs inside vLLM.
+        """
+        if not self.salt:
+            return {}
+        return {"kv_transfer_params": {"lmcache.tag.run": self.salt}} if in_process else {"cache_salt": self.salt}
+
+
+def salt_of(run_id: str) -> str:
+    """Return a salt for a boot; all have the same length, so that all boots send requests of the same size."""
+    return hashlib.sha256(run_id.encode()).hexdigest()[:16]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import requests
 
 from pytest_kvcache.errors import BootError
 from pytest_kvcache.serving.component import Component, Stage
-from pytest_kvcache.serving.diagnose import diagnose_file
+from pytest_kvcache.serving.diagnose import KILLED, diagnose_file
 from pytest_kvcache.serving.launchers.base import Handle, Launcher
 from pytest_kvcache.serving.plan import ServingPlan
 
@@ -120,6 +121,13 @@ def _is_ready(component: Component) -> bool:
 
 def component_failed(handle: Handle, code: int | None, how: str) -> BootError:
     """Return the error for a component that failed: exit code, first cause, log, hint."""
+    if code == -signal.SIGKILL:
+        # It had no time to write a word: whatever its log ends with is not the cause.
+        return BootError(
+            f"{handle.component.name} {how}: it was killed (SIGKILL)",
+            where=str(handle.log),
+            todo=KILLED,
+        )
     _let_log_settle(handle.log)
     diagnosis = diagnose_file(handle.log)
     ending = "still running" if code is None else f"exit code {code}" if code >= 0 else f"signal {-code}"

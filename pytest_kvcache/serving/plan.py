@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from pytest_kvcache.config.profile import Profile
 from pytest_kvcache.serving import lmcache
@@ -38,6 +38,7 @@ class ServingPlan:
         model: The model name that requests carry.
         server_urls: Base URL of each vLLM server by name, without /v1.
         metrics_urls: Prometheus endpoint of each vLLM and LMCache by component name.
+        extra_body: Fields that each request must carry (`TierPlan.request_fields`).
     """
 
     tier: TierPlan
@@ -46,6 +47,7 @@ class ServingPlan:
     model: str
     server_urls: dict[str, str]
     metrics_urls: dict[str, str]
+    extra_body: dict[str, Any] = field(default_factory=dict)
 
 
 def build_plan(
@@ -132,4 +134,5 @@ def build_plan(
         model=profile.served_name,
         server_urls=urls,
         metrics_urls=metrics,
+        extra_body=tier.request_fields(in_process=profile.lmcache_mode == "in-process"),
     )

@@ -72,6 +72,8 @@ def vllm_server(
             "VLLM_LOOPBACK_IP": "127.0.0.1",
             "VLLM_NO_USAGE_STATS": "1",
             "DO_NOT_TRACK": "1",
+            # The probes empty the prefix cache (/reset_prefix_cache), which is one of the endpoints for developers.
+            **({"VLLM_SERVER_DEV_MODE": "1"} if profile.rules.probes else {}),
             **env,
             **profile.env,
         },

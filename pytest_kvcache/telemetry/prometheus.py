@@ -7,7 +7,9 @@ from collections.abc import Mapping
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 
-_PREFIXES = ("vllm:", "lmcache")
+#: When a server's process was started (s since the epoch), a gauge of every Prometheus client.
+STARTED = "process_start_time_seconds"
+_PREFIXES = ("vllm:", "lmcache", STARTED)
 #: Labels that are the same for every sample of one server.
 _DROPPED = frozenset({"engine", "model_name"})
 
@@ -17,8 +19,9 @@ Counters = dict[str, float]
 def parse(text: str) -> Counters:
     """Return counters, gauges and the sums and counts of histograms of vLLM and LMCache by name and labels.
 
-    A key reads `vllm:prompt_tokens_by_source_total{source="local_compute"}`. Samples that differ only in labels that
-    do not matter here are added up.
+    `STARTED` is among them, where the server says it. A key reads
+    `vllm:prompt_tokens_by_source_total{source="local_compute"}`. Samples that differ only in labels that do not matter
+    here are added up.
     """
     counters: Counters = {}
     for family in text_string_to_metric_families(text):
@@ -44,12 +47,6 @@ def scrape(url: str, *, timeout_s: float = 5.0) -> Counters:
 def scrape_all(urls: Mapping[str, str]) -> dict[str, Counters]:
     """Return the counters of every component by its name."""
     return {name: scrape(url) for name, url in urls.items()}
-
-
-def delta(before: Counters, after: Counters) -> Counters:
-    """Return what was added between the two readings; a counter that appeared started at zero."""
-    changed = {key: value - before.get(key, 0.0) for key, value in after.items()}
-    return {key: value for key, value in changed.items() if value}
 
 
 def _key(name: str, labels: Mapping[str, str]) -> str:

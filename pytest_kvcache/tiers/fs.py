@@ -14,6 +14,7 @@ from pytest_kvcache.serving.offload import Offload, TierPlan
 from pytest_kvcache.tiers.base import TierContext, TierModel
 from pytest_kvcache.tiers.mounts import Mount, mount_of
 from pytest_kvcache.tiers.requirement import Require, unmet
+from pytest_kvcache.witness.folder import FolderWitness
 
 
 class FsTier(TierModel):
@@ -82,6 +83,7 @@ class FsTier(TierModel):
             ),
             folders=(folder,),
             facts={"storage": "fs", "mount": mount.describe(), "stand_in": str(self._stands_in(ctx)).lower()},
+            witness=FolderWitness(folder, "none" if self._stands_in(ctx) else self.require),
         )
 
     def _is_there(self) -> bool:

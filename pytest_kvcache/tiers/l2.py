@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from pytest_kvcache.serving.offload import Offload, TierPlan
+from pytest_kvcache.serving.offload import Offload, TierPlan, salt_of
 from pytest_kvcache.tiers.base import TierContext, TierModel
 
 _SECRET = re.compile(r"secret|password|passwd|token|access_key|api_key|credential", re.IGNORECASE)
@@ -16,6 +16,7 @@ _SECRET = re.compile(r"secret|password|passwd|token|access_key|api_key|credentia
 class L2Tier(TierModel):
     """CPU RAM and a storage that LMCache reaches by itself (`lmcache server --l2-adapter`).
 
+    The storage is not the run's own: keys of each boot carry a salt, so that it starts cold, and objects stay.
     Only LMCache's multi-process mode has these adapters, so the profile must say `lmcache_mode = "mp"`.
     """
 
@@ -47,4 +48,5 @@ class L2Tier(TierModel):
             label=self.label(ctx),
             offload=Offload(l2_adapter=dict(self.adapter)),
             facts={"storage": str(self.adapter["type"])},
+            salt=salt_of(ctx.run_id),
         )

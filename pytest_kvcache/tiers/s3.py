@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -12,9 +13,11 @@ from pytest_kvcache.preflight import fs as checks_of_fs
 from pytest_kvcache.preflight import s3 as checks_of_s3
 from pytest_kvcache.preflight.check import Check
 from pytest_kvcache.preflight.kvsize import stored
+from pytest_kvcache.serving.bucket import Bucket
 from pytest_kvcache.serving.objectstore import LOCAL_BUCKET, rclone_server
-from pytest_kvcache.serving.offload import Offload, TierPlan
+from pytest_kvcache.serving.offload import Offload, TierPlan, salt_of
 from pytest_kvcache.tiers.base import TierContext, TierModel
+from pytest_kvcache.witness.objects import BucketWitness, OwnServerWitness
 
 _KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 _REGION = "us-east-1"
@@ -54,14 +57,12 @@ class S3Tier(TierModel):
 
     def checks(self, ctx: TierContext) -> list[Check]:
         """What to look at before a boot."""
-        if self.endpoint is None or self.bucket is None:
+        if self.endpoint is None:
             return [
                 Check("own server", lambda: checks_of_s3.own_server(ctx.tool("rclone"), ctx.call), blocking=True),
                 Check("space", lambda: checks_of_fs.space(ctx.storage_home, stored(ctx.profile)), blocking=True),
             ]
-        names = (*_KEYS, "AWS_SESSION_TOKEN")
-        keys = {name: ctx.environ[name] for name in names if ctx.environ.get(name)}
-        return checks_of_s3.checks(checks_of_s3.Bucket(self.endpoint, self.bucket, self.region, keys))
+        return checks_of_s3.checks(self._bucket(ctx))
 
     def plan(self, ctx: TierContext) -> TierPlan:
         """LMCache with L1 and an S3 L2, both servers on the same bucket."""
@@ -76,14 +77,22 @@ class S3Tier(TierModel):
             offload=self._offload(host, tls=parts.scheme == "https"),
             secret_env={k: ctx.environ[k] for k in _KEYS} | ({"AWS_SESSION_TOKEN": session} if session else {}),
             facts={"storage": "s3", "endpoint": self.endpoint, "bucket": str(self.bucket)},
+            salt=salt_of(ctx.run_id),
+            bucket=self._bucket(ctx),
+            witness=BucketWitness(self._bucket(ctx), _first_part(ctx.profile.model), salt_of(ctx.run_id)),
         )
 
+    def _bucket(self, ctx: TierContext) -> Bucket:
+        names = (*_KEYS, "AWS_SESSION_TOKEN")
+        keys = {name: ctx.environ[name] for name in names if ctx.environ.get(name)}
+        return Bucket(str(self.endpoint), str(self.bucket), self.region, keys)
+
     def _own_server(self, ctx: TierContext) -> TierPlan:
-        port = ctx.port()
+        port, metrics_port = ctx.port(), ctx.port()
         folder = ctx.storage_home / f"kvcache-{ctx.run_id}-{self.name}"
         keys = dict(zip(_KEYS, (secrets.token_hex(10), secrets.token_hex(20)), strict=True))
         rclone = ctx.tool("rclone")
-        server = rclone_server(str(rclone or "rclone"), folder=folder, port=port, keys=keys)
+        server = rclone_server(str(rclone or "rclone"), folder=folder, port=port, metrics_port=metrics_port, keys=keys)
         return TierPlan(
             label=self.label(ctx),
             offload=self._offload(f"127.0.0.1:{port}", tls=False),
@@ -91,6 +100,7 @@ class S3Tier(TierModel):
             folders=(folder, folder / LOCAL_BUCKET),
             secret_env=keys,
             facts={"storage": "s3", "endpoint": "rclone on loopback"},
+            witness=OwnServerWitness(folder, f"http://127.0.0.1:{metrics_port}/metrics"),
         )
 
     def _offload(self, host: str, *, tls: bool) -> Offload:
@@ -108,3 +118,8 @@ class S3Tier(TierModel):
                 "extra_config": {**options, "save_chunk_meta": False},
             },
         )
+
+
+def _first_part(model: str) -> str:
+    """Return what LMCache's keys begin with: vLLM gets the name of a model, or the name of the folder that it is in."""
+    return Path(model).name if Path(model).is_dir() else model.partition("/")[0]

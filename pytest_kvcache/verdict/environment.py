@@ -30,18 +30,12 @@ def comparability(
         launcher: How the components ran.
     """
     serving = profile.model_dump(exclude={"name", "description", "workload", "rules", "boot_timeout_s", "model"})
-    workload = profile.workload.model_dump(mode="json", exclude=set(profile.workload.NOT_COMPARED))
     return {
         **_prefixed("hardware", hardware),
         **_prefixed("storage", storage),
         **_prefixed("serving", {**serving, "model": model_id, "launcher": launcher}),
-        **_prefixed("workload", {**workload, "context_tokens": context_tokens, **_content(profile)}),
+        **_prefixed("workload", profile.workload.sent(context_tokens)),
     }
-
-
-def _content(profile: Profile) -> dict[str, str]:
-    digest = profile.workload.content_digest()
-    return {"content": digest} if digest else {}
 
 
 def differences(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
@@ -71,8 +65,7 @@ def workload_hash(workload: Mapping[str, object]) -> str:
     """Return the SHA-256 (hex) of what is to be sent: equal exactly if the parameters are, in whatever order.
 
     Args:
-        workload: Everything that decides the requests: parameters, seed, version of the generator, or a digest of the
-            requests themselves. Values must be what JSON has.
+        workload: Everything that decides the requests (`Workload.sent`). Values must be what JSON has.
     """
     text = json.dumps(dict(workload), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()

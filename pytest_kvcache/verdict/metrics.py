@@ -22,11 +22,6 @@ class Metric:
     higher_is_better: bool
     short: str = ""
 
-    def worse_by(self, *, old: float, new: float) -> float:
-        """Return by how much of `old` the value `new` is worse (0.1 = 10 %; negative where it is better)."""
-        change = (new - old) / old
-        return -change if self.higher_is_better else change
-
     def log(self, value: float) -> float:
         """Return the natural logarithm of `value`, turned so that more is worse for every metric.
 

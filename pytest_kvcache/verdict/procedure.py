@@ -176,6 +176,8 @@ def decide(
         return CellVerdict("incomparable", reasons=different, boots=count, fixed_boots=policy.looks)
     gates = _gates(evidence.boots, stored, tier_of(stored, siblings), family, policy)
     status, reasons = _combine(gates, stored, policy, more=another_boot and count < policy.looks)
+    if not gates:
+        reasons += _untested(evidence.boots, stored)
     return CellVerdict(status, gates, reasons, _notes(stored, policy), count, policy.looks)
 
 
@@ -260,6 +262,20 @@ def _gates(
             )
         )
     return tuple(gates)
+
+
+def _untested(boots: Sequence[Boot], stored: StoredCell) -> tuple[str, ...]:
+    """Return old → new of every metric where boots are too few for an interval: it may be far more than chance."""
+    lines = []
+    for index, metric in enumerate(JUDGED):
+        old = _mean([boot.logs(index) for boot in stored.boots])
+        new = _mean([metric.log(boot.figures[metric.key]) for boot in boots])
+        natural = -1 if metric.higher_is_better else 1
+        lines.append(
+            f"{metric.label}: {math.exp(natural * old):.4g} -> {math.exp(natural * new):.4g}, worse by "
+            f"{share(new - old):+.0%}, with too few boots to tell that from chance"
+        )
+    return tuple(lines)
 
 
 def _combine(

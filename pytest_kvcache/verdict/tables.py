@@ -1,8 +1,8 @@
 """The requests of a baseline's boots as one small Parquet file, and back.
 
 Kept so that a baseline can be cut to the rounds that a shorter run had (`rounds.cut`) and be looked into later. Times
-are integers of 10 µs, delta-encoded and compressed with Zstandard: some ten bytes a request. Arrival times of single
-tokens are not kept: they would be most of the file, and no decision rests on them.
+are integers of 10 µs, delta-encoded and compressed with Zstandard: some fifteen bytes a request. Arrival times of
+single tokens are not kept: they would be most of the file, and no decision rests on them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pytest_kvcache.verdict.cells import RECORD_ANEW, RequestsFile
 #: Longest file, most requests and most bytes of it once decompressed that are read.
 MAX_BYTES, MAX_ROWS, MAX_UNPACKED = 16 << 20, 1_000_000, 128 << 20
 _TICKS_PER_S = 100_000
-_TIMES = ("intended_start_s", "actual_start_s", "first_token_s", "last_token_s")
+_TIMES = ("intended_start_s", "actual_start_s", "first_token_s", "last_token_s", "server_queue_s", "server_ttft_s")
 _COUNTS = ("prompt_tokens", "generated_tokens", "cached_tokens")
 _SCHEMA = pa.schema(
     [

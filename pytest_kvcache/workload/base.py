@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 from abc import abstractmethod
-from typing import ClassVar
+from functools import cached_property
+from typing import Any, ClassVar
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
@@ -27,6 +28,9 @@ class Workload(Strict):
     NOT_COMPARED: ClassVar[frozenset[str]] = frozenset(
         {"context_tokens", "allowed_failures", "send_late_budget_s", "residual_budget_s", "workers"}
     )
+
+    #: Raised when the same keys begin to give other requests: baselines of the old ones are not comparable then.
+    GENERATOR: ClassVar[int] = 1
 
     kind: str
     context_tokens: tuple[PositiveInt, ...] = Field(
@@ -86,9 +90,20 @@ class Workload(Strict):
         """Return the time in which every user asks once, None where there is no such thing."""
         return None
 
+    @cached_property
     def content_digest(self) -> str:
-        """Return a digest of the files that the workload reads, "" where it reads none."""
+        """A digest of the files that the workload reads, "" where it reads none."""
         return ""
+
+    def sent(self, context_tokens: int) -> dict[str, Any]:
+        """Return all that decides the requests of a run, in values that JSON has: equal exactly if they are.
+
+        Args:
+            context_tokens: One of the workload's.
+        """
+        keys = self.model_dump(mode="json", exclude=set(self.NOT_COMPARED))
+        keys |= {"context_tokens": context_tokens, "generator": self.GENERATOR}
+        return keys | ({"content": self.content_digest} if self.content_digest else {})
 
     def worker_count(self, script: Script) -> int:
         """Return the number of load processes for `script`."""

@@ -66,8 +66,9 @@ class MooncakeTrace(Workload):
                 todo="raise workload.context_tokens",
             )
 
+    @functools.cached_property
     def content_digest(self) -> str:
-        """Return the trace's SHA-256."""
+        """The trace's SHA-256."""
         return hashlib.sha256(self.path.read_bytes()).hexdigest()
 
     def script(self, context_tokens: int, tokenizer: Tokenizer | None, *, first_user: int = 0) -> Script:

@@ -8,23 +8,23 @@ LMCache's script sends (`reference.py`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveInt
 
 from pytest_kvcache.errors import RunError
 from pytest_kvcache.workload import reference
-from pytest_kvcache.workload.base import Workload
-from pytest_kvcache.workload.schedule import Due, steady
+from pytest_kvcache.workload.schedule import Due
 from pytest_kvcache.workload.script import Conversation, Message, Script, Turn
+from pytest_kvcache.workload.steady import SteadyWorkload
 from pytest_kvcache.workload.tokens import Texts, Tokenizer, message, texts
 
 #: Length of a warm-up prompt (words).
 _WARM_UP = 100
 
 
-class MultiRoundQa(Workload):
+class MultiRoundQa(SteadyWorkload):
     """Parameters of the multi-round QA workload.
 
     The names of LMCache's `multi-round-qa.py` in brackets.
@@ -34,9 +34,6 @@ class MultiRoundQa(Workload):
     mode: Literal["exact", "compat"] = Field(
         default="exact", description="prepared prompts of exact length, or what LMCache's script sends"
     )
-    users: PositiveInt = Field(description="users in the system at a time [--num-users]")
-    rounds: int = Field(ge=2, description="questions a user asks [--num-rounds]")
-    qps: PositiveFloat = Field(description="requests/s over all users [--qps]")
     shared_prompt_tokens: int = Field(ge=0, description="prompt common to all [--shared-system-prompt]")
     question_tokens: PositiveInt = Field(default=32, description="what a round adds beside the answer (exact only)")
     answer_tokens: PositiveInt = Field(description="length of an answer [--answer-len]")
@@ -50,22 +47,15 @@ class MultiRoundQa(Workload):
         """Return the length of the longest prompt with its answer."""
         if self.mode == "compat":
             return None
-        return self._prompt_tokens(max(self.context_tokens), self.rounds) + self.answer_tokens
+        return self.prompt_tokens(max(self.context_tokens), self.rounds) + self.answer_tokens
 
     def stored_tokens(self, context_tokens: int) -> int | None:
         """Return the shared prompt, and of each user the longest history with its last answer."""
         last: dict[int, int] = {}
-        for before in (True, False):
-            for due in steady(
-                users=self.users, rounds=self.rounds, qps=self.qps, duration_s=self.duration_s, before=before
-            ):
-                last[due.user] = max(due.round, last.get(due.user, 0))
-        own = (self._prompt_tokens(context_tokens, n) - self.shared_prompt_tokens for n in last.values())
+        for due in (*self.due(before=True), *self.due()):
+            last[due.user] = max(due.round, last.get(due.user, 0))
+        own = (self.prompt_tokens(context_tokens, n) - self.shared_prompt_tokens for n in last.values())
         return self.shared_prompt_tokens + sum(own) + len(last) * self.answer_tokens
-
-    def round_s(self) -> float | None:
-        """Return the time in which every user asks once."""
-        return self.users / self.qps
 
     def script(self, context_tokens: int, tokenizer: Tokenizer | None, *, first_user: int = 0) -> Script:
         """Return the run at one context length."""
@@ -73,29 +63,18 @@ class MultiRoundQa(Workload):
             return self._as_reference(context_tokens, first_user)
         return _Exact(self, context_tokens, texts(tokenizer, seed=self.seed)).script(first_user)
 
-    def _prompt_tokens(self, context_tokens: int, question: int) -> int:
+    def prompt_tokens(self, context_tokens: int, question: int) -> int:
+        """Return the length of the prompt that asks question `question` of a user, counted from 1 (exact only)."""
         first = self.shared_prompt_tokens + context_tokens + self.question_tokens
         return first + (question - 1) * (self.answer_tokens + self.question_tokens)
 
     def _as_reference(self, context_tokens: int, first_user: int) -> Script:
-        def opening(user: int) -> tuple[str, ...]:
-            return reference.opening(user, shared_tokens=self.shared_prompt_tokens, context_tokens=context_tokens)
-
-        schedules = reference.schedule(
+        sessions = reference.schedule(
             users=self.users, rounds=self.rounds, qps=self.qps, duration_s=self.duration_s, first_user=first_user
         )
         conversations = tuple(
-            Conversation(
-                user.user,
-                tuple(
-                    Turn(asked.question, asked.at_s, (_question(asked.question, opening(user.user), first),), answer)
-                    for first, asked, answer in (
-                        (index == 0, asked, self.answer_tokens) for index, asked in enumerate(user.turns)
-                    )
-                ),
-                answers_return=True,
-            )
-            for user in schedules
+            Conversation(session.user, tuple(self._reference_turns(session, context_tokens)), answers_return=True)
+            for session in sessions
         )
         warm_up = tuple(
             Turn(i, 0.0, (Message("user", (reference.warm_up(first_user + i),)),), reference.WARM_UP_ANSWER_TOKENS)
@@ -103,11 +82,15 @@ class MultiRoundQa(Workload):
         )
         return Script(conversations, warm_up, user_header=True)
 
-
-def _question(number: int, opening: tuple[str, ...], first: bool) -> Message:
-    # The reference joins opening and question without a space between them.
-    text = reference.question(number)
-    return Message("user", (*opening[:-1], opening[-1] + text)) if first else Message("user", (text,))
+    def _reference_turns(self, session: reference.Session, context_tokens: int) -> Iterator[Turn]:
+        *before, opening = reference.opening(
+            session.user, shared_tokens=self.shared_prompt_tokens, context_tokens=context_tokens
+        )
+        for asked in session.turns:
+            # The reference joins opening and question without a space between them.
+            parts = (*before, opening + reference.question(asked.question))
+            yield Turn(asked.question, asked.at_s, (Message("user", parts),), self.answer_tokens)
+            before, opening = [], ""
 
 
 class _Exact:
@@ -132,45 +115,36 @@ class _Exact:
                 where="workload.question_tokens",
                 todo=f"set it to more than {source.next_overhead}",
             )
-        self._shared = source.words(self._shared_words, "shared")
-        self._contexts: dict[int, str] = {}
+        self._shared = self._say(self._shared_words, "shared")
         self._messages: dict[tuple[int, int], tuple[Message, ...]] = {}
 
     def script(self, first_user: int) -> Script:
         w = self._workload
-        due = list(self._due(first_user, before=False))
-        turns: dict[int, list[Turn]] = {}
-        for each in due:
-            turns.setdefault(each.user, []).append(self._turn(each))
-        priming = tuple(self._turn(each) for each in self._due(first_user, before=True))
         warm_up = tuple(
-            Turn(i, 0.0, (message("user", self._texts.words(_WARM_UP, "warm-up", first_user, i)),), w.answer_tokens)
+            Turn(i, 0.0, (message("user", self._say(_WARM_UP, "warm-up", first_user, i)),), w.answer_tokens)
             for i in range(w.warmup_requests)
         )
-        return Script(tuple(Conversation(user, tuple(own)) for user, own in turns.items()), warm_up, priming)
+        return w.steady_script(self._turn, first_user=first_user, warm_up=warm_up)
 
-    def _due(self, first_user: int, *, before: bool) -> Iterable[Due]:
-        w = self._workload
-        return steady(
-            users=w.users, rounds=w.rounds, qps=w.qps, duration_s=w.duration_s, first_user=first_user, before=before
-        )
+    def _say(self, count: int, *name: object) -> str:
+        """Return a text of this context length alone: caches that hold another length's run have none of this one."""
+        return self._texts.words(count, self._context_tokens, *name)
 
     def _turn(self, due: Due) -> Turn:
         messages = tuple(m for r in range(1, due.round + 1) for m in self._round(due.user, r))
-        length = self._workload._prompt_tokens(self._context_tokens, due.round)
+        length = self._workload.prompt_tokens(self._context_tokens, due.round)
         return Turn(due.round, due.at_s, messages, self._workload.answer_tokens, length)
 
     def _round(self, user: int, number: int) -> tuple[Message, ...]:
         """Return the answer before question `number`, where there is one, and the question."""
         if (user, number) not in self._messages:
-            say = self._texts.words
             if number == 1:
-                context = say(self._context_words, "user", user)
-                question = say(self._workload.question_tokens, "question", user, number)
+                context = self._say(self._context_words, "user", user)
+                question = self._say(self._workload.question_tokens, "question", user, number)
                 made: tuple[Message, ...] = (message("user", self._shared, context, question),)
             else:
-                answer = say(self._workload.answer_tokens, "answer", user, number - 1)
-                question = say(self._question_words, "question", user, number)
+                answer = self._say(self._workload.answer_tokens, "answer", user, number - 1)
+                question = self._say(self._question_words, "question", user, number)
                 made = (message("assistant", answer), message("user", question))
             self._messages[user, number] = made
         return self._messages[user, number]

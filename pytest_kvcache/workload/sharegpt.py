@@ -12,15 +12,16 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveInt
 
 from pytest_kvcache.errors import ConfigError, RunError
-from pytest_kvcache.workload.base import Workload
-from pytest_kvcache.workload.schedule import steady
-from pytest_kvcache.workload.script import Conversation, Message, Script, Turn
+from pytest_kvcache.workload.schedule import Due
+from pytest_kvcache.workload.script import Message, Script, Turn
+from pytest_kvcache.workload.steady import SteadyWorkload
 from pytest_kvcache.workload.tokens import Tokenizer
 
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant"}
@@ -41,14 +42,11 @@ class Saying:
     tokens: int | None = None
 
 
-class ShareGpt(Workload):
-    """Parameters of a run of a ShareGPT-style file."""
+class ShareGpt(SteadyWorkload):
+    """Parameters of a run of a ShareGPT-style file; conversations of fewer than `rounds` rounds are left out."""
 
     kind: Literal["sharegpt"] = "sharegpt"
     path: Path = Field(description="the file")
-    users: PositiveInt = Field(description="users in the system at a time")
-    rounds: int = Field(ge=2, description="questions a user asks; shorter conversations are left out")
-    qps: PositiveFloat = Field(description="requests/s over all users")
     answer_tokens: PositiveInt = Field(description="longest answer")
 
     def check(self) -> None:
@@ -65,13 +63,10 @@ class ShareGpt(Workload):
                 todo="lower workload.users or workload.rounds",
             )
 
+    @cached_property
     def content_digest(self) -> str:
-        """Return the file's SHA-256."""
+        """The file's SHA-256."""
         return hashlib.sha256(self.path.read_bytes()).hexdigest()
-
-    def round_s(self) -> float | None:
-        """Return the time in which every user asks once."""
-        return self.users / self.qps
 
     def script(self, context_tokens: int, tokenizer: Tokenizer | None, *, first_user: int = 0) -> Script:
         """Return the run of those conversations that fit into `context_tokens`."""
@@ -91,28 +86,11 @@ class ShareGpt(Workload):
                 todo="raise workload.context_tokens, or lower workload.users",
             )
 
-        def turn(user: int, number: int, at_s: float) -> Turn:
-            talk = talks[(user - first_user - 1) % len(talks)]
-            return Turn(number, at_s, talk.messages[: 2 * number - 1], talk.answers[number - 1])
+        def turn(due: Due) -> Turn:
+            talk = talks[(due.user - first_user - 1) % len(talks)]
+            return Turn(due.round, due.at_s, talk.messages[: 2 * due.round - 1], talk.answers[due.round - 1])
 
-        def due(*, before: bool) -> Iterator[tuple[int, Turn]]:
-            for each in steady(
-                users=self.users,
-                rounds=self.rounds,
-                qps=self.qps,
-                duration_s=self.duration_s,
-                first_user=first_user,
-                before=before,
-            ):
-                yield each.user, turn(each.user, each.round, each.at_s)
-
-        turns: dict[int, list[Turn]] = {}
-        for user, each in due(before=False):
-            turns.setdefault(user, []).append(each)
-        return Script(
-            tuple(Conversation(user, tuple(own)) for user, own in turns.items()),
-            priming=tuple(each for _, each in due(before=True)),
-        )
+        return self.steady_script(turn, first_user=first_user)
 
     def _talk(self, sayings: list[Saying], tokenizer: Tokenizer, limit: int) -> _Talk | None:
         """Return a conversation with the lengths of its answers, None where it is too long."""

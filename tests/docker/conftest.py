@@ -16,9 +16,6 @@ import pytest
 from pytest_kvcache.engine.environment import Engine
 from pytest_kvcache.errors import ConfigError
 from pytest_kvcache.runs import containers
-from tests.integration.conftest import real_engine
-
-__all__ = ["image", "real_engine"]
 
 _NAME = "pytest-kvcache-test:base"
 #: What a Python and the CPU builds of torch and vLLM link to.

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from pytest_kvcache.preflight import s3
-from pytest_kvcache.preflight.s3 import Bucket
 from pytest_kvcache.runs.ports import free_ports
+from pytest_kvcache.serving.bucket import Bucket
 from pytest_kvcache.serving.objectstore import rclone_server
 
 KEYS = {"AWS_ACCESS_KEY_ID": "AKID", "AWS_SECRET_ACCESS_KEY": "SECRET"}
@@ -24,9 +24,10 @@ KEYS = {"AWS_ACCESS_KEY_ID": "AKID", "AWS_SECRET_ACCESS_KEY": "SECRET"}
 @pytest.fixture
 def bucket(real_engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
     """A bucket of a real server, reached by its own host name as LMCache would."""
-    (port,) = free_ports(1)
+    port, metrics_port = free_ports(2)
     (tmp_path / "kv-cache").mkdir()
-    server = rclone_server(str(real_engine / "bin" / "rclone"), folder=tmp_path, port=port, keys=KEYS)
+    rclone = str(real_engine / "bin" / "rclone")
+    server = rclone_server(rclone, folder=tmp_path, port=port, metrics_port=metrics_port, keys=KEYS)
     ask = socket.getaddrinfo
 
     def resolve(host: str, *args: Any, **kwargs: Any) -> Any:

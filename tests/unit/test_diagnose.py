@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_kvcache.serving.diagnose import diagnose
+from pytest_kvcache.serving.diagnose import diagnose, exception_in
 
 KV_TOO_SMALL = """\
 (APIServer pid=5) INFO 11-24 04:25:10 [api_server.py:1] starting
@@ -19,6 +19,16 @@ increasing `gpu_memory_utilization` or decreasing `max_model_len`.
 Traceback (most recent call last):
   File "core_client.py", line 9, in launch
 RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}
+"""
+
+WORKER_KILLED = """\
+(APIServer pid=3) INFO 11-24 13:00:47 [api_utils.py:286] non-default args: {'gpu_memory_utilization': 0.1}
+(EngineCore pid=1) ERROR 11-24 13:01:29 [multiproc_executor.py:315] Worker proc VllmWorker-0 died unexpectedly (exit \
+code: -9), shutting down executor.
+(EngineCore pid=1) ERROR 11-24 13:01:29 [core.py:1512] RuntimeError: Executor failed.
+(APIServer pid=3) ERROR 11-24 13:01:29 [async_llm.py:906] vllm.v1.engine.exceptions.EngineDeadError: EngineCore \
+encountered an issue. See stack trace (above) for the root cause.
+RuntimeError: Executor failed.
 """
 
 
@@ -63,13 +73,58 @@ RuntimeError: Engine core initialization failed. See root cause above. Failed co
             "ValueError: No supported cpu connector found",
             'lmcache_mode = "mp"',
         ),
+        (WORKER_KILLED, "Worker proc VllmWorker-0 died unexpectedly (exit code: -9)", "OOM killer"),
         ("all is well\nthe last line\n\n", "the last line", ""),
         ("", "", ""),
     ],
-    ids=["kv-cache", "memory", "uvicorn-port", "port", "package", "usage", "rclone", "connector", "unknown", "empty"],
+    ids=[
+        "kv-cache",
+        "memory",
+        "uvicorn-port",
+        "port",
+        "package",
+        "usage",
+        "rclone",
+        "connector",
+        "worker",
+        "unknown",
+        "empty",
+    ],
 )
 def test_first_cause_and_hint(log: str, cause: str, hint: str) -> None:
     """The first line that states a cause is found among what others report of it, and known causes have a hint."""
     found = diagnose(log)
     assert cause in found.cause
     assert hint in found.hint if hint else found.hint == ""
+
+
+REFUSED = (
+    "[2026-11-24 12:39:28,603] LMCache INFO: S3L2Adapter resolving AWS credentials via boto3 delegate\n"
+    "Traceback (most recent call last):\n"
+    "RuntimeError: S3 PUT failed for tiny@0@fce1: AWS_ERROR_S3_INVALID_RESPONSE_STATUS: Invalid response status\n"
+    "OSError: [Errno 28] No space left on device\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("log", "cause", "hint"),
+    [
+        (REFUSED, "RuntimeError: S3 PUT failed", "keys are still valid"),
+        ("LMCache ERROR: x\nOSError: [Errno 28] No space left on device: '/mnt/a.tmp'", "OSError: [Errno 28]", "free"),
+        ("OSError: [Errno 30] Read-only file system: '/mnt/a.tmp'", "OSError: [Errno 30]", "has become so"),
+        ("[2026-11-24 12:39:28,603] LMCache INFO: S3L2Adapter resolving AWS credentials via boto3 delegate", "", ""),
+        ("", "", ""),
+    ],
+    ids=["refused", "full", "read-only", "none", "empty"],
+)
+def test_the_first_exception_of_a_living_component(log: str, cause: str, hint: str) -> None:
+    """What a server that lives complains of is its first exception; where it has none, nothing is made up."""
+    found = exception_in(log)
+    assert found.cause.startswith(cause)
+    assert bool(found.cause) == bool(cause)
+    assert hint in found.hint
+
+
+def test_a_word_in_passing_is_no_cause() -> None:
+    """That credentials were looked for, in a line of information, makes no hint about keys."""
+    assert diagnose("[2026] LMCache INFO: S3L2Adapter resolving AWS credentials via boto3 delegate\nlast").hint == ""

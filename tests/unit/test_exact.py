@@ -106,11 +106,26 @@ def test_users_share_what_all_share_and_no_more() -> None:
 
 
 def test_runs_on_one_boot_share_no_users_text() -> None:
-    """With other user numbers, contexts, questions and answers are others; the shared prompt is the same."""
+    """With other user numbers, contexts, questions and answers are others; one length's shared prompt is the same."""
     one, two = (workload().script(200, Words(), first_user=n) for n in (0, 100_000))
     a, b = (s.conversations[0].turns[0].messages[0].text for s in (one, two))
     assert 40 <= common(a, b) <= 60
     assert {u for u, _ in turns(one)}.isdisjoint(u for u, _ in turns(two))
+
+
+def pieces(script: Script, length: int) -> set[tuple[str, ...]]:
+    """Return every sequence of `length` words that a script sends, warm-up and priming included."""
+    sent = (*script.warm_up, *script.priming, *(turn for _, turn in turns(script)))
+    words = [m.text.split()[1:] for turn in sent for m in turn.messages]  # the first word is the opener
+    return {tuple(each[i : i + length]) for each in words for i in range(len(each) - length + 1)}
+
+
+def test_context_lengths_share_no_text() -> None:
+    """Runs of two lengths on one boot have nothing in common, shared prompt and equal user numbers included."""
+    w = workload(context_tokens=(200, 400))
+    one, two = (pieces(w.script(length, Words()), 6) for length in w.context_tokens)
+    assert len(one) > 1000
+    assert one.isdisjoint(two)
 
 
 def test_no_text_comes_again_within_a_prompt() -> None:
@@ -118,9 +133,9 @@ def test_no_text_comes_again_within_a_prompt() -> None:
     script = workload(context_tokens=(5000,)).script(5000, Words())
     _, longest = max(turns(script), key=lambda each: each[1].prompt_tokens or 0)
     words = [w for m in longest.messages for w in m.text.split()]
-    pieces = [tuple(words[i : i + 6]) for i in range(len(words) - 5)]
-    assert len(pieces) > 5000
-    assert len(set(pieces)) == len(pieces)
+    found = [tuple(words[i : i + 6]) for i in range(len(words) - 5)]
+    assert len(found) > 5000
+    assert len(set(found)) == len(found)
 
 
 def test_a_prompt_begins_with_the_one_before_it() -> None:

@@ -15,11 +15,12 @@ import pytest
 from pytest_kvcache.engine import setup
 from pytest_kvcache.engine.environment import Engine, inspect
 from pytest_kvcache.errors import SetupError
+from pytest_kvcache.proof.readings import growth
 from pytest_kvcache.runs import journal, processes, signals
 from pytest_kvcache.runs.journal import Journal
 from pytest_kvcache.runs.ports import PortLeases
 from pytest_kvcache.runs.session import RunSession
-from pytest_kvcache.telemetry.prometheus import delta, parse
+from pytest_kvcache.telemetry.prometheus import parse
 
 
 def test_two_runs_never_get_one_port(tmp_path: Path) -> None:
@@ -153,9 +154,12 @@ def test_counters_of_one_server() -> None:
         'vllm:prompt_tokens_by_source_total{engine="0",model_name="m",source="external_kv_transfer"} 2.0\n'
     )
     assert list(before) == ['vllm:prompt_tokens_by_source_total{source="local_compute"}']
-    assert delta(before, after) == {
-        'vllm:prompt_tokens_by_source_total{source="local_compute"}': 2.0,
-        'vllm:prompt_tokens_by_source_total{source="external_kv_transfer"}': 2.0,
+    assert growth({"vllm-0": before}, {"vllm-0": after, "vllm-1": before}) == {
+        "vllm-0": {
+            'vllm:prompt_tokens_by_source_total{source="local_compute"}': 2.0,
+            'vllm:prompt_tokens_by_source_total{source="external_kv_transfer"}': 2.0,
+        },
+        "vllm-1": before,
     }
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from pytest_kvcache.verdict import rounds, shelf, store, update
+from pytest_kvcache.verdict.metrics import JUDGED
 from pytest_kvcache.verdict.procedure import Boot
 from tests.stubs.engine import toml
 
@@ -65,7 +66,7 @@ def pad(project: Project, *, faster: float = 1.0) -> None:
         boot = data["boots"][0]
         data["boots"] = []
         for factor in (0.75, 0.9, 1.0, 1.1, 1.3, 1.45):
-            figures = {key: value * factor for key, value in boot["figures"].items()}
+            figures = boot["figures"] | {m.key: boot["figures"][m.key] * factor for m in JUDGED}
             figures["ttft_session_s"] /= faster
             data["boots"].append({**boot, "figures": figures})
         path.write_text(json.dumps(data))
@@ -146,6 +147,28 @@ def test_slower_than_the_baseline_fails(project: Project) -> None:
     assert ttft["stats"]["mean"] == pytest.approx(expected, rel=1e-6)
     assert ttft["stats"]["rounds"] == len(measured)
     assert {"ttft_p50_s", "ttft_p90_s", "ttft_p99_s", "cached_share", "interval_low"} <= ttft["extra_info"].keys()
+
+
+def test_a_regression_says_where_the_time_went(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slower lookup is named as such in failure, report and run.json, with the other parts beside it."""
+    configure(project, toml())
+    run(project, "--tier", "gpu", "--record-baselines").assert_outcomes(passed=3)
+    (cell,) = (project.path / "baselines").rglob("*.json")
+    figures = json.loads(cell.read_text())["boots"][0]["figures"]
+    assert {"part_ttft_s", "part_outside_s", "part_queue_s", "part_prefill_s"} <= figures.keys()
+    pad(project)
+    monkeypatch.setenv("STUB_LOOKUP", "0.2")
+    result = run(project, "--tier", "gpu")
+    result.assert_outcomes(failed=1, passed=2)
+    summary = "mean TTFT +*%: tier: lookup and load from L2 0 -> 200 ms; hits unchanged"
+    parts = ["  rest: router, network, HTTP * ms (*", "  prefill and first token * ms (*", "  unexplained *"]
+    result.stdout.fnmatch_lines(
+        [summary, *parts, "rows, counters and logs: *", f"gpu, context 50: regressed: {summary}"]
+    )
+    told = json.loads((run_folder(project) / "gpu" / "boot-1" / "context-50" / "run.json").read_text())["explanation"]
+    old, new = told["parts_s"]["tier: lookup and load from L2"]
+    assert (old, new) == pytest.approx((0, 0.2), abs=0.01)
+    assert abs(told["unexplained_s"]) < 0.01
 
 
 @pytest.mark.parametrize("args", [["--benchmark-disable"], ["-p", "no:benchmark"]], ids=["disabled", "left out"])
@@ -307,9 +330,10 @@ def test_a_configuration_against_an_earlier_one(project: Project) -> None:
     for command in ("init -q", "add -A", "-c user.name=x -c user.email=x commit -qm x"):
         subprocess.run(["git", *command.split()], cwd=project.path, check=True)
     configure(project, toml())
-    result = run(project, "--tier", "gpu", "--kv-against", "git:HEAD", "-k", "ttft")
-    result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*regressed: TTFT (s)*"])
+    result = run(project, "--tier", "gpu", "--kv-against", "git:HEAD")
+    # Whichever gate is decided first ends it: that may leave TTFT itself undecided.
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(["*mean TTFT +*%: prefill and first token 5 -> 80 ms; *"])
     unknown = run(project, "--tier", "gpu", "--kv-against", "git:nothing")
     assert unknown.ret == pytest.ExitCode.USAGE_ERROR
     unknown.stderr.fnmatch_lines(["*kvcache.toml is not there at revision 'nothing'*"])
@@ -485,6 +509,20 @@ def test_a_server_that_dies_during_the_run_is_named(project: Project) -> None:
     assert (rows["status"] == "ok").any()
 
 
+def test_a_server_that_is_killed_is_said_to_be(project: Project) -> None:
+    """A server that SIGKILL ended is named, with where to look and not with the last line of its log."""
+    configure(project, toml(duration_s=20, qps=5, vllm_args='"--stub-fail", "killed"'))
+    result = run(project, "--tier", "gpu")
+    result.assert_outcomes(failed=3)
+    result.stdout.fnmatch_lines(
+        [
+            "*vllm-?.log: vllm-? ended while serving: it was killed (SIGKILL)",
+            "*OOM killer*",
+            f"rows, counters and logs: {run_folder(project)}",
+        ]
+    )
+
+
 def test_a_shared_pair_and_a_measurement_do_not_run_side_by_side(project: Project) -> None:
     """Tests that talk to a pair come after those that measure; one that asks for both is told so."""
     configure(project, toml())
@@ -535,12 +573,13 @@ def test_folder_option_as_a_separate_word_without_ini_is_refused(
 
 
 def test_secrets_stay_out_of_what_a_run_leaves(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Credentials of an S3 tier are in no log, result or output."""
+    """Credentials of an S3 tier are in no log, result or output, also where the service cannot be reached."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE17")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMIexample17")
-    configure(project, toml(more='\n[tiers.s3]\nendpoint = "http://127.0.0.1:9"\nbucket = "kv"\n'))
+    configure(project, toml(more='\n[tiers.s3]\nendpoint = "http://localhost:9"\nbucket = "kv-cache"\n'))
     result = run(project, "--tier", "s3", "--record-baselines")
-    result.assert_outcomes(passed=3)
+    result.assert_outcomes(errors=3)
+    result.stdout.fnmatch_lines(["*tier s3: its storage fails the preflight: endpoint: *kv-cache.localhost*"])
     left = [p for p in project.path.rglob("*") if p.is_file()]
     blobs = [result.stdout.str().encode(), *(p.read_bytes() for p in left)]
     assert not any(b"wJalrXUtnFEMIexample17" in blob or b"AKIDEXAMPLE17" in blob for blob in blobs)

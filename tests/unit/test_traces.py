@@ -45,6 +45,16 @@ def test_a_trace_is_sent_as_it_was_taken(tmp_path: Path) -> None:
     assert [Words().count(t.messages) for t in turns] == [600, 1100]
 
 
+def test_what_decides_the_requests_names_the_files_content(tmp_path: Path) -> None:
+    """Another trace under the same name is another workload; what only judges a run is no part of it."""
+    path = tmp_path / "t.jsonl"
+    first = trace(path, [line(0, 600, 1, 2)]).sent(3000)
+    lenient = trace(path, [line(0, 600, 1, 2)], allowed_failures=0.5).sent(3000)
+    other = trace(path, [line(0, 600, 1, 3)]).sent(3000)
+    assert first == lenient
+    assert {key for key in first if first[key] != other[key]} == {"content"}
+
+
 def test_equal_hash_ids_are_equal_prefixes(tmp_path: Path) -> None:
     """Prompts agree in the blocks whose ids are equal from the start on, and in no more."""
     lines = [line(0, 1536, 1, 2, 3), line(1, 1536, 1, 2, 9), line(2, 1536, 7, 2, 3)]

@@ -58,7 +58,7 @@ def test_a_layout_that_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     tier = FsTier(name="pnfs", kind="fs", path=folder, require="pnfs-rdma")
     assert tier.unavailable(context(tmp_path)) is None
     (reason,) = preflight.blocking(tier, context(tmp_path))
-    assert reason.startswith("layouts: LAYOUT_FLEX_FILES, LAYOUTGET 2; ")
+    assert reason.startswith("layouts: LAYOUT_FLEX_FILES, LAYOUTGET 2, ")
     assert "0 writes and 0 reads by the layout: all through the metadata server" in reason
     assert list(folder.iterdir()) == []
 

@@ -11,7 +11,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from pytest_kvcache.preflight import s3
-from pytest_kvcache.preflight.s3 import Bucket
+from pytest_kvcache.serving.bucket import Bucket
 from pytest_kvcache.tiers.base import call_here
 from pytest_kvcache.tiers.s3 import S3Tier
 from tests.stubs.engine import _script
@@ -59,7 +59,7 @@ class Client:
 def client(monkeypatch: pytest.MonkeyPatch) -> Client:
     """The service that is asked."""
     found = Client()
-    monkeypatch.setattr(s3, "_client", lambda _: found)
+    monkeypatch.setattr(s3, "client", lambda _: found)
     return found
 
 

@@ -43,12 +43,12 @@ class Run:
     @property
     def ledger(self) -> Ledger:
         """Its ledger."""
-        return build_ledger(self.before, self.after, chunk_tokens=CHUNK)
+        return build_ledger(self.grown, chunk_tokens=CHUNK)
 
     @property
     def grown(self) -> dict[str, dict[str, float]]:
         """By what its counters grew."""
-        return {name: growth(self.before.get(name, {}), after) for name, after in self.after.items()}
+        return growth(self.before, self.after)
 
     def add(self, component: str, **grown: float) -> None:
         """Let counters of a component have grown by more; `__` stands for a label `reason`."""

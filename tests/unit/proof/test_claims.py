@@ -81,6 +81,11 @@ def _no_l2(run: real.Run) -> None:
     run.add("lmcache-1", lmcache_mp_lookup_hit_l1_keys_total=100)
 
 
+def _l2_refuses(run: real.Run) -> None:
+    _no_l2(run)
+    run.add("lmcache-0", **{f"{STORES}submitted_objects_chunks_total": 5, f"{STORES}completed_requests_total": 1})
+
+
 def _elsewhere(run: real.Run) -> None:
     run.after["lmcache-0"] |= {k: v for k, v in run.before["lmcache-0"].items() if "lookup" in k}
     for key in [k for k in run.after["lmcache-0"] if "lookup" in k and k not in run.before["lmcache-0"]]:
@@ -97,6 +102,7 @@ def _elsewhere(run: real.Run) -> None:
         (_dropped, "dropped 3 events"),
         (_all_to_one, "vllm-1 got not one prompt token"),
         (_no_l2, "LMCache runs without its L2 adapter"),
+        (_l2_refuses, "from L1: every store into it failed"),
         (_elsewhere, "33408 tokens came through vLLM's connector and LMCache did not find them"),
     ],
 )

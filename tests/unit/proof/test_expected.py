@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from pytest_kvcache.proof.claims import Claim
 from pytest_kvcache.proof.expected import Ask, Hierarchy, expectable, simulate
-from pytest_kvcache.proof.gaps import gaps
+from pytest_kvcache.proof.gaps import gaps, warm
+from pytest_kvcache.proof.ledger import Ledger, Tokens
 from tests.unit.proof import real
 
 CACHES = Hierarchy(Claim.L2, block_tokens=16, device_blocks=21, chunk_tokens=32, l1_tokens=1000, shared_tokens=40)
@@ -114,3 +115,26 @@ def test_a_tier_never_makes_more_work(asks: list[Ask]) -> None:
     """With L1 less is computed than without, and with L2 less than with L1 alone."""
     computed = [simulate(asks, replace(CACHES, claim=claim, l1_tokens=1e6)).total.computed for claim in Claim]
     assert computed == sorted(computed, reverse=True)
+
+
+@given(asks=ASKS, blocks=st.integers(2, 40))
+def test_no_device_cache_makes_more_of_an_l2_than_it_holds(asks: list[Ask], blocks: int) -> None:
+    """What all levels give together is bounded by what was computed before, however the device cache evicts."""
+    caches = replace(CACHES, claim=Claim.L2, l1_tokens=1e6)
+    most = simulate(asks, replace(caches, device_blocks=10_000)).total.cached
+    assert simulate(asks, replace(caches, device_blocks=blocks)).total.cached <= most
+
+
+@pytest.mark.parametrize("name", [name for name in real.WORKING if name.startswith("pnfs")])
+def test_real_cold_starts_are_not_said_to_be_warm(name: str) -> None:
+    """Runs that began with an empty storage had no more in caches than they can have put there."""
+    run = real.load(name)
+    assert warm(simulate(run.asks(), run.caches(Claim.L2)).servers, run.ledger) == []
+
+
+def test_more_than_a_cold_start_can_give() -> None:
+    """As in the real run whose storage held all that the one before had stored: 98 % where 84 % are the most."""
+    most = {"vllm-0": Tokens(computed=16, device=3, l1=35, l2=46), "vllm-1": Tokens(computed=50, l2=50)}
+    (line,) = warm(most, Ledger({"vllm-0": Tokens(computed=2, device=3, l2=95), "vllm-1": Tokens(computed=100)}, {}))
+    assert line.startswith("vllm-0 had 98% of its prompt tokens in caches, and 84% is the most")
+    assert "empty it" in line

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_kvcache.proof.explain import PARTS, components, explain
+from pytest_kvcache.proof.explain import explain
+from pytest_kvcache.proof.parts import PARTS, components, of_rows
 from pytest_kvcache.proof.tables import LedgerRow, ledger_table
 from tests.unit.proof import real
 
@@ -15,10 +16,11 @@ FIGURES = st.fixed_dictionaries(dict.fromkeys(PARTS, st.floats(0, 10)))
 
 @pytest.mark.parametrize("name", [*real.WORKING, real.IDLE])
 def test_parts_of_a_real_run_are_its_ttft(name: str) -> None:
-    """Residual, lookup, queue and prefill add up to the mean TTFT."""
+    """The parts add up to the mean TTFT, and what is outside of vLLM is neither negative nor most of it."""
     run = real.load(name)
     figures = components(run.rows, run.grown)
-    assert sum(figures[key] for key in PARTS) == pytest.approx(figures["part_ttft_s"], abs=1e-5)
+    assert sum(figures.get(key, 0.0) for key in PARTS) == pytest.approx(figures["part_ttft_s"], abs=1e-5)
+    assert 0 < figures["part_outside_s"] < 0.2 * figures["part_ttft_s"]
 
 
 def test_a_real_regression_is_explained() -> None:
@@ -29,7 +31,7 @@ def test_a_real_regression_is_explained() -> None:
         components(now.rows, now.grown) | now.ledger.as_figures(),
     )
     assert found is not None
-    assert found.summary == ("TTFT +142%: prefill and first token 131 -> 758 ms; hits: L1 30% -> 0%, L2 53% -> 0%")
+    assert found.summary == ("mean TTFT +142%: prefill and first token 131 -> 758 ms; hits: L1 30% -> 0%, L2 53% -> 0%")
     assert abs(found.unexplained_s) < 1e-4
     assert found.lines()[-1].strip().startswith("unexplained")
 
@@ -41,7 +43,7 @@ def test_a_slow_storage() -> None:
     found = explain(base | {"l2_load_bytes_per_s": 790e6}, now | {"l2_load_bytes_per_s": 160e6})
     assert found is not None
     assert found.summary == (
-        "TTFT +23%: tier: lookup and load from L2 12 -> 58 ms; L2 throughput 790 -> 160 MB/s; hits unchanged"
+        "mean TTFT +23%: tier: lookup and load from L2 12 -> 58 ms; L2 throughput 790 -> 160 MB/s; hits unchanged"
     )
 
 
@@ -51,6 +53,40 @@ def test_what_no_part_accounts_for_is_said() -> None:
     assert found is not None
     assert "no part stands out" in found.summary
     assert "+100 ms unexplained" in found.summary
+
+
+def test_parts_of_the_first_rounds() -> None:
+    """Of a run that is cut short TTFT, queue and first token are those of its rows, split as in the whole run."""
+    run = real.load("pnfs-3500-boot")
+    whole = components(run.rows, run.grown)
+    assert of_rows(whole, run.rows) == pytest.approx(
+        whole | {"cached_share": run.ledger.total.cached / 62520}, rel=1e-6
+    )
+    first = run.rows.head(6)
+    cut = of_rows(whole, first)
+    assert cut["part_ttft_s"] == pytest.approx((first["first_token_s"] - first["actual_start_s"]).mean())
+    assert sum(cut.get(key, 0.0) for key in PARTS) == pytest.approx(cut["part_ttft_s"], abs=1e-5)
+    assert cut["part_lookup_s"] / cut["part_queue_s"] == pytest.approx(whole["part_lookup_s"] / whole["part_queue_s"])
+    found = explain(cut, cut | {"cached_share": 0.0})
+    assert found is not None
+    assert "hits: all" in found.summary
+
+
+def test_requests_beyond_the_rows_are_no_part_of_a_mean() -> None:
+    """Where servers counted more requests than the rows have, means are over what the servers counted."""
+    run = real.load("pnfs-3500-boot")
+    kept = run.rows.head(8)
+    assert components(kept, run.grown)["part_lookup_s"] == components(run.rows, run.grown)["part_lookup_s"]
+
+
+def test_a_server_that_does_not_say_its_own_ttft() -> None:
+    """Without vLLM's own TTFT the rest is not split."""
+    run = real.load("gpu-3500")
+    own = "vllm:time_to_first_token_seconds"
+    grown = {name: {k: v for k, v in c.items() if not k.startswith(own)} for name, c in run.grown.items()}
+    figures = components(run.rows, grown)
+    assert figures["part_residual_s"] == pytest.approx(run.rows["residual_s"].mean(), abs=1e-6)
+    assert "part_outside_s" not in figures
 
 
 def test_a_baseline_without_parts_explains_nothing() -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from pytest_kvcache.proof import readings
 from pytest_kvcache.proof.balance import balance, client_tokens
 from pytest_kvcache.proof.ledger import build_ledger
+from pytest_kvcache.telemetry.prometheus import STARTED
 from tests.unit.proof import real
 
 COUNT = st.integers(0, 10**9).map(float)
@@ -40,7 +41,7 @@ def test_the_ledger_of_a_real_run() -> None:
 def test_the_ledger_balances_by_construction(counts: list[float]) -> None:
     """Whatever LMCache says, the sum is what vLLM counted, no part is negative, and L2 lies within its bounds."""
     computed, device, external, hit, l1_keys, l2_keys, failed, unread = counts
-    after = {
+    grown = {
         "vllm-0": {
             f'{SOURCE}{{source="local_compute"}}': computed,
             f'{SOURCE}{{source="local_cache_hit"}}': device,
@@ -54,7 +55,7 @@ def test_the_ledger_balances_by_construction(counts: list[float]) -> None:
             'lmcache_mp_l1_read_failure_chunks_total{during="l1_retrieve",reason="not_found"}': unread,
         },
     }
-    tokens = build_ledger({}, after, chunk_tokens=128).servers["vllm-0"]
+    tokens = build_ledger(grown, chunk_tokens=128).servers["vllm-0"]
     assert tokens.total == pytest.approx(computed + device + external)
     assert tokens.cached == pytest.approx(device + external)
     parts = (tokens.computed, tokens.device, tokens.l1, tokens.l2, tokens.other, tokens.lost)
@@ -64,7 +65,7 @@ def test_the_ledger_balances_by_construction(counts: list[float]) -> None:
 
 def test_lmcache_inside_vllm() -> None:
     """In-process, retrieved tokens are split by the bytes read, at the size that stored tokens had."""
-    after = {
+    grown = {
         "vllm-0": {
             f'{SOURCE}{{source="local_compute"}}': 1000.0,
             f'{SOURCE}{{source="local_cache_hit"}}': 500.0,
@@ -78,20 +79,20 @@ def test_lmcache_inside_vllm() -> None:
             "lmcache:num_remote_read_requests_total": 4.0,
         }
     }
-    tokens = build_ledger({}, after, chunk_tokens=256).servers["vllm-0"]
+    tokens = build_ledger(grown, chunk_tokens=256).servers["vllm-0"]
     assert (tokens.l1, tokens.l2, tokens.lost, tokens.total) == (800, 2000, 200, 4500)
 
 
 def test_vllm_without_a_split_by_source() -> None:
     """An older vLLM has no counter by source: its prefix-cache counters say the same."""
-    after = {
+    grown = {
         "vllm-0": {
             "vllm:prompt_tokens_total": 100.0,
             "vllm:prefix_cache_hits_total": 30.0,
             "vllm:external_prefix_cache_hits_total": 20.0,
         }
     }
-    tokens = build_ledger({}, after, chunk_tokens=256).servers["vllm-0"]
+    tokens = build_ledger(grown, chunk_tokens=256).servers["vllm-0"]
     assert (tokens.computed, tokens.device, tokens.other) == (50, 30, 20)
 
 
@@ -130,6 +131,15 @@ def test_a_reset_counter() -> None:
     (fault,) = readings.faults(run.before, run.after)
     assert fault.startswith("vllm-1: ")
     assert "started anew" in fault
+
+
+def test_a_restart_that_has_counted_more_since() -> None:
+    """A server that has counted more since its restart than before it is known by the start of its process."""
+    run = real.load("gpu-3500")
+    run.before["vllm-1"][STARTED], run.after["vllm-1"][STARTED] = 1000.0, 1020.0
+    run.before["vllm-0"][STARTED] = run.after["vllm-0"][STARTED] = 1000.0
+    (fault,) = readings.faults(run.before, run.after)
+    assert fault.startswith("vllm-1: its process is not the one of before: it was started anew")
 
 
 def test_an_endpoint_that_is_gone() -> None:

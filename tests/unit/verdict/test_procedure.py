@@ -131,7 +131,10 @@ def test_a_small_baseline_passes_nothing_and_asks_for_nothing() -> None:
     assert decide(evidence(boot(1.0)), four, family=FAMILY, siblings=[other]).status == "regressed"
     single = decide(evidence(boot(5.0)), stored([0.0]), family=FAMILY)
     assert (single.status, single.gates) == ("inconclusive", ())
-    assert single.reasons == ("the baseline has 1 boot, gates need 6",)
+    assert single.reasons[0] == "the baseline has 1 boot, gates need 6"
+    # Without an interval there are still two numbers, and a person may see that one is a hundred times the other.
+    assert single.reasons[1].startswith("TTFT (s): ")
+    assert "worse by +14741%, with too few boots to tell that from chance" in single.reasons[1]
 
 
 def test_a_baseline_that_can_tell_nothing_passes_nothing() -> None:

@@ -1,0 +1,98 @@
+"""Answers to a probe's prompt, and whether two of them are the same (pure)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token of a greedy answer.
+
+    Args:
+        name: `token_id:17`: its number and not its text, which several tokens may have.
+        logprob: Natural logarithm of its probability.
+        best: That of the most likely tokens, itself among them, by name.
+    """
+
+    name: str
+    logprob: float
+    best: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a server said.
+
+    Args:
+        prompt_tokens: Length of the prompt.
+        cached_tokens: Of those, not computed for this request, by the server's own account.
+        tokens: The answer.
+    """
+
+    prompt_tokens: int
+    cached_tokens: int
+    tokens: tuple[Token, ...]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Two answers to one prompt, held against each other.
+
+    Args:
+        largest: Largest difference of two log-probabilities of the same token in the same place.
+        fault: How they differ by more than is allowed, "" where they do not.
+    """
+
+    largest: float
+    fault: str = ""
+
+
+def parse(body: Mapping[str, Any]) -> Answer:
+    """Read a chat completion with log-probabilities, as vLLM answers it.
+
+    Raises:
+        KeyError, TypeError, IndexError: It is none.
+    """
+    usage = body["usage"]
+    # vLLM leaves the details out where nothing was cached.
+    details = usage.get("prompt_tokens_details") or {}
+    tokens = body["choices"][0]["logprobs"]["content"]
+    return Answer(
+        prompt_tokens=int(usage["prompt_tokens"]),
+        cached_tokens=int(details.get("cached_tokens") or 0),
+        tokens=tuple(
+            Token(t["token"], float(t["logprob"]), {b["token"]: float(b["logprob"]) for b in t["top_logprobs"]})
+            for t in tokens
+        ),
+    )
+
+
+def compare(reference: Answer, answer: Answer, *, tolerance: float) -> Difference:
+    """Hold `answer` against `reference`.
+
+    Where another token was chosen, and the reference had the two within the tolerance of each other, either is right:
+    what comes after it answers another text and is not compared.
+
+    Args:
+        reference: As it was computed.
+        answer: To the same prompt.
+        tolerance: Of log-probabilities.
+    """
+    largest = 0.0
+    if len(reference.tokens) != len(answer.tokens):
+        return Difference(largest, f"{len(answer.tokens)} tokens and not {len(reference.tokens)}")
+    for place, (known, found) in enumerate(zip(reference.tokens, answer.tokens, strict=True), 1):
+        largest = max(
+            largest, *(abs(known.best[n] - found.best[n]) for n in known.best.keys() & found.best.keys()), 0.0
+        )
+        other = known.best.get(found.name)
+        if known.name != found.name and (other is None or known.logprob - other > tolerance):
+            return Difference(largest, f"token {place} is {found.name} and not {known.name}")
+        if largest > tolerance:
+            return Difference(largest, f"log-probabilities of token {place} differ by {largest:.3g}")
+        if known.name != found.name:
+            break
+    return Difference(largest)

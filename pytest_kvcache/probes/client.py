@@ -1,0 +1,230 @@
+"""The servers of a pair as the probes talk to them: one by one, not through the router."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import requests
+
+from pytest_kvcache.errors import KvCacheError
+from pytest_kvcache.probes import answers
+from pytest_kvcache.probes.answers import Answer
+from pytest_kvcache.probes.sentinels import ANSWER_TOKENS, Sentinel
+from pytest_kvcache.proof.ledger import Tokens, build_ledger
+from pytest_kvcache.proof.moved import moved
+from pytest_kvcache.proof.moved import under_way as stores_under_way
+from pytest_kvcache.proof.readings import Counters, growth, total
+from pytest_kvcache.telemetry.prometheus import scrape
+from pytest_kvcache.workload.tokens import ServedTokenizer, Tokenizer
+
+_REQUEST_TIMEOUT_S = 120.0
+#: Counters follow an answer (vLLM) or an event bus (LMCache) by a fraction of a second.
+_COUNTED_S = 2.0
+#: Stores wait for the storage, blocks are held until they are stored.
+_DRAIN_S = 120.0
+#: A store begins when vLLM has let go of the blocks; LMCache inside vLLM writes its counters once in 10 s.
+_GRACE_S, _GRACE_INSIDE_S = 5.0, 15.0
+_POLL_S = 0.05
+_BEST = 5
+
+
+class ProbeError(KvCacheError):
+    """A probe could not be carried out: no verdict may rest on the boot, and nothing need crash."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """How a prompt was answered.
+
+    Args:
+        answer: What the server said.
+        tokens: Where the prompt's KV came from, by the growth of the server's and its LMCache's counters.
+    """
+
+    answer: Answer
+    tokens: Tokens
+
+
+@dataclass(frozen=True)
+class PairClient:
+    """What the probes may do with a pair.
+
+    Args:
+        server_urls: By name of the vLLM server, without /v1.
+        metrics_urls: By name of the component.
+        model: The name that requests carry.
+        chunk_tokens: LMCache's chunk size.
+        extra_body: More fields of each request.
+    """
+
+    server_urls: Mapping[str, str]
+    metrics_urls: Mapping[str, str]
+    model: str
+    chunk_tokens: int
+    extra_body: Mapping[str, Any]
+
+    @property
+    def servers(self) -> tuple[str, ...]:
+        """Names of the vLLM servers."""
+        return tuple(self.server_urls)
+
+    def tokenizer(self) -> Tokenizer:
+        """Return the tokenizer of the first server."""
+        return ServedTokenizer(next(iter(self.server_urls.values())), self.model)
+
+    def counters(self, server: str) -> dict[str, Counters]:
+        """Return the counters of a server and of the LMCache beside it, by component.
+
+        Raises:
+            ProbeError: One of them does not answer.
+        """
+        found: dict[str, Counters] = {
+            name: scrape(self.metrics_urls[name]) for name in (server, _beside(server)) if name in self.metrics_urls
+        }
+        for name, counters in found.items():
+            if not counters:
+                raise ProbeError("its counters cannot be read", where=name, todo="its log says why")
+        return found
+
+    def ask(self, server: str, sentinel: Sentinel) -> Served:
+        """Send a sentinel to one server and wait until it is counted.
+
+        Raises:
+            ProbeError: The request failed.
+        """
+        before = self.counters(server)
+        text = sentinel.message
+        body = {
+            "model": self.model,
+            "messages": [{"role": text.role, "content": text.text}],
+            "max_tokens": ANSWER_TOKENS,
+            "temperature": 0,
+            "ignore_eos": True,
+            "logprobs": True,
+            "top_logprobs": _BEST,
+            "return_tokens_as_token_ids": True,
+            **self.extra_body,
+        }
+        said = self._post(server, f"{self.server_urls[server]}/v1/chat/completions", body)
+        try:
+            answer = answers.parse(said)
+        except (KeyError, TypeError, IndexError, ValueError):
+            raise ProbeError(f"is no answer with log-probabilities: {str(said)[:200]}", where=server) from None
+        after = self._counted(server, before, answer.prompt_tokens)
+        tokens = build_ledger(growth(before, after), chunk_tokens=self.chunk_tokens).servers[server]
+        return Served(answer, tokens)
+
+    def drain(self, server: str, *, stored_chunks: int = 0) -> None:
+        """Return when a server and its LMCache have nothing under way.
+
+        Args:
+            server: Its name.
+            stored_chunks: So many must be in the shared storage: between vLLM's answer and the store nothing is under
+                way for a moment.
+
+        Raises:
+            ProbeError: They still had after a while, or chunks were not stored.
+        """
+        idle_since_s = 0.0
+
+        def under_way() -> str:
+            nonlocal idle_since_s
+            found = self.counters(server)
+            running = sum(total(found[server], f"vllm:num_requests_{what}") for what in ("running", "waiting"))
+            if running:
+                return f"{running:.0f} requests are still running"
+            beside = found.get(_beside(server), found[server])
+            if stores := stores_under_way(beside):
+                idle_since_s = 0.0
+                return f"{stores:.0f} stores into the shared storage are still under way"
+            done = moved(beside)
+            if done.l2_stored >= stored_chunks:
+                return ""
+            idle_since_s = idle_since_s or time.monotonic()
+            if done.l2_unstored or time.monotonic() - idle_since_s > self._store_grace_s:
+                raise ProbeError(
+                    f"of {stored_chunks} chunks that it computed {done.l2_stored:.0f} are in the shared storage "
+                    f"({done.l2_sent:.0f} were handed to it)",
+                    where=f"{server}'s LMCache",
+                    todo="wrong bucket or path, no right to write, no space, or no connector: its log says which",
+                )
+            return f"{stored_chunks - done.l2_stored:.0f} chunks are still to be stored"
+
+        _until_nothing(under_way, server, "the storage is slow, or a store does not end: LMCache's log says which")
+
+    @property
+    def _store_grace_s(self) -> float:
+        """How long after an answer its store may begin, and be counted."""
+        beside = any(name.startswith("lmcache") for name in self.metrics_urls)
+        return _GRACE_S if beside else _GRACE_INSIDE_S
+
+    def reset_device(self, server: str) -> None:
+        """Empty vLLM's prefix cache.
+
+        Raises:
+            ProbeError: It refused, or still held blocks after a while.
+        """
+        url = f"{self.server_urls[server]}/reset_prefix_cache"
+
+        def held() -> str:
+            # It answers 200 whether or not it did anything.
+            return "" if self._post(server, url, None).get("success") else "its prefix cache is still held"
+
+        _until_nothing(held, server, "something keeps its blocks: a request, or a store that does not end")
+
+    def clear_l1(self, server: str) -> None:
+        """Empty the L1 of the LMCache beside a server, where there is one.
+
+        Raises:
+            ProbeError: It refused.
+        """
+        name = _beside(server)
+        if name not in self.metrics_urls:
+            return
+        url = f"{self.metrics_urls[name].removesuffix('/metrics')}/cache/clear"
+        said = self._post(name, url, {"tier": "l1"})
+        if said.get("status") != "ok" or said.get("cleared") != {"tier": "l1"}:
+            raise ProbeError(f"did not empty its L1: {str(said)[:200]}", where=name)
+
+    def _counted(self, server: str, before: Mapping[str, Counters], prompt_tokens: int) -> dict[str, Counters]:
+        """Return the counters once they have both a prompt and LMCache's lookup of it, or after a while as they are."""
+        deadline = time.monotonic() + _COUNTED_S
+        waits = prompt_tokens > self.chunk_tokens
+        while True:
+            now = self.counters(server)
+            beside = _beside(server)
+            names = {server: "vllm:prompt_tokens_total"}
+            if waits and beside in now:
+                names[beside] = "lmcache_mp_lookups_requests_total"
+            if all(total(now[n], key) > total(before[n], key) for n, key in names.items()):
+                return now
+            if time.monotonic() > deadline:
+                return now
+            time.sleep(_POLL_S)
+
+    def _post(self, component: str, url: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
+        try:
+            with requests.Session() as session:
+                session.trust_env = False
+                response = session.post(url, json=body, timeout=_REQUEST_TIMEOUT_S)
+            if response.status_code != 200:
+                raise ProbeError(f"HTTP {response.status_code} of {url}: {response.text[:200]}", where=component)
+            said = response.json()
+        except requests.RequestException as error:
+            raise ProbeError(f"{url}: {error}", where=component) from None
+        return said if isinstance(said, dict) else {}
+
+
+def _beside(server: str) -> str:
+    return server.replace("vllm", "lmcache", 1)
+
+
+def _until_nothing(what: Callable[[], str], server: str, todo: str) -> None:
+    deadline = time.monotonic() + _DRAIN_S
+    while found := what():
+        if time.monotonic() > deadline:
+            raise ProbeError(f"{found} after {_DRAIN_S:.0f} s", where=server, todo=todo)
+        time.sleep(_POLL_S)

@@ -1,0 +1,182 @@
+"""The probes of a boot from first to last: a few seconds between its start and its measured load."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pytest_kvcache.errors import RunError
+from pytest_kvcache.probes import steps
+from pytest_kvcache.probes.answers import Answer
+from pytest_kvcache.probes.client import ProbeError
+from pytest_kvcache.probes.judge import COMPUTED, Rules, computed, differences, judge, source, used
+from pytest_kvcache.probes.sentinels import Sentinel, sentinels
+from pytest_kvcache.probes.steps import Asked, Pair, Step
+from pytest_kvcache.proof.claims import Claim
+from pytest_kvcache.proof.readings import Counters
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What the probes of a boot found.
+
+    Args:
+        faults: Why no verdict may rest on it, a line each.
+        unchecked: What could not be looked at, and why.
+        asked: Every sentinel that was sent.
+        largest: Largest difference of log-probabilities, by where the KV came from.
+        took_s: In all.
+    """
+
+    faults: tuple[str, ...] = ()
+    unchecked: tuple[str, ...] = ()
+    asked: tuple[Asked, ...] = ()
+    largest: dict[str, float] = field(default_factory=dict)
+    took_s: float = 0.0
+
+    @property
+    def line(self) -> str:
+        """One line for people."""
+        if self.faults:
+            return f"probes: {len(self.faults)} faults in {self.took_s:.1f} s"
+        across = next((each for each in self.asked if each.step is Step.ACROSS), None)
+        parts = ["cold start"]
+        if across is not None:
+            answer = across.served.answer
+            parts.append(
+                f"{across.sentinel.home}'s prompt on {across.server}: {answer.cached_tokens} of {answer.prompt_tokens} "
+                "tokens cached"
+            )
+        if self.largest:
+            parts.append(f"same answers from {', '.join(self.largest)} (within {max(self.largest.values()):.1g})")
+        return f"probes: {'; '.join(parts)} ({self.took_s:.1f} s)"
+
+    def facts(self) -> dict[str, Any]:
+        """Return it for `probes.json`."""
+        return {
+            "faults": list(self.faults),
+            "unchecked": list(self.unchecked),
+            "took_s": round(self.took_s, 3),
+            "largest_logprob_difference": self.largest,
+            "asked": [
+                {
+                    "step": str(each.step),
+                    "server": each.server,
+                    "sentinel": each.sentinel.home,
+                    "prompt_tokens": each.served.answer.prompt_tokens,
+                    "cached_tokens": each.served.answer.cached_tokens,
+                    "answer": [token.name for token in each.served.answer.tokens],
+                    "tokens": vars(each.served.tokens),
+                }
+                for each in self.asked
+            ],
+        }
+
+    def with_more(self, other: Probed) -> Probed:
+        """Return both together; what could not be looked at is said once."""
+        return Probed(
+            faults=(*self.faults, *other.faults),
+            unchecked=tuple(dict.fromkeys((*self.unchecked, *other.unchecked))),
+            asked=(*self.asked, *other.asked),
+            largest={k: max(self.largest.get(k, 0.0), v) for k, v in (self.largest | other.largest).items()},
+            took_s=self.took_s + other.took_s,
+        )
+
+
+class Probes:
+    """The probes of one boot.
+
+    Args:
+        pair: Freshly booted.
+        rules: What is held against what.
+        folders: Of the storage, where it is the run's own: nothing may be in them yet.
+    """
+
+    def __init__(self, pair: Pair, rules: Rules, folders: Sequence[Path] = ()) -> None:
+        self._pair, self._rules, self._folders = pair, rules, folders
+        self._sentinels: tuple[Sentinel, ...] = ()
+        self._known: dict[str, Answer] = {}
+
+    def boot(self) -> Probed:
+        """Look at a fresh pair, and leave device caches and L1 empty."""
+        started = time.monotonic()
+        try:
+            faults = [*_not_empty(self._folders), *self._used()]
+            self._sentinels = sentinels(
+                self._pair.tokenizer(), self._pair.servers, chunk_tokens=self._rules.chunk_tokens
+            )
+        except (ProbeError, RunError) as error:
+            return Probed((_told(error),), took_s=time.monotonic() - started)
+        asked: list[Asked] = []
+        try:
+            for found in self._steps():
+                asked += found
+        except ProbeError as error:
+            faults.append(_told(error))
+        self._known = computed(asked)
+        done = self._judged(asked, started)
+        return replace(done, faults=(*faults, *done.faults), unchecked=tuple(self._unchecked(asked)))
+
+    def between(self) -> Probed:
+        """Empty device caches and L1 between two loads, and look whether they are."""
+        started = time.monotonic()
+        if not self._sentinels:
+            return Probed()
+        try:
+            return self._judged(steps.emptied(self._pair, self._sentinels), started)
+        except ProbeError as error:
+            return Probed((_told(error),), took_s=time.monotonic() - started)
+
+    def _steps(self) -> Iterable[list[Asked]]:
+        pair, rules, made = self._pair, self._rules, self._sentinels
+        first = steps.cold(pair, made)
+        yield first
+        if judge(first, {}, rules):
+            return  # a storage that was not empty stores nothing that it has, and proves nothing more
+        yield steps.again(pair, made)
+        yield steps.reloaded(pair, made)
+        if len(pair.servers) > 1:
+            longest = max(each.served.answer.prompt_tokens for each in first)
+            yield steps.across(
+                pair, made, stored_chunks=longest // rules.chunk_tokens if rules.claim is Claim.L2 else 0
+            )
+        yield steps.emptied(pair, made)
+
+    def _judged(self, asked: Sequence[Asked], started_s: float) -> Probed:
+        largest: dict[str, float] = {}
+        for each, difference in differences(asked, self._known, self._rules):
+            where = source(each) if source(each) != COMPUTED else "computed again"
+            largest[where] = max(largest.get(where, 0.0), difference.largest)
+        faults = tuple(judge(asked, self._known, self._rules))
+        return Probed(faults, (), tuple(asked), largest, time.monotonic() - started_s)
+
+    def _used(self) -> list[str]:
+        found: dict[str, Counters] = {}
+        for server in self._pair.servers:
+            found.update(self._pair.counters(server))
+        return used(found)
+
+    def _unchecked(self, asked: Sequence[Asked]) -> Iterable[str]:
+        rules = self._rules
+        if len(self._pair.servers) < 2:
+            yield "whether servers share what they store: there is one server"
+        longest = max((each.served.answer.prompt_tokens for each in asked), default=0)
+        if rules.claim is not Claim.DEVICE and asked and longest <= rules.chunk_tokens:
+            yield f"L1 and L2: no prompt that the model takes is as long as a chunk ({rules.chunk_tokens} tokens)"
+        if rules.in_process and rules.claim is not Claim.DEVICE:
+            yield "that L1 is empty between contexts: nothing empties that of LMCache inside vLLM"
+
+
+def _not_empty(folders: Sequence[Path]) -> list[str]:
+    found = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
+    if not found:
+        return []
+    return [f"warm start: {len(found)} files are in the storage before the first request, the first {found[0]}"]
+
+
+def _told(error: ProbeError | RunError) -> str:
+    where = f"{error.where}: " if error.where else ""
+    return f"probes: {where}{error.what}" + (f"; {error.todo}" if error.todo else "")

@@ -1,0 +1,137 @@
+"""What the probes do, a function a step; between two of them a test may do to the storage what it likes.
+
+The order is that of `probe.py`: `cold`, `again`, `reloaded`, `across`, `emptied`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from pytest_kvcache.probes.client import Served
+from pytest_kvcache.probes.sentinels import Sentinel
+from pytest_kvcache.proof.readings import Counters
+from pytest_kvcache.workload.tokens import Tokenizer
+
+
+class Step(StrEnum):
+    """When a sentinel was sent."""
+
+    COLD = "cold"
+    """Before anything else: nobody has seen it in this boot."""
+    AGAIN = "again"
+    """To the same server: the device cache has it."""
+    RELOADED = "reloaded"
+    """To the same server after its device cache was emptied: LMCache's L1 has it."""
+    ACROSS = "across"
+    """To the next server: only a shared storage has it."""
+    EMPTIED = "emptied"
+    """To the same server after device cache and L1 were emptied: only a shared storage has it."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A sentinel that was sent.
+
+    Args:
+        step: When.
+        server: Who answered.
+        sentinel: What.
+        served: How.
+    """
+
+    step: Step
+    server: str
+    sentinel: Sentinel
+    served: Served
+
+
+class Pair(Protocol):
+    """What the probes need of a pair (`client.PairClient`)."""
+
+    @property
+    def servers(self) -> tuple[str, ...]:
+        """Names of the vLLM servers."""
+
+    def tokenizer(self) -> Tokenizer:
+        """Return the served tokenizer."""
+
+    def counters(self, server: str) -> Mapping[str, Counters]:
+        """Return the counters of a server and of the LMCache beside it, by component."""
+
+    def ask(self, server: str, sentinel: Sentinel) -> Served:
+        """Send a sentinel to one server."""
+
+    def drain(self, server: str, *, stored_chunks: int = 0) -> None:
+        """Return when a server and its LMCache have nothing under way."""
+
+    def reset_device(self, server: str) -> None:
+        """Empty vLLM's prefix cache."""
+
+    def clear_l1(self, server: str) -> None:
+        """Empty the L1 of the LMCache beside a server."""
+
+
+def cold(pair: Pair, sentinels: Sequence[Sentinel]) -> list[Asked]:
+    """Send each sentinel to its own server."""
+    return _at_home(pair, sentinels, Step.COLD)
+
+
+def again(pair: Pair, sentinels: Sequence[Sentinel]) -> list[Asked]:
+    """Send each of them there once more."""
+    return _at_home(pair, sentinels, Step.AGAIN)
+
+
+def reloaded(pair: Pair, sentinels: Sequence[Sentinel]) -> list[Asked]:
+    """Empty the device caches and send each of them there once more."""
+    for sentinel in sentinels:
+        pair.drain(sentinel.home)
+        pair.reset_device(sentinel.home)
+    return _at_home(pair, sentinels, Step.RELOADED)
+
+
+def across(pair: Pair, sentinels: Sequence[Sentinel], *, stored_chunks: int = 0) -> list[Asked]:
+    """Wait until what each server computed is stored, and send each sentinel to the next server.
+
+    Args:
+        pair: Has more than one server.
+        sentinels: As they were sent.
+        stored_chunks: That a sentinel leaves in the shared storage, 0 where there is none.
+    """
+    for sentinel in sentinels:
+        pair.drain(sentinel.home, stored_chunks=stored_chunks)
+    names = [*pair.servers, *pair.servers]
+    return [_ask(pair, names[names.index(each.home) + 1], each, Step.ACROSS) for each in sentinels]
+
+
+def emptied(pair: Pair, sentinels: Sequence[Sentinel]) -> list[Asked]:
+    """Fill each server's caches with its sentinel, empty them, look whether they are empty, and empty them again."""
+    for sentinel in sentinels:
+        pair.ask(sentinel.home, sentinel)
+    _empty(pair)
+    found = _at_home(pair, sentinels, Step.EMPTIED)
+    _empty(pair)
+    return found
+
+
+def _empty(pair: Pair) -> None:
+    for what in _EMPTYING:
+        for server in pair.servers:
+            what(pair, server)
+
+
+_EMPTYING: tuple[Callable[[Pair, str], None], ...] = (
+    lambda pair, server: pair.drain(server),
+    lambda pair, server: pair.reset_device(server),
+    lambda pair, server: pair.clear_l1(server),
+)
+
+
+def _at_home(pair: Pair, sentinels: Sequence[Sentinel], step: Step) -> list[Asked]:
+    return [_ask(pair, each.home, each, step) for each in sentinels]
+
+
+def _ask(pair: Pair, server: str, sentinel: Sentinel, step: Step) -> Asked:
+    return Asked(step, server, sentinel, pair.ask(server, sentinel))

@@ -1,0 +1,45 @@
+"""The storage's own account of one load in one call: listing, server, mount (pure)."""
+
+from __future__ import annotations
+
+from pytest_kvcache.proof.claims import Claim
+from pytest_kvcache.proof.mounted import of_mount
+from pytest_kvcache.proof.witnessed import Said, Witnessed, claims, of_listing, of_server
+from pytest_kvcache.tiers.requirement import Require
+from pytest_kvcache.witness.account import Look
+
+
+def hold(
+    witness: str, require: Require, before: Look, after: Look, *, chunk_tokens: int, in_process: bool
+) -> Witnessed:
+    """Hold what LMCache says of a load against what the storage says.
+
+    Args:
+        witness: Who speaks.
+        require: What the tier requires of its mount.
+        before: The load.
+        after: The load.
+        chunk_tokens: LMCache's chunk size.
+        in_process: Whether LMCache runs inside vLLM.
+    """
+    unread = tuple(f"the storage does not say what it holds: {look.unread}" for look in (before, after) if look.unread)
+    if before.account is None or after.account is None:
+        return Witnessed(witness, said=Said(unread))
+    claimed = claims(before, after, chunk_tokens=chunk_tokens)
+    said = of_listing(after.account, claimed, settled=not after.under_way, in_process=in_process)
+    said += of_server(before.account, after.account, claimed, in_process=in_process)
+    if before.account.mount is not None and after.account.mount is not None:
+        said += of_mount(before.account.mount, after.account.mount, claimed, require, in_process=in_process)
+    elif before.account.mount is not None or after.account.mount is not None:
+        said += Said(("the tier's folder was mounted or unmounted during the load",))
+    elif after.account.served_bytes is None:
+        said += Said(unchecked=("bytes that were loaded: nothing of this storage counts reads",))
+    return Witnessed(witness, claimed, said)
+
+
+def without(claim: Claim) -> Witnessed:
+    """Return what is said of a tier that has no witness: nothing, and where it claims an L2 that is told."""
+    if claim is not Claim.L2:
+        return Witnessed()
+    line = "the storage's own account: no witness is known for this adapter"
+    return Witnessed(said=Said(unchecked=(line,)))

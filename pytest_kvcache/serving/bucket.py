@@ -1,0 +1,124 @@
+"""A bucket of the user's: how it is reached, and what a boot leaves there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from pytest_kvcache.errors import RunError
+
+_TIMEOUT_S = 10.0
+#: Single deletes side by side: not every S3 service knows the one that takes many keys.
+_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Where and how a bucket is reached.
+
+    Args:
+        endpoint: `http(s)://host[:port]`.
+        name: Of the bucket.
+        region: For the signature.
+        keys: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, for temporary ones, AWS_SESSION_TOKEN.
+    """
+
+    endpoint: str
+    name: str
+    region: str
+    keys: Mapping[str, str] = field(repr=False)
+
+    @property
+    def host(self) -> str:
+        """Where LMCache connects to: the bucket is the first label."""
+        return f"{self.name}.{urlsplit(self.endpoint).hostname}"
+
+    @property
+    def port(self) -> int:
+        """Where LMCache connects to."""
+        parts = urlsplit(self.endpoint)
+        return parts.port or (443 if parts.scheme == "https" else 80)
+
+    @property
+    def tls(self) -> bool:
+        """Whether the connection is encrypted."""
+        return urlsplit(self.endpoint).scheme == "https"
+
+
+def client(bucket: Bucket) -> Any:
+    """Return a client that asks as LMCache does."""
+    from botocore.config import Config  # noqa: PLC0415 - slow to import
+    from botocore.session import Session  # noqa: PLC0415
+
+    return Session().create_client(
+        "s3",
+        endpoint_url=bucket.endpoint,
+        region_name=bucket.region,
+        aws_access_key_id=bucket.keys.get("AWS_ACCESS_KEY_ID"),
+        aws_secret_access_key=bucket.keys.get("AWS_SECRET_ACCESS_KEY"),
+        aws_session_token=bucket.keys.get("AWS_SESSION_TOKEN"),
+        config=Config(
+            s3={"addressing_style": "virtual"},
+            # Services beside Amazon's know neither trailing checksums nor their verification.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            connect_timeout=_TIMEOUT_S,
+            read_timeout=_TIMEOUT_S,
+            retries={"total_max_attempts": 1},
+        ),
+    )
+
+
+def listing(bucket: Bucket, *, prefix: str, salt: str) -> dict[str, int]:
+    """Return the objects of a boot, their sizes (bytes) by name.
+
+    Args:
+        bucket: Where they are.
+        prefix: What their names begin with: the model, as far as its first slash.
+        salt: What they end with.
+
+    Raises:
+        RunError: The bucket cannot be listed.
+    """
+    from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415 - slow to import
+
+    try:
+        return _sizes(client(bucket), bucket.name, prefix=prefix, salt=salt)
+    except (ClientError, BotoCoreError) as error:
+        todo = "let these keys list it"
+        raise RunError(f"cannot be listed: {error}", where=f"bucket {bucket.name}", todo=todo) from None
+
+
+def remove(bucket: Bucket, *, model: str, salt: str) -> str:
+    """Remove the objects of a boot whose requests carried `salt`.
+
+    LMCache's keys begin with the model and end with the salt, in both of its modes: `Qwen/Qwen3-8B@…@SALT`, or
+    `Qwen_Qwen3-8B@…@run%SALT`.
+
+    Args:
+        bucket: Where they are.
+        model: As vLLM was given it.
+        salt: Of the boot.
+
+    Returns:
+        Why some may be left, "" where none is.
+    """
+    from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415 - slow to import
+
+    s3 = client(bucket)
+    try:
+        keys = _sizes(s3, bucket.name, prefix=model.partition("/")[0], salt=salt)
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            list(pool.map(lambda key: s3.delete_object(Bucket=bucket.name, Key=key), keys))
+    except (ClientError, BotoCoreError) as error:
+        return f"objects of this run, their names end in {salt}, may be left in the bucket {bucket.name}: {error}"
+    return ""
+
+
+def _sizes(s3: Any, bucket: str, *, prefix: str, salt: str) -> dict[str, int]:
+    pages = s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+    found = (each for page in pages for each in page.get("Contents", []))
+    return {each["Key"]: int(each["Size"]) for each in found if each["Key"].endswith(salt)}

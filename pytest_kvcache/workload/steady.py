@@ -1,0 +1,59 @@
+"""What the kinds have in common whose users come back on the steady schedule (`schedule.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from pytest_kvcache.workload.base import Workload
+from pytest_kvcache.workload.schedule import Due, steady
+from pytest_kvcache.workload.script import Conversation, Script, Turn
+
+
+class SteadyWorkload(Workload):
+    """The keys of the schedule, and what follows from them.
+
+    The names of LMCache's `multi-round-qa.py` in brackets.
+    """
+
+    users: PositiveInt = Field(description="users in the system at a time [--num-users]")
+    rounds: int = Field(ge=2, description="questions a user asks [--num-rounds]")
+    qps: PositiveFloat = Field(description="requests/s over all users [--qps]")
+
+    def round_s(self) -> float | None:
+        """Return the time in which every user asks once."""
+        return self.users / self.qps
+
+    def due(self, *, first_user: int = 0, before: bool = False) -> Iterator[Due]:
+        """Yield the requests of a run in order, or with `before` those that caches hold at its start.
+
+        Args:
+            first_user: Users are numbered from the one after it.
+            before: The last ones that a run without a beginning had sent before the start.
+        """
+        return steady(
+            users=self.users,
+            rounds=self.rounds,
+            qps=self.qps,
+            duration_s=self.duration_s,
+            first_user=first_user,
+            before=before,
+        )
+
+    def steady_script(self, turn: Callable[[Due], Turn], *, first_user: int, warm_up: tuple[Turn, ...] = ()) -> Script:
+        """Return the run as conversations, primed with what caches hold at its start.
+
+        Args:
+            turn: Makes the request that is due.
+            first_user: As above.
+            warm_up: Sent before all that.
+        """
+        turns: dict[int, list[Turn]] = {}
+        for due in self.due(first_user=first_user):
+            turns.setdefault(due.user, []).append(turn(due))
+        return Script(
+            tuple(Conversation(user, tuple(own)) for user, own in turns.items()),
+            warm_up,
+            priming=tuple(turn(due) for due in self.due(first_user=first_user, before=True)),
+        )

@@ -1,0 +1,134 @@
+"""Whole sessions on a stub engine: what a boot's probes find makes its runs invalid, and where it is told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pytest_kvcache.probes.judge import Rules
+from pytest_kvcache.probes.probe import Probes
+from pytest_kvcache.probes.sentinels import sentinels
+from pytest_kvcache.proof.claims import Claim
+from pytest_kvcache.serving.offload import TierPlan, salt_of
+from pytest_kvcache.workload.script import Message
+from tests.stubs.engine import toml
+from tests.unit.probes.fake import CHUNK, SERVERS, FakePair, Words
+from tests.unit.test_session import Project, configure, run, run_folder
+
+RULES = Rules(Claim.L2, CHUNK, 0.01)
+
+
+def test_a_boot_is_probed_before_its_loads(project: Project) -> None:
+    """Each boot has its probes' facts beside its logs, a line in the report, and the resets before a second context."""
+    configure(project, toml(contexts=(50, 60)))
+    result = run(project, "--tier", "gpu", "--record-baselines")
+    result.assert_outcomes(passed=6)
+    result.stdout.fnmatch_lines(
+        [
+            "gpu: probes: cold start; vllm-0's prompt on vllm-1: 0 of * tokens cached; same answers from the device "
+            "cache, computed again (within 0) (*)"
+        ]
+    )
+    facts = json.loads((run_folder(project) / "gpu" / "boot-1" / "probes.json").read_text())
+    assert facts["faults"] == []
+    steps = [each["step"] for each in facts["asked"]]
+    assert steps == [name for name in ("cold", "again", "reloaded", "across", "emptied", "emptied") for _ in range(2)]
+
+
+def test_what_the_probes_find_makes_a_run_invalid(project: Project) -> None:
+    """Another answer from a cache than was computed: the run is invalid, with the reason, and is no baseline."""
+    configure(project, toml(vllm_args='"--stub-fail", "corrupt"'))
+    result = run(project, "--tier", "gpu", "--record-baselines")
+    result.assert_outcomes(failed=3)
+    result.stdout.fnmatch_lines(
+        [
+            "*is invalid: no verdict may rest on this run",
+            "*corrupted KV: vllm-0 answers the same prompt differently when its KV comes from the device cache:*",
+        ]
+    )
+    assert not list((project.path / "baselines").rglob("*.json"))
+
+
+def test_stores_that_fail_are_told(tmp_path: Path) -> None:
+    """Where nothing that was computed reaches the storage, the probes end there, and keep what they saw before."""
+    probed = Probes(FakePair(Claim.L2, stores=False), RULES).boot()
+    assert probed.faults == ("probes: vllm-0: of 8 chunks that it computed 0 are in the shared storage",)
+    assert [each.step for each in probed.asked] == [s for s in ("cold", "again", "reloaded") for _ in SERVERS]
+
+
+def test_a_storage_with_files_is_a_warm_start(tmp_path: Path) -> None:
+    """A file in the run's own storage before the first request is a fault that names it."""
+    (tmp_path / "128").mkdir()
+    (tmp_path / "128" / "old.data").touch()
+    (fault,) = Probes(FakePair(Claim.L2), RULES, [tmp_path]).boot().faults
+    assert (
+        fault == f"warm start: 1 files are in the storage before the first request, the first {tmp_path}/128/old.data"
+    )
+
+
+def test_answers_after_a_reset_are_held_against_the_first(tmp_path: Path) -> None:
+    """Between two loads the same prompts are asked again: a level that was sound at the start may be no more."""
+    pair = FakePair(Claim.L2)
+    probes = Probes(pair, RULES)
+    first = probes.boot()
+    assert first.faults == ()
+    assert probes.between().faults == ()
+    pair.corrupt = ("l2",)
+    later = first.with_more(probes.between())
+    assert [fault.partition(":")[0] for fault in later.faults] == ["corrupted KV"] * 2
+    assert later.largest["the shared storage"] == 2.0
+
+
+def test_what_cannot_be_looked_at_is_said() -> None:
+    """One server alone shares nothing, and LMCache inside vLLM keeps its L1."""
+    alone = Probes(FakePair(Claim.L1, servers=SERVERS[:1]), Rules(Claim.L1, CHUNK, 0.01, in_process=True)).boot()
+    assert alone.faults == ()
+    assert [line.partition(":")[0] for line in alone.unchecked] == [
+        "whether servers share what they store",
+        "that L1 is empty between contexts",
+    ]
+
+
+def test_probes_can_be_left_out(project: Project) -> None:
+    """With `probes = false` nothing is sent before the load, and the report says what was not looked at."""
+    configure(
+        project, toml(vllm_args='"--stub-fail", "corrupt"').replace("canary = false", "canary = false\nprobes = false")
+    )
+    result = run(project, "--tier", "gpu", "--record-baselines")
+    result.assert_outcomes(passed=3)
+    result.stdout.fnmatch_lines(["gpu: not looked at: cold start, cross-instance hits and integrity: probes = false"])
+    assert not list(run_folder(project).rglob("probes.json"))
+
+
+def length(text: Message) -> int:
+    """Return the number of words after the opener."""
+    return len(text.text.split()) - 1
+
+
+def test_sentinels_are_the_same_in_every_run() -> None:
+    """Leftovers of an earlier run must be hit: texts follow from nothing but server and length, and differ at once."""
+    a, b = (sentinels(Words(9000), ("vllm-0", "vllm-1"), chunk_tokens=128) for _ in range(2))
+    assert a == b
+    assert a[0].message.text.split()[1:9] != a[1].message.text.split()[1:9]
+
+
+@pytest.mark.parametrize(
+    ("most", "chunk", "words"), [(9000, 128, 1025), (700, 128, 572), (None, 16, 129), (5000, 9000, 512)]
+)
+def test_sentinels_fit_the_model(most: int | None, chunk: int, words: int) -> None:
+    """A sentinel has eight chunks and a token, or what the model takes; where no chunk fits, a short prompt does."""
+    (one,) = sentinels(Words(most), ("vllm-0",), chunk_tokens=chunk)
+    assert length(one.message) == words
+
+
+def test_a_salt_reaches_requests_in_the_words_of_each_mode() -> None:
+    """Where the storage is not the run's own, requests carry a salt of fixed length: vLLM's, or LMCache's tag."""
+    salts = [salt_of(run_id) for run_id in ("a", "a-much-longer-run-id")]
+    assert [len(salt) for salt in salts] == [16, 16]
+    assert salts[0] != salts[1]
+    plan = TierPlan(label="x", salt=salts[0])
+    assert plan.request_fields(in_process=False) == {"cache_salt": salts[0]}
+    assert plan.request_fields(in_process=True) == {"kv_transfer_params": {"lmcache.tag.run": salts[0]}}
+    assert TierPlan(label="x").request_fields(in_process=False) == {}
