@@ -163,8 +163,7 @@ def killed(folder: Path, run_id: str, host: str) -> None:
 def test_containers_of_a_killed_run_are_removed(daemon: StubDocker, socket_of_daemon: str, tmp_path: Path) -> None:
     """The next run removes exactly those with the dead run's label."""
     for run_id in ("dead", "other"):
-        asked = {"name": run_id, "labels": {containers.LABEL: run_id}}
-        daemon.create(**asked)
+        daemon.create(name=run_id, labels={containers.LABEL: run_id})
     killed(tmp_path, "dead", socket_of_daemon)
     said: list[str] = []
     journal.clean_up_after_the_dead(tmp_path, said.append)
