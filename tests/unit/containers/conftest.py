@@ -13,11 +13,15 @@ from tests.stubs.docker import StubDocker, image_path
 
 
 @pytest.fixture
-def daemon(tmp_path: Path, stub_engine: Path, socket_of_daemon: str, monkeypatch: pytest.MonkeyPatch) -> StubDocker:
+def daemon(
+    tmp_path: Path, stub_engine: Path, socket_of_daemon: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[StubDocker]:
     """A daemon that has the image `kv:1`, with stub programs."""
     stub = StubDocker({"kv:1": "sha256:1"}, {"PATH": image_path(tmp_path / "image", stub_engine)})
     monkeypatch.setattr(docker, "DockerClient", stub)
-    return stub
+    yield stub
+    for left in list(stub.all):
+        left.remove(force=True, v=True)
 
 
 @pytest.fixture
