@@ -73,7 +73,10 @@ def render(
 
 
 def _contained(component: Component, engine: ImageEngine, profile: Profile, plan: ServingPlan) -> Component:
-    """Return a component whose command is the `docker run` of what a run starts, output and secrets apart."""
+    """Return a component whose command is the `docker run` of what a run starts.
+
+    A run takes output to a log, and secrets from a file that `docker inspect` does not show.
+    """
     if engine.is_local(component.argv[0]):
         return component
     mounts = [same_path(path, writable=True) for path in (_SCRATCH, *plan.tier.folders)]
@@ -90,7 +93,8 @@ def _contained(component: Component, engine: ImageEngine, profile: Profile, plan
         labels={containers.LABEL: _RUN},
         gpus=profile.gpus_per_server > 0,
     )
-    return replace(component, argv=replace(container, image=engine.reference).run_argv(), env={})
+    shown = replace(container, image=engine.reference, argv=component.argv)
+    return replace(component, argv=shown.run_argv(sorted(component.secret_env)), env={})
 
 
 def _is_folder(profile: Profile) -> bool:

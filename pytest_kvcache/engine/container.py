@@ -111,8 +111,12 @@ class Container:
             "security_opt": ["no-new-privileges"],
         }
 
-    def run_argv(self) -> tuple[str, ...]:
-        """Return the `docker run` that starts the same in the foreground, and removes it afterwards."""
+    def run_argv(self, inherits: Sequence[str] = ()) -> tuple[str, ...]:
+        """Return the `docker run` that starts the same in the foreground, and removes it afterwards.
+
+        Args:
+            inherits: Variables that it takes from the environment of whoever runs it.
+        """
         words = ["docker", "run", "--rm", "--network", "host", "--ipc", "host", "--pid", "host", "--userns", "host"]
         words += ["--user", _user(), "--cpuset-cpus", _cpus(), "--cap-drop", "ALL"]
         words += ["--security-opt", "no-new-privileges"]
@@ -122,7 +126,7 @@ class Container:
             "--label": [f"{key}={value}" for key, value in self.labels.items()],
             "--volume": [str(mount) for mount in self.mounts],
             "--workdir": [str(self.workdir)] if self.workdir else [],
-            "--env": [f"{key}={value}" for key, value in self.env.items()],
+            "--env": [*(f"{key}={value}" for key, value in self.env.items()), *inherits],
         }
         words += [word for flag, values in options.items() for value in values for word in (flag, value)]
         return (*words, "--entrypoint", self.argv[0], self.image, *self.argv[1:])

@@ -14,7 +14,7 @@ from pytest_kvcache.probes import answers
 from pytest_kvcache.probes.answers import Answer
 from pytest_kvcache.probes.sentinels import ANSWER_TOKENS, Sentinel
 from pytest_kvcache.proof.ledger import Tokens, build_ledger
-from pytest_kvcache.proof.moved import moved
+from pytest_kvcache.proof.moved import Moved, moved
 from pytest_kvcache.proof.moved import under_way as stores_under_way
 from pytest_kvcache.proof.readings import Counters, growth, total
 from pytest_kvcache.telemetry.prometheus import scrape
@@ -149,7 +149,7 @@ class PairClient:
                     f"of {stored_chunks} chunks that it computed {done.l2_stored:.0f} are in the shared storage "
                     f"({done.l2_sent:.0f} were handed to it)",
                     where=f"{server}'s LMCache",
-                    todo="wrong bucket or path, no right to write, no space, or no connector: its log says which",
+                    todo=_why_unstored(done),
                 )
             return f"{stored_chunks - done.l2_stored:.0f} chunks are still to be stored"
 
@@ -220,6 +220,15 @@ class PairClient:
 
 def _beside(server: str) -> str:
     return server.replace("vllm", "lmcache", 1)
+
+
+def _why_unstored(done: Moved) -> str:
+    """Return the likely cause why a prompt's chunks are not in the shared storage."""
+    if done.l2_sent:
+        return "wrong bucket or path, no right to write, or no space: its log says which"
+    if done.l1_stored:
+        return "it has no L2 adapter: look at its --l2-adapter in run.json"
+    return "vLLM gave it nothing: the connector is not loaded or does nothing, look at --kv-transfer-config in run.json"
 
 
 def _until_nothing(what: Callable[[], str], server: str, todo: str) -> None:

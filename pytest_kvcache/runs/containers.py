@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,7 @@ def daemon(host: str) -> Iterator[DockerClient]:
     Raises:
         ConfigError: It does not answer, or answers with an error while the client is used.
     """
+    _reach(host)
     import docker  # noqa: PLC0415 - heavy, and only where an image is used
     import requests  # noqa: PLC0415
 
@@ -48,32 +50,20 @@ def daemon(host: str) -> Iterator[DockerClient]:
         client = docker.DockerClient(base_url=host)
         yield client
     except (docker.errors.DockerException, requests.RequestException) as error:
-        raise ConfigError(f"docker: {reason(error)}", where=host, todo="" if client else _TODO) from None
+        said = getattr(error, "explanation", None) or error
+        raise ConfigError(f"docker: {' '.join(str(said).split())}", where=host) from None
     finally:
         if client is not None:
             client.close()
 
 
-def reason(error: BaseException) -> str:
-    """Return in one line what is wrong: the daemon's words, or the system's where it was not reached."""
-    said = getattr(error, "explanation", None)
-    if said:
-        return " ".join(str(said).split())
-    cause: BaseException | None = error
-    while cause is not None:
-        for each in (cause, *cause.args):
-            found = _system_error(each)
-            if found:
-                return f"the daemon does not answer: {found}"
-        cause = cause.__cause__ or cause.__context__
-    return " ".join(str(error).split())
-
-
-def _system_error(error: Any) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    inner = getattr(error, "args", ())
-    return next((found for each in inner if (found := _system_error(each))), "") if inner else ""
+def _reach(host: str) -> None:
+    """Connect once, for the system's plain words: the SDK's are an exception in an exception, and a leaked socket."""
+    try:
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.connect(host.removeprefix("unix://"))
+    except OSError as error:
+        raise ConfigError(f"docker: the daemon does not answer: {error.strerror}", where=host, todo=_TODO) from None
 
 
 def remove(run_id: str, host: str) -> int:

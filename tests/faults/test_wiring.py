@@ -21,7 +21,9 @@ def test_the_connector_is_absent(project: Project, kvcache_home: Path, real_engi
     ended = run(project, kvcache_home, "--tier", "pnfs")
     print(ended.output)
     assert_invalid(
-        ended, "no prompt token came from the shared storage: LMCache was never asked", "--kv-transfer-config"
+        ended,
+        "(0 were handed to it); vLLM gave it nothing: the connector is not loaded or does nothing, look at --kv-trans",
+        "no prompt token came from the shared storage: LMCache was never asked",
     )
     assert (ended.rows("pnfs")["status"] == "ok").all()
 

@@ -86,7 +86,10 @@ def serve(project: Project, home: Path, tier: str) -> Served:
 
 
 def test_a_pair_on_s3(real_project: Project, kvcache_home: Path) -> None:
-    """A real pair on S3 answers every request, loads KV from the bucket, keeps to loopback and leaves nothing."""
+    """A real pair on S3 answers every request, loads KV from the bucket, keeps to loopback and leaves nothing.
+
+    What LMCache says that it moved is what the S3 server says.
+    """
     served = serve(real_project, kvcache_home, "s3")
     rows, load = served.rows, served.facts["load"]
     assert isinstance(load, dict)
@@ -107,6 +110,12 @@ def test_a_pair_on_s3(real_project: Project, kvcache_home: Path) -> None:
     )
     assert loaded > 3000
     assert external > 3000
+    # The S3 server's own account is LMCache's.
+    proof = served.facts["proof"]
+    assert isinstance(proof, dict)
+    told = proof["storage"]["figures"], proof["storage"]["claimed_bytes"]
+    assert told[0]["served_bytes"] == pytest.approx(told[1]["stored"] + told[1]["loaded"], rel=0.02)
+    assert 0 < told[1]["least"] <= told[0]["file_bytes"] <= told[1]["most"]
     assert served.listening == {"127.0.0.1"}
     assert served.left == NOTHING
     assert served.segments

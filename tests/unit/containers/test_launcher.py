@@ -84,9 +84,14 @@ def test_exit_codes(launcher: DockerLauncher, tmp_path: Path) -> None:
 
 
 def test_a_stop_leaves_nothing(
-    launcher: DockerLauncher, daemon: StubDocker, session: RunSession, tmp_path: Path
+    launcher: DockerLauncher,
+    daemon: StubDocker,
+    session: RunSession,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """All processes of a container end with it, and it is removed; the journal names none of them any more."""
+    monkeypatch.setattr("pytest_kvcache.runs.session.GRACE_S", 0.3)
     family = Component("f", ("sh", "-c", "sleep 61 & sleep 62 & wait"), "servers")
     handles = [launcher.start(SLEEP, tmp_path), launcher.start(family, tmp_path)]
     deadline = time.monotonic() + 10
@@ -127,19 +132,23 @@ def test_a_daemon_that_refuses(session: RunSession, daemon: StubDocker, tmp_path
 
 
 def test_the_journal_knows_before_a_container_is_made(
-    launcher: DockerLauncher, session: RunSession, kvcache_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    launcher: DockerLauncher,
+    session: RunSession,
+    socket_of_daemon: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """When the daemon is first asked for a container, the record on disk has it already."""
     seen: list[str] = []
 
     def create(*_: object, **__: object) -> None:
-        seen.append(json.loads((kvcache_home / "journal" / f"{session.id}.json").read_text())["docker"])
+        seen.append(json.loads((session.home / "journal" / f"{session.id}.json").read_text())["docker"])
         raise KeyboardInterrupt
 
     monkeypatch.setattr(StubDocker, "create", create)
     with pytest.raises(KeyboardInterrupt):
         launcher.start(SLEEP, tmp_path)
-    assert seen == ["unix:///var/run/docker.sock"]
+    assert seen == [socket_of_daemon]
 
 
 def killed(folder: Path, run_id: str, host: str) -> None:
@@ -151,11 +160,11 @@ def killed(folder: Path, run_id: str, host: str) -> None:
     subprocess.run([sys.executable, "-c", code, str(folder), run_id, host], check=False)
 
 
-def test_containers_of_a_killed_run_are_removed(daemon: StubDocker, tmp_path: Path) -> None:
+def test_containers_of_a_killed_run_are_removed(daemon: StubDocker, socket_of_daemon: str, tmp_path: Path) -> None:
     """The next run removes exactly those with the dead run's label."""
     for run_id in ("dead", "other"):
         daemon.create(name=run_id, labels={containers.LABEL: run_id})
-    killed(tmp_path, "dead", "unix:///x.sock")
+    killed(tmp_path, "dead", socket_of_daemon)
     said: list[str] = []
     journal.clean_up_after_the_dead(tmp_path, said.append)
     assert [each.id for each in daemon.all] == ["other"]
@@ -165,7 +174,7 @@ def test_containers_of_a_killed_run_are_removed(daemon: StubDocker, tmp_path: Pa
     assert list(tmp_path.glob("dead*")) == []
 
 
-def test_a_daemon_that_is_gone_is_asked_again(daemon: StubDocker, tmp_path: Path) -> None:
+def test_a_daemon_that_is_gone_is_asked_again(daemon: StubDocker, socket_of_daemon: str, tmp_path: Path) -> None:
     """Without the daemon the journal stays, says so, and the run after next cleans up."""
     daemon.create(name="dead", labels={containers.LABEL: "dead"})
     killed(tmp_path, "dead", "unix:///nowhere.sock")
@@ -173,7 +182,7 @@ def test_a_daemon_that_is_gone_is_asked_again(daemon: StubDocker, tmp_path: Path
     journal.clean_up_after_the_dead(tmp_path, said.append)
     assert "containers of run dead may be left" in said[0]
     record = tmp_path / "dead.json"
-    record.write_text(record.read_text().replace("nowhere.sock", "x.sock"))
+    record.write_text(record.read_text().replace("unix:///nowhere.sock", socket_of_daemon))
     journal.clean_up_after_the_dead(tmp_path, said.append)
     assert daemon.all == []
     assert not record.exists()

@@ -97,7 +97,8 @@ def test_render_prints_docker_run() -> None:
     script = render(QWEN, CATALOGUE.tiers["s3"], ENGINE, KEYS, as_json=False).replace(" \\\n    ", " ")
     assert "docker run --rm " in script
     assert "--gpus all" in script
-    assert "kv:1 -c" in script
+    assert "--env AWS_SECRET_ACCESS_KEY --entrypoint" in script
+    assert "--entrypoint /usr/local/bin/vllm kv:1 serve Qwen/Qwen3-8B" in script
     assert "\n/here/rclone serve s3" in script
     assert "SECRET" not in script.replace("AWS_SECRET_ACCESS_KEY", "")
     pnfs = render(TINY, CATALOGUE.tiers["pnfs"], ENGINE, KEYS, as_json=False)

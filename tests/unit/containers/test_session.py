@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
-from tests.stubs.docker import image_path
+from pytest_kvcache.campaign.side import Side
+from pytest_kvcache.engine.named import engine_named
+from tests.stubs.docker import StubDocker, image_path
 from tests.stubs.engine import toml
 from tests.unit.test_ending import NOTHING, traces
 from tests.unit.test_session import Project, configure, run, run_folder
+from tests.unit.test_tiers import CATALOGUE, TINY
 
 CONFTEST = """
 import docker, sys
@@ -25,9 +29,8 @@ def pytest_unconfigure():
 
 
 @pytest.fixture
-def image_project(project: Project, stub_engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+def image_project(project: Project, stub_engine: Path, socket_of_daemon: str, tmp_path: Path) -> Project:
     """A project whose daemon has the image `kv:1` of stub programs."""
-    monkeypatch.delenv("DOCKER_HOST", raising=False)
     root = str(Path(__file__).parents[3])
     project.makeconftest(CONFTEST.format(root=root, path=image_path(tmp_path / "image", stub_engine)))
     configure(project, toml())
@@ -49,19 +52,17 @@ def test_a_session_in_containers(image_project: Project, kvcache_home: Path) -> 
     assert {path.name for path in folder.iterdir()} >= {"vllm-0.log", "lmcache-1.log", "s3.log", "router.log"}
 
 
-def test_a_folder_against_an_image(image_project: Project, stub_engine: Path) -> None:
-    """An A/B of a folder and an image runs, and says which side is what and how it runs."""
-    result = run(image_project, "--tier", "gpu", "--kv-against=image:kv:1", "--kv-boots=2")
-    result.stdout.fnmatch_lines(
-        ["*A is /*/stub (process): *vllm 0.stub*", "*B is image:kv:1 (docker): *image sha256:1*"]
-    )
-    assert "B against A, context 50, after 2 pairs" in result.stdout.str()
+def test_two_sides_say_what_they_are(daemon: StubDocker, stub_engine: Path) -> None:
+    """In an A/B of a folder and an image each is named with how it runs and what is in it."""
+    folder = Side("A", engine_named(str(stub_engine)), TINY, CATALOGUE.tiers["cpu"])
+    image = Side("B", engine_named("image:kv:1"), TINY, CATALOGUE.tiers["cpu"])
+    assert str(folder) == f"{stub_engine} (process): python 3.11.0, vllm 0.stub, lmcache 0.stub, vllm-router 0.stub"
+    assert re.fullmatch(r"image:kv:1 \(docker\): python [\d.]+, vllm 0.stub, image sha256:1", str(image))
 
 
-@pytest.mark.parametrize("option", ["--kv-engine", "--kv-against"])
-def test_an_image_that_is_not_here_is_a_usage_error(image_project: Project, option: str) -> None:
-    """It is said before anything is collected, and no container was asked for."""
-    result = run(image_project, "--tier", "gpu", f"{option}=image:kv:2")
+def test_an_image_that_is_not_here_is_a_usage_error(image_project: Project) -> None:
+    """It is said before anything is collected or booted."""
+    result = run(image_project, "--tier", "gpu", "--kv-against=image:kv:2")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["*image:kv:2: no such image on this machine*", "*docker pull kv:2*"])
 

@@ -13,6 +13,8 @@ from pytest_kvcache.probes.client import PairClient, ProbeError
 
 Says = Callable[[str, int], str]
 
+L1_STORED = "lmcache_mp_l1_write_chunks_total"
+
 
 @pytest.fixture
 def says() -> Iterator[Callable[[Says], PairClient]]:
@@ -105,15 +107,22 @@ def test_a_drain_waits_for_stores(says: Callable[[Says], PairClient]) -> None:
 
 def test_a_drain_ends_at_once_where_stores_fail(says: Callable[[Says], PairClient]) -> None:
     """A store that ended without its chunks is told at once, with how many were handed over."""
-    with pytest.raises(ProbeError, match=r"of 8 chunks that it computed 0 are in the shared storage \(8 were handed"):
+    with pytest.raises(ProbeError, match=r"of 8 chunks .* 0 are in the shared storage \(8 were handed") as told:
         says(lambda *_: stores(1, 1, 0)).drain("vllm-0", stored_chunks=8)
+    assert told.value.todo.startswith("wrong bucket")
 
 
-def test_a_drain_without_a_connector(says: Callable[[Says], PairClient], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where nothing is ever stored, waiting ends after a grace."""
+@pytest.mark.parametrize(
+    ("in_l1", "says_what"), [("", "the connector is not loaded"), (f"{L1_STORED} 8\n", "it has no L2 adapter")]
+)
+def test_a_drain_without_a_store(
+    says: Callable[[Says], PairClient], monkeypatch: pytest.MonkeyPatch, in_l1: str, says_what: str
+) -> None:
+    """Where nothing is ever stored, waiting ends after a grace, and says what is missing: connector or adapter."""
     monkeypatch.setattr(client, "_GRACE_S", 0.1)
-    with pytest.raises(ProbeError, match=r"\(0 were handed to it\)"):
-        says(lambda *_: stores(0, 0, 0)).drain("vllm-0", stored_chunks=8)
+    with pytest.raises(ProbeError, match=r"\(0 were handed to it\)") as told:
+        says(lambda *_: stores(0, 0, 0) + in_l1).drain("vllm-0", stored_chunks=8)
+    assert says_what in told.value.todo
 
 
 def test_a_server_that_is_gone() -> None:
