@@ -69,7 +69,8 @@ _HINTS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
             "the S3 service answers and refuses: check that the keys are still valid, may write, and that the bucket "
             "is there (`pytest-kvcache doctor --tier NAME` says which)",
         ),
-        (r"died unexpectedly \(exit code: -9\)", KILLED),
+        # As a cause only: a worker that failed has said why before.
+        (r"^Worker proc \S+ died unexpectedly", KILLED),
         (r"No space left on device|Disk quota exceeded", "free space in the tier's storage, or raise the quota"),
         (r"Read-only file system", "the tier's file system is read-only, or has become so: `dmesg` says why"),
     )

@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,9 +40,11 @@ def wrong_bucket(argv: list[str]) -> list[str]:
     return [word.replace('"s3_endpoint":"127.0.0.1:', '"s3_endpoint":"localhost:') for word in argv]
 
 
-def kept_folder(argv: list[str]) -> list[str]:
-    """Return LMCache's command line with one folder for all boots beside that of the boot."""
-    return [re.sub(r'"base_path":"(.*)/[^/"]+"', r'"base_path":"\1/../kept"', word) for word in argv]
+def leftovers(argv: list[str], kept: str) -> list[str]:
+    """Return LMCache's command line as it is, once its folder has what another run left (`kept`)."""
+    adapter = json.loads(argv[argv.index("--l2-adapter") + 1])
+    shutil.copytree(kept, adapter["base_path"], dirs_exist_ok=True)
+    return argv
 
 
 def supervise(argv: list[str], *, keys: str = "") -> int:
@@ -70,12 +73,13 @@ def supervise(argv: list[str], *, keys: str = "") -> int:
 
 
 def main(fault: str, argv: list[str]) -> int:
-    """Be a program with a fault."""
-    if fault == "restarts":
-        return supervise(argv)
-    if fault == "loses-its-keys":
+    """Be a program with a fault; what it must know stands behind a colon."""
+    name, _, value = fault.partition(":")
+    if name == "loses-its-keys":
         return supervise(argv, keys='"others,others"')
-    change = {"one-server": one_server, "wrong-bucket": wrong_bucket, "kept-folder": kept_folder}[fault]
+    if name == "leftovers":
+        return supervise(leftovers(argv, value))
+    change = {"one-server": one_server, "wrong-bucket": wrong_bucket, "restarts": list[str]}[name]
     return supervise(change(argv))
 
 

@@ -111,14 +111,18 @@ def run(
 
 def wait_for_requests(session: Session) -> None:
     """Wait until the clock of the run has started and some rounds are over."""
-    # The load process forks those that send when counters were read and the clock is about to start.
-    session.wait_for(lambda: len(_load_processes(session)) > 1 or session.process.poll() is not None, PATIENCE_S)
-    assert session.process.poll() is None, session.out.read_text()
-    time.sleep(INTO_THE_RUN_S)
+    before: set[int] = set()
+    # The load process forks those that send when counters were read and the clock is about to start. A fork that is
+    # gone soon was that of a program that it asked something.
+    while len(before & _load_processes(session)) < 2:
+        session.wait_for(lambda: len(_load_processes(session)) > 1 or session.process.poll() is not None, PATIENCE_S)
+        assert session.process.poll() is None, session.out.read_text()
+        before = _load_processes(session)
+        time.sleep(INTO_THE_RUN_S)
 
 
-def _load_processes(session: Session) -> list[psutil.Process]:
-    return [p for p in ours(session.path) if os.readlink(f"/proc/{p.pid}/fd/1").endswith("load.log")]  # noqa: PTH115
+def _load_processes(session: Session) -> set[int]:
+    return {p.pid for p in component(session, "load")}
 
 
 def component(session: Session, name: str) -> list[psutil.Process]:

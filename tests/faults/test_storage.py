@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -153,18 +154,31 @@ def cached_share(ended: Ended, tier: str) -> float:
 
 def test_leftovers_of_an_earlier_run(project: Project, kvcache_home: Path, real_engine: Path, tmp_path: Path) -> None:
     """Where the storage still has what another run stored, the run is invalid and becomes no baseline."""
-    prepare(project, shim(tmp_path / "engine", real_engine, "lmcache", "kept-folder"))
+    kept = tmp_path / "kept"
+    prepare(project, real_engine)
     args = ("--tier", "pnfs", "--record-baselines", "--kv-boots", "1")
-    first = run(project, kvcache_home, *args)
+
+    def keep(_session: Session) -> None:
+        (folder,) = (kvcache_home / "storage").iterdir()
+        shutil.copytree(folder, kept, ignore=shutil.ignore_patterns("*.tmp"))
+
+    first = run(project, kvcache_home, *args, breaks=keep)
     assert first.code == 0, first.output
     (cell,) = (project.path / "baselines").rglob("*.json")
     before = cell.read_bytes()
-    again = run(project, kvcache_home, *args)
+    again = run(
+        project,
+        kvcache_home,
+        *args,
+        f"--kv-engine={shim(tmp_path / 'engine', real_engine, 'lmcache', f'leftovers:{kept}')}",
+    )
     print(again.output)
     assert_invalid(
         again,
-        "after 1 boot: invalid: warm start: vllm-0 had",
-        "the storage held what an earlier run left; empty it, or give the tier one of its own",
+        "after 1 boot: invalid: warm start: ",
+        "files are in the storage before the first request",
+        "warm start: vllm-0 had",
+        "empty it, or give the tier one of its own",
     )
     assert cached_share(again, "pnfs") > cached_share(first, "pnfs")
     assert cell.read_bytes() == before

@@ -31,6 +31,11 @@ encountered an issue. See stack trace (above) for the root cause.
 RuntimeError: Executor failed.
 """
 
+WORKER_FAILED = (
+    "(Worker pid=9) ERROR 11-24 04:25:32 [w.py:1] ValueError: of its own\n(EngineCore pid=7) ERROR 11-24 04:25:35 "
+    "[multiproc_executor.py:315] Worker proc VllmWorker-0 died unexpectedly (exit code: 1), shutting down executor.\n"
+)
+
 
 @pytest.mark.parametrize(
     ("log", "cause", "hint"),
@@ -74,6 +79,7 @@ RuntimeError: Executor failed.
             'lmcache_mode = "mp"',
         ),
         (WORKER_KILLED, "Worker proc VllmWorker-0 died unexpectedly (exit code: -9)", "OOM killer"),
+        (WORKER_FAILED, "ValueError: of its own", ""),
         ("all is well\nthe last line\n\n", "the last line", ""),
         ("", "", ""),
     ],
@@ -87,6 +93,7 @@ RuntimeError: Executor failed.
         "rclone",
         "connector",
         "worker",
+        "failed-worker",
         "unknown",
         "empty",
     ],
