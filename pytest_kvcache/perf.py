@@ -143,6 +143,16 @@ class MultiRoundQa:
             # Every test of these cells fails with it; none of them boots again.
             for context in contexts:
                 state.results[tier.name, context] = error
+        except Exception as error:
+            # One of our own faults: the first test shows it whole, the others say so; again, none of them boots again.
+            told = RunError(
+                f"the measurement ended with {type(error).__name__}: {error}",
+                where=f"tier {tier.name}",
+                todo="the first failed test of this tier has the traceback; please report it",
+            )
+            for context in contexts:
+                state.results[tier.name, context] = told
+            raise
 
 
 @dataclass(frozen=True)

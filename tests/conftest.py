@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 # pytester forgets the modules that a test imported first, and pyarrow's extension types cannot be registered twice.
@@ -10,6 +11,7 @@ import pytest
 
 from pytest_kvcache.engine import setup
 from pytest_kvcache.home import home
+from tests.projects import Session
 from tests.stubs.engine import make_engine
 
 # Taken when this file is imported: later, a test may have moved the plugin's home for its own purposes.
@@ -42,7 +44,7 @@ def real_engine() -> Path:
 @pytest.fixture
 def project(
     pytester: pytest.Pytester, kvcache_home: Path, stub_engine: Path, monkeypatch: pytest.MonkeyPatch
-) -> pytest.Pytester:
+) -> Iterator[pytest.Pytester]:
     """A user's project with the perf test from this repository, whose engine is a stub."""
     # A session that a distributed test starts is none itself; and whether CI is set is each test's own matter.
     for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "PYTEST_XDIST_TESTRUNUID", "CI"):
@@ -57,4 +59,5 @@ def project(
         kv_profile = "stub"
         """
     )
-    return pytester
+    yield pytester
+    Session.end_all()

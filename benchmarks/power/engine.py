@@ -51,7 +51,7 @@ def session(folder: Path, engine: Path, tier: str, *more: str) -> list[dict[str,
     done = subprocess.run([*argv, "test_multi_round_qa.py"], cwd=folder, capture_output=True, text=True, check=False)
     (folder / "last.txt").write_text(done.stdout + done.stderr, encoding="utf-8")
     minutes = (time.monotonic() - started) / 60
-    lines = []
+    lines: list[dict[str, object]] = []
     for case in ET.parse(report).getroot().iter("testcase"):  # noqa: S314 - written by our own pytest
         found = {p.get("name", ""): p.get("value", "") for p in case.iter("property")}
         lines.append({"test": case.get("name"), "minutes": round(minutes, 2), **found})

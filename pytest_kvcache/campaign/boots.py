@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
-from pytest_kvcache.campaign.looks import Looks
+from pytest_kvcache.campaign.looks import Looks, worth
 from pytest_kvcache.campaign.side import Side
 from pytest_kvcache.load import runner
 from pytest_kvcache.load.plan import LoadPlan
@@ -124,7 +124,7 @@ def measure(
             for length in contexts:
                 probed = looks.look()
                 plan = _plan(side, pair, folder / f"context-{length}", length, stop.get(length))
-                result.runs[length] = _run(side, state, pair, plan, probed)
+                result.runs[length] = _run(side, state, pair, worth(plan, probed), probed)
     finally:
         result.minutes = (time.monotonic() - started) / 60
         state.engine_minutes += result.minutes

@@ -5,11 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from pytest_kvcache.campaign.side import Side
+from pytest_kvcache.load.plan import LoadPlan
 from pytest_kvcache.probes.client import PairClient
 from pytest_kvcache.probes.judge import Rules
 from pytest_kvcache.probes.probe import Probed, Probes
 from pytest_kvcache.runs.files import write_json
 from pytest_kvcache.serving.pair import ServingPair
+
+#: A load that no verdict may rest on runs this long at most: its counters tell where the KV went wrong.
+FAULTY_LOAD_S = 60.0
 
 
 class Looks:
@@ -55,3 +59,11 @@ class Looks:
         write_json(self._facts, self._found.facts())
         self._pair.check_alive()
         return self._found
+
+
+def worth(plan: LoadPlan, probed: Probed) -> LoadPlan:
+    """Return the load that is worth its time: a short one where probes have found the run invalid already."""
+    if not probed.faults or plan.workload.duration_s <= FAULTY_LOAD_S:
+        return plan
+    workload = plan.workload.model_copy(update={"duration_s": FAULTY_LOAD_S})
+    return plan.model_copy(update={"workload": workload})

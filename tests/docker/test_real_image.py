@@ -18,8 +18,7 @@ import pytest
 from pytest_kvcache.runs import containers
 from tests.docker.conftest import Image
 from tests.integration.test_real_pair import SHORT, shm_of
-from tests.unit.test_ending import NOTHING, Session, ours, traces
-from tests.unit.test_session import Project, configure, run_folder
+from tests.projects import NOTHING, Project, Session, configure, ours, run_folder, traces
 
 pytestmark = pytest.mark.engine
 

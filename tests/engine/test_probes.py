@@ -28,7 +28,7 @@ from pytest_kvcache.runs.ports import free_ports
 from pytest_kvcache.serving.objectstore import LOCAL_BUCKET, rclone_server
 from pytest_kvcache.serving.offload import TierPlan
 from pytest_kvcache.state import PerfState
-from tests.unit.test_session import Project, configure, run, run_folder
+from tests.projects import Project, configure, run, run_folder
 
 pytestmark = pytest.mark.engine
 

@@ -79,7 +79,9 @@ def main(fault: str, argv: list[str]) -> int:
         return supervise(argv, keys='"others,others"')
     if name == "leftovers":
         return supervise(leftovers(argv, value))
-    change = {"one-server": one_server, "wrong-bucket": wrong_bucket, "restarts": list[str]}[name]
+    if name == "restarts":
+        return supervise(argv)
+    change = {"one-server": one_server, "wrong-bucket": wrong_bucket}[name]
     return supervise(change(argv))
 
 

@@ -13,8 +13,7 @@ from pathlib import Path
 import pandas as pd
 import psutil
 
-from tests.unit.test_ending import NOTHING, Session, ours, traces
-from tests.unit.test_session import Project, configure, run_folder
+from tests.projects import NOTHING, Project, Session, configure, ours, run_folder, traces
 
 #: cpu-tiny at one length, for 16 s; requests that hang fail within the test's patience.
 PROFILE = """

@@ -8,8 +8,7 @@ import psutil
 import pytest
 
 from tests.faults.sessions import assert_no_secret, assert_refused, component, prepare, run
-from tests.unit.test_ending import Session
-from tests.unit.test_session import Project
+from tests.projects import Project, Session
 
 pytestmark = pytest.mark.engine
 

@@ -9,8 +9,7 @@ import pytest
 
 from benchmarks.power.overlay import make
 from tests.faults.sessions import prepare, run
-from tests.unit.test_ending import NOTHING
-from tests.unit.test_session import Project
+from tests.projects import NOTHING, Project
 
 pytestmark = pytest.mark.engine
 

@@ -14,8 +14,7 @@ import pytest
 from tests.faults.programs import AGAIN, shim
 from tests.faults.sessions import Ended, assert_invalid, assert_no_secret, assert_refused, component, prepare, run
 from tests.faults.test_ended import keys_of
-from tests.unit.test_ending import Session
-from tests.unit.test_session import Project
+from tests.projects import Project, Session
 
 pytestmark = pytest.mark.engine
 

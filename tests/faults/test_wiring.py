@@ -9,8 +9,7 @@ import pytest
 from benchmarks.power.overlay import make
 from tests.faults.programs import AGAIN, shim
 from tests.faults.sessions import assert_invalid, component, prepare, run
-from tests.unit.test_ending import Session
-from tests.unit.test_session import Project
+from tests.projects import Project, Session
 
 pytestmark = pytest.mark.engine
 

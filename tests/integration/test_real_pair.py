@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import signal
@@ -14,8 +15,7 @@ import psutil
 import pytest
 
 from pytest_kvcache.runs import processes
-from tests.unit.test_ending import NOTHING, Session, ours, traces
-from tests.unit.test_session import Project, configure, run_folder
+from tests.projects import NOTHING, Project, Session, configure, ours, run_folder, traces
 
 pytestmark = pytest.mark.engine
 
@@ -60,7 +60,7 @@ def shm_of(project: Project) -> list[Path]:
 
     Semaphores are taken from the folder and not from the plugin's own search, which is what is being tested.
     """
-    oldest = min(p.create_time() for p in ours(project.path))
+    oldest = min((p.create_time() for p in ours(project.path)), default=math.inf)
     semaphores = [p for p in Path("/dev/shm").glob("sem.mp-*") if p.stat().st_ctime >= oldest]
     return [*semaphores, *(Path(name) for name in processes.shared_memory(ours(project.path)))]
 
@@ -142,7 +142,7 @@ def test_a_real_boot_that_is_interrupted(real_project: Project, kvcache_home: Pa
     """Interrupted while vLLM's and LMCache's processes are starting, a session leaves none of them."""
     session = Session(real_project, "--tier", "pnfs")
     session.wait_for(lambda: len(ours(real_project.path)) >= 6, timeout_s=60)
-    session.wait_for(lambda: bool(list(Path("/dev/shm").glob("sem.mp-*"))), timeout_s=60)
+    session.wait_for(lambda: any(p.name.startswith("sem.") for p in shm_of(real_project)), timeout_s=60)
     segments = shm_of(real_project)
     assert session.end(signal.SIGINT) != 0
     assert traces(real_project.path, kvcache_home) == NOTHING
@@ -152,7 +152,7 @@ def test_a_real_boot_that_is_interrupted(real_project: Project, kvcache_home: Pa
 def test_a_killed_real_run_is_cleaned_up_after(real_project: Project, kvcache_home: Path) -> None:
     """After kill -9 in the middle of a real boot, the next run ends what is left."""
     session = Session(real_project, "--tier", "cpu")
-    session.wait_for(lambda: bool(list(Path("/dev/shm").glob("sem.mp-*"))), timeout_s=60)
+    session.wait_for(lambda: any(p.name.startswith("sem.") for p in shm_of(real_project)), timeout_s=60)
     segments = shm_of(real_project)
     session.end(signal.SIGKILL)
     left = ours(real_project.path)

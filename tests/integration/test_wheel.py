@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.projects import Project, configure
 from tests.stubs.engine import toml
-from tests.unit.test_session import Project, configure
 
 ROOT = Path(__file__).parents[2]
 

@@ -2,98 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import psutil
 import pytest
 
+from tests.projects import END_S, NOTHING, Project, Session, configure, ours, run, run_folder, traces
 from tests.stubs.engine import toml
-from tests.unit.test_session import Project, configure, run, run_folder
-
-#: A clean end may take this long; the requirement is 10 s.
-END_S = 10
-
-
-class Session:
-    """A pytest session in the background.
-
-    Args:
-        project: Where it runs.
-        args: For pytest.
-    """
-
-    def __init__(self, project: Project, *args: str) -> None:
-        self.path = project.path
-        self.out = project.path / "session.out"
-        with self.out.open("wb") as out:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *args],
-                cwd=project.path,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                # A job in the background of a script inherits SIGINT as ignored; a person's terminal does not.
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
-            )
-
-    def wait_for(self, what: Callable[[], bool], timeout_s: float = 30) -> None:
-        """Wait until `what` holds."""
-        deadline = time.monotonic() + timeout_s
-        while not what():
-            assert time.monotonic() < deadline, self.out.read_text()
-            time.sleep(0.05)
-
-    def wait_for_boot(self) -> None:
-        """Wait until servers are starting."""
-        self.wait_for(lambda: len(ours(self.path)) >= 4)
-
-    def wait_for_load(self) -> None:
-        """Wait until requests are on their way."""
-        self.wait_for(lambda: bool(list(self.path.rglob("plan.json"))))
-        time.sleep(1.5)
-
-    def end(self, number: int) -> int:
-        """Send a signal and return the exit code, which must come in time."""
-        self.process.send_signal(number)
-        return self.process.wait(END_S)
-
-
-def ours(project: Path) -> list[psutil.Process]:
-    """Return the living processes whose output goes into the project's runs."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            target = os.readlink(f"/proc/{process.pid}/fd/1")  # noqa: PTH115 - the target may not exist
-        except OSError:
-            continue
-        if target.startswith(f"{project}/.kvcache") and process.status() != psutil.STATUS_ZOMBIE:
-            found.append(process)
-    return found
-
-
-def traces(project: Path, home: Path) -> dict[str, object]:
-    """Return everything that a run must not leave."""
-    ids = [p.name for p in (project / ".kvcache" / "runs").glob("*")] + [p.stem for p in home.glob("journal/*.json")]
-    pids = {p.pid for p in ours(project)}
-    listening = [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.pid in pids]
-    return {
-        "processes": [p.cmdline() for p in ours(project)],
-        "ports": [c.laddr for c in listening],
-        "scratch": [str(p) for i in ids for p in Path(tempfile.gettempdir()).glob(f"kvc-{i}*")],
-        "storage": [str(p) for p in home.glob("storage/*")],
-        "journal": [str(p) for p in home.glob("journal/*")],
-    }
-
-
-NOTHING: dict[str, object] = {"processes": [], "ports": [], "scratch": [], "storage": [], "journal": []}
 
 
 def shared_memory_of(session: Session) -> list[Path]:

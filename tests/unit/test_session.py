@@ -11,29 +11,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from pytest_kvcache.campaign import boots as booting
 from pytest_kvcache.verdict import rounds, shelf, store, update
 from pytest_kvcache.verdict.metrics import JUDGED
 from pytest_kvcache.verdict.procedure import Boot
+from tests.projects import Project, configure, run, run_folder
 from tests.stubs.engine import toml
 
 TIMES = ["intended_start_s", "actual_start_s", "first_token_s", "last_token_s"]
-
-Project = pytest.Pytester
-
-
-def configure(project: Project, text: str) -> None:
-    """Write the project's kvcache.toml."""
-    (project.path / "kvcache.toml").write_text(text, encoding="utf-8")
-
-
-def run(project: Project, *args: str) -> pytest.RunResult:
-    """Run pytest in a process of its own."""
-    return project.runpytest_subprocess("-p", "no:cacheprovider", *args)
-
-
-def run_folder(project: Project) -> Path:
-    """Return the folder of the latest run."""
-    return max((project.path / ".kvcache" / "runs").iterdir())
 
 
 def test_without_perf_nothing_runs(project: Project) -> None:
@@ -70,6 +55,23 @@ def pad(project: Project, *, faster: float = 1.0) -> None:
             figures["ttft_session_s"] /= faster
             data["boots"].append({**boot, "figures": figures})
         path.write_text(json.dumps(data))
+
+
+def test_a_fault_of_the_plugin_is_shown_once(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error that nobody foresaw keeps its traceback in one test; the others of the tier name it and boot nothing."""
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("of its own")
+
+    monkeypatch.setattr(booting, "worth", fail)
+    configure(project, toml())
+    args = ("-p", "no:cacheprovider", "-p", "no:benchmark", "--tier", "gpu", "--record-baselines")
+    result = project.runpytest_inprocess(*args)
+    result.assert_outcomes(failed=3)
+    output = result.stdout.str()
+    assert output.count("servers ready") == 1
+    assert output.count('raise ZeroDivisionError("of its own")') == 1
+    assert output.count("tier gpu: the measurement ended with ZeroDivisionError: of its own") >= 2
 
 
 def test_missing_baseline_fails(project: Project) -> None:

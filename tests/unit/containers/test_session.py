@@ -10,10 +10,9 @@ import pytest
 
 from pytest_kvcache.campaign.side import Side
 from pytest_kvcache.engine.named import engine_named
+from tests.projects import NOTHING, Project, configure, run, run_folder, traces
 from tests.stubs.docker import StubDocker, image_path
 from tests.stubs.engine import toml
-from tests.unit.test_ending import NOTHING, traces
-from tests.unit.test_session import Project, configure, run, run_folder
 from tests.unit.test_tiers import CATALOGUE, TINY
 
 CONFTEST = """

@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
+from pytest_kvcache.campaign import looks
+from pytest_kvcache.load.plan import LoadPlan
 from pytest_kvcache.probes.judge import Rules
-from pytest_kvcache.probes.probe import Probes
+from pytest_kvcache.probes.probe import Probed, Probes
 from pytest_kvcache.probes.sentinels import sentinels
 from pytest_kvcache.proof.claims import Claim
 from pytest_kvcache.serving.offload import TierPlan, salt_of
+from pytest_kvcache.workload.multi_round import MultiRoundQa
 from pytest_kvcache.workload.script import Message
+from tests.projects import Project, configure, run, run_folder
 from tests.stubs.engine import toml
 from tests.unit.probes.fake import CHUNK, SERVERS, FakePair, Words
-from tests.unit.test_session import Project, configure, run, run_folder
 
 RULES = Rules(Claim.L2, CHUNK, 0.01)
 
@@ -49,6 +53,40 @@ def test_what_the_probes_find_makes_a_run_invalid(project: Project) -> None:
         ]
     )
     assert not list((project.path / "baselines").rglob("*.json"))
+
+
+def test_a_run_that_is_invalid_before_its_load_is_short(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the probes found ends the loads of the boot early; they still run, for what their counters tell."""
+    monkeypatch.setattr(looks, "FAULTY_LOAD_S", 1.0)
+    configure(project, toml(duration_s=50, vllm_args='"--stub-fail", "corrupt"'))
+    result = project.runpytest_inprocess("-p", "no:cacheprovider", "--tier", "gpu", "--record-baselines")
+    result.assert_outcomes(failed=3)
+    (plan,) = run_folder(project).rglob("plan.json")
+    assert json.loads(plan.read_text())["workload"]["duration_s"] == 1.0
+    assert len(pd.read_parquet(plan.parent / "requests.parquet")) > 0
+    result.stdout.fnmatch_lines(["*corrupted KV*"])
+
+
+@pytest.mark.parametrize(("faults", "duration_s", "kept_s"), [((), 120, 120), (("a",), 120, 60), (("a",), 24, 24)])
+def test_loads_are_short_only_where_they_prove_nothing(
+    tmp_path: Path, faults: tuple[str, ...], duration_s: float, kept_s: float
+) -> None:
+    """A sound boot gets its whole load, and no load becomes longer."""
+    workload = MultiRoundQa(
+        users=3, rounds=8, qps=1, shared_prompt_tokens=0, context_tokens=(50,), answer_tokens=1, duration_s=duration_s
+    )
+    plan = LoadPlan(
+        base_url="http://127.0.0.1:1/v1",
+        model="m",
+        workload=workload,
+        context_tokens=50,
+        tokenizer_url="http://127.0.0.1:1",
+        rows=tmp_path / "rows",
+        summary=tmp_path / "load",
+    )
+    kept = looks.worth(plan, Probed(faults))
+    assert kept.workload.duration_s == kept_s
+    assert kept.model_copy(update={"workload": workload}) == plan
 
 
 def test_stores_that_fail_are_told(tmp_path: Path) -> None:

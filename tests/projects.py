@@ -1,0 +1,123 @@
+"""A user's project in a test: its configuration, sessions in it, and what a session must not leave."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import ClassVar
+
+import psutil
+import pytest
+
+#: A clean end may take this long; the requirement is 10 s.
+END_S = 10
+
+Project = pytest.Pytester
+
+
+def configure(project: Project, text: str) -> None:
+    """Write the project's kvcache.toml."""
+    (project.path / "kvcache.toml").write_text(text, encoding="utf-8")
+
+
+def run(project: Project, *args: str) -> pytest.RunResult:
+    """Run pytest in a process of its own."""
+    return project.runpytest_subprocess("-p", "no:cacheprovider", *args)
+
+
+def run_folder(project: Project) -> Path:
+    """Return the folder of the latest run."""
+    return max((project.path / ".kvcache" / "runs").iterdir())
+
+
+class Session:
+    """A pytest session in the background.
+
+    Args:
+        project: Where it runs.
+        args: For pytest.
+    """
+
+    #: Those that are not known to have ended: a failed test leaves none of them (the fixture `project` ends them).
+    started: ClassVar[list[Session]] = []
+
+    def __init__(self, project: Project, *args: str) -> None:
+        self.path = project.path
+        self.out = project.path / "session.out"
+        with self.out.open("wb") as out:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *args],
+                cwd=project.path,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                # A job in the background of a script inherits SIGINT as ignored; a person's terminal does not.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+            )
+        self.started.append(self)
+
+    def wait_for(self, what: Callable[[], bool], timeout_s: float = 30) -> None:
+        """Wait until `what` holds."""
+        deadline = time.monotonic() + timeout_s
+        while not what():
+            assert time.monotonic() < deadline, self.out.read_text()
+            time.sleep(0.05)
+
+    def wait_for_boot(self) -> None:
+        """Wait until servers are starting."""
+        self.wait_for(lambda: len(ours(self.path)) >= 4)
+
+    def wait_for_load(self) -> None:
+        """Wait until requests are on their way."""
+        self.wait_for(lambda: bool(list(self.path.rglob("plan.json"))))
+        time.sleep(1.5)
+
+    def end(self, number: int) -> int:
+        """Send a signal and return the exit code, which must come in time."""
+        self.process.send_signal(number)
+        return self.process.wait(END_S)
+
+    @classmethod
+    def end_all(cls) -> None:
+        """End what a failed test has left; what ended already does no harm."""
+        while cls.started:
+            process = cls.started.pop().process
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(signal.SIGINT)
+            process.wait(END_S)
+
+
+def ours(project: Path) -> list[psutil.Process]:
+    """Return the living processes whose output goes into the project's runs."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            target = os.readlink(f"/proc/{process.pid}/fd/1")  # noqa: PTH115 - the target may not exist
+        except OSError:
+            continue
+        if target.startswith(f"{project}/.kvcache") and process.status() != psutil.STATUS_ZOMBIE:
+            found.append(process)
+    return found
+
+
+def traces(project: Path, home: Path) -> dict[str, object]:
+    """Return everything that a run must not leave."""
+    ids = [p.name for p in (project / ".kvcache" / "runs").glob("*")] + [p.stem for p in home.glob("journal/*.json")]
+    pids = {p.pid for p in ours(project)}
+    listening = [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.pid in pids]
+    return {
+        "processes": [p.cmdline() for p in ours(project)],
+        "ports": [c.laddr for c in listening],
+        "scratch": [str(p) for i in ids for p in Path(tempfile.gettempdir()).glob(f"kvc-{i}*")],
+        "storage": [str(p) for p in home.glob("storage/*")],
+        "journal": [str(p) for p in home.glob("journal/*")],
+    }
+
+
+NOTHING: dict[str, object] = {"processes": [], "ports": [], "scratch": [], "storage": [], "journal": []}
