@@ -8,11 +8,16 @@ from pathlib import Path
 # pytester forgets the modules that a test imported first, and pyarrow's extension types cannot be registered twice.
 import pandas.core.arrays.arrow.extension_types  # noqa: F401
 import pytest
+from hypothesis import settings
 
 from pytest_kvcache.engine import setup
 from pytest_kvcache.home import home
 from tests.projects import Session
 from tests.stubs.engine import make_engine
+
+# A slow machine is no fault of an example.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 # Taken when this file is imported: later, a test may have moved the plugin's home for its own purposes.
 _HOME = home()

@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
+from benchmarks.power import drift
 from benchmarks.power.sessions import (
     IMPROVED,
     INCONCLUSIVE,
@@ -24,6 +25,7 @@ from benchmarks.power.sessions import (
     play_pairs,
     usual_margin,
 )
+from pytest_kvcache.verdict.interval import Outcome
 from pytest_kvcache.verdict.looks import Policy
 
 SEED = 20261124
@@ -156,6 +158,39 @@ def against(sessions: int) -> Iterator[dict[str, str]]:
         yield line
 
 
+def drifting(sessions: int) -> Iterator[dict[str, str]]:
+    """Yield a line for each design on a machine whose speed drifts: one gate of three, slope 2, boots sd 5 % beside."""
+    machines = {
+        "the reading is exact": drift.Machine(),
+        "the reading is off by sd 2 %": drift.Machine(blur=0.02),
+        "the machine does not drift": drift.Machine(step=0.01, away=0.01, slope=1.0),
+        "the metric does not follow the reading": drift.Machine(slope=0.0),
+    }
+    for name, machine in machines.items():
+        for boots in (6, 12):
+            for adjust in (False, True):
+                yield {"machine": name, "K": str(boots), "adjusted": "yes" if adjust else "no"} | _drifted(
+                    machine, sessions, boots, adjust=adjust
+                )
+
+
+def _drifted(machine: drift.Machine, sessions: int, boots: int, *, adjust: bool) -> dict[str, str]:
+    def play(shift: float) -> drift.Said:
+        return drift.play(machine, sessions, SEED, baseline_boots=boots, adjust=adjust, family=3, shift=shift)
+
+    quiet = play(0.0)
+    margin = float(np.median(quiet.margin))
+    loud = {"+30 %": play(float(np.log1p(0.30))), "margin": play(margin)}
+    line = {
+        "margin, median": _percent(margin),
+        "false alarm": f"{(quiet.outcome == Outcome.REGRESSED).mean():.2%}",
+        "pass": f"{(quiet.outcome == Outcome.PASS).mean():.1%}",
+        "boots": f"{quiet.boots.mean():.2f}",
+    }
+    line |= {f"{name}: regressed": f"{(said.outcome == Outcome.REGRESSED).mean():.1%}" for name, said in loud.items()}
+    return line | {"margin: pass": f"{(loud['margin'].outcome == Outcome.PASS).mean():.1%}"}
+
+
 _KEPT_QUIET = ("false alarm", "inconclusive", "boots a cell", "of three")
 _KEPT_LOUD = ("margin: regressed", "margin: pass", "1.5 margin: regressed")
 
@@ -206,6 +241,7 @@ TABLES = {
     "other designs": policies,
     "broken assumptions": broken_assumptions,
     "one baseline kept": kept,
+    "a machine that drifts": drifting,
     "A/B without a baseline": against,
     "the rule in common use": old_rule,
 }

@@ -117,7 +117,7 @@ class BaselineCampaign:
         if cell.records or not rules.early_stop or stored is None or stored.round_s is None or stored.requests is None:
             return None
         try:
-            spreads = rounds.spreads(procedure.tier_of(stored, self._siblings))
+            spreads = rounds.spreads(procedure.tier_of(stored, self._siblings), adjust_for=self._policy.adjust_for)
         except ValueError:  # a baseline of one boot: its spread is not known
             return None
         return StopRule(round_s=stored.round_s, spreads={key: sd for key, sd in spreads.items() if sd > 0})

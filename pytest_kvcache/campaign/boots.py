@@ -39,7 +39,7 @@ class BootResult:
 
     Args:
         number: Of the tier, from 1.
-        canary: Readings right before it (s), by name.
+        canary: Readings around it (s), by name.
         runs: By context length.
         minutes: Of a running pair, its start included.
     """
@@ -125,6 +125,10 @@ def measure(
                 probed = looks.look()
                 plan = _plan(side, pair, folder / f"context-{length}", length, stop.get(length))
                 result.runs[length] = _run(side, state, pair, worth(plan, probed), probed)
+        if readings:
+            result.canary = canary.read_after(readings)
+        for run in result.runs.values():
+            runner.add_facts(run.folder, {"canary": result.canary})
     finally:
         result.minutes = (time.monotonic() - started) / 60
         state.engine_minutes += result.minutes

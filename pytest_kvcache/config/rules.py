@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -22,8 +22,13 @@ class Rules(Strict):
     margins: dict[str, Share] = Field(default_factory=dict, description="another margin, by metric")
     widest_margin: Share = Field(default=0.50, description="a gate that needs a wider margin cannot pass")
     least_effect: Share = Field(default=0.05, description="a smaller change is never called one")
-    canary: bool = Field(default=True, description="time a matrix product and a storage read before each boot")
+    canary: bool = Field(
+        default=True, description="time a matrix product around each boot and a storage read before it"
+    )
     canary_tolerance: Share = Field(default=0.10, description="the machine may be faster or slower by this")
+    adjust_for: Literal["", "matmul_s", "storage_read_s"] = Field(
+        default="", description="a canary reading; what follows the machine's speed by it is no change"
+    )
     day_sd: float = Field(default=0.0, ge=0, lt=1, description="sd, on the log scale, of what boots of a day share")
     probes: bool = Field(
         default=True, description="look at each boot before its load: cold start, cross-instance hits, integrity"
@@ -41,6 +46,8 @@ class Rules(Strict):
         for key in self.margins:
             if key not in known:
                 raise ValueError(f"margins.{key}: unknown metric; allowed: {', '.join(sorted(known))}")
+        if self.adjust_for and not self.canary:
+            raise ValueError("adjust_for needs canary = true: it is a reading of the canary")
         self.policy()
         return self
 
@@ -54,4 +61,5 @@ class Rules(Strict):
             looks=self.looks,
             day_sd=self.day_sd,
             canary_tolerance=self.canary_tolerance,
+            adjust_for=self.adjust_for,
         )

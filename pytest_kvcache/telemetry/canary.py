@@ -1,13 +1,17 @@
-"""Work that nothing under test can touch, timed before each boot: is the machine as fast as it was?"""
+"""Work that nothing under test can touch, timed before and after each boot: is the machine as fast as it was?"""
 
 from __future__ import annotations
 
+import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+
+#: Seconds of one matrix product, the median of some.
+MATMUL = "matmul_s"
 
 _SIDE = 1024
 _PRODUCTS = 40
@@ -22,10 +26,21 @@ def read(folders: Sequence[Path]) -> dict[str, float]:
     Args:
         folders: Existing folders of the tier's storage; the first one is read from.
     """
-    readings = {"matmul_s": _matmul()}
+    readings = {MATMUL: _matmul()}
     if folders:
         readings["storage_read_s"] = _storage(folders[0])
     return readings
+
+
+def read_after(before: Mapping[str, float]) -> dict[str, float]:
+    """Return readings that hold for the time between: the geometric mean of the matrix product before and now.
+
+    The storage is gone by then, and its reading is that of before.
+
+    Args:
+        before: What `read` gave.
+    """
+    return {**before, MATMUL: math.sqrt(before[MATMUL] * _matmul())}
 
 
 def _matmul() -> float:

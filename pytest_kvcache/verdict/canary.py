@@ -1,4 +1,4 @@
-"""Did the machine run as fast as when the baseline was taken? Readings taken seconds before each boot say so.
+"""Did the machine run as fast as when the baseline was taken? Readings taken around each boot say so.
 
 A canary is work that no change under test can touch: a matrix product, a read from the tier's storage. If it is slower
 than it was, so is everything else, and a slower engine proves nothing. Measuring is not done here.
@@ -45,10 +45,10 @@ def differences(
         for number, readings in enumerate(measured, start=1):
             value = readings.get(name)
             if value is None:
-                lines.append(f"canary {name}: {middle:.4g} -> (not read) before boot {number}")
+                lines.append(f"canary {name}: {middle:.4g} -> (not read) at boot {number}")
             elif not low <= value <= high:
                 lines.append(
-                    f"canary {name}: {middle:.4g} -> {value:.4g} before boot {number}"
+                    f"canary {name}: {middle:.4g} -> {value:.4g} at boot {number}"
                     f" ({value / middle - 1:+.0%};"
                     f" from {low / middle - 1:+.0%} to {high / middle - 1:+.0%} is as before)"
                 )

@@ -92,7 +92,7 @@ class StoredBoot(_Strict):
         recorded: Date (UTC), YYYY-MM-DD.
         figures: Estimates in natural units by name, unit last. Those of `metrics.JUDGED` are there and positive; the
             others are for reports.
-        canary: Readings before the boot, in seconds, by name.
+        canary: Readings around the boot, in seconds, by name.
     """
 
     run_id: Key

@@ -47,7 +47,7 @@ class Spread:
     df: int
 
 
-def pooled(squares: npt.ArrayLike, dfs: Sequence[int]) -> Spread:
+def pooled(squares: npt.ArrayLike, dfs: Sequence[int], *, fitted: int = 0) -> Spread:
     """Return the spread for each context of a tier: the pooled one, or the context's own where that is larger.
 
     Variances are pooled over contexts, each weighted by its degrees of freedom (the pooled variance of any textbook on
@@ -60,6 +60,7 @@ def pooled(squares: npt.ArrayLike, dfs: Sequence[int]) -> Spread:
     Args:
         squares: Sums of squared deviations from each context's own mean, shape (..., contexts).
         dfs: Degrees of freedom of each context, boots - 1.
+        fitted: How many slopes were fitted to all contexts together; each takes one.
 
     Returns:
         `sd` has the shape of `squares`.
@@ -68,10 +69,10 @@ def pooled(squares: npt.ArrayLike, dfs: Sequence[int]) -> Spread:
         ValueError: There is not one degree of freedom.
     """
     own, own_df = np.asarray(squares, dtype=np.float64), np.asarray(dfs, dtype=np.int64)
-    df = int(own_df.sum())
+    df = int(own_df.sum()) - fitted
     if df < 1 or own_df.min() < 0:
-        raise ValueError("a spread needs a baseline with two boots")
-    variance = np.maximum(own.sum(-1, keepdims=True) / df, own / np.maximum(own_df, 1))
+        raise ValueError("a spread needs a baseline with two boots, and one more for a slope")
+    variance = np.maximum(own.sum(-1, keepdims=True) / df, own / np.maximum(own_df - fitted, 1))
     return Spread(np.sqrt(variance), df)
 
 
@@ -105,8 +106,10 @@ def judge(
     policy: Policy,
     metric: str = "",
     days: int = 1,
+    leverage: npt.ArrayLike = 0.0,
+    usual_leverage: float = 0.0,
 ) -> Bounds:
-    """Judge gates by the pooled two-sample t interval, difference ± t · sd · sqrt(1/K + 1/m).
+    """Judge gates by the pooled two-sample t interval, difference ± t · sd · sqrt(1/K + 1/m + leverage).
 
     The spread is that of the baseline alone: it is known before the first new boot, so are margin and bounds, and no
     new boot, however odd, can widen an interval and so undo a regression.
@@ -127,20 +130,25 @@ def judge(
         policy: The rules.
         metric: Key, where it has a margin of its own.
         days: Over how many sessions the baseline's boots were taken; used with `policy.day_sd`.
+        leverage: What an adjustment adds to the variance of the difference (`spread.Level.leverage`).
+        usual_leverage: What it usually adds: the margin is what the baseline can resolve then, and a machine that has
+            gone further away makes intervals wider and no margin.
     """
     difference = np.asarray(differences, dtype=np.float64)
     spread = np.broadcast_to(np.asarray(sd, dtype=np.float64), difference.shape)
 
-    def standard_error(boots: int) -> Floats:
+    def standard_error(boots: int, more: npt.ArrayLike) -> Floats:
         # The new boots are of one day, the baseline's of `days`: variances of random effects add (Searle, "Variance
         # Components", 1992).
         drift = policy.day_sd * standard_errors(days, 1)
-        return np.asarray(np.hypot(spread * standard_errors(baseline_boots, boots), drift))
+        own = np.sqrt(standard_errors(baseline_boots, boots) ** 2 + np.asarray(more))
+        return np.asarray(np.hypot(spread * own, drift))
 
-    error, last = standard_error(new_boots), standard_error(policy.looks)
+    error, last = standard_error(new_boots, leverage), standard_error(policy.looks, usual_leverage)
     resolved = resolved_errors(policy, df=df, family=family) * last
     strict = t_quantile(policy.regression_level(new_boots, family), df) * error
-    ratio = standard_errors(baseline_boots, policy.looks) / standard_errors(baseline_boots, new_boots)
+    usual = standard_errors(baseline_boots, policy.looks) ** 2 + usual_leverage
+    ratio = np.sqrt(usual / (standard_errors(baseline_boots, new_boots) ** 2 + np.asarray(leverage)))
     noncentrality = resolved_errors(policy, df=df, family=family) * ratio
     ample = pass_quantile(policy, new_boots, df=df, noncentrality=noncentrality) * error
     margin = np.maximum(np.log1p(policy.margin_of(metric)), resolved)

@@ -24,7 +24,11 @@ import math
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+import numpy as np
+import numpy.typing as npt
 from scipy import optimize, special
+
+Floats = npt.NDArray[np.float64]
 
 #: Parts of the error for each look, by number of looks; each row sums to 1. Late looks get most of the false-alarm
 #: budget: early ones need it for gross changes only, which are seen anyway. The other is nearly even: most cells have
@@ -54,6 +58,8 @@ class Policy:
             be seen in one session's boots, and no number of them averages it out; measure it with sessions in which
             nothing changed. Zero trusts the canary to have seen it all.
         canary_tolerance: By how much the machine may be faster or slower than for the baseline.
+        adjust_for: Name of a canary reading; what follows the machine's speed by it is no change (`spread`). Empty for
+            none.
     """
 
     margin: float = 0.10
@@ -68,6 +74,7 @@ class Policy:
     power: float = 0.90
     day_sd: float = 0.0
     canary_tolerance: float = 0.10
+    adjust_for: str = ""
 
     def __post_init__(self) -> None:
         """Refuse rules that contradict each other.
@@ -126,7 +133,7 @@ def t_quantile(level: float, df: int) -> float:
     return float(-special.stdtrit(df, level))
 
 
-def pass_quantile(policy: Policy, look: int, *, df: int, noncentrality: float) -> float:
+def pass_quantile(policy: Policy, look: int, *, df: int, noncentrality: npt.ArrayLike) -> Floats:
     """Return how many standard errors below the margin an effect must lie to pass at a look.
 
     Against a margin that is a fixed number this is the quantile of t. Where the margin is what the baseline resolves,
@@ -139,13 +146,13 @@ def pass_quantile(policy: Policy, look: int, *, df: int, noncentrality: float) -
         policy: The rules.
         look: Number of new boots, from 1.
         df: Degrees of freedom of the spread.
-        noncentrality: The resolved effect over its standard error at this look.
+        noncentrality: The resolved effect over its standard error at this look; any shape, which the result has.
     """
-    level = policy.pass_level(look)
-    return max(t_quantile(level, df), noncentrality - _noncentral_quantile(level, df, noncentrality))
+    level, effect = policy.pass_level(look), np.asarray(noncentrality, dtype=np.float64)
+    return np.maximum(t_quantile(level, df), effect - special.nctdtrit(df, effect, level))
 
 
-def resolution(policy: Policy, *, baseline_boots: int, df: int, family: int) -> float:
+def resolution(policy: Policy, *, baseline_boots: int, df: int, family: int, usual_leverage: float = 0.0) -> float:
     """Return the effect, in sd of a boot on the log scale, that regresses with the policy's power by the last look.
 
     The power of a t test is a tail of the noncentral t distribution (Cohen, "Statistical Power Analysis", 1988). What
@@ -157,13 +164,15 @@ def resolution(policy: Policy, *, baseline_boots: int, df: int, family: int) -> 
         baseline_boots: K of the cell.
         df: Degrees of freedom of the spread.
         family: How many gates are declared.
+        usual_leverage: What an adjustment usually adds to the variance of the difference (`spread.Level`).
 
     Raises:
         ValueError: A count is not positive.
     """
     if baseline_boots < 1:
         raise ValueError(f"{baseline_boots} boots")
-    return standard_errors(baseline_boots, policy.looks) * resolved_errors(policy, df=df, family=family)
+    error = math.hypot(standard_errors(baseline_boots, policy.looks), math.sqrt(usual_leverage))
+    return error * resolved_errors(policy, df=df, family=family)
 
 
 def resolved_errors(policy: Policy, *, df: int, family: int) -> float:
@@ -177,11 +186,6 @@ def resolved_errors(policy: Policy, *, df: int, family: int) -> float:
     level = policy.regression_level(policy.looks, family)
     spent = sum(policy.pass_level(look) for look in range(1, policy.looks))
     return _noncentrality(level, df, min(policy.power + spent, 0.9999))
-
-
-@lru_cache(maxsize=4096)
-def _noncentral_quantile(level: float, df: int, noncentrality: float) -> float:
-    return float(special.nctdtrit(df, noncentrality, level))
 
 
 @lru_cache(maxsize=4096)

@@ -11,14 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-import numpy as np
-
 from pytest_kvcache.verdict import canary
 from pytest_kvcache.verdict.cells import StoredCell
 from pytest_kvcache.verdict.environment import differences
-from pytest_kvcache.verdict.interval import Outcome, judge, pooled
+from pytest_kvcache.verdict.interval import Outcome, judge
 from pytest_kvcache.verdict.looks import Policy
 from pytest_kvcache.verdict.metrics import JUDGED, Metric
+from pytest_kvcache.verdict.spread import adjustable, degrees, level, mean
 
 Status = Literal[
     "pass", "regressed", "improved", "inconclusive", "incomparable", "invalid", "no-baseline", "needs-boot"
@@ -33,7 +32,7 @@ class Boot:
 
     Args:
         figures: Estimates in natural units, as `estimate` gives them.
-        canary: Readings before it, in seconds, by name.
+        canary: Readings around it, in seconds, by name.
         faults: Why no verdict may rest on it, empty where one may.
     """
 
@@ -72,6 +71,7 @@ class Gate:
         margin: What `upper` must stay below to pass.
         sd: Of a boot.
         df: Degrees of freedom of `sd`.
+        explained: What the machine's speed has made worse; it is in `new`, and not in `effect` and the bounds.
     """
 
     metric: Metric
@@ -84,6 +84,7 @@ class Gate:
     margin: float
     sd: float
     df: int
+    explained: float = 0.0
 
     @property
     def ratio(self) -> float:
@@ -178,7 +179,7 @@ def decide(
     status, reasons = _combine(gates, stored, policy, more=another_boot and count < policy.looks)
     if not gates:
         reasons += _untested(evidence.boots, stored)
-    return CellVerdict(status, gates, reasons, _notes(stored, policy), count, policy.looks)
+    return CellVerdict(status, gates, reasons, _notes(stored, evidence.boots, policy), count, policy.looks)
 
 
 def incomparable(
@@ -225,40 +226,43 @@ def _faults(boots: Sequence[Boot]) -> tuple[str, ...]:
 def _gates(
     boots: Sequence[Boot], stored: StoredCell, tier: Sequence[StoredCell], family: int, policy: Policy
 ) -> tuple[Gate, ...]:
-    dfs = [len(cell.boots) - 1 for cell in tier]
-    if sum(dfs) < policy.least_df:
+    reading = policy.adjust_for if adjustable(tier, policy.adjust_for) else ""
+    if degrees(tier, adjust_for=reading) < policy.least_df:
         return ()
     gates = []
     for index, metric in enumerate(JUDGED):
-        # fsum: exact, so that the order of boots cannot change a bit
-        logs = [[boot.logs(index) for boot in cell.boots] for cell in tier]
-        spread = pooled([_squares(values) for values in logs], dfs)
-        sd, df = float(spread.sd[0]), spread.df
-        old, new = _mean(logs[0]), _mean([metric.log(boot.figures[metric.key]) for boot in boots])
+        old = level(tier, index, adjust_for=reading)
+        new = mean([metric.log(boot.figures[metric.key]) for boot in boots])
+        speed = mean([math.log(boot.canary[reading]) for boot in boots]) if reading else old.reading
+        explained = old.explained(speed)
+        effect = new - old.mean - explained
         bounds = judge(
-            new - old,
-            sd,
-            df=df,
+            effect,
+            old.sd,
+            df=old.df,
             baseline_boots=len(stored.boots),
             new_boots=len(boots),
             family=family,
             policy=policy,
             metric=metric.key,
             days=len({boot.run_id for boot in stored.boots}),
+            leverage=old.leverage(speed),
+            usual_leverage=old.usual_leverage,
         )
         natural = -1 if metric.higher_is_better else 1
         gates.append(
             Gate(
                 metric,
                 Outcome(int(bounds.outcome)),
-                old=math.exp(natural * old),
+                old=math.exp(natural * old.mean),
                 new=math.exp(natural * new),
-                effect=new - old,
+                effect=effect,
                 lower=float(bounds.lower),
                 upper=float(bounds.upper),
                 margin=float(bounds.margin),
-                sd=sd,
-                df=df,
+                sd=old.sd,
+                df=old.df,
+                explained=explained,
             )
         )
     return tuple(gates)
@@ -268,8 +272,8 @@ def _untested(boots: Sequence[Boot], stored: StoredCell) -> tuple[str, ...]:
     """Return old → new of every metric where boots are too few for an interval: it may be far more than chance."""
     lines = []
     for index, metric in enumerate(JUDGED):
-        old = _mean([boot.logs(index) for boot in stored.boots])
-        new = _mean([metric.log(boot.figures[metric.key]) for boot in boots])
+        old = mean([boot.logs(index) for boot in stored.boots])
+        new = mean([metric.log(boot.figures[metric.key]) for boot in boots])
         natural = -1 if metric.higher_is_better else 1
         lines.append(
             f"{metric.label}: {math.exp(natural * old):.4g} -> {math.exp(natural * new):.4g}, worse by "
@@ -287,7 +291,8 @@ def _combine(
     if len(stored.boots) < policy.least_boots:
         return "inconclusive", (f"the baseline has {_boots(len(stored.boots))}, gates need {policy.least_boots}",)
     if not gates:
-        return "inconclusive", (f"the tier's baselines have fewer than {policy.least_df} degrees of freedom",)
+        adjusted = ", of which the slope on the machine's speed takes one" if policy.adjust_for else ""
+        return "inconclusive", (f"the tier's baselines have fewer than {policy.least_df} degrees of freedom{adjusted}",)
     return _by_gates(gates, policy, more=more)
 
 
@@ -313,19 +318,20 @@ def _by_gates(gates: tuple[Gate, ...], policy: Policy, *, more: bool) -> tuple[S
     return ("improved" if Outcome.IMPROVED in outcomes else "pass"), ()
 
 
-def _notes(stored: StoredCell, policy: Policy) -> tuple[str, ...]:
+def _notes(stored: StoredCell, boots: Sequence[Boot], policy: Policy) -> tuple[str, ...]:
+    notes = []
+    name = policy.adjust_for
+    if adjustable([stored], name):
+        old = math.exp(mean([math.log(boot.canary[name]) for boot in stored.boots]))
+        new = math.exp(mean([math.log(boot.canary[name]) for boot in boots]))
+        notes.append(f"effects are what the machine's speed does not explain: canary {name} {old:.4g} -> {new:.4g} s")
+    elif name:
+        notes.append(
+            f"not adjusted for the machine's speed: the baseline's boots have no readings of {name} that differ"
+        )
     if len({boot.run_id for boot in stored.boots}) == 1 and not policy.day_sd:
-        return ("all boots of the baseline are of one session: what differs from day to day is not in its spread",)
-    return ()
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
-
-
-def _squares(values: Sequence[float]) -> float:
-    middle = _mean(values)
-    return float(np.float64(math.fsum((v - middle) ** 2 for v in values)))
+        notes.append("all boots of the baseline are of one session: what differs from day to day is not in its spread")
+    return tuple(notes)
 
 
 def _boots(count: int) -> str:

@@ -19,8 +19,9 @@ import pandas as pd
 
 from pytest_kvcache.verdict.cells import StoredCell
 from pytest_kvcache.verdict.estimate import session_log_ttft
-from pytest_kvcache.verdict.interval import Floats, pooled
+from pytest_kvcache.verdict.interval import Floats
 from pytest_kvcache.verdict.metrics import JUDGED
+from pytest_kvcache.verdict.spread import level
 
 #: Fewer rounds, or sessions, than this have no standard error worth the name.
 LEAST_ROUNDS, LEAST_SESSIONS = 4, 4
@@ -108,18 +109,13 @@ def enough(rows: pd.DataFrame, *, rounds: int, round_s: float, spreads: Mapping[
     return all(errors[metric.key] < spreads.get(metric.key, 0.0) * _SMALL for metric in JUDGED)
 
 
-def spreads(tier: Sequence[StoredCell]) -> dict[str, float]:
-    """Return the sd of a boot of the first cell, on the log scale, by metric key; pooled as the decision pools it.
+def spreads(tier: Sequence[StoredCell], *, adjust_for: str = "") -> dict[str, float]:
+    """Return the sd of a boot of the first cell, on the log scale, by metric key; as the decision has it.
 
     Raises:
         ValueError: The cells have not one degree of freedom.
     """
-    result = {}
-    for index, metric in enumerate(JUDGED):
-        logs = [np.array([boot.logs(index) for boot in cell.boots]) for cell in tier]
-        squares = [float(((values - values.mean()) ** 2).sum()) for values in logs]
-        result[metric.key] = float(pooled(squares, [len(values) - 1 for values in logs]).sd[0])
-    return result
+    return {m.key: level(tier, index, adjust_for=adjust_for).sd for index, m in enumerate(JUDGED)}
 
 
 def cut(stored: StoredCell, requests: pd.DataFrame, *, rounds: int) -> StoredCell:

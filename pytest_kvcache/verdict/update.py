@@ -10,10 +10,9 @@ import numpy as np
 import pandas as pd
 
 from pytest_kvcache.errors import BaselineError
-from pytest_kvcache.verdict import tables
+from pytest_kvcache.verdict import spread, tables
 from pytest_kvcache.verdict.cells import Cell, StoredBoot, StoredCell, name_of
 from pytest_kvcache.verdict.environment import differences
-from pytest_kvcache.verdict.interval import pooled
 from pytest_kvcache.verdict.looks import Policy, resolution, t_quantile
 from pytest_kvcache.verdict.metrics import JUDGED, Metric
 from pytest_kvcache.verdict.procedure import Boot
@@ -165,25 +164,25 @@ def levels(tier: Sequence[StoredCell], *, family: int, policy: Policy | None = N
         policy: The rules; the default ones for None.
     """
     policy = policy or Policy()
-    dfs = [len(cell.boots) - 1 for cell in tier]
-    count = dfs[0] + 1
+    count = len(tier[0].boots)
     result = []
     for index, metric in enumerate(JUDGED):
-        logs = [np.array([boot.logs(index) for boot in cell.boots]) for cell in tier]
-        squares = [float(((v - v.mean()) ** 2).sum()) for v in logs]
+        own = np.array([boot.logs(index) for boot in tier[0].boots])
         sd, margin, half = math.nan, math.nan, math.nan
-        if sum(dfs) > 0:
-            spread = pooled(squares, dfs)
-            sd, df = float(spread.sd[0]), spread.df
-            resolved = resolution(policy, baseline_boots=count, df=df, family=family) * sd
+        if spread.degrees(tier, adjust_for=policy.adjust_for) > 0:
+            known = spread.level(tier, index, adjust_for=policy.adjust_for)
+            sd = known.sd
+            resolved = sd * resolution(
+                policy, baseline_boots=count, df=known.df, family=family, usual_leverage=known.usual_leverage
+            )
             # inf rather than an overflow where next to nothing can be told
             margin = max(policy.margin_of(metric.key), float(np.expm1(min(resolved, 100.0))))
         if count > 1:
-            half = t_quantile((1 - _CONFIDENCE) / 2, dfs[0]) * math.sqrt(squares[0] / dfs[0] / count)
+            half = t_quantile((1 - _CONFIDENCE) / 2, count - 1) * float(own.std(ddof=1)) / math.sqrt(count)
         turned = -1 if metric.higher_is_better else 1
-        middle = turned * float(logs[0].mean())
-        level = [math.exp(middle + d) for d in (0.0, -half, half)]
-        result.append(Level(metric, count, level[0], level[1], level[2], sd, margin))
+        middle = turned * float(own.mean())
+        ends = [math.exp(middle + d) for d in (0.0, -half, half)]
+        result.append(Level(metric, count, ends[0], ends[1], ends[2], sd, margin))
     return tuple(result)
 
 

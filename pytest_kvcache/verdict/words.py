@@ -57,4 +57,5 @@ def after_look(verdict: CellVerdict, *, minutes_a_boot: float) -> str:
 
 def _effect(gate: Gate) -> str:
     low, high = share(gate.lower), share(gate.upper)
-    return f"worse by {share(gate.effect):+.1%} [{low:+.1%}, {high:+.1%}], margin {share(gate.margin):.1%}"
+    beside = f" beside {share(gate.explained):+.1%} by the machine's speed" if gate.explained else ""
+    return f"worse by {share(gate.effect):+.1%} [{low:+.1%}, {high:+.1%}]{beside}, margin {share(gate.margin):.1%}"

@@ -145,8 +145,8 @@ def test_a_canary_out_of_bounds_names_reading_and_boot() -> None:
     """Slower, faster and not read at all are differences."""
     lines = canary.differences([{"matmul_s": 1.0, "read_s": 2.0}], [{"matmul_s": 1.2}, {"matmul_s": 0.8, "read_s": 2}])
     assert [line.split(" (")[0] for line in lines] == [
-        "canary matmul_s: 1 -> 1.2 before boot 1",
-        "canary matmul_s: 1 -> 0.8 before boot 2",
+        "canary matmul_s: 1 -> 1.2 at boot 1",
+        "canary matmul_s: 1 -> 0.8 at boot 2",
         "canary read_s: 2 ->",
     ]
     assert "from -9% to +10% is as before" in lines[0]
