@@ -27,7 +27,8 @@ class Rules(Strict):
     )
     canary_tolerance: Share = Field(default=0.10, description="the machine may be faster or slower by this")
     adjust_for: Literal["", "matmul_s", "storage_read_s"] = Field(
-        default="", description="a canary reading; what follows the machine's speed by it is no change"
+        default="",
+        description="a canary reading, where it is read; what follows the machine's speed by it is no change",
     )
     day_sd: float = Field(default=0.0, ge=0, lt=1, description="sd, on the log scale, of what boots of a day share")
     probes: bool = Field(
@@ -46,8 +47,6 @@ class Rules(Strict):
         for key in self.margins:
             if key not in known:
                 raise ValueError(f"margins.{key}: unknown metric; allowed: {', '.join(sorted(known))}")
-        if self.adjust_for and not self.canary:
-            raise ValueError("adjust_for needs canary = true: it is a reading of the canary")
         self.policy()
         return self
 
@@ -61,5 +60,5 @@ class Rules(Strict):
             looks=self.looks,
             day_sd=self.day_sd,
             canary_tolerance=self.canary_tolerance,
-            adjust_for=self.adjust_for,
+            adjust_for=self.adjust_for if self.canary else "",
         )

@@ -194,8 +194,9 @@ def failure(result: CellResult, gate: Metric | None, *, refresh: str, others: Se
     found, verdict = status(result, gate), result.verdict
     about = gate_of(result, gate)
     reasons = [f"  {reason}" for reason in (verdict.reasons if verdict else result.refused)]
+    notes = [f"note: {note}" for note in (verdict.notes if isinstance(verdict, procedure.CellVerdict) else ())]
     if found == "regressed" and about is not None:
-        parts = [f"{where} regressed: {words.gate_line(about)}", gates_table(result), explanation(result), data]
+        parts = [f"{where} regressed: {words.gate_line(about)}", gates_table(result), *notes, explanation(result), data]
         parts += [f"if the new values are right: {refresh}"]
     elif found == "no-baseline":
         parts = [f"{where} has no baseline for this machine ({result.cell.machine})"]
@@ -207,7 +208,13 @@ def failure(result: CellResult, gate: Metric | None, *, refresh: str, others: Se
         parts += [f"to record a new one: {refresh}"]
     elif found == "inconclusive":
         head = words.gate_line(about) if about else (verdict.reasons[0] if verdict and verdict.reasons else "")
-        parts = [f"{where} is inconclusive after {len(result.runs)} boots: {head}", *reasons, gates_table(result), data]
+        parts = [
+            f"{where} is inconclusive after {len(result.runs)} boots: {head}",
+            *reasons,
+            gates_table(result),
+            *notes,
+        ]
+        parts += [data]
     elif found == "refused":
         parts = [f"{where} was not made a baseline:", *reasons, data]
     else:

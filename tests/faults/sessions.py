@@ -24,6 +24,8 @@ context_tokens = [3500]
 duration_s = 16
 request_timeout_s = 25
 token_timeout_s = 25
+# A fault is to be told whatever else the machine does.
+send_late_budget_s = 2
 """
 RULES = """
 [profiles.faults.rules]

@@ -123,6 +123,30 @@ def test_recording_adds_boots_until_there_are_enough(project: Project) -> None:
     assert cell.read_bytes() == before
 
 
+def test_a_verdict_is_adjusted_for_the_machines_speed(project: Project) -> None:
+    """Canary readings are in baseline and run.json, and a message tells the machine's part from what is worse."""
+    rules = 'canary = true\nadjust_for = "matmul_s"\ncanary_tolerance = 9'
+    configure(project, toml().replace("canary = false", rules))
+    run(project, "--tier", "gpu", "--record-baselines").assert_outcomes(passed=3)
+    facts = json.loads((run_folder(project) / "gpu" / "boot-1" / "context-50" / "run.json").read_text())
+    (path,) = (project.path / "baselines").rglob("*.json")
+    reading = json.loads(path.read_text())["boots"][0]["canary"]["matmul_s"]
+    assert facts["canary"]["matmul_s"] == pytest.approx(reading, rel=1e-5)
+    pad(project, faster=30)
+    data = json.loads(path.read_text())
+    for boot, factor in zip(data["boots"], (0.75, 0.9, 1.0, 1.1, 1.3, 1.45), strict=True):
+        boot["canary"]["matmul_s"] *= factor
+    path.write_text(json.dumps(data))
+    result = run(project, "--tier", "gpu")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(
+        [
+            "*regressed: TTFT (s): * -> *, worse by +* [[]+*, +*] beside *% by the machine's speed, margin *",
+            "note: effects are what the machine's speed does not explain: canary matmul_s * -> * s",
+        ]
+    )
+
+
 def test_slower_than_the_baseline_fails(project: Project) -> None:
     """A worse TTFT fails its gate and no other, with old, new, interval, margin, the data's folder and the command."""
     configure(project, toml())
