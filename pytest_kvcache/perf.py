@@ -140,19 +140,21 @@ class MultiRoundQa:
                 if result.write is not None:
                     state.writes.append(result.write)
         except KvCacheError as error:
-            # Every test of these cells fails with it; none of them boots again.
-            for context in contexts:
-                state.results[tier.name, context] = error
+            self._fail(contexts, error)
         except Exception as error:
-            # One of our own faults: the first test shows it whole, the others say so; again, none of them boots again.
+            # One of our own faults: the first test shows it whole, the others say so.
             told = RunError(
                 f"the measurement ended with {type(error).__name__}: {error}",
                 where=f"tier {tier.name}",
                 todo="the first failed test of this tier has the traceback; please report it",
             )
-            for context in contexts:
-                state.results[tier.name, context] = told
+            self._fail(contexts, told)
             raise
+
+    def _fail(self, contexts: Sequence[int], error: KvCacheError) -> None:
+        """Have every test of these cells fail with `error`, and none of them boot again."""
+        for context in contexts:
+            self.state.results[self.tier.name, context] = error
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from pytest_kvcache.verdict.interval import Outcome, judge
 from pytest_kvcache.verdict.looks import Policy
+from pytest_kvcache.verdict.spread import usual_leverage
 
 Floats = npt.NDArray[np.float64]
 
@@ -70,7 +71,7 @@ def play(
             family=family,
             policy=policy,
             leverage=fit.leverage,
-            usual_leverage=(1 + 1 / baseline_boots) / (baseline_boots - 1) if adjust else 0.0,
+            usual_leverage=usual_leverage(baseline_boots, baseline_boots - 1) if adjust else 0.0,
         )
         still = outcome == Outcome.OPEN
         boots += still

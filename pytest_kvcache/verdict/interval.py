@@ -141,14 +141,14 @@ def judge(
         # The new boots are of one day, the baseline's of `days`: variances of random effects add (Searle, "Variance
         # Components", 1992).
         drift = policy.day_sd * standard_errors(days, 1)
-        own = np.sqrt(standard_errors(baseline_boots, boots) ** 2 + np.asarray(more))
-        return np.asarray(np.hypot(spread * own, drift))
+        return np.asarray(np.hypot(spread * standard_errors(baseline_boots, boots, more), drift))
 
     error, last = standard_error(new_boots, leverage), standard_error(policy.looks, usual_leverage)
     resolved = resolved_errors(policy, df=df, family=family) * last
     strict = t_quantile(policy.regression_level(new_boots, family), df) * error
-    usual = standard_errors(baseline_boots, policy.looks) ** 2 + usual_leverage
-    ratio = np.sqrt(usual / (standard_errors(baseline_boots, new_boots) ** 2 + np.asarray(leverage)))
+    ratio = standard_errors(baseline_boots, policy.looks, usual_leverage) / standard_errors(
+        baseline_boots, new_boots, leverage
+    )
     noncentrality = resolved_errors(policy, df=df, family=family) * ratio
     ample = pass_quantile(policy, new_boots, df=df, noncentrality=noncentrality) * error
     margin = np.maximum(np.log1p(policy.margin_of(metric)), resolved)

@@ -122,9 +122,12 @@ class Policy:
             raise ValueError(f"a family of {family} gates")
 
 
-def standard_errors(baseline_boots: int, new_boots: int) -> float:
-    """Return sqrt(1/K + 1/m): the standard error of a difference of two means, in sd of a boot (two-sample t)."""
-    return math.sqrt(1 / baseline_boots + 1 / new_boots)
+def standard_errors(baseline_boots: int, new_boots: int, leverage: npt.ArrayLike = 0.0) -> Floats:
+    """Return sqrt(1/K + 1/m + leverage): the standard error of a difference of two means, in sd of a boot.
+
+    That of the two-sample t, and of the analysis of covariance where there is a leverage; of its shape.
+    """
+    return np.asarray(np.sqrt(1 / baseline_boots + 1 / new_boots + np.asarray(leverage, dtype=np.float64)))
 
 
 @lru_cache(maxsize=4096)
@@ -171,7 +174,7 @@ def resolution(policy: Policy, *, baseline_boots: int, df: int, family: int, usu
     """
     if baseline_boots < 1:
         raise ValueError(f"{baseline_boots} boots")
-    error = math.hypot(standard_errors(baseline_boots, policy.looks), math.sqrt(usual_leverage))
+    error = float(standard_errors(baseline_boots, policy.looks, usual_leverage))
     return error * resolved_errors(policy, df=df, family=family)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from pytest_kvcache.verdict import canary
@@ -17,7 +17,7 @@ from pytest_kvcache.verdict.environment import differences
 from pytest_kvcache.verdict.interval import Outcome, judge
 from pytest_kvcache.verdict.looks import Policy
 from pytest_kvcache.verdict.metrics import JUDGED, Metric
-from pytest_kvcache.verdict.spread import adjustable, degrees, level, mean
+from pytest_kvcache.verdict.spread import degrees, level, mean, usable
 
 Status = Literal[
     "pass", "regressed", "improved", "inconclusive", "incomparable", "invalid", "no-baseline", "needs-boot"
@@ -175,11 +175,15 @@ def decide(
     different = incomparable(evidence, stored, canary_tolerance=policy.canary_tolerance)
     if different:
         return CellVerdict("incomparable", reasons=different, boots=count, fixed_boots=policy.looks)
-    gates = _gates(evidence.boots, stored, tier_of(stored, siblings), family, policy)
-    status, reasons = _combine(gates, stored, policy, more=another_boot and count < policy.looks)
+    tier = tier_of(stored, siblings)
+    # The rules as this baseline lets them be kept: all that follows says the same of the adjustment.
+    kept = replace(policy, adjust_for=usable(tier, policy.adjust_for))
+    gates = _gates(evidence.boots, stored, tier, family, kept)
+    status, reasons = _combine(gates, stored, kept, more=another_boot and count < policy.looks)
     if not gates:
         reasons += _untested(evidence.boots, stored)
-    return CellVerdict(status, gates, reasons, _notes(stored, evidence.boots, policy), count, policy.looks)
+    notes = _notes(stored, evidence.boots, kept, wanted=policy.adjust_for)
+    return CellVerdict(status, gates, reasons, notes, count, policy.looks)
 
 
 def incomparable(
@@ -226,7 +230,7 @@ def _faults(boots: Sequence[Boot]) -> tuple[str, ...]:
 def _gates(
     boots: Sequence[Boot], stored: StoredCell, tier: Sequence[StoredCell], family: int, policy: Policy
 ) -> tuple[Gate, ...]:
-    reading = policy.adjust_for if adjustable(tier, policy.adjust_for) else ""
+    reading = policy.adjust_for
     if degrees(tier, adjust_for=reading) < policy.least_df:
         return ()
     gates = []
@@ -318,16 +322,16 @@ def _by_gates(gates: tuple[Gate, ...], policy: Policy, *, more: bool) -> tuple[S
     return ("improved" if Outcome.IMPROVED in outcomes else "pass"), ()
 
 
-def _notes(stored: StoredCell, boots: Sequence[Boot], policy: Policy) -> tuple[str, ...]:
+def _notes(stored: StoredCell, boots: Sequence[Boot], policy: Policy, *, wanted: str) -> tuple[str, ...]:
     notes = []
     name = policy.adjust_for
-    if adjustable([stored], name):
+    if name:
         old = math.exp(mean([math.log(boot.canary[name]) for boot in stored.boots]))
         new = math.exp(mean([math.log(boot.canary[name]) for boot in boots]))
         notes.append(f"effects are what the machine's speed does not explain: canary {name} {old:.4g} -> {new:.4g} s")
-    elif name:
+    elif wanted:
         notes.append(
-            f"not adjusted for the machine's speed: the baseline's boots have no readings of {name} that differ"
+            f"not adjusted for the machine's speed: the baseline's boots have no readings of {wanted} that differ"
         )
     if len({boot.run_id for boot in stored.boots}) == 1 and not policy.day_sd:
         notes.append("all boots of the baseline are of one session: what differs from day to day is not in its spread")

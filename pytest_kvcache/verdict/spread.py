@@ -64,43 +64,54 @@ def level(tier: Sequence[StoredCell], metric_index: int, *, adjust_for: str = ""
         ValueError: There is no degree of freedom.
     """
     logs = [[boot.logs(metric_index) for boot in cell.boots] for cell in tier]
-    means = [mean(values) for values in logs]
-    apart = [[v - m for v in values] for values, m in zip(logs, means, strict=True)]
+    middle, apart = mean(logs[0]), _about_means(logs)
     dfs = [len(values) - 1 for values in logs]
-    readings = (
-        [[math.log(boot.canary[adjust_for]) for boot in cell.boots] for cell in tier]
-        if adjustable(tier, adjust_for)
-        else []
-    )
-    if not readings:
+    reading = usable(tier, adjust_for)
+    if not reading:
         spread = pooled([_squares(values) for values in apart], dfs)
-        return Level(means[0], float(spread.sd[0]), spread.df)
-    middles = [mean(values) for values in readings]
-    moved = [[v - m for v in values] for values, m in zip(readings, middles, strict=True)]
+        return Level(middle, float(spread.sd[0]), spread.df)
+    readings = [[math.log(boot.canary[reading]) for boot in cell.boots] for cell in tier]
+    moved = _about_means(readings)
     squares = math.fsum(map(_squares, moved))
     slope = math.fsum(x * y for xs, ys in zip(moved, apart, strict=True) for x, y in zip(xs, ys, strict=True)) / squares
     rest = [[y - slope * x for x, y in zip(xs, ys, strict=True)] for xs, ys in zip(moved, apart, strict=True)]
     spread = pooled([_squares(values) for values in rest], dfs, fitted=1)
-    # A new reading is as far from the mean of K as two of them differ: variance (1 + 1/K), in units of squares / df.
-    usual = (1 + 1 / len(logs[0])) / sum(dfs)
-    return Level(means[0], float(spread.sd[0]), spread.df, slope, middles[0], squares, usual)
+    usual = usual_leverage(len(logs[0]), sum(dfs))
+    return Level(middle, float(spread.sd[0]), spread.df, slope, mean(readings[0]), squares, usual)
 
 
-def adjustable(tier: Sequence[StoredCell], reading: str) -> bool:
-    """Return whether every boot has that reading, and they differ."""
+def usual_leverage(boots: int, df: int) -> float:
+    """Return the leverage that a further reading of the same machine has on average.
+
+    It is as far from the mean of the baseline's as two of them differ: variance (1 + 1/K), in units of squares / df.
+
+    Args:
+        boots: K of the cell.
+        df: Degrees of freedom of the readings, before the slope takes one.
+    """
+    return (1 + 1 / boots) / df
+
+
+def usable(tier: Sequence[StoredCell], reading: str) -> str:
+    """Return `reading` where every boot has it and they differ, so that a slope can be known; else nothing."""
     if not reading or any(reading not in boot.canary for cell in tier for boot in cell.boots):
-        return False
-    return any(boot.canary[reading] != cell.boots[0].canary[reading] for cell in tier for boot in cell.boots)
+        return ""
+    differ = any(boot.canary[reading] != cell.boots[0].canary[reading] for cell in tier for boot in cell.boots)
+    return reading if differ else ""
 
 
 def degrees(tier: Sequence[StoredCell], *, adjust_for: str = "") -> int:
     """Return the degrees of freedom that `level` has for its spread."""
-    return sum(len(cell.boots) - 1 for cell in tier) - int(adjustable(tier, adjust_for))
+    return sum(len(cell.boots) - 1 for cell in tier) - bool(usable(tier, adjust_for))
 
 
 def mean(values: Sequence[float]) -> float:
     """Return the mean, to the last bit whatever the order."""
     return math.fsum(values) / len(values)
+
+
+def _about_means(groups: Sequence[Sequence[float]]) -> list[list[float]]:
+    return [[value - mean(group) for value in group] for group in groups]
 
 
 def _squares(deviations: Sequence[float]) -> float:

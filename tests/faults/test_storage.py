@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import subprocess
 import time
@@ -56,9 +57,9 @@ def test_revoked_keys(project: Project, kvcache_home: Path, real_engine: Path, t
     ended = run(project, kvcache_home, "--tier", "s3", breaks=breaks)
     print(ended.output)
     print(ended.logs("s3")[-6000:])
-    assert_invalid(
-        ended, "chunks to the shared storage and", "RuntimeError: S3 ", "check that the keys are still valid"
-    )
+    assert_invalid(ended, "chunks to the shared storage and", "check that the keys are still valid")
+    # Whichever of the two a server of LMCache came to last.
+    assert re.search(r"RuntimeError: S3 (PUT|GET) failed for ", ended.output), ended.output
     assert not ended.rows("s3").empty
     assert_no_secret(ended, keys)
 

@@ -171,3 +171,11 @@ def test_simulated_gates_are_the_products() -> None:
     verdict = decide(evidence(*boots[: int(said.boots[0])]), base, family=FAMILY, policy=policy)
     assert verdict.gates[0].outcome == Outcome(int(said.outcome[0]))
     assert verdict.gates[0].margin == pytest.approx(float(said.margin[0]))
+
+
+def test_a_context_without_readings_takes_the_adjustment_from_all() -> None:
+    """Where a pooled context cannot be adjusted none is, and neither notes nor effects claim that one was."""
+    other = stored(cell=Cell("p", "m", "pnfs", 2000))
+    verdict = decide(evidence(new(0.1)), baseline(), family=FAMILY, siblings=[other], policy=ADJUST)
+    assert verdict.gates[0].explained == 0.0
+    assert [note.partition(":")[0] for note in verdict.notes] == ["not adjusted for the machine's speed"]
