@@ -1,135 +1,199 @@
-"""How often is a verdict on the real engine wrong? A/A sessions, and sessions of an engine that is worse on purpose.
+"""How often is a verdict on the real engine wrong? Boots, sessions without a change, and engines that are worse.
 
-    python -m benchmarks.power.engine [--tier pnfs] [--boots 6] [--sessions 20] [--slow 0.10 0.15 0.30] [--repeat 2]
+    python -m benchmarks.power.engine [--dir DIR] [--rounds 6] [--boots 12] [--sessions 20] [--against ENGINE] …
 
-Records a baseline, then runs whole pytest sessions against it: of the same engine, of one whose servers sit behind a
-delaying proxy, and of one whose vLLM lost its KV connector. Takes an hour or more on two cores; results are written as
-they come to DIR/results.csv, and a baseline that DIR has already is kept. Leave the machine alone meanwhile.
+1. Rounds of one boot of every tier with three loads each (profile `epochs`): how far boots and epochs of one boot
+   spread. The three loads are contexts that differ by a token, so that an epoch is a cell like any other.
+2. A baseline of one tier with what gates here (profile `power`, which is `cpu-nightly`).
+3. Whole pytest sessions against it: of the same engine, of one whose servers sit behind a delaying proxy, and of one
+   whose vLLM lost its KV connector; and of an S3 server with a bandwidth cap against the baseline of step 1.
+4. With --against, an A/B of two engine environments.
+
+Takes hours on two cores, so a run that was ended goes on where it stopped: DIR/sessions.csv has a line a gate of every
+session that is done, DIR/logs what each printed. Leave the machine alone meanwhile.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ET
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from benchmarks.power import epochs
 from benchmarks.power.overlay import make
 from pytest_kvcache.engine import setup
 from pytest_kvcache.home import home
 from pytest_kvcache.verdict import shelf
-from pytest_kvcache.verdict.metrics import JUDGED
+from pytest_kvcache.verdict.cells import StoredCell
 
 HERE = Path(__file__).parents[2]
-#: What sessions run with.
-PYTHON = sys.executable
-TOML = """
+CONTEXT_TOKENS = 3500
+TOML = f"""
 [profiles.power]
-extends = "cpu-tiny"
-[profiles.power.workload]
-context_tokens = {contexts}
-duration_s = {duration_s}
+extends = "cpu-nightly"
 [profiles.power.rules]
-baseline_boots = {boots}
+baseline_boots = {{boots}}
+
+[profiles.epochs]
+extends = "cpu-tiny"
+[profiles.epochs.workload]
+context_tokens = [{CONTEXT_TOKENS}, {CONTEXT_TOKENS + 1}, {CONTEXT_TOKENS + 2}]
+duration_s = {{epoch_s}}
+
+[profiles.ab]
+extends = "cpu-tiny"
+[profiles.ab.workload]
+context_tokens = [{CONTEXT_TOKENS}]
 """
 
 
-def session(folder: Path, engine: Path, tier: str, *more: str) -> list[dict[str, object]]:
-    """Run a pytest session and return a line a gate, from its JUnit properties."""
-    report = folder / "junit.xml"
-    report.unlink(missing_ok=True)
-    argv = [PYTHON, "-m", "pytest", "-q", "-m", "perf", "--tier", tier, "--kv-profile", "power"]
-    argv += [f"--kv-engine={engine}", "--kv-no-strict", "--benchmark-disable", f"--junitxml={report}", *more]
-    started = time.monotonic()
-    done = subprocess.run([*argv, "test_multi_round_qa.py"], cwd=folder, capture_output=True, text=True, check=False)
-    (folder / "last.txt").write_text(done.stdout + done.stderr, encoding="utf-8")
-    minutes = (time.monotonic() - started) / 60
-    lines: list[dict[str, object]] = []
-    for case in ET.parse(report).getroot().iter("testcase"):  # noqa: S314 - written by our own pytest
-        found = {p.get("name", ""): p.get("value", "") for p in case.iter("property")}
-        lines.append({"test": case.get("name"), "minutes": round(minutes, 2), **found})
-    return lines
+@dataclass(frozen=True)
+class Job:
+    """One pytest session.
+
+    Args:
+        kind: What it is of; sessions of one kind are alike.
+        profile: Of kvcache.toml.
+        options: Of pytest.
+        engine: Makes the environment that it runs in; called when it is its turn.
+    """
+
+    kind: str
+    profile: str
+    options: tuple[str, ...]
+    engine: Callable[[], Path]
 
 
-def prepare(folder: Path, *, contexts: list[int], duration_s: float, boots: int) -> None:
-    """Make the project that sessions run in."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "kvcache.toml").write_text(TOML.format(contexts=contexts, duration_s=duration_s, boots=boots))
-    (folder / "pyproject.toml").write_text("[tool.pytest.ini_options]\n")
-    example = (HERE / "tests" / "perf" / "test_multi_round_qa.py").read_text(encoding="utf-8")
-    (folder / "test_multi_round_qa.py").write_text(example, encoding="utf-8")
+@dataclass(frozen=True)
+class Lab:
+    """The project that sessions run in, and what came of them.
 
+    Args:
+        folder: Of it.
+        engine: The real environment.
+    """
 
-def spread(folder: Path) -> pd.DataFrame:
-    """Return the sd of a boot of each metric, tier and context, from the baselines that were recorded."""
-    lines = []
-    for stored in shelf.readable(shelf.scan(folder / "baselines")):
-        for index, metric in enumerate(JUDGED):
-            logs = np.array([boot.logs(index) for boot in stored.boots])
-            half = len(logs) > 1 and logs.std(ddof=1)
-            lines.append(
-                {
-                    "tier": stored.cell.tier,
-                    "context": stored.cell.context_tokens,
-                    "metric": metric.short,
-                    "boots": len(logs),
-                    "boot sd": f"{math.expm1(half):.1%}" if len(logs) > 1 else "-",
-                    "range": f"{math.exp(logs.max() - logs.min()) - 1:.1%}",
-                }
+    folder: Path
+    engine: Path
+
+    def prepare(self, *, boots: int, epoch_s: float) -> None:
+        """Write the project."""
+        (self.folder / "logs").mkdir(parents=True, exist_ok=True)
+        (self.folder / "kvcache.toml").write_text(TOML.format(boots=boots, epoch_s=epoch_s), encoding="utf-8")
+        (self.folder / "pyproject.toml").write_text("[tool.pytest.ini_options]\n", encoding="utf-8")
+        example = (HERE / "tests" / "perf" / "test_multi_round_qa.py").read_text(encoding="utf-8")
+        (self.folder / "test_multi_round_qa.py").write_text(example, encoding="utf-8")
+
+    def done(self) -> pd.DataFrame:
+        """Return a row a gate of every session so far."""
+        path = self.folder / "sessions.csv"
+        return pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["kind", "session"])
+
+    def run(self, job: Job) -> pd.DataFrame:
+        """Run a session, keep what it printed, and return and store a row a gate, from its JUnit properties."""
+        before = self.done()
+        session = before.loc[before["kind"] == job.kind, "session"].nunique() + 1
+        log = self.folder / "logs" / f"{job.kind.replace(' ', '-').replace('/', '')}-{session}.txt"
+        report = log.with_suffix(".xml")
+        argv = [sys.executable, "-m", "pytest", "-q", "-m", "perf", "--kv-profile", job.profile, *job.options]
+        argv += [f"--kv-engine={job.engine()}", "--kv-no-strict", "--benchmark-disable", f"--junitxml={report}"]
+        started = time.monotonic()
+        with log.open("w", encoding="utf-8") as out:
+            subprocess.run(
+                [*argv, "test_multi_round_qa.py"],
+                cwd=self.folder,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                check=False,
             )
-    return pd.DataFrame(lines)
+        facts = {"kind": job.kind, "session": session, "began": time.strftime("%H:%M:%S", time.gmtime())}
+        facts["minutes"] = round((time.monotonic() - started) / 60, 2)
+        if not report.exists():
+            raise SystemExit(f"{job.kind}: pytest ended without a report; {log} has what it said")
+        lines = []
+        for case in ET.parse(report).getroot().iter("testcase"):  # noqa: S314 - written by our own pytest
+            found = {p.get("name", ""): p.get("value", "") for p in case.iter("property")}
+            lines.append({**facts, "test": case.get("name"), **found})
+        rows = pd.DataFrame(lines)
+        pd.concat([before, rows]).to_csv(self.folder / "sessions.csv", index=False)
+        return rows
+
+    def baseline(self, profile: str) -> StoredCell:
+        """Return the first cell of a profile's baselines."""
+        found = [c for c in shelf.readable(shelf.scan(self.folder / "baselines")) if c.cell.profile == profile]
+        return min(found, key=lambda stored: stored.cell.context_tokens)
+
+    def slowed(self, share: float) -> Path:
+        """Return an environment whose requests wait for a share of the baseline's TTFT before they reach a server."""
+        ttft_s = float(np.exp(np.mean([boot.logs(0) for boot in self.baseline("power").boots])))
+        return make(self.folder / f"slow-{share}", self.engine, delay_s=share * ttft_s)
+
+
+def plan(lab: Lab, args: argparse.Namespace) -> Iterator[Job]:
+    """Yield every session, those that are meant to differ between those that are not: the hour is the same for both."""
+
+    def real() -> Path:
+        return lab.engine
+
+    def slowed(share: float) -> Callable[[], Path]:
+        return lambda: lab.slowed(share)
+
+    gating = ("--tier", args.tier)
+    record = ("--record-baselines", "--kv-boots", "1")
+    for _ in range(args.rounds):
+        yield Job("boots and epochs", "epochs", record, real)
+    for _ in range(args.boots):
+        yield Job("baseline", "power", (*gating, *record), real)
+    worse = [Job("off", "power", gating, lambda: make(lab.folder / "off", lab.engine, off=True))]
+    worse += [Job(f"slow +{share:.0%}", "power", gating, slowed(share)) for share in args.slow]
+    if args.rounds:
+        capped = lambda: make(lab.folder / "capped", lab.engine, bwlimit=args.bwlimit)  # noqa: E731
+        worse.append(Job(f"S3 at {args.bwlimit}B/s", "epochs", ("--tier", "s3"), capped))
+    for at in range(max(args.sessions, args.repeat)):
+        if at < args.repeat:
+            yield from worse
+        if at < args.sessions:
+            yield Job("nothing changed", "power", gating, real)
+    if args.against:
+        options = (*gating, f"--kv-against={args.against}", "--kv-boots", str(2 * args.pairs))
+        yield Job("A/B", "ab", options, real)
 
 
 def main() -> None:
     """Measure, writing results as they come."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tier", default="pnfs")
-    parser.add_argument("--others", nargs="*", default=["gpu", "cpu", "s3"], help="tiers of which only boots are taken")
-    parser.add_argument("--contexts", type=int, nargs="+", default=[3500])
-    parser.add_argument("--duration", type=float, default=24.0)
-    parser.add_argument("--boots", type=int, default=6)
-    parser.add_argument("--other-boots", type=int, default=6)
-    parser.add_argument("--sessions", type=int, default=20)
-    parser.add_argument("--slow", type=float, nargs="*", default=[0.10, 0.15, 0.30], help="of the baseline's TTFT")
-    parser.add_argument("--repeat", type=int, default=2, help="sessions for each slowdown")
     parser.add_argument("--dir", type=Path, default=Path(".kvcache/power"))
+    parser.add_argument("--tier", default="pnfs", help="that sessions are of")
+    parser.add_argument("--rounds", type=int, default=6, help="boots of every tier, three epochs each")
+    parser.add_argument("--epoch-s", type=float, default=24.0)
+    parser.add_argument("--boots", type=int, default=12, help="of the baseline that sessions are held against")
+    parser.add_argument("--sessions", type=int, default=20, help="in which nothing changed")
+    parser.add_argument("--slow", type=float, nargs="*", default=[0.10, 0.15, 0.30], help="of the baseline's TTFT")
+    parser.add_argument("--bwlimit", default="20M", help="of the S3 server, as rclone takes it")
+    parser.add_argument("--repeat", type=int, default=3, help="sessions of each engine that is worse")
+    parser.add_argument("--against", default="", help="an engine environment for the A/B, from `pytest-kvcache setup`")
+    parser.add_argument("--pairs", type=int, default=6, help="at most, of the A/B")
     args = parser.parse_args()
-    folder, engine = args.dir.absolute(), setup.engine_path(home())
-    prepare(folder, contexts=args.contexts, duration_s=args.duration, boots=args.boots)
-    results: list[dict[str, object]] = []
-
-    def note(kind: str, lines: list[dict[str, object]]) -> None:
-        results.extend({"kind": kind, **line} for line in lines)
-        pd.DataFrame(results).to_csv(folder / "results.csv", index=False)
-        print(kind, json.dumps([{k: v for k, v in line.items() if k != "test"} for line in lines]), flush=True)
-
-    if not (folder / "baselines").is_dir():
-        note("record", session(folder, engine, args.tier, "--update-baselines"))
-    (stored,) = [
-        c for c in shelf.readable(shelf.scan(folder / "baselines")) if c.cell.context_tokens == args.contexts[-1]
-    ]
-    ttft_s = float(np.exp(np.mean([boot.logs(0) for boot in stored.boots])))
-    for _ in range(args.repeat):
-        note("off", session(folder, make(folder / "off", engine, off=True), args.tier))
-    for share in args.slow:
-        slow = make(folder / f"slow-{share}", engine, delay_s=share * ttft_s)
-        for _ in range(args.repeat):
-            note(f"slow +{share:.0%}", session(folder, slow, args.tier))
-    for _ in range(args.sessions):
-        note("A/A", session(folder, engine, args.tier))
-    for tier in args.others:
-        more = ("--record-baselines", "--kv-boots", str(args.other_boots))
-        note(f"boots of {tier}", session(folder, engine, tier, *more))
-    table = pd.DataFrame(results)
-    print(table.groupby(["kind", "kv_verdict"]).size().to_string())
-    print(spread(folder).to_string(index=False))
+    lab = Lab(args.dir.absolute(), setup.engine_path(home()))
+    lab.prepare(boots=args.boots, epoch_s=args.epoch_s)
+    had = Counter(lab.done().drop_duplicates(["kind", "session"])["kind"])
+    for job in plan(lab, args):
+        if had[job.kind] > 0:
+            had[job.kind] -= 1
+            continue
+        print(job.kind, lab.run(job).drop(columns="kind").to_string(index=False), sep="\n", flush=True)
+    print(lab.done().groupby(["kind", "kv_verdict"]).size().to_string())
+    cells = shelf.readable(shelf.scan(lab.folder / "baselines"))
+    print(epochs.table(c for c in cells if c.cell.profile == "epochs").to_string(index=False))
 
 
 if __name__ == "__main__":
