@@ -96,7 +96,8 @@ def test_a_pair_on_cpu_ram(image_project: Project, kvcache_home: Path, daemon: d
     _, rows, counters = finished(under_load(image_project, "cpu"), "cpu", image_project)
     assert set(rows["status"]) == {"ok"}
     assert counters["lmcache_mp_lookup_hit_l1_tokens_total"] > 3000
-    assert "lmcache_mp_lookup_hit_l2_tokens_total" not in counters
+    # There is no L2, and LMCache may count its hits all the same.
+    assert counters.get("lmcache_mp_lookup_hit_l2_tokens_total", 0) == 0
     assert of_runs(daemon) == []
     assert traces(image_project.path, kvcache_home) == NOTHING
 
