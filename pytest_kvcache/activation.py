@@ -12,7 +12,7 @@ from pytest_kvcache.campaign.result import CellResult
 from pytest_kvcache.errors import BaselineError, ConfigError
 from pytest_kvcache.proof.tables import LedgerRow, ledger_table, storage_table
 from pytest_kvcache.report import benchmark as rows_of_benchmark
-from pytest_kvcache.report import terminal
+from pytest_kvcache.report import chart, series, terminal
 from pytest_kvcache.runs import signals
 from pytest_kvcache.state import KEY, PerfState
 from pytest_kvcache.tiers.base import Tier
@@ -83,10 +83,15 @@ class SessionReport:
         for each in results:
             if moved := terminal.explanation(each):
                 yield f"{each.label}, context {each.context_tokens}: {each.outcome}: {moved}"
+        rows = series.read([state.run.folder])
         for against in _YARDSTICKS:
             table = terminal.tiers_table(results, against=against)
             if table:
                 yield f"against {against}:\n{table}"
+            best = series.best(series.means(rows), against=against)
+            if rows["context_tokens"].nunique() > 1 and not best.empty:
+                yield f"at best, against {against}:\n{best.to_string(index=False)}"
+        yield f"chart: {chart.draw(rows, state.run.folder / 'chart.svg')}"
         if state.written:
             table = terminal.updates(state.writes, self._rules())
             yield f"baselines written to {state.settings.options.baselines}:\n{table}"

@@ -1,4 +1,4 @@
-"""`pytest-kvcache`: engine environment, checks of a machine, what a run would start, a load alone, baselines."""
+"""`pytest-kvcache`: engine environment, checks of a machine, what a run would start, a load, charts, baselines."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ COMMANDS = {
     "doctor": "what would keep a run from working, or spoil its figures",
     "render": "print every command line and file that a run would use",
     "load": "run the workload alone, against an endpoint that is already there",
+    "report": "chart and table of runs that are over",
     "baselines": "what is stored, what it can tell, what to do about it",
 }
 

@@ -106,6 +106,7 @@ class Lab:
         report = log.with_suffix(".xml")
         argv = [sys.executable, "-m", "pytest", "-q", "-m", "perf", "--kv-profile", job.profile, *job.options]
         argv += [f"--kv-engine={job.engine()}", "--kv-no-strict", "--benchmark-disable", f"--junitxml={report}"]
+        facts = {"kind": job.kind, "session": session, "began": time.strftime("%H:%M:%S", time.gmtime())}
         started = time.monotonic()
         with log.open("w", encoding="utf-8") as out:
             subprocess.run(
@@ -115,7 +116,6 @@ class Lab:
                 stderr=subprocess.STDOUT,
                 check=False,
             )
-        facts = {"kind": job.kind, "session": session, "began": time.strftime("%H:%M:%S", time.gmtime())}
         facts["minutes"] = round((time.monotonic() - started) / 60, 2)
         if not report.exists():
             raise SystemExit(f"{job.kind}: pytest ended without a report; {log} has what it said")

@@ -11,8 +11,8 @@ import pandas as pd
 
 from pytest_kvcache import catalogue
 from pytest_kvcache.errors import BaselineError, ConfigError
-from pytest_kvcache.verdict import shelf, update
-from pytest_kvcache.verdict.cells import StoredCell, parse
+from pytest_kvcache.verdict import shelf, store, update
+from pytest_kvcache.verdict.cells import SCHEMA, StoredCell, parse
 from pytest_kvcache.verdict.looks import Policy
 from pytest_kvcache.verdict.metrics import JUDGED
 from pytest_kvcache.verdict.shelf import Found
@@ -45,7 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     prune.add_argument("--yes", action="store_true", help="remove; without it they are listed only")
     prune.set_defaults(what=_prune)
 
-    migrate = what.add_parser("migrate", help="what to do about files of another schema")
+    migrate = what.add_parser("migrate", help="carry files of an older schema over, or say what helps")
+    migrate.add_argument("--yes", action="store_true", help="write; without it they are listed only")
     migrate.set_defaults(what=_migrate)
 
 
@@ -144,13 +145,18 @@ def _is_used(found: Found, known: catalogue.Catalogue) -> bool:
 
 
 def _migrate(args: argparse.Namespace, say: Say) -> int:
-    todo = shelf.migrations(shelf.scan(args.kv_baselines))
+    todo = shelf.migrations(args.kv_baselines, shelf.scan(args.kv_baselines))
+    writes = [each.write for each in todo if each.write is not None]
     for each in todo:
-        say(f"{each.path}: schema {each.schema}: {each.reason}")
+        say(f"{each.path}: schema {each.schema}: {each.reason or f'is carried over to {SCHEMA}'}")
         if each.command:
             say(f"  -> {each.command}")
-    say(f"{len(todo)} files of another schema")
-    return 1 if todo else 0
+    if args.yes:
+        store.write_all(args.kv_baselines, writes)
+    left = len(todo) - len(writes)
+    done = "carried over" if args.yes else "can be carried over: --yes writes them"
+    say(f"{len(todo)} files of another schema: {len(writes)} {done}; {left} cannot be")
+    return 1 if left or (writes and not args.yes) else 0
 
 
 def _rules(args: argparse.Namespace, stored: StoredCell) -> tuple[Policy, int]:

@@ -44,7 +44,7 @@ class ReplayClock:
 
 #: What a row's seconds are.
 _GROUPS = {
-    "ttft_session_s": "TTFT",
+    "ttft_geomean_s": "TTFT",
     "tokens_per_s": "processing speed: seconds per token, prompt and generated",
     "decode_tokens_per_s": "decode: seconds per token of a request",
 }

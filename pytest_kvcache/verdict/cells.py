@@ -1,4 +1,4 @@
-"""Baseline files, schema 2: what a cell keeps, as validated data.
+"""Baseline files, schema 3: what a cell keeps, as validated data.
 
 A cell is two files: `PROFILE/MACHINE/TIER/context-N.json`, made to be read in a diff, and beside it
 `context-N.requests.parquet`, the requests of every boot, whose SHA-256 the first one names. This module says what
@@ -19,11 +19,11 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from pytest_kvcache.errors import BaselineError
 from pytest_kvcache.verdict.metrics import JUDGED
 
-SCHEMA = 2
+SCHEMA = 3
 #: Longest JSON file that is read. Six boots take about 6 kB.
 MAX_JSON_BYTES = 1 << 20
 RECORD_ANEW = "restore it from version control, or record it anew with --update-baselines"
-MIGRATE = "record it anew with --update-baselines; `pytest-kvcache baselines migrate` prints the command for each cell"
+MIGRATE = "`pytest-kvcache baselines migrate` carries it over, or says what records it anew (--update-baselines)"
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,99}")
 _DIGITS = 6
@@ -157,7 +157,7 @@ class StoredCell(_Strict):
         requests: Of the file beside it; None where there is none.
     """
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
     cell: CellName
     label: Text
     comparability: Annotated[dict[Key, Text], Field(max_length=500)]
@@ -195,7 +195,7 @@ def parse(text: bytes, *, where: str) -> StoredCell:
 
     Raises:
         BaselineError: It is not JSON, has a key twice, holds NaN or Infinity, nests too deeply, or is no cell of schema
-            2; for other schemas the error names the command that helps.
+            3; for other schemas the error names the command that helps.
     """
     data = parse_json(text, where=where)
     version = data.get("schema_version") if isinstance(data, dict) else None
@@ -205,6 +205,11 @@ def parse(text: bytes, *, where: str) -> StoredCell:
             where=where,
             todo=MIGRATE if version < SCHEMA else "update pytest-kvcache: a later version wrote it",
         )
+    return validated(data, where=where)
+
+
+def validated(data: object, *, where: str) -> StoredCell:
+    """Return the cell that parsed JSON holds; raises BaselineError where it is none of this schema."""
     try:
         # strict for JSON: a tuple is an array there, and 3 is a float too
         return StoredCell.model_validate_json(json.dumps(data))

@@ -39,7 +39,7 @@ class Metric:
 
 #: What boots are judged by; the rest is reported. Few: each gate costs all others sharpness (`looks.py`).
 JUDGED: tuple[Metric, ...] = (
-    Metric("ttft_session_s", "TTFT (s)", higher_is_better=False, short="ttft"),
+    Metric("ttft_geomean_s", "TTFT (s)", higher_is_better=False, short="ttft"),
     Metric("tokens_per_s", "processing speed (prompt + generated tokens/s)", higher_is_better=True, short="speed"),
     Metric("decode_tokens_per_s", "decode throughput per request (tokens/s)", higher_is_better=True, short="decode"),
 )

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from pytest_kvcache.verdict.cells import StoredCell
-from pytest_kvcache.verdict.estimate import session_log_ttft
+from pytest_kvcache.verdict.estimate import WINSORIZED, log_ttft
 from pytest_kvcache.verdict.interval import Floats
 from pytest_kvcache.verdict.metrics import JUDGED
 from pytest_kvcache.verdict.spread import level
@@ -61,9 +61,9 @@ def judged_figures(rows: pd.DataFrame) -> dict[str, float]:
     elapsed = float(done["last_token_s"].max()) - start
     decode_s = float((done["last_token_s"] - done["first_token_s"]).sum())
     generated = float(done["generated_tokens"].sum())
-    sessions = session_log_ttft(rows)
+    logs = log_ttft(rows)
     figures = {
-        "ttft_session_s": float(np.exp(sessions.mean())) if len(sessions) else math.nan,
+        "ttft_geomean_s": float(np.exp(logs.mean())) if len(logs) else math.nan,
         "tokens_per_s": (float(done["prompt_tokens"].sum()) + generated) / elapsed if elapsed > 0 else math.nan,
         "decode_tokens_per_s": generated / decode_s if decode_s > 0 else math.nan,
     }
@@ -73,9 +73,11 @@ def judged_figures(rows: pd.DataFrame) -> dict[str, float]:
 def within_boot_errors(rows: pd.DataFrame, *, round_s: float) -> dict[str, float]:
     """Return the standard error, on the log scale, that each of `JUDGED` has within this boot.
 
-    - TTFT: sessions are the sample, sd of their medians / sqrt(sessions). Sessions differ by design too (an older one
-      has a longer history), so this is an upper estimate and stops late rather than early.
-    - Decode throughput: a ratio of sums, its linearised error over sessions (Cochran, "Sampling Techniques", 1977).
+    - TTFT: a mean over the requests of sessions, and requests of one session are not independent: sessions are the
+      sample (the linearised error of a ratio of sums, log TTFT over requests; Cochran, "Sampling Techniques", 1977),
+      widened for what was winsorized ((n - 1) / (n - 2g - 1); Dixon & Tukey, Technometrics 1968). Sessions differ by
+      design too (an older one has a longer history), so this is an upper estimate and stops late rather than early.
+    - Decode throughput: a ratio of sums too, tokens over seconds.
     - Processing speed: rounds are the sample (batch means: Law & Kelton, "Simulation Modeling and Analysis"), tokens
       of each round over the mean.
 
@@ -83,13 +85,15 @@ def within_boot_errors(rows: pd.DataFrame, *, round_s: float) -> dict[str, float
         By metric key; infinite where there are fewer than `LEAST_SESSIONS` sessions or `LEAST_ROUNDS` rounds.
     """
     done = rows[rows["status"] == "ok"]
-    sessions = session_log_ttft(rows)
-    errors = {"ttft_session_s": _error_of_mean(np.asarray(sessions, dtype=np.float64), LEAST_SESSIONS)}
+    errors = {"ttft_geomean_s": _error_of_ttft(done, log_ttft(rows))}
     tokens = (done["prompt_tokens"] + done["generated_tokens"]).astype("float64")
     by_round: Floats = np.asarray(tokens.groupby(rounds_of(done, round_s)).sum(), dtype=np.float64)
     middle = float(by_round.mean()) if by_round.size else math.nan
     errors["tokens_per_s"] = _error_of_mean(by_round / middle, LEAST_ROUNDS) if middle > 0 else math.inf
-    errors["decode_tokens_per_s"] = _ratio_error(done)
+    decode = (done["last_token_s"] - done["first_token_s"]).astype("float64")
+    # Both over their means: of a ratio of 1 the error is the relative one, which is that of its logarithm.
+    generated = done["generated_tokens"].astype("float64")
+    errors["decode_tokens_per_s"] = _ratio_error(generated / generated.mean(), decode / decode.mean(), done["user"])
     return errors
 
 
@@ -145,11 +149,20 @@ def _error_of_mean(values: Floats, least: int) -> float:
     return float(values.std(ddof=1)) / math.sqrt(values.size) if values.size >= least else math.inf
 
 
-def _ratio_error(done: pd.DataFrame) -> float:
-    decode = (done["last_token_s"] - done["first_token_s"]).astype("float64").groupby(done["user"]).sum()
-    tokens = done["generated_tokens"].astype("float64").groupby(done["user"]).sum()
-    count = len(tokens)
-    if count < LEAST_SESSIONS or not decode.sum() > 0:
+def _error_of_ttft(done: pd.DataFrame, logs: pd.Series[float]) -> float:
+    requests = len(logs)
+    drawn_in = int(WINSORIZED * requests)
+    if requests < 2 * drawn_in + 2:
         return math.inf
-    residual = (tokens - tokens.sum() / decode.sum() * decode).to_numpy(dtype=np.float64)
-    return float(np.sqrt((residual**2).sum() / (count - 1) / count) / tokens.mean())
+    widened = (requests - 1) / (requests - 2 * drawn_in - 1)
+    return widened * _ratio_error(logs, pd.Series(1.0, index=logs.index), done["user"][logs.index])
+
+
+def _ratio_error(above: pd.Series[float], below: pd.Series[float], users: pd.Series[int]) -> float:
+    """Return the standard error of sum(above) / sum(below), with sessions as the sample."""
+    tops, bottoms = above.groupby(users).sum(), below.groupby(users).sum()
+    count = len(tops)
+    if count < LEAST_SESSIONS or not bottoms.sum() > 0:
+        return math.inf
+    residual = (tops - tops.sum() / bottoms.sum() * bottoms).to_numpy(dtype=np.float64)
+    return float(np.sqrt((residual**2).sum() / (count - 1) / count) / bottoms.mean())

@@ -14,11 +14,12 @@ from pathlib import Path
 import pandas as pd
 
 from pytest_kvcache.errors import BaselineError
+from pytest_kvcache.verdict import migrate
 from pytest_kvcache.verdict.cells import MAX_JSON_BYTES, SCHEMA, Cell, StoredCell, parse, parse_json, requests_path
 from pytest_kvcache.verdict.looks import Policy
 from pytest_kvcache.verdict.metrics import JUDGED
 from pytest_kvcache.verdict.procedure import tier_of
-from pytest_kvcache.verdict.store import read_bytes
+from pytest_kvcache.verdict.store import Write, read_bytes
 from pytest_kvcache.verdict.update import levels
 
 _PREFIX, _SUFFIX = "context-", ".json"
@@ -214,21 +215,23 @@ class Migration:
     Args:
         path: Which.
         schema: Its version.
-        reason: Why it cannot be carried over.
+        reason: Why it cannot be carried over, "" where it can.
         command: What records it anew; "" where that is not what helps.
+        write: It as it is to be, where it can be carried over.
     """
 
     path: Path
     schema: int
-    reason: str
-    command: str
+    reason: str = ""
+    command: str = ""
+    write: Write | None = None
 
 
-def migrations(found: Sequence[Found]) -> tuple[Migration, ...]:
-    """Return what is to be done about each file of another schema.
+def migrations(root: Path, found: Sequence[Found]) -> tuple[Migration, ...]:
+    """Return what is to be done about each file of another schema; nothing is written.
 
-    Schema 1 held the figures of one run, without its requests and without a session's TTFT: it is no boot of this
-    schema and cannot be made into one, so it is refused with the command that records the cell anew.
+    Schema 2 is carried over (`migrate`). Schema 1 held the figures of one run, without its requests: it is no boot of
+    this schema and cannot be made into one, so it is refused with the command that records the cell anew.
     """
     result = []
     for item in found:
@@ -237,10 +240,16 @@ def migrations(found: Sequence[Found]) -> tuple[Migration, ...]:
         if item.schema > SCHEMA:
             result.append(Migration(item.path, item.schema, "a later pytest-kvcache wrote it: update", ""))
             continue
+        reason = "it has the figures of one run and no boots"
+        if item.schema == migrate.FROM:
+            try:
+                result.append(Migration(item.path, item.schema, write=migrate.carry_over(root, item.path)))
+                continue
+            except BaselineError as error:
+                reason = error.what
         cell = item.cell
         argv = ["pytest", "-m", "perf"]
         argv += ["--tier", cell.tier, "--kv-profile", cell.profile] if cell else []
-        reason = "it has the figures of one run and no boots"
         result.append(Migration(item.path, item.schema, reason, shlex.join([*argv, "--update-baselines"])))
     return tuple(result)
 

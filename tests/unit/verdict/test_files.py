@@ -1,4 +1,4 @@
-"""Baseline files of schema 2: round trips, damage, hostility, and writing all or nothing."""
+"""Baseline files of schema 3: round trips, damage, hostility, and writing all or nothing."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_cell_comes_back_as_it_was_written(tmp_path: Path) -> None:
     back = store.read(tmp_path, CELL)
     assert back is not None
     assert back.text() == recorded().new.text()
-    assert back.boots[1].figures["ttft_session_s"] == pytest.approx(0.5 * 1.01005, rel=1e-5)
+    assert back.boots[1].figures["ttft_geomean_s"] == pytest.approx(0.5 * 1.01005, rel=1e-5)
     assert path.read_text().splitlines()[1].startswith('  "boots"')
     assert sorted(p.name for p in path.parent.iterdir()) == ["context-1000.json", "context-1000.requests.parquet"]
 
@@ -109,14 +109,14 @@ def test_no_file_is_no_baseline(tmp_path: Path) -> None:
         "3",
         "\x00\x01",
         '"x"',
-        '{"schema_version": 2}',
-        '{"schema_version": "2"}',
+        '{"schema_version": 3}',
+        '{"schema_version": "3"}',
         '{"schema_version": true}',
         "[" * 100_000,
         '{"a":' * 100_000,
         "1" * 100_000,
         '{"a": 1, "a": 2}',
-        TEXT.replace('"schema_version": 2', '"schema_version": 2, "schema_version": 2'),
+        TEXT.replace('"schema_version": 3', '"schema_version": 3, "schema_version": 3'),
         TEXT.replace(SOME, "NaN"),
         TEXT.replace(SOME, "Infinity"),
         TEXT.replace(SOME, "1e999"),
@@ -199,11 +199,11 @@ def test_names_that_lead_elsewhere_are_no_cells(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "what"), [(1, r"--update-baselines(.|\n)*baselines migrate"), (99, "update pytest-kvcache")]
+    ("version", "what"), [(1, r"baselines migrate(.|\n)*--update-baselines"), (99, "update pytest-kvcache")]
 )
 def test_other_schemas_are_refused_with_what_helps(version: int, what: str) -> None:
     """An older file is refused with the command that helps, a later one with the advice to update."""
-    with pytest.raises(BaselineError, match=rf"schema {version}, this version reads 2(.|\n)*{what}"):
+    with pytest.raises(BaselineError, match=rf"schema {version}, this version reads 3(.|\n)*{what}"):
         parse(json.dumps({"schema_version": version}).encode(), where="x")
 
 

@@ -51,7 +51,7 @@ def test_there_is_no_look_after_the_last() -> None:
         {"pass_error": 0.5},
         {"power": 1.0},
         {"least_effect": 0.2},
-        {"margins": {"ttft_session_s": 0.01}},
+        {"margins": {"ttft_geomean_s": 0.01}},
         {"least_boots": 1},
         {"least_df": 0},
     ],

@@ -73,7 +73,7 @@ def test_improved_says_so_and_succeeds() -> None:
 
 def test_one_gate_regresses_a_cell() -> None:
     """One worse metric is not bought back by two better ones."""
-    worse = {"tokens_per_s": 0.3, "ttft_session_s": -0.3, "decode_tokens_per_s": -0.3}
+    worse = {"tokens_per_s": 0.3, "ttft_geomean_s": -0.3, "decode_tokens_per_s": -0.3}
     verdict = decide(evidence(boot(worse)), stored(), family=FAMILY, siblings=[sibling()])
     assert verdict.status == "regressed"
     assert verdict.worst is not None
@@ -275,7 +275,7 @@ def test_siblings_order_is_irrelevant() -> None:
 
 def test_a_policy_of_its_own() -> None:
     """A profile's margins are used, by metric."""
-    policy = Policy(margins={"ttft_session_s": 0.4})
+    policy = Policy(margins={"ttft_geomean_s": 0.4})
     gates = say(0.0, policy=policy).gates
     assert gates[0].margin == pytest.approx(math.log(1.4))
     assert gates[1].margin < math.log(1.2)

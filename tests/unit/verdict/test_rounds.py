@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pytest_kvcache.verdict import canary, tables
 from pytest_kvcache.verdict.environment import workload_hash
-from pytest_kvcache.verdict.estimate import estimate, goodput, session_log_ttft
+from pytest_kvcache.verdict.estimate import estimate, goodput
 from pytest_kvcache.verdict.metrics import JUDGED
 from pytest_kvcache.verdict.rounds import cut, enough, judged_figures, prefix, rounds_of, spreads, within_boot_errors
 from tests.unit.verdict.make import requests, sibling, stored
@@ -21,13 +21,41 @@ ROUND = 6.0
 
 
 def test_ttft_of_a_boot() -> None:
-    """It is the geometric mean over sessions of the session's median, however many requests a session had."""
+    """It is the geometric mean over requests."""
     rows = requests(users=2, rounds=3)
     rows["first_token_s"] = rows["actual_start_s"] + np.where(rows["user"] == 1, 0.2, 0.8)
-    rows.loc[0, "first_token_s"] = 100.0
-    rows = rows.drop(index=rows.index[(rows["user"] == 2) & (rows["round"] > 1)])
-    assert session_log_ttft(rows).tolist() == pytest.approx([math.log(0.2), math.log(0.8)])
-    assert judged_figures(rows)["ttft_session_s"] == pytest.approx(0.4)
+    assert judged_figures(rows)["ttft_geomean_s"] == pytest.approx(0.4)
+
+
+def test_a_stalled_request_does_not_speak_for_a_boot() -> None:
+    """One of fifty that took a minute counts as the next longest; of ten there is none to spare."""
+    many, few = requests(users=5, rounds=10, noise=0.1), requests(users=2, rounds=5, noise=0.1)
+    for rows, expected in ((many, 1.02), (few, 1.5)):
+        stalled = rows.copy()
+        stalled.loc[3, "first_token_s"] = rows["actual_start_s"][3] + 60.0
+        moved = judged_figures(stalled)["ttft_geomean_s"] / judged_figures(rows)["ttft_geomean_s"]
+        assert (moved < expected) == (rows is many)
+        assert moved > 1
+
+
+@given(st.floats(0.01, 100), st.integers(0, 20))
+def test_ttft_scales(scale: float, seed: int) -> None:
+    """Requests that all take so many times as long make a boot that does."""
+    rows = requests(noise=0.3, seed=seed)
+    longer = rows.assign(
+        first_token_s=rows["actual_start_s"] + (rows["first_token_s"] - rows["actual_start_s"]) * scale
+    )
+    one, other = (judged_figures(r)["ttft_geomean_s"] for r in (rows, longer))
+    assert other == pytest.approx(one * scale)
+
+
+@given(st.integers(0, 47), st.floats(0.0, 5.0), st.integers(0, 20))
+def test_no_request_that_takes_longer_makes_a_boot_look_faster(index: int, more_s: float, seed: int) -> None:
+    """The figure never falls as one request's TTFT grows."""
+    rows = requests(noise=0.3, seed=seed)
+    later = rows.copy()
+    later.loc[index, "first_token_s"] += more_s
+    assert judged_figures(later)["ttft_geomean_s"] >= judged_figures(rows)["ttft_geomean_s"] * (1 - 1e-12)
 
 
 @given(st.integers(0, 50), st.floats(0.0, 0.5))
@@ -42,7 +70,7 @@ def test_figures_that_cannot_be_had_are_absent() -> None:
     """A run without a finished request has none; impossible times give none either."""
     rows = requests()
     assert judged_figures(rows.assign(status="timed-out")) == {}
-    assert "ttft_session_s" not in judged_figures(rows.assign(first_token_s=rows["actual_start_s"]))
+    assert "ttft_geomean_s" not in judged_figures(rows.assign(first_token_s=rows["actual_start_s"]))
     still = rows.assign(last_token_s=rows["first_token_s"])
     assert "decode_tokens_per_s" not in judged_figures(still)
 
@@ -71,18 +99,16 @@ def test_a_round_is_when_every_user_asks_once() -> None:
 
 
 def test_within_boot_errors_are_the_textbook_s() -> None:
-    """The error of the mean of sessions, and those that bootstrapping sessions finds for the ratio."""
+    """They are what bootstrapping sessions finds."""
     rows = requests(users=40, rounds=6, noise=0.2)
     errors = within_boot_errors(rows, round_s=240.0 / 6)
-    medians = session_log_ttft(rows)
-    assert errors["ttft_session_s"] == pytest.approx(medians.std(ddof=1) / math.sqrt(40))
     rng = np.random.default_rng(0)
     by_user = [group for _, group in rows.groupby("user")]
-    logs = [
-        math.log(judged_figures(pd.concat([by_user[i] for i in rng.integers(0, 40, 40)]))["decode_tokens_per_s"])
-        for _ in range(200)
+    drawn = [
+        judged_figures(pd.concat([by_user[i] for i in rng.integers(0, 40, 40)], ignore_index=True)) for _ in range(200)
     ]
-    assert errors["decode_tokens_per_s"] == pytest.approx(np.std(logs), rel=0.25)
+    for key in ("ttft_geomean_s", "decode_tokens_per_s"):
+        assert errors[key] == pytest.approx(np.std([math.log(figures[key]) for figures in drawn]), rel=0.25)
 
 
 def test_too_few_sessions_or_rounds_have_no_error() -> None:
@@ -109,7 +135,7 @@ def test_stopping_does_not_look_at_the_level(scale: float, seed: int) -> None:
     slower = rows.assign(
         first_token_s=rows["actual_start_s"] + (rows["first_token_s"] - rows["actual_start_s"]) * scale
     )
-    one, two = (within_boot_errors(r, round_s=ROUND)["ttft_session_s"] for r in (rows, slower))
+    one, two = (within_boot_errors(r, round_s=ROUND)["ttft_geomean_s"] for r in (rows, slower))
     assert one == pytest.approx(two, rel=1e-6)
 
 

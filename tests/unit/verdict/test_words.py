@@ -12,7 +12,7 @@ from tests.unit.verdict.make import FAMILY, boot, evidence, sibling, stored
 
 def say(*worse: float) -> CellVerdict:
     """Decide on boots that are worse by these log ratios in TTFT."""
-    boots = [boot({"ttft_session_s": w}) for w in worse]
+    boots = [boot({"ttft_geomean_s": w}) for w in worse]
     return decide(evidence(*boots), stored(), family=FAMILY, siblings=[sibling()])
 
 

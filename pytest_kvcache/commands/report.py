@@ -1,0 +1,65 @@
+"""`pytest-kvcache report`: the chart and the table of runs that are over, from the files that they left."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from pytest_kvcache.errors import ConfigError
+from pytest_kvcache.report import chart, series
+from pytest_kvcache.runs.files import replace_whole
+
+Say = Callable[[str], None]
+
+_RUNS = Path(".kvcache/runs")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    parser.add_argument(
+        "runs",
+        type=Path,
+        nargs="*",
+        metavar="RUN",
+        help="folders of runs, such as those of one CI job a tier (default: the newest of .kvcache/runs)",
+    )
+    parser.add_argument("--chart", type=Path, default=Path("kvcache.svg"), metavar="FILE", help=".svg, .png or .pdf")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="the chart's data too: a row a boot")
+    parser.add_argument(
+        "--against",
+        action="append",
+        metavar="TIER",
+        help="what tiers are held against, as the chart names it; repeatable (default: gpu and cpu)",
+    )
+
+
+def run(args: argparse.Namespace, say: Say) -> int:
+    """Print the tables and draw the chart.
+
+    Raises:
+        ConfigError: There is nothing to draw, or not so, or not there.
+    """
+    rows = series.read(args.runs or [_newest()])
+    table = series.means(rows)
+    say(table.to_string(index=False, float_format="{:.4g}".format))
+    for against in args.against or ("gpu", "cpu"):
+        best = series.best(table, against=against)
+        if not best.empty:
+            say(f"\nat best, against {against}:\n{best.to_string(index=False)}")
+    for row in rows[rows["faults"] != ""].itertuples():
+        say(f"\ninvalid, and in no figure: {row.label} at {row.context_tokens}: {row.faults}")
+    try:
+        if args.csv:
+            replace_whole(args.csv, lambda partial: rows.to_csv(partial, index=False))
+        say(f"\nchart: {chart.draw(rows, args.chart)}")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot be drawn: {error}", where=str(args.chart)) from None
+    return 0
+
+
+def _newest() -> Path:
+    found = sorted(path for path in _RUNS.glob("*") if any(path.rglob("run.json"))) if _RUNS.is_dir() else []
+    if not found:
+        raise ConfigError("no run is there", where=str(_RUNS), todo="name one, or run `pytest -m perf` first")
+    return found[-1]

@@ -1,0 +1,147 @@
+"""Chart and table of runs: from the files that they left, of valid boots only, and never of unlike runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pandas as pd
+import pytest
+
+from pytest_kvcache.cli import main
+from pytest_kvcache.errors import ConfigError
+from pytest_kvcache.report import chart, series
+
+SPEEDS = {"gpu": (3000.0, 1000.0), "cpu": (3100.0, 2000.0), "pnfs": (3100.0, 3010.0)}
+
+
+def left(run: Path, tier: str, context: int, speed: float, *, boot: str = "boot-1", **more: Any) -> Path:
+    """Write what a boot of a tier leaves at a context length; return its run.json."""
+    keys = {"hardware.gpus": "none", "hardware.cores": "2", "hardware.cpu": "X", "serving.model": "m"}
+    keys |= {"workload.context_tokens": str(context), "workload.users": "3", "workload.qps": "0.8"}
+    facts = {
+        "label": "pnfs (stand-in: ext4)" if tier == "pnfs" else tier,
+        "comparability": keys | more.pop("keys", {}),
+        "faults": more.pop("faults", []),
+        "estimates": {"tokens_per_s": speed, "ttft_mean_s": 1000 / speed, "decode_tokens_per_s": 100.0},
+        "load": {"started_at": {"gpu": 1.0, "cpu": 2.0, "pnfs": 3.0}[tier]},
+    }
+    path = run / tier / boot / f"context-{context}" / "run.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(facts))
+    return path
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run of three tiers at two context lengths."""
+    folder = tmp_path / "runs" / "1"
+    for tier, speeds in SPEEDS.items():
+        for context, speed in zip((1000, 9000), speeds, strict=True):
+            left(folder, tier, context, speed)
+    return folder
+
+
+def test_the_table_is_the_article_s(run: Path) -> None:
+    """The most that a tier gained over GPU only and over GPU + CPU, and at which length; TTFT gains as it falls."""
+    table = series.means(series.read([run]))
+    assert table["label"].unique().tolist() == ["gpu", "cpu", "pnfs (stand-in: ext4)"]
+    gained = series.best(table, against="gpu").set_index("tier").loc["pnfs (stand-in: ext4)"]
+    assert gained.tolist() == ["+201% (at 9000)", "-67% (at 9000)", "+0% (at 1000)"]
+    assert series.best(table, against="cpu").set_index("tier")["processing speed"].iloc[-1] == "+50% (at 9000)"
+    assert series.best(table, against="nothing").empty
+
+
+def test_points_are_means_of_valid_boots(run: Path) -> None:
+    """Boots are averaged; one that is invalid is in no figure."""
+    left(run, "gpu", 1000, 4000.0, boot="boot-2")
+    left(run, "gpu", 1000, 9999.0, boot="boot-3", faults=["the tier was off"])
+    first = series.means(series.read([run])).iloc[0]
+    assert (first["tokens_per_s"], first["boots"]) == (3500.0, 2)
+
+
+def test_sides_of_an_a_b_are_lines_of_their_own(tmp_path: Path) -> None:
+    """Boots of the two engines are told apart by their folders."""
+    left(tmp_path, "gpu", 1000, 3000.0, boot="aboot-1")
+    left(tmp_path, "gpu", 1000, 2000.0, boot="bboot-1")
+    assert series.means(series.read([tmp_path]))["label"].tolist() == ["gpu (A)", "gpu (B)"]
+
+
+@pytest.mark.parametrize("key", ["serving.model", "hardware.cpu", "workload.qps"])
+def test_unlike_runs_make_no_chart(run: Path, tmp_path: Path, key: str) -> None:
+    """Another model, machine or workload is refused with the key and both files."""
+    other = left(tmp_path / "runs" / "2", "gpu", 1000, 1.0, keys={key: "other"})
+    with pytest.raises(ConfigError, match=rf"is another {key} \(other\) than .*run\.json") as caught:
+        series.read([run, tmp_path / "runs" / "2"])
+    assert caught.value.where == str(other)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"comparability": {}, "load": 1}'])
+def test_a_damaged_file_is_named(run: Path, content: str) -> None:
+    """What is not what a run leaves is an error with its path, no traceback."""
+    path = run / "cpu" / "boot-1" / "context-1000" / "run.json"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match="is not what a run leaves") as caught:
+        series.read([run])
+    assert caught.value.where == str(path)
+
+
+def texts(path: Path) -> list[str]:
+    """Return the words in an SVG."""
+    return [text for e in ElementTree.parse(path).iter() if (text := (e.text or "").strip())]  # noqa: S314 - our own
+
+
+def test_the_chart_has_a_line_a_tier_and_says_what_it_leaves_out(run: Path, tmp_path: Path) -> None:
+    """Labels with what stood in for what, contexts on the axis, machine and invalid boots below; the same each time."""
+    left(run, "cpu", 20000, 1.0, faults=["no request was sent"])
+    rows = series.read([run])
+    words = texts(chart.draw(rows, tmp_path / "c.svg"))
+    assert {"gpu", "cpu", "pnfs (stand-in: ext4)", "1000", "9000", "m: 3 users, 0.8 requests/s"} <= set(words)
+    assert "2 cores of X; boots a point: 1; not shown, invalid: cpu at 20000" in words
+    again = chart.draw(rows, tmp_path / "again.svg")
+    assert again.read_bytes() == (tmp_path / "c.svg").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again.svg", "c.svg", "runs"]
+
+
+def test_runs_without_a_valid_boot_still_have_a_chart(tmp_path: Path) -> None:
+    """It is empty and says why, in place of an error at the end of a session."""
+    left(tmp_path / "r", "gpu", 1000, 1.0, faults=["no request was sent"])
+    words = texts(chart.draw(series.read([tmp_path / "r"]), tmp_path / "c.svg"))
+    assert any("not shown, invalid: gpu at 1000" in text for text in words)
+
+
+def test_the_command_takes_the_newest_run(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without arguments it reads the last run of this project, prints both tables, and writes the files asked for."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".kvcache").mkdir()
+    run.parent.rename(tmp_path / ".kvcache" / "runs")
+    left(tmp_path / ".kvcache" / "runs" / "0", "gpu", 1000, 1.0)
+    assert main(["report", "--chart", "c.png", "--csv", "c.csv"]) == 0
+    out = capsys.readouterr().out
+    assert "at best, against gpu:" in out
+    assert "+201% (at 9000)" in out
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+    assert len(pd.read_csv(tmp_path / "c.csv")) == 6
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ([], "no run is there"),
+        (["nowhere"], "no boot was measured there"),
+        (["runs", "--chart", "c.xyz"], "cannot be drawn"),
+        (["runs", "--chart", "no/such/folder.svg"], "cannot be drawn"),
+    ],
+)
+def test_the_command_says_what_is_wrong(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], argv: list[str], said: str
+) -> None:
+    """Nothing to draw, or no way to: one line with the cause, exit code 1, nothing left."""
+    monkeypatch.chdir(run.parent.parent)
+    assert main(["report", *argv]) == 1
+    assert said in capsys.readouterr().err
+    assert [path.name for path in run.parent.parent.iterdir()] == ["runs"]
