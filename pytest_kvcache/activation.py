@@ -83,15 +83,15 @@ class SessionReport:
         for each in results:
             if moved := terminal.explanation(each):
                 yield f"{each.label}, context {each.context_tokens}: {each.outcome}: {moved}"
-        rows = series.read([state.run.folder])
+        measured = series.read([state.run.folder])
         for against in _YARDSTICKS:
             table = terminal.tiers_table(results, against=against)
             if table:
                 yield f"against {against}:\n{table}"
-            best = series.best(series.means(rows), against=against)
-            if rows["context_tokens"].nunique() > 1 and not best.empty:
+            best = series.best(series.means(measured), against=against)
+            if measured["context_tokens"].nunique() > 1 and not best.empty:
                 yield f"at best, against {against}:\n{best.to_string(index=False)}"
-        yield f"chart: {chart.draw(rows, state.run.folder / 'chart.svg')}"
+        yield f"chart: {chart.draw(measured, state.run.folder / 'chart.svg')}"
         if state.written:
             table = terminal.updates(state.writes, self._rules())
             yield f"baselines written to {state.settings.options.baselines}:\n{table}"

@@ -71,7 +71,8 @@ def read(runs: Iterable[Path]) -> pd.DataFrame:
         raise ConfigError(
             "no boot was measured there", where=", ".join(map(str, folders)), todo="name a folder of .kvcache/runs"
         )
-    rows, first = [], {}
+    rows: list[dict[str, Any]] = []
+    first: dict[str, Any] = {}
     for path in paths:
         try:
             facts = json.loads(path.read_text(encoding="utf-8"))

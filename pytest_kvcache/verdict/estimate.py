@@ -99,7 +99,7 @@ def log_ttft(rows: pd.DataFrame) -> pd.Series[float]:
     kept = ttft[ttft > 0]
     if kept.empty:
         return kept
-    drawn_in = np.asarray(mstats.winsorize(np.log(kept.to_numpy()), limits=WINSORIZED), dtype=np.float64)
+    drawn_in = np.asarray(mstats.winsorize(np.log(kept.to_numpy()), limits=(WINSORIZED, WINSORIZED)), dtype=np.float64)
     return pd.Series(drawn_in, index=kept.index, dtype="float64")
 
 

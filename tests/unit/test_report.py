@@ -48,8 +48,8 @@ def test_the_table_is_the_article_s(run: Path) -> None:
     """The most that a tier gained over GPU only and over GPU + CPU, and at which length; TTFT gains as it falls."""
     table = series.means(series.read([run]))
     assert table["label"].unique().tolist() == ["gpu", "cpu", "pnfs (stand-in: ext4)"]
-    gained = series.best(table, against="gpu").set_index("tier").loc["pnfs (stand-in: ext4)"]
-    assert gained.tolist() == ["+201% (at 9000)", "-67% (at 9000)", "+0% (at 1000)"]
+    gained = series.best(table, against="gpu").iloc[-1]
+    assert gained.tolist() == ["pnfs (stand-in: ext4)", "+201% (at 9000)", "-67% (at 9000)", "+0% (at 1000)"]
     assert series.best(table, against="cpu").set_index("tier")["processing speed"].iloc[-1] == "+50% (at 9000)"
     assert series.best(table, against="nothing").empty
 

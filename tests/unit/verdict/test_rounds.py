@@ -54,7 +54,7 @@ def test_no_request_that_takes_longer_makes_a_boot_look_faster(index: int, more_
     """The figure never falls as one request's TTFT grows."""
     rows = requests(noise=0.3, seed=seed)
     later = rows.copy()
-    later.loc[index, "first_token_s"] += more_s
+    later.loc[index, "first_token_s"] = float(rows["first_token_s"][index]) + more_s
     assert judged_figures(later)["ttft_geomean_s"] >= judged_figures(rows)["ttft_geomean_s"] * (1 - 1e-12)
 
 
