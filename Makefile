@@ -30,7 +30,7 @@ bench: $(READY) ## The client's own errors, beside other clients (needs a C comp
 	$(BIN)/python -m benchmarks.client.run
 	$(BIN)/python -m benchmarks.client.scale
 
-power: setup ## How often verdicts are wrong: simulated, then A/A sessions and slowdowns on the real engine (two hours)
+power: setup ## How often verdicts are wrong: simulated, then on the real engine (three hours; goes on where it was stopped)
 	$(BIN)/python -m benchmarks.power.simulate --sessions 20000
 	$(BIN)/python -m benchmarks.power.engine
 

@@ -23,6 +23,7 @@ from pytest_kvcache.settings import Settings
 from pytest_kvcache.telemetry.hardware import hardware
 from pytest_kvcache.telemetry.memory import MemoryWatch
 from pytest_kvcache.tiers.base import Tier
+from pytest_kvcache.verdict.paired import PairedVerdict
 from pytest_kvcache.verdict.procedure import CellVerdict
 from pytest_kvcache.verdict.store import Write
 
@@ -125,11 +126,10 @@ class PerfState:
         """The engine of --kv-against."""
         return engine_named(self.settings.options.against or "", self.settings.mounts)
 
-    def note_look(self, verdict: CellVerdict, minutes_a_boot: float) -> None:
-        """Count what a final verdict would have cost without looks; cells of one tier share their boots."""
-        if verdict.final and verdict.status in {"pass", "improved", "regressed", "inconclusive"}:
-            contexts = len(self.profile.workload.context_tokens)
-            self.fixed_minutes += verdict.fixed_boots * minutes_a_boot / contexts
+    def note_decided(self, verdict: CellVerdict | PairedVerdict, fixed_minutes: float) -> None:
+        """Count what a final verdict would have cost without looks, in minutes; cells of one tier share their boots."""
+        if verdict.status in {"pass", "improved", "regressed", "inconclusive"}:
+            self.fixed_minutes += fixed_minutes / len(self.profile.workload.context_tokens)
 
     def tier_folder(self, tier: str) -> Path:
         """Return the folder of the results and logs of a tier."""

@@ -55,19 +55,24 @@ class AgainstCampaign:
                 number = len(self._boots[side]) + 1
                 self._boots[side].append(booting.measure(self._sides[side], self._state, wanted, number=number))
             more = look + 1 < len(looks) and not (allowed is not None and 2 * looks[look + 1] > allowed)
-            self._judge(wanted, more=more)
+            self._judge(wanted, more=looks[look + 1] - pairs if more else 0, fixed=looks[-1])
         return {context: self._result(context) for context in self._contexts}
 
-    def _judge(self, wanted: list[int], *, more: bool) -> None:
+    def _judge(self, wanted: list[int], *, more: int, fixed: int) -> None:
+        """Decide; `more` are the pairs to the next look, 0 where there is none, `fixed` those of a design without."""
         verdicts = paired.decide_pairs(
             {context: self._pairs(context) for context in wanted},
             family=self._state.settings.family,
             policy=self._sides["a"].profile.rules.policy(),
-            another_block=more,
+            another_block=more > 0,
         )
+        every = [each.minutes for boots in self._boots.values() for each in boots]
+        minutes_a_pair = 2 * sum(every) / len(every)
         for context, verdict in verdicts.items():
             self._verdicts[context] = verdict
-            self._state.say(f"B against A, context {context}, after {verdict.pairs} pairs: {words.headline(verdict)}")
+            self._state.note_decided(verdict, fixed * minutes_a_pair)
+            known = words.after_pairs(verdict, minutes_a_pair=minutes_a_pair, more=more, fixed=fixed)
+            self._state.say(f"B against A, context {context}, {known}")
 
     def _pairs(self, context: int) -> list[Pair]:
         a, b = ([_boot(each, context) for each in self._boots[side] if context in each.runs] for side in ("a", "b"))
@@ -81,7 +86,7 @@ class AgainstCampaign:
             cell=Cell(side.profile.name, machine_name(self._state.hardware), side.tier.name, context),
             runs=runs,
             boots=tuple(_boot(each, context) for each in b),
-            minutes=tuple(each.minutes for each in b),
+            minutes=tuple(x.minutes + y.minutes for x, y in zip(a, b, strict=True)),
             verdict=verdict,
             explanation=why.against_side(verdict, [each.runs[context] for each in a], runs),
         )

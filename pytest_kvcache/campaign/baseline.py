@@ -105,7 +105,7 @@ class BaselineCampaign:
             cell.done = cell.verdict.final
         if cell.verdict is not None:
             each = sum(cell.minutes) / len(cell.minutes)
-            self._state.note_look(cell.verdict, each)
+            self._state.note_decided(cell.verdict, cell.verdict.fixed_boots * each)
             self._state.say(
                 f"{run.label}, context {run.context_tokens}: {words.after_look(cell.verdict, minutes_a_boot=each)}"
             )

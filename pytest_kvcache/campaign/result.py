@@ -29,7 +29,7 @@ class CellResult:
         cell: Which.
         runs: One a boot.
         boots: The same, as the decision sees them.
-        minutes: Engine minutes of each boot, shared with the tier's other contexts.
+        minutes: Engine minutes of each boot, shared with the tier's other contexts; of each pair of boots in an A/B.
         stored: The baseline before this session.
         verdict: The decision; None where the cell was only recorded.
         write: What is to become the baseline, None where nothing is.
@@ -69,8 +69,8 @@ class CellResult:
 
     @property
     def suspicions(self) -> tuple[str, ...]:
-        """What makes the times of a boot doubtful."""
-        return tuple(line for run in self.runs for line in run.suspicions)
+        """What makes the times of a boot doubtful; what all boots have in common is said once."""
+        return tuple(dict.fromkeys(line for run in self.runs for line in run.suspicions))
 
     @property
     def estimates(self) -> Estimates:

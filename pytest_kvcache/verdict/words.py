@@ -55,6 +55,22 @@ def after_look(verdict: CellVerdict, *, minutes_a_boot: float) -> str:
     return f"{took}; {used}" + (f", a fixed design takes {verdict.fixed_boots * minutes_a_boot:.1f}" if saved else "")
 
 
+def after_pairs(verdict: PairedVerdict, *, minutes_a_pair: float, more: int, fixed: int) -> str:
+    """Return what is known after a look at an A/B, and what the next look costs or how much was saved.
+
+    Args:
+        verdict: After the last pair.
+        minutes_a_pair: Engine minutes that a boot of each took with its workload.
+        more: Pairs to the next look.
+        fixed: Pairs of a design without looks.
+    """
+    took = f"after {verdict.pairs} pairs: {headline(verdict)}"
+    if verdict.status == "needs-boot":
+        return f"{took}; {more} more pairs cost {more * minutes_a_pair:.1f} engine minutes"
+    used = f"{verdict.pairs * minutes_a_pair:.1f} engine minutes"
+    return f"{took}; {used}" + (f", a fixed design takes {fixed * minutes_a_pair:.1f}" if fixed > verdict.pairs else "")
+
+
 def _effect(gate: Gate) -> str:
     low, high = share(gate.lower), share(gate.upper)
     beside = f" beside {share(gate.explained):+.1%} by the machine's speed" if gate.explained else ""

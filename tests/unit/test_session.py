@@ -347,6 +347,7 @@ def test_two_engines_against_each_other(project: Project, stub_engine: Path) -> 
     result.assert_outcomes(passed=3)
     order = re.findall(r"gpu \[(A|B)\]: 2 servers ready", result.stdout.str())
     assert order[:4] == ["A", "B", "B", "A"]
+    result.stdout.re_match_lines([r".*B against A, context 50, after \d pairs: pass: .*; [\d.]+ engine minutes.*"])
     assert not list((project.path / "baselines").rglob("*.json"))
 
 

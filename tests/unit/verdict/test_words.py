@@ -6,7 +6,7 @@ import math
 
 from pytest_kvcache.verdict.paired import Pair, decide_pairs
 from pytest_kvcache.verdict.procedure import CellVerdict, decide
-from pytest_kvcache.verdict.words import after_look, gate_line, headline
+from pytest_kvcache.verdict.words import after_look, after_pairs, gate_line, headline
 from tests.unit.verdict.make import FAMILY, boot, evidence, sibling, stored
 
 
@@ -50,4 +50,17 @@ def test_verdicts_without_a_comparison() -> None:
 def test_pairs_have_the_same_words() -> None:
     """An A/B is told like a comparison with a baseline."""
     pairs = [Pair(boot(), boot(0.3 + d)) for d in (0.01, -0.01, 0.02, -0.02)]
-    assert headline(decide_pairs({1: pairs, 2: pairs}, family=6)[1]).startswith("regressed: ")
+    decided = decide_pairs({1: pairs, 2: pairs}, family=6)[1]
+    assert headline(decided).startswith("regressed: ")
+    told = after_pairs(decided, minutes_a_pair=2.5, more=0, fixed=6)
+    assert told.startswith("after 4 pairs: regressed: ")
+    assert told.endswith("; 10.0 engine minutes, a fixed design takes 15.0")
+    assert after_pairs(decided, minutes_a_pair=2.5, more=0, fixed=4).endswith("; 10.0 engine minutes")
+
+
+def test_an_open_a_b_says_what_the_next_look_costs() -> None:
+    """Two pairs that do not decide name the price of two more."""
+    pairs = [Pair(boot(), boot(0.05 + d)) for d in (0.04, -0.04)]
+    told = after_pairs(decide_pairs({1: pairs}, family=6)[1], minutes_a_pair=2.5, more=2, fixed=6)
+    assert told.startswith("after 2 pairs: needs-boot: ")
+    assert told.endswith("; 2 more pairs cost 5.0 engine minutes")
