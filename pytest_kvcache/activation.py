@@ -84,11 +84,12 @@ class SessionReport:
             if moved := terminal.explanation(each):
                 yield f"{each.label}, context {each.context_tokens}: {each.outcome}: {moved}"
         measured = series.read([state.run.folder])
+        means = series.means(measured)
         for against in _YARDSTICKS:
             table = terminal.tiers_table(results, against=against)
             if table:
                 yield f"against {against}:\n{table}"
-            best = series.best(series.means(measured), against=against)
+            best = series.best(means, against=against)
             if measured["context_tokens"].nunique() > 1 and not best.empty:
                 yield f"at best, against {against}:\n{best.to_string(index=False)}"
         yield f"chart: {chart.draw(measured, state.run.folder / 'chart.svg')}"

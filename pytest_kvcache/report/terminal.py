@@ -9,6 +9,7 @@ import pandas as pd
 
 from pytest_kvcache.campaign.result import CellResult
 from pytest_kvcache.report.rows import gate_of, status
+from pytest_kvcache.report.series import FIGURES
 from pytest_kvcache.verdict import procedure, update, words
 from pytest_kvcache.verdict.estimate import Estimates
 from pytest_kvcache.verdict.looks import Policy
@@ -115,15 +116,8 @@ def tiers_table(results: Sequence[CellResult], *, against: str) -> str:
         if report.cell.tier == against or base is None or "ttft_mean_s" not in base:
             continue
         now = report.estimates
-        rows.append(
-            {
-                "tier": report.label,
-                "context": str(report.context_tokens),
-                "processing speed": _percent(now, base, "tokens_per_s"),
-                "mean TTFT": _percent(now, base, "ttft_mean_s"),
-                "decode throughput": _percent(now, base, "decode_tokens_per_s"),
-            }
-        )
+        row = {"tier": report.label, "context": str(report.context_tokens)}
+        rows.append(row | {figure.short: _percent(now, base, figure.key) for figure in FIGURES})
     return pd.DataFrame(rows).to_string(index=False) if rows else ""
 
 
