@@ -83,16 +83,10 @@ class SessionReport:
         for each in results:
             if moved := terminal.explanation(each):
                 yield f"{each.label}, context {each.context_tokens}: {each.outcome}: {moved}"
-        measured = series.read([state.run.folder])
-        means = series.means(measured)
         for against in _YARDSTICKS:
-            table = terminal.tiers_table(results, against=against)
-            if table:
+            if table := terminal.tiers_table(results, against=against):
                 yield f"against {against}:\n{table}"
-            best = series.best(means, against=against)
-            if measured["context_tokens"].nunique() > 1 and not best.empty:
-                yield f"at best, against {against}:\n{best.to_string(index=False)}"
-        yield f"chart: {chart.draw(measured, state.run.folder / 'chart.svg')}"
+        yield from self._chart()
         if state.written:
             table = terminal.updates(state.writes, self._rules())
             yield f"baselines written to {state.settings.options.baselines}:\n{table}"
@@ -100,6 +94,20 @@ class SessionReport:
         if unused:
             yield "\n".join(["baselines that this run did not use (`pytest-kvcache baselines prune`):", *unused])
         yield terminal.minutes(state.engine_minutes, state.fixed_minutes)
+
+    def _chart(self) -> Iterator[str]:
+        """Draw the chart; that it cannot be drawn hides nothing else of the summary."""
+        folder = self._state.run.folder
+        try:
+            measured = series.read([folder])
+            means = series.means(measured)
+            for against in _YARDSTICKS:
+                best = series.best(means, against=against)
+                if measured["context_tokens"].nunique() > 1 and not best.empty:
+                    yield f"at best, against {against}:\n{best.to_string(index=False)}"
+            yield f"chart: {chart.draw(measured, folder / 'chart.svg')}"
+        except (ConfigError, OSError) as error:
+            yield f"no chart: {error}"
 
     def _rules(self) -> tuple[int, Policy]:
         return self._state.settings.family, self._state.profile.rules.policy()

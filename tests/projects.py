@@ -16,6 +16,9 @@ from typing import ClassVar
 import psutil
 import pytest
 
+from pytest_kvcache.load.worker import CLOCK_STARTS
+from tests.stubs.programs import ANSWERED
+
 #: A clean end may take this long; the requirement is 10 s.
 END_S = 10
 
@@ -74,9 +77,18 @@ class Session:
         self.wait_for(lambda: len(ours(self.path)) >= 4)
 
     def wait_for_load(self) -> None:
-        """Wait until requests are on their way."""
-        self.wait_for(lambda: bool(list(self.path.rglob("plan.json"))))
-        time.sleep(1.5)
+        """Wait until measured requests were answered."""
+
+        def logs(name: str) -> str:
+            return "\n".join(log.read_text() for log in (self.path / ".kvcache").rglob(name))
+
+        def answers() -> int:
+            return logs("vllm-*.log").count(ANSWERED)
+
+        self.wait_for(lambda: CLOCK_STARTS in logs("load.log"))
+        before = answers()
+        # The client has read the first of them by the time that the third is sent.
+        self.wait_for(lambda: answers() >= before + 3)
 
     def end(self, number: int) -> int:
         """Send a signal and return the exit code, which must come in time."""

@@ -35,6 +35,8 @@ from pytest_kvcache.workload.tokens import ServedTokenizer
 
 #: Time for children to start and to put the first requests together before the clock starts (s).
 _LEAD_S = 0.5
+#: Said when all that comes before the measured requests is done.
+CLOCK_STARTS = "the clock starts"
 #: What a child is given to hand over its rows after the run was stopped (s).
 _SAVE_S = 5.0
 _TICK_S = 0.5
@@ -108,6 +110,7 @@ def carry_out(plan: LoadPlan, say: Callable[[str], None]) -> Outcome:
         count = outcome.workers = plan.workload.worker_count(script)
         start_s = time.monotonic() + _LEAD_S
         outcome.started_at = time.time() + _LEAD_S
+        say(f"{CLOCK_STARTS}: {len(script.conversations)} conversations, {count} load processes")
         children = _Children(
             [_Share(plan, script.conversations[i::count], encoder, script.user_header, start_s) for i in range(count)],
             say,

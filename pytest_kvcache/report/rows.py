@@ -36,14 +36,10 @@ def status(result: CellResult, metric: Metric | None) -> str:
     if result.verdict is None:
         return "measured"
     gate = gate_of(result, metric)
-    # A baseline too small for gates may still show a regression, and nothing else.
     settled = result.verdict.status in {"pass", "improved", "regressed", "inconclusive"}
     if metric is None or gate is None or not settled:
         return result.verdict.status
-    small = result.verdict.status == "inconclusive" and not any(
-        g.outcome in {Outcome.OPEN, Outcome.TOO_WIDE} for g in result.verdict.gates
-    )
-    return "inconclusive" if small else _STATUS[gate.outcome]
+    return _STATUS[gate.outcome]
 
 
 def properties(result: CellResult, metric: Metric | None) -> dict[str, Any]:

@@ -254,10 +254,13 @@ def _gates(
             usual_leverage=old.usual_leverage,
         )
         natural = -1 if metric.higher_is_better else 1
+        outcome = Outcome(int(bounds.outcome))
+        if len(stored.boots) < policy.least_boots and outcome in {Outcome.PASS, Outcome.IMPROVED}:
+            outcome = Outcome.OPEN  # a small baseline shows a regression, and nothing else
         gates.append(
             Gate(
                 metric,
-                Outcome(int(bounds.outcome)),
+                outcome,
                 old=math.exp(natural * old.mean),
                 new=math.exp(natural * new),
                 effect=effect,

@@ -57,6 +57,10 @@ def note_times(args: argparse.Namespace) -> None:
         TIMED[name][1] += 1
 
 
+#: What a server prints after each answer that it has streamed to its end.
+ANSWERED = "ANSWERED"
+
+
 async def answer(request: web.Request, args: argparse.Namespace) -> web.StreamResponse:
     """Stream an answer, or give it at once, or fail in the way that `--stub-fail` names."""
     body = await request.json()
@@ -105,6 +109,7 @@ async def stream(request: web.Request, body: dict[str, Any], args: argparse.Name
         await event({"choices": [], "usage": usage, "metrics": metrics})
     if args.stub_fail != "no-done":
         await event("[DONE]")
+    print(ANSWERED, flush=True)
     return response
 
 

@@ -366,6 +366,21 @@ def test_a_configuration_against_an_earlier_one(project: Project) -> None:
     unknown.stderr.fnmatch_lines(["*kvcache.toml is not there at revision 'nothing'*"])
 
 
+def test_a_chart_that_cannot_be_drawn_hides_no_verdict(project: Project) -> None:
+    """Where sides of an A/B are no points of one chart, or the disk is full, a line says so and the summary goes on."""
+    configure(project, toml(qps=21))
+    for command in ("init -q", "add -A", "-c user.name=x -c user.email=x commit -qm x"):
+        subprocess.run(["git", *command.split()], cwd=project.path, check=True)
+    configure(project, toml(qps=20))
+    result = run(project, "--tier", "gpu", "--kv-against", "git:HEAD")
+    result.stdout.fnmatch_lines(["no chart: *workload.qps*", "*engine minutes*"])
+    full = "from pytest_kvcache.report import chart\ndef draw(*_): raise OSError(28, 'No space left on device')\n"
+    project.makeconftest(f"{full}chart.draw = draw")
+    result = run(project, "--tier", "gpu", "--record-baselines")
+    result.assert_outcomes(passed=3)
+    result.stdout.fnmatch_lines(["no chart: *No space left on device*", "baselines written to *", "*engine minutes*"])
+
+
 @pytest.mark.parametrize("how", ["option", "marker"])
 def test_running_again_until_it_passes_is_refused(project: Project, how: str) -> None:
     """Reruns of perf tests, by option or by marker, are a usage error with the reason."""

@@ -127,7 +127,11 @@ def test_a_small_baseline_passes_nothing_and_asks_for_nothing() -> None:
     verdict = decide(evidence(boot(0.0)), four, family=FAMILY, siblings=[other])
     assert verdict.status == "inconclusive"
     assert verdict.reasons == ("the baseline has 4 boots, gates need 6",)
-    assert verdict.gates
+    assert [gate.outcome for gate in verdict.gates] == [Outcome.OPEN] * 3
+    # Level or better, a gate of it is open: a test of that gate alone must not pass either.
+    mixed = {"ttft_geomean_s": 1.0, "tokens_per_s": 0.0, "decode_tokens_per_s": -1.0}
+    gates = decide(evidence(boot(mixed)), four, family=FAMILY, siblings=[other]).gates
+    assert [gate.outcome for gate in gates] == [Outcome.REGRESSED, Outcome.OPEN, Outcome.OPEN]
     assert decide(evidence(boot(1.0)), four, family=FAMILY, siblings=[other]).status == "regressed"
     single = decide(evidence(boot(5.0)), stored([0.0]), family=FAMILY)
     assert (single.status, single.gates) == ("inconclusive", ())
