@@ -1,13 +1,13 @@
 """How often is a verdict on the real engine wrong? Boots, sessions without a change, and engines that are worse.
 
-    python -m benchmarks.power.engine [--dir DIR] [--rounds 6] [--boots 12] [--sessions 20] [--against ENGINE] …
+    python -m benchmarks.power.engine [--dir DIR] [--rounds 6] [--boots 12] [--sessions 20] [--against ENGINE …] …
 
 1. Rounds of one boot of every tier with three loads each (profile `epochs`): how far boots and epochs of one boot
    spread. The three loads are contexts that differ by a token, so that an epoch is a cell like any other.
 2. A baseline of one tier with what gates here (profile `power`, which is `cpu-nightly`).
 3. Whole pytest sessions against it: of the same engine, of one whose servers sit behind a delaying proxy, and of one
    whose vLLM lost its KV connector; and of an S3 server with a bandwidth cap against the baseline of step 1.
-4. With --against, an A/B of two engine environments.
+4. With --against, an A/B: of another engine environment, of the same (`same`), of one behind the proxy (`+30%`).
 
 Takes hours on two cores, so a run that was ended goes on where it stopped: DIR/sessions.csv has a line a gate of every
 session that is done, DIR/logs what each printed. Leave the machine alone meanwhile.
@@ -16,6 +16,7 @@ session that is done, DIR/logs what each printed. Leave the machine alone meanwh
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 import sys
 import time
@@ -37,6 +38,8 @@ from pytest_kvcache.verdict.cells import StoredCell
 
 HERE = Path(__file__).parents[2]
 CONTEXT_TOKENS = 3500
+#: Words of --against.
+SAME, SLOWER = "same", re.compile(r"\+\d+%")
 TOML = f"""
 [profiles.power]
 extends = "cpu-nightly"
@@ -137,6 +140,12 @@ class Lab:
         ttft_s = float(np.exp(np.mean([boot.logs(0) for boot in self.baseline("power").boots])))
         return make(self.folder / f"slow-{share}", self.engine, delay_s=share * ttft_s)
 
+    def named(self, against: str) -> Path:
+        """Return the environment that a word of --against means."""
+        if against == SAME:
+            return self.engine
+        return self.slowed(float(against[1:-1]) / 100) if SLOWER.fullmatch(against) else Path(against)
+
 
 def plan(lab: Lab, args: argparse.Namespace) -> Iterator[Job]:
     """Yield every session, those that are meant to differ between those that are not: the hour is the same for both."""
@@ -163,9 +172,10 @@ def plan(lab: Lab, args: argparse.Namespace) -> Iterator[Job]:
             yield from worse
         if at < args.sessions:
             yield Job("nothing changed", "power", gating, real)
-    if args.against:
-        options = (*gating, f"--kv-against={args.against}", "--kv-boots", str(2 * args.pairs))
-        yield Job("A/B", "ab", options, real)
+    for against in args.against:
+        other = lab.named(against)
+        options = (*gating, f"--kv-against={other}", "--kv-boots", str(2 * args.pairs))
+        yield Job(f"A/B against {against if against == SAME else other.name}", "ab", options, real)
 
 
 def main() -> None:
@@ -180,7 +190,7 @@ def main() -> None:
     parser.add_argument("--slow", type=float, nargs="*", default=[0.10, 0.15, 0.30], help="of the baseline's TTFT")
     parser.add_argument("--bwlimit", default="20M", help="of the S3 server, as rclone takes it")
     parser.add_argument("--repeat", type=int, default=3, help="sessions of each engine that is worse")
-    parser.add_argument("--against", default="", help="an engine environment for the A/B, from `pytest-kvcache setup`")
+    parser.add_argument("--against", nargs="*", default=[], help="of A/Bs: an environment's path, `same`, or `+30%%`")
     parser.add_argument("--pairs", type=int, default=6, help="at most, of the A/B")
     args = parser.parse_args()
     lab = Lab(args.dir.absolute(), setup.engine_path(home()))

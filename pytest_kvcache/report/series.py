@@ -143,7 +143,7 @@ def best(table: pd.DataFrame, *, against: str) -> pd.DataFrame:
             change = (shared[figure.key] / base.loc[shared.index, figure.key] - 1).dropna()
             if not change.empty:
                 at = change.idxmax() if figure.higher_is_better else change.idxmin()
-                line[figure.short] = f"{change[at]:+.0%} (at {at})"
+                line[figure.short] = f"{change[at]:+z.0%} (at {at})"
         if len(line) > 1:
             lines.append(line)
     return pd.DataFrame(lines)

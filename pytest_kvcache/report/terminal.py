@@ -221,4 +221,4 @@ def _format(value: float | None, form: str) -> str:
 
 
 def _percent(now: dict[str, float], base: dict[str, float], key: str) -> str:
-    return f"{now[key] / base[key] - 1:+.0%}" if key in now and key in base else "-"
+    return f"{now[key] / base[key] - 1:+z.0%}" if key in now and key in base else "-"
