@@ -14,6 +14,7 @@ from pytest_kvcache.verdict import procedure, update, words
 from pytest_kvcache.verdict.estimate import Estimates
 from pytest_kvcache.verdict.looks import Policy
 from pytest_kvcache.verdict.metrics import Metric
+from pytest_kvcache.verdict.paired import PairedVerdict
 from pytest_kvcache.verdict.store import Write
 
 _COLUMNS = {
@@ -180,10 +181,11 @@ def failure(result: CellResult, gate: Metric | None, *, refresh: str, others: Se
     Args:
         result: The cell.
         gate: The metric that the test is about, None where all of them.
-        refresh: The command that stores new figures as the baseline.
+        refresh: The command that stores new figures as the baseline; an A/B stores nothing.
         others: Machines that have a baseline of the same cell.
     """
-    where = f"{result.cell} on {result.label}"
+    where, paired = f"{result.cell} on {result.label}", isinstance(result.verdict, PairedVerdict)
+    where = f"B against A, {where}" if paired else where
     data = f"rows, counters and logs: {result.folder}"
     found, verdict = status(result, gate), result.verdict
     about = gate_of(result, gate)
@@ -191,7 +193,8 @@ def failure(result: CellResult, gate: Metric | None, *, refresh: str, others: Se
     notes = [f"note: {note}" for note in (verdict.notes if isinstance(verdict, procedure.CellVerdict) else ())]
     if found == "regressed" and about is not None:
         parts = [f"{where} regressed: {words.gate_line(about)}", gates_table(result), *notes, explanation(result), data]
-        parts += [f"if the new values are right: {refresh}"]
+        todo = "stay with A, or find out where B loses it" if paired else f"if the new values are right: {refresh}"
+        parts += [todo]
     elif found == "no-baseline":
         parts = [f"{where} has no baseline for this machine ({result.cell.machine})"]
         parts += [f"other machines have one: {', '.join(others)}"] if others else []
@@ -203,7 +206,7 @@ def failure(result: CellResult, gate: Metric | None, *, refresh: str, others: Se
     elif found == "inconclusive":
         head = words.gate_line(about) if about else (verdict.reasons[0] if verdict and verdict.reasons else "")
         parts = [
-            f"{where} is inconclusive after {len(result.runs)} boots: {head}",
+            f"{where} is inconclusive after {len(result.runs)} {'pairs' if paired else 'boots'}: {head}",
             *reasons,
             gates_table(result),
             *notes,

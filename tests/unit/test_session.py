@@ -360,7 +360,14 @@ def test_a_configuration_against_an_earlier_one(project: Project) -> None:
     result = run(project, "--tier", "gpu", "--kv-against", "git:HEAD")
     # Whichever gate is decided first ends it: that may leave TTFT itself undecided.
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    result.stdout.fnmatch_lines(["*mean TTFT +*%: prefill and first token 5 -> 80 ms; *"])
+    result.stdout.fnmatch_lines(
+        [
+            "B against A, stub/gpu/50 on gpu regressed: *",
+            "*mean TTFT +*%: prefill and first token 5 -> 80 ms; *",
+            "stay with A, or *",
+        ]
+    )
+    assert "--update-baselines" not in result.stdout.str()
     unknown = run(project, "--tier", "gpu", "--kv-against", "git:nothing")
     assert unknown.ret == pytest.ExitCode.USAGE_ERROR
     unknown.stderr.fnmatch_lines(["*kvcache.toml is not there at revision 'nothing'*"])
