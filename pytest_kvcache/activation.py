@@ -22,8 +22,6 @@ from pytest_kvcache.verdict.metrics import JUDGED
 
 _SECTION = "kvcache"
 _NO_RERUNS = "perf tests are not run again when they fail: a verdict that is repeated until it passes is none"
-#: The article's table holds the pNFS tier against these two.
-_YARDSTICKS = ("gpu", "cpu")
 
 
 class SessionReport:
@@ -83,7 +81,7 @@ class SessionReport:
         for each in results:
             if moved := terminal.explanation(each):
                 yield f"{each.label}, context {each.context_tokens}: {each.outcome}: {moved}"
-        for against in _YARDSTICKS:
+        for against in series.YARDSTICKS:
             if table := terminal.tiers_table(results, against=against):
                 yield f"against {against}:\n{table}"
         yield from self._chart()
@@ -100,11 +98,8 @@ class SessionReport:
         folder = self._state.run.folder
         try:
             measured = series.read([folder])
-            means = series.means(measured)
-            for against in _YARDSTICKS:
-                best = series.best(means, against=against)
-                if measured["context_tokens"].nunique() > 1 and not best.empty:
-                    yield f"at best, against {against}:\n{best.to_string(index=False)}"
+            if measured["context_tokens"].nunique() > 1:
+                yield from series.best_tables(series.means(measured))
             yield f"chart: {chart.draw(measured, folder / 'chart.svg')}"
         except (ConfigError, OSError) as error:
             yield f"no chart: {error}"

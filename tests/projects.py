@@ -30,6 +30,12 @@ def configure(project: Project, text: str) -> None:
     (project.path / "kvcache.toml").write_text(text, encoding="utf-8")
 
 
+def commit(project: Project) -> None:
+    """Make the project a git repository with all of it committed."""
+    for command in ("init -q", "add -A", "-c user.name=x -c user.email=x commit -qm x"):
+        subprocess.run(["git", *command.split()], cwd=project.path, check=True)
+
+
 def run(project: Project, *args: str) -> pytest.RunResult:
     """Run pytest in a process of its own."""
     return project.runpytest_subprocess("-p", "no:cacheprovider", *args)
@@ -76,16 +82,18 @@ class Session:
         """Wait until servers are starting."""
         self.wait_for(lambda: len(ours(self.path)) >= 4)
 
+    def logs(self, pattern: str) -> list[str]:
+        """Return the lines of all logs of that name."""
+        found = (self.path / ".kvcache").rglob(pattern)
+        return [line for log in found for line in log.read_text().splitlines()]
+
     def wait_for_load(self) -> None:
         """Wait until measured requests were answered."""
 
-        def logs(name: str) -> str:
-            return "\n".join(log.read_text() for log in (self.path / ".kvcache").rglob(name))
-
         def answers() -> int:
-            return logs("vllm-*.log").count(ANSWERED)
+            return self.logs("vllm-*.log").count(ANSWERED)
 
-        self.wait_for(lambda: CLOCK_STARTS in logs("load.log"))
+        self.wait_for(lambda: any(line.startswith(CLOCK_STARTS) for line in self.logs("load.log")))
         before = answers()
         # The client has read the first of them by the time that the third is sent.
         self.wait_for(lambda: answers() >= before + 3)

@@ -39,7 +39,7 @@ from pytest_kvcache.verdict.cells import StoredCell
 HERE = Path(__file__).parents[2]
 CONTEXT_TOKENS = 3500
 #: Words of --against.
-SAME, SLOWER = "same", re.compile(r"\+\d+%")
+SAME, SLOWER = "same", re.compile(r"\+(\d+)%")
 TOML = f"""
 [profiles.power]
 extends = "cpu-nightly"
@@ -144,7 +144,8 @@ class Lab:
         """Return the environment that a word of --against means."""
         if against == SAME:
             return self.engine
-        return self.slowed(float(against[1:-1]) / 100) if SLOWER.fullmatch(against) else Path(against)
+        slower = SLOWER.fullmatch(against)
+        return self.slowed(float(slower[1]) / 100) if slower else Path(against)
 
 
 def plan(lab: Lab, args: argparse.Namespace) -> Iterator[Job]:

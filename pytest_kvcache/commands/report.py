@@ -43,10 +43,8 @@ def run(args: argparse.Namespace, say: Say) -> int:
     rows = series.read(args.runs or [_newest()])
     table = series.means(rows)
     say(table.to_string(index=False, float_format="{:.4g}".format))
-    for against in args.against or ("gpu", "cpu"):
-        best = series.best(table, against=against)
-        if not best.empty:
-            say(f"\nat best, against {against}:\n{best.to_string(index=False)}")
+    for best in series.best_tables(table, against=args.against or series.YARDSTICKS):
+        say(f"\n{best}")
     for row in rows[rows["faults"] != ""].itertuples():
         say(f"\ninvalid, and in no figure: {row.label} at {row.context_tokens}: {row.faults}")
     try:

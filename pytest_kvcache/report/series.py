@@ -48,6 +48,8 @@ FIGURES = (
 #: Runs that differ in any of these are no points of one chart; only the context's length is meant to differ.
 _SAME = ("hardware.", "serving.model", "serving.dtype", "workload.")
 _AXIS = "workload.context_tokens"
+#: The article's table holds the pNFS tier against these two.
+YARDSTICKS = ("gpu", "cpu")
 
 
 def read(runs: Iterable[Path]) -> pd.DataFrame:
@@ -147,3 +149,16 @@ def best(table: pd.DataFrame, *, against: str) -> pd.DataFrame:
         if len(line) > 1:
             lines.append(line)
     return pd.DataFrame(lines)
+
+
+def best_tables(table: pd.DataFrame, *, against: Iterable[str] = YARDSTICKS) -> list[str]:
+    """Return `best` as outputs print it, a text for each of `against` that there is something to hold against.
+
+    Args:
+        table: Of `means`.
+        against: Labels of the other tiers.
+    """
+    found = {label: best(table, against=label) for label in against}
+    return [
+        f"at best, against {label}:\n{rows.to_string(index=False)}" for label, rows in found.items() if not rows.empty
+    ]

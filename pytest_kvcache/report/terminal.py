@@ -184,8 +184,8 @@ def failure(result: CellResult, gate: Metric | None, *, refresh: str, others: Se
         refresh: The command that stores new figures as the baseline; an A/B stores nothing.
         others: Machines that have a baseline of the same cell.
     """
-    where, paired = f"{result.cell} on {result.label}", isinstance(result.verdict, PairedVerdict)
-    where = f"B against A, {where}" if paired else where
+    paired = isinstance(result.verdict, PairedVerdict)
+    where = f"{'B against A, ' if paired else ''}{result.cell} on {result.label}"
     data = f"rows, counters and logs: {result.folder}"
     found, verdict = status(result, gate), result.verdict
     about = gate_of(result, gate)
@@ -193,8 +193,7 @@ def failure(result: CellResult, gate: Metric | None, *, refresh: str, others: Se
     notes = [f"note: {note}" for note in (verdict.notes if isinstance(verdict, procedure.CellVerdict) else ())]
     if found == "regressed" and about is not None:
         parts = [f"{where} regressed: {words.gate_line(about)}", gates_table(result), *notes, explanation(result), data]
-        todo = "stay with A, or find out where B loses it" if paired else f"if the new values are right: {refresh}"
-        parts += [todo]
+        parts += ["stay with A, or find out where B loses it" if paired else f"if the new values are right: {refresh}"]
     elif found == "no-baseline":
         parts = [f"{where} has no baseline for this machine ({result.cell.machine})"]
         parts += [f"other machines have one: {', '.join(others)}"] if others else []

@@ -20,8 +20,7 @@ def shared_memory_of(session: Session) -> list[Path]:
     """Return the shared memory and semaphores that the session's servers say they have made."""
 
     def said() -> list[Path]:
-        logs = (session.path / ".kvcache").rglob("vllm-*.log")
-        lines = [line for log in logs for line in log.read_text().splitlines() if line.startswith("SHM ")]
+        lines = [line for line in session.logs("vllm-*.log") if line.startswith("SHM ")]
         return [Path(name) for line in lines for name in line.split()[1:]]
 
     session.wait_for(lambda: len(said()) == 4)

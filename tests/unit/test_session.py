@@ -15,7 +15,7 @@ from pytest_kvcache.campaign import boots as booting
 from pytest_kvcache.verdict import rounds, shelf, store, update
 from pytest_kvcache.verdict.metrics import JUDGED
 from pytest_kvcache.verdict.procedure import Boot
-from tests.projects import Project, configure, run, run_folder
+from tests.projects import Project, commit, configure, run, run_folder
 from tests.stubs.engine import toml
 
 TIMES = ["intended_start_s", "actual_start_s", "first_token_s", "last_token_s"]
@@ -298,8 +298,7 @@ def test_update_rewrites_what_was_run(project: Project) -> None:
 def test_update_refuses_a_dirty_or_too_small_run(project: Project) -> None:
     """--update-baselines refuses boots of uncommitted code, and fewer boots than the profile asks for."""
     configure(project, toml())
-    for command in ("init -q", "add -A", "-c user.name=x -c user.email=x commit -qm x"):
-        subprocess.run(["git", *command.split()], cwd=project.path, check=True)
+    commit(project)
     configure(project, toml(more="\n# changed\n"))
     result = run(project, "-m", "perf", "--tier", "gpu", "--update-baselines")
     result.assert_outcomes(failed=3)
@@ -354,8 +353,7 @@ def test_two_engines_against_each_other(project: Project, stub_engine: Path) -> 
 def test_a_configuration_against_an_earlier_one(project: Project) -> None:
     """--kv-against git:REVISION holds the working kvcache.toml's tier against that revision's."""
     configure(project, toml(vllm_args='"--stub-ttft", "0.08"'))
-    for command in ("init -q", "add -A", "-c user.name=x -c user.email=x commit -qm x"):
-        subprocess.run(["git", *command.split()], cwd=project.path, check=True)
+    commit(project)
     configure(project, toml())
     result = run(project, "--tier", "gpu", "--kv-against", "git:HEAD")
     # Whichever gate is decided first ends it: that may leave TTFT itself undecided.
@@ -376,8 +374,7 @@ def test_a_configuration_against_an_earlier_one(project: Project) -> None:
 def test_a_chart_that_cannot_be_drawn_hides_no_verdict(project: Project) -> None:
     """Where sides of an A/B are no points of one chart, or the disk is full, a line says so and the summary goes on."""
     configure(project, toml(qps=21))
-    for command in ("init -q", "add -A", "-c user.name=x -c user.email=x commit -qm x"):
-        subprocess.run(["git", *command.split()], cwd=project.path, check=True)
+    commit(project)
     configure(project, toml(qps=20))
     result = run(project, "--tier", "gpu", "--kv-against", "git:HEAD")
     result.stdout.fnmatch_lines(["no chart: *workload.qps*", "*engine minutes*"])

@@ -1,0 +1,199 @@
+"""The processes that send: each has a share of the users, and the parent listens to them.
+
+They are children of the load process (`worker.py`), say once a second how far they are, and hand over their rows at the
+end, also where the run was stopped early.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import multiprocessing
+import signal
+import ssl
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from urllib.parse import urlsplit
+
+from pytest_kvcache.client.wire import Wire
+from pytest_kvcache.load.driver import Driver, Encoder, Progress
+from pytest_kvcache.load.plan import LoadPlan
+from pytest_kvcache.load.records import RequestRecord
+from pytest_kvcache.workload.script import Conversation
+
+#: What a child is given to hand over its rows after the run was stopped (s).
+_SAVE_S = 5.0
+_TICK_S = 0.5
+_PR_SET_PDEATHSIG = 1
+_ROUNDING_S = 1e-9
+
+
+@contextlib.contextmanager
+def connected(plan: LoadPlan) -> Iterator[Wire]:
+    """Yield what talks to the plan's server."""
+    url = urlsplit(plan.base_url)
+    secure = url.scheme == "https"
+    tls = ssl.create_default_context() if secure else None
+    wire = Wire(url.hostname or "", url.port or (443 if secure else 80), tls)
+    try:
+        yield wire
+    finally:
+        wire.close()
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one child sends.
+
+    Args:
+        plan: What limits apply.
+        conversations: Its own.
+        encoder: Has all texts already.
+        user_header: Whether requests name their user.
+        start_s: When the clock starts (CLOCK_MONOTONIC).
+    """
+
+    plan: LoadPlan
+    conversations: tuple[Conversation, ...]
+    encoder: Encoder
+    user_header: bool
+    start_s: float
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What a child says once a second.
+
+    Args:
+        progress: So far.
+        ended: Rows that have ended since the last time, where the parent may stop the run early.
+        all_ended_until_s: All of its requests that were to start before this have ended.
+    """
+
+    progress: Progress
+    ended: list[RequestRecord]
+    all_ended_until_s: float
+
+
+class Children:
+    """The processes that send, and what they say.
+
+    Args:
+        shares: One for each.
+        say: Prints a line.
+    """
+
+    def __init__(self, shares: list[Share], say: Callable[[str], None]) -> None:
+        self._say = say
+        self._plan, self._start_s = shares[0].plan, shares[0].start_s
+        self._progress: dict[int, Progress] = {}
+        self._ends: dict[Connection, int] = {}
+        self._give_up_s: float | None = None
+        self._ended: list[RequestRecord] = []
+        self._all_ended_until_s: dict[int, float] = dict.fromkeys(range(len(shares)), 0.0)
+        self._looked_at = 0
+        self.rows: list[RequestRecord] = []
+        self.lost: list[str] = []
+        self.stopped_after_rounds: int | None = None
+        self.beyond_tokens = 0
+        # Forked, so that all prompts are there and none is copied.
+        context = multiprocessing.get_context("fork")
+        self._processes = []
+        for number, share in enumerate(shares):
+            ours, theirs = context.Pipe(duplex=False)
+            child = context.Process(target=_work, args=(share, theirs), name=f"load-{number}", daemon=True)
+            child.start()
+            theirs.close()
+            self._processes.append(child)
+            self._ends[ours] = number
+
+    def stop(self) -> None:
+        """Have them hand over what they have."""
+        self._give_up_s = time.monotonic() + _SAVE_S
+        for child in self._processes:
+            child.terminate()
+
+    def listen(self) -> None:
+        """Return when each has handed over its rows, or has ended without."""
+        next_report_s = self._start_s + self._plan.report_s
+        while self._ends:
+            for end in wait(list(self._ends), timeout=_TICK_S):
+                assert isinstance(end, Connection)  # noqa: S101 - for the type checker: `wait` takes other things too
+                self._hear(end)
+            self._stop_if_enough()
+            now = time.monotonic()
+            if now >= next_report_s:
+                next_report_s += self._plan.report_s
+                self._report(now - self._start_s)
+            if self._give_up_s is not None and now > self._give_up_s:
+                for child in self._processes:
+                    child.kill()
+        for child in self._processes:
+            child.join(_SAVE_S)
+        if self.stopped_after_rounds is not None and self._plan.stop is not None:
+            end_s = self.stopped_after_rounds * self._plan.stop.round_s
+            cut = [row for row in self.rows if row.intended_start_s >= end_s - _ROUNDING_S]
+            self.rows = [row for row in self.rows if row.intended_start_s < end_s - _ROUNDING_S]
+            sent = [row for row in cut if row.actual_start_s is not None]
+            self.beyond_tokens = sum(row.prompt_tokens or row.intended_prompt_tokens or 0 for row in sent)
+
+    def _stop_if_enough(self) -> None:
+        rule = self._plan.stop
+        if rule is None or self.stopped_after_rounds is not None or self._give_up_s is not None:
+            return
+        until_s = min(self._all_ended_until_s.values())
+        count = rule.whole_rounds(until_s) if until_s < self._plan.workload.duration_s else 0
+        if count > self._looked_at:
+            self._looked_at = count
+            if rule.enough(self._ended, count=count):
+                self.stopped_after_rounds = count
+                self._say(f"{count} rounds say enough: the run ends early")
+                self.stop()
+
+    def _hear(self, end: Connection) -> None:
+        number = self._ends[end]
+        try:
+            said = end.recv()
+        except EOFError:
+            child = self._processes[number]
+            child.join(_SAVE_S)
+            self.lost.append(f"load process {number} ended with exit code {child.exitcode} and kept its rows")
+            del self._ends[end]
+            return
+        if isinstance(said, _Told):
+            self._progress[number] = said.progress
+            self._ended += said.ended
+            self._all_ended_until_s[number] = said.all_ended_until_s
+        else:
+            self.rows += said
+            del self._ends[end]
+
+    def _report(self, elapsed_s: float) -> None:
+        p = sum(self._progress.values(), Progress())
+        mean = f"{p.ttft_sum_s / p.finished:.3f} s" if p.finished else "-"
+        self._say(
+            f"{elapsed_s:.0f} of {self._plan.workload.duration_s:.0f} s: {p.finished} finished, {p.failed} failed, "
+            f"mean TTFT {mean}, {p.sent / elapsed_s:.2f} answers/s"
+        )
+
+
+def _work(share: Share, end: Connection) -> None:
+    """Be a child: send a share of the conversations and hand over the rows."""
+    # Whatever ends the parent ends this one too.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent passes it on
+    with connected(share.plan) as wire:
+        signal.signal(signal.SIGTERM, lambda *_: wire.stop())
+        driver = Driver(share.plan, share.encoder, wire, share.user_header)
+
+        def tell() -> None:
+            ended, until_s = driver.newly_ended() if share.plan.stop else ([], 0.0)
+            end.send(_Told(driver.progress, ended, until_s))
+            wire.call_at(time.monotonic() + 1.0, tell)
+
+        wire.call_at(share.start_s, tell)
+        driver.run(share.conversations, share.start_s)
+    end.send(driver.rows)
+    end.close()
