@@ -40,7 +40,6 @@ class Looks:
             plan.tier.claim,
             chunk_tokens=profile.chunk_tokens,
             tolerance=profile.rules.logprob_tolerance,
-            in_process=profile.lmcache_mode == "in-process",
         )
         self._probes = Probes(client, rules, plan.tier.folders) if profile.rules.probes else None
 

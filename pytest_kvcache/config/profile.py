@@ -49,6 +49,22 @@ class Profile(Strict):
         return self
 
     @property
+    def ranks(self) -> int:
+        """Worker processes of each vLLM server: tensor parallel times pipeline parallel size."""
+        return _size(self.vllm_args, "--tensor-parallel-size", "-tp") * _size(
+            self.vllm_args, "--pipeline-parallel-size", "-pp"
+        )
+
+    @property
     def served_name(self) -> str:
         """The name that requests use."""
         return self.model
+
+
+def _size(argv: tuple[str, ...], *spellings: str) -> int:
+    for index, word in enumerate(argv):
+        name, _, value = word.partition("=")
+        if name in spellings:
+            text = value or "".join(argv[index + 1 : index + 2])
+            return int(text) if text.isdigit() else 1
+    return 1

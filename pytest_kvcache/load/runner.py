@@ -209,7 +209,6 @@ def _storage(pair: ServingPair, served: Served, before: Look, after: Look) -> Wi
         before,
         after,
         chunk_tokens=served.chunk_tokens,
-        in_process=served.in_process,
     )
 
 

@@ -16,8 +16,10 @@ from pytest_kvcache.probes.sentinels import ANSWER_TOKENS, Sentinel
 from pytest_kvcache.proof.ledger import Tokens, build_ledger
 from pytest_kvcache.proof.moved import Moved, moved
 from pytest_kvcache.proof.moved import under_way as stores_under_way
-from pytest_kvcache.proof.readings import Counters, growth, total
-from pytest_kvcache.telemetry.prometheus import scrape
+from pytest_kvcache.proof.readings import Counters, growth, lmcache_of, ranks_as_one, total
+from pytest_kvcache.proof.sizes import kv_bytes_per_token
+from pytest_kvcache.telemetry import internal_api
+from pytest_kvcache.telemetry.prometheus import scrape_all
 from pytest_kvcache.workload.tokens import ServedTokenizer, Tokenizer
 
 _REQUEST_TIMEOUT_S = 120.0
@@ -25,9 +27,10 @@ _REQUEST_TIMEOUT_S = 120.0
 _COUNTED_S = 2.0
 #: Stores wait for the storage, blocks are held until they are stored.
 _DRAIN_S = 120.0
-#: A store begins when vLLM has let go of the blocks; LMCache inside vLLM writes its counters once in 10 s.
-_GRACE_S, _GRACE_INSIDE_S = 5.0, 15.0
+#: A store begins when vLLM has let go of the blocks.
+_GRACE_S = 5.0
 _POLL_S = 0.05
+_PROMPTS = "vllm:prompt_tokens_total"
 _BEST = 5
 
 
@@ -81,13 +84,12 @@ class PairClient:
         Raises:
             ProbeError: One of them does not answer.
         """
-        found: dict[str, Counters] = {
-            name: scrape(self.metrics_urls[name]) for name in (server, _beside(server)) if name in self.metrics_urls
-        }
+        names = (server, *lmcache_of(server, self.metrics_urls))
+        found = scrape_all({name: self.metrics_urls[name] for name in names})
         for name, counters in found.items():
             if not counters:
                 raise ProbeError("its counters cannot be read", where=name, todo="its log says why")
-        return found
+        return ranks_as_one(found)
 
     def ask(self, server: str, sentinel: Sentinel) -> Served:
         """Send a sentinel to one server and wait until it is counted.
@@ -114,7 +116,12 @@ class PairClient:
         except (KeyError, TypeError, IndexError, ValueError):
             raise ProbeError(f"is no answer with log-probabilities: {str(said)[:200]}", where=server) from None
         after = self._counted(server, before, answer.prompt_tokens)
-        tokens = build_ledger(growth(before, after), chunk_tokens=self.chunk_tokens).servers[server]
+        ledger = build_ledger(
+            growth(before, after),
+            chunk_tokens=self.chunk_tokens,
+            kv_bytes_per_token=kv_bytes_per_token(after, chunk_tokens=self.chunk_tokens),
+        )
+        tokens = ledger.servers[server]
         return Served(answer, tokens)
 
     def drain(self, server: str, *, stored_chunks: int = 0) -> None:
@@ -144,7 +151,7 @@ class PairClient:
             if done.l2_stored >= stored_chunks:
                 return ""
             idle_since_s = idle_since_s or time.monotonic()
-            if done.l2_unstored or time.monotonic() - idle_since_s > self._store_grace_s:
+            if done.l2_unstored or time.monotonic() - idle_since_s > _GRACE_S:
                 raise ProbeError(
                     f"of {stored_chunks} chunks that it computed {done.l2_stored:.0f} are in the shared storage "
                     f"({done.l2_sent:.0f} were handed to it)",
@@ -154,12 +161,6 @@ class PairClient:
             return f"{stored_chunks - done.l2_stored:.0f} chunks are still to be stored"
 
         _until_nothing(under_way, server, "the storage is slow, or a store does not end: LMCache's log says which")
-
-    @property
-    def _store_grace_s(self) -> float:
-        """How long after an answer its store may begin, and be counted."""
-        beside = any(name.startswith("lmcache") for name in self.metrics_urls)
-        return _GRACE_S if beside else _GRACE_INSIDE_S
 
     def reset_device(self, server: str) -> None:
         """Empty vLLM's prefix cache.
@@ -176,18 +177,23 @@ class PairClient:
         _until_nothing(held, server, "something keeps its blocks: a request, or a store that does not end")
 
     def clear_l1(self, server: str) -> None:
-        """Empty the L1 of the LMCache beside a server, where there is one.
+        """Empty the L1 of a server's LMCache, where it has one.
 
         Raises:
             ProbeError: It refused.
         """
-        name = _beside(server)
-        if name not in self.metrics_urls:
-            return
-        url = f"{self.metrics_urls[name].removesuffix('/metrics')}/cache/clear"
-        said = self._post(name, url, {"tier": "l1"})
-        if said.get("status") != "ok" or said.get("cleared") != {"tier": "l1"}:
-            raise ProbeError(f"did not empty its L1: {str(said)[:200]}", where=name)
+        for name in lmcache_of(server, self.metrics_urls):
+            metrics_url = self.metrics_urls[name]
+            if internal_api.is_internal(metrics_url):
+                try:
+                    internal_api.clear_l1(metrics_url)
+                except requests.RequestException as error:
+                    raise ProbeError(f"did not empty its L1: {error}", where=name) from None
+                continue
+            url = f"{metrics_url.removesuffix('/metrics')}/cache/clear"
+            said = self._post(name, url, {"tier": "l1"})
+            if said.get("status") != "ok" or said.get("cleared") != {"tier": "l1"}:
+                raise ProbeError(f"did not empty its L1: {str(said)[:200]}", where=name)
 
     def _counted(self, server: str, before: Mapping[str, Counters], prompt_tokens: int) -> dict[str, Counters]:
         """Return the counters once they have both a prompt and LMCache's lookup of it, or after a while as they are."""
@@ -196,10 +202,9 @@ class PairClient:
         while True:
             now = self.counters(server)
             beside = _beside(server)
-            names = {server: "vllm:prompt_tokens_total"}
-            if waits and beside in now:
-                names[beside] = "lmcache_mp_lookups_requests_total"
-            if all(total(now[n], key) > total(before[n], key) for n, key in names.items()):
+            counted = total(now[server], _PROMPTS) > total(before[server], _PROMPTS)
+            looked_up = not waits or beside not in now or _lookups(now[beside]) > _lookups(before[beside])
+            if counted and looked_up:
                 return now
             if time.monotonic() > deadline:
                 return now
@@ -216,6 +221,10 @@ class PairClient:
         except requests.RequestException as error:
             raise ProbeError(f"{url}: {error}", where=component) from None
         return said if isinstance(said, dict) else {}
+
+
+def _lookups(counters: Counters) -> float:
+    return total(counters, "lmcache_mp_lookups_requests_total") + total(counters, "lmcache:num_lookup_requests_total")
 
 
 def _beside(server: str) -> str:

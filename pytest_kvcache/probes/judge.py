@@ -33,13 +33,11 @@ class Rules:
         claim: Of the tier.
         chunk_tokens: LMCache's chunk size.
         tolerance: Of log-probabilities.
-        in_process: Whether LMCache runs inside vLLM, where nothing empties its L1.
     """
 
     claim: Claim
     chunk_tokens: int
     tolerance: float
-    in_process: bool = False
 
 
 def used(counters: Mapping[str, Counters]) -> list[str]:
@@ -142,7 +140,7 @@ def _across(each: Asked, rules: Rules) -> list[str]:
 def _emptied(each: Asked, rules: Rules) -> list[str]:
     tokens = each.served.tokens
     kept = [_LEVELS["device"]] if tokens.device else []
-    if not rules.in_process and (tokens.l1 or (rules.claim is not Claim.L2 and _hit(each))):
+    if tokens.l1 or (rules.claim is not Claim.L2 and _hit(each)):
         kept.append(_LEVELS["l1"])
     if not kept:
         return []

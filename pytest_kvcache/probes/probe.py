@@ -166,8 +166,6 @@ class Probes:
         longest = max((each.served.answer.prompt_tokens for each in asked), default=0)
         if rules.claim is not Claim.DEVICE and asked and longest <= rules.chunk_tokens:
             yield f"L1 and L2: no prompt that the model takes is as long as a chunk ({rules.chunk_tokens} tokens)"
-        if rules.in_process and rules.claim is not Claim.DEVICE:
-            yield "that L1 is empty between contexts: nothing empties that of LMCache inside vLLM"
 
 
 def _not_empty(folders: Sequence[Path]) -> list[str]:

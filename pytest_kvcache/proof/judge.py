@@ -112,6 +112,7 @@ def judge(
         beyond_tokens: Prompt tokens of requests that were sent and are not in `rows`.
     """
     unread = readings.faults(before, after)
+    before, after = readings.ranks_as_one(before), readings.ranks_as_one(after)
     grown = readings.growth(before, after)
     size = kv_bytes_per_token(after, chunk_tokens=served.chunk_tokens)
     ledger = build_ledger(grown, chunk_tokens=served.chunk_tokens, kv_bytes_per_token=size)

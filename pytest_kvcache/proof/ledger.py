@@ -12,8 +12,8 @@ vLLM says how many tokens of its prompts it computed, had in its own prefix cach
 - vLLM counts a token as external when it asks for it. Where the load fails then and the policy is to compute it again,
   vLLM still says external: what LMCache says it could not deliver is taken out of that and becomes `lost`.
 
-Names are those of vLLM 0.32 and LMCache 0.5.6, of both of LMCache's modes: a server beside vLLM (`lmcache_mp_*`, a
-component of its own), or inside vLLM (`lmcache:*`, on vLLM's endpoint; written there once in 10 s).
+Names are those of vLLM 0.32 and LMCache 0.5.6, of both of LMCache's modes: a server beside vLLM (`lmcache_mp_*`), or
+inside vLLM (`lmcache:*`, from its internal API server); either is a component beside the server's own.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def build_ledger(
 
     Args:
         grown: By component (`vllm-0`, `lmcache-0`, …), what its counters grew by (`readings.growth`) from when all was
-            idle before the first request until after the last answer.
+            idle before the first request until after the last answer; ranks as one (`readings.ranks_as_one`).
         chunk_tokens: LMCache's chunk size.
         kv_bytes_per_token: Of one token in all layers; without it, what in-process LMCache read from L2 is turned into
             tokens by what it wrote to L2 for each stored token.
@@ -132,15 +132,12 @@ def build_ledger(
             continue
         beside = grown.get(name.replace("vllm", "lmcache", 1))
         own = _engine(counters)
-        if beside is not None:
-            servers[name] = _multi_process(own, beside, chunk_tokens)
-            moves[name] = moved(beside)
-        elif any(key.startswith(_IN_PROCESS) for key in counters):
-            servers[name] = _in_process(own, counters, kv_bytes_per_token)
-            moves[name] = moved(counters)
+        if beside is None:
+            servers[name], moves[name] = own, Moved()
+        elif any(key.startswith(_IN_PROCESS) for key in beside):
+            servers[name], moves[name] = _in_process(own, beside, kv_bytes_per_token), moved(beside)
         else:
-            servers[name] = own
-            moves[name] = Moved()
+            servers[name], moves[name] = _multi_process(own, beside, chunk_tokens), moved(beside)
     return Ledger(servers=servers, moved=moves)
 
 

@@ -56,10 +56,11 @@ def under_way(counters: Counters) -> float:
     """Return how many stores into the shared storage have not ended, or are not counted yet.
 
     Args:
-        counters: Of an LMCache server, not what they grew by.
+        counters: Of an LMCache, not what they grew by.
     """
     begun, ended = (total(counters, f"{_L2}_store_{what}_requests_total") for what in ("submitted", "completed"))
-    stores = max(total(counters, "lmcache_mp_num_inflight_l2_stores"), begun - ended)
+    inside = total(counters, "lmcache:remote_put_task_num")
+    stores = max(total(counters, "lmcache_mp_num_inflight_l2_stores"), inside, begun - ended)
     return max(stores, total(counters, "lmcache_mp_event_bus_queue_depth"))
 
 

@@ -3,13 +3,33 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from pytest_kvcache.telemetry.prometheus import STARTED
 
 Counters = Mapping[str, float]
 
 _ROUNDING = 1e-9
+#: What each rank of a server counts for all of them (`ranks_as_one`).
+_OF_ONE_RANK = frozenset(
+    {
+        "lmcache:local_cpu_hot_cache_count",
+        "lmcache:num_lookup_hits_total",
+        "lmcache:num_lookup_requests_total",
+        "lmcache:num_lookup_tokens_total",
+        "lmcache:num_prompt_tokens_total",
+        "lmcache:num_requested_tokens_total",
+        "lmcache:num_retrieve_requests_total",
+        "lmcache:num_store_requests_total",
+        "lmcache:num_stored_tokens_total",
+        "lmcache:num_vllm_hit_tokens_total",
+        "lmcache:time_to_retrieve_count",
+        "lmcache:time_to_retrieve_sum",
+        STARTED,
+    }
+)
+#: Where the rank that has the least decides.
+_FEWEST = frozenset({"lmcache:num_hit_tokens_total"})
 
 
 def total(counters: Counters, name: str, **labels: str) -> float:
@@ -36,6 +56,42 @@ def by_label(counters: Counters, name: str, label: str) -> dict[str, float]:
         match = re.search(rf'[{{,]{label}="([^"]*)"', key)
         name_of = match.group(1) if match else ""
         found[name_of] = found.get(name_of, 0.0) + value
+    return found
+
+
+def lmcache_of(server: str, names: Iterable[str]) -> list[str]:
+    """Return which of the components are the LMCache of a vLLM server: one, or one for each rank where it runs inside.
+
+    Args:
+        server: Name of the vLLM server (`vllm-0`).
+        names: Of all components (`serving.names`).
+    """
+    own = server.replace("vllm", "lmcache", 1)
+    return sorted(name for name in names if name == own or name.startswith(f"{own}."))
+
+
+def ranks_as_one(counters: Mapping[str, Counters]) -> dict[str, Counters]:
+    """Return the counters with those of an LMCache inside vLLM's several ranks under the name of its first.
+
+    Every rank has a share of each token's KV: tokens, chunks and requests are counted by each of them and are those of
+    one rank; bytes, objects and failures are those of all. Of hits the rank with the fewest speaks, since vLLM goes on
+    from what all of them have.
+
+    Args:
+        counters: By component.
+    """
+    ranks: dict[str, list[Counters]] = {}
+    for name, own in counters.items():
+        ranks.setdefault(name.partition(".")[0], []).append(own)
+    return {name: each[0] if len(each) == 1 else _one(each) for name, each in ranks.items()}
+
+
+def _one(ranks: Sequence[Counters]) -> Counters:
+    found: dict[str, float] = {}
+    for key in dict.fromkeys(key for own in ranks for key in own):
+        values = [own.get(key, 0.0) for own in ranks]
+        name = key.partition("{")[0]
+        found[key] = min(values) if name in _FEWEST else max(values) if name in _OF_ONE_RANK else sum(values)
     return found
 
 

@@ -42,7 +42,7 @@ def device_cache(counters: Mapping[str, Counters]) -> DeviceCache | None:
 
 
 def kv_bytes_per_token(counters: Mapping[str, Counters], *, chunk_tokens: int) -> float | None:
-    """Return the size of a token's KV as an LMCache server has it in L1, None where none has any.
+    """Return the size of a token's KV in all ranks as an LMCache has it in L1, None where none has any.
 
     Args:
         counters: By component.
@@ -50,7 +50,8 @@ def kv_bytes_per_token(counters: Mapping[str, Counters], *, chunk_tokens: int) -
     """
     for own in counters.values():
         held = total(own, "lmcache_mp_l1_write_chunks_total") - total(own, "lmcache_mp_l1_evicted_chunks_total")
-        used = total(own, "lmcache_mp_l1_memory_usage_bytes")
+        held += total(own, "lmcache:local_cpu_hot_cache_count")
+        used = total(own, "lmcache_mp_l1_memory_usage_bytes") + total(own, "lmcache:local_cache_usage")
         if held > 0 and used > 0:
             return used / held / chunk_tokens
     return None

@@ -9,9 +9,7 @@ from pytest_kvcache.tiers.requirement import Require
 from pytest_kvcache.witness.account import Look
 
 
-def hold(
-    witness: str, require: Require, before: Look, after: Look, *, chunk_tokens: int, in_process: bool
-) -> Witnessed:
+def hold(witness: str, require: Require, before: Look, after: Look, *, chunk_tokens: int) -> Witnessed:
     """Hold what LMCache says of a load against what the storage says.
 
     Args:
@@ -20,16 +18,15 @@ def hold(
         before: The load.
         after: The load.
         chunk_tokens: LMCache's chunk size.
-        in_process: Whether LMCache runs inside vLLM.
     """
     unread = tuple(f"the storage does not say what it holds: {look.unread}" for look in (before, after) if look.unread)
     if before.account is None or after.account is None:
         return Witnessed(witness, said=Said(unread))
     claimed = claims(before, after, chunk_tokens=chunk_tokens)
-    said = of_listing(after.account, claimed, settled=not after.under_way, in_process=in_process)
-    said += of_server(before.account, after.account, claimed, in_process=in_process)
+    said = of_listing(after.account, claimed, settled=not after.under_way)
+    said += of_server(before.account, after.account, claimed)
     if before.account.mount is not None and after.account.mount is not None:
-        said += of_mount(before.account.mount, after.account.mount, claimed, require, in_process=in_process)
+        said += of_mount(before.account.mount, after.account.mount, claimed, require)
     elif before.account.mount is not None or after.account.mount is not None:
         said += Said(("the tier's folder was mounted or unmounted during the load",))
     elif after.account.served_bytes is None:

@@ -21,6 +21,7 @@ class Component:
         env: Added to the environment.
         secret_env: Added too, but never printed, logged or stored.
         files: Text files to write first, by path.
+        folders: Made empty before the start, entered by nobody else, and removed after the end.
         ready_url: Answers 200 once ready; None where a running process is all there is to wait for.
         ready_any_status: Any HTTP answer counts (an S3 server answers 403 to a stranger).
     """
@@ -31,5 +32,6 @@ class Component:
     env: Mapping[str, str] = field(default_factory=dict)
     secret_env: Mapping[str, str] = field(default_factory=dict, repr=False)
     files: Mapping[Path, str] = field(default_factory=dict)
+    folders: tuple[Path, ...] = ()
     ready_url: str | None = None
     ready_any_status: bool = False

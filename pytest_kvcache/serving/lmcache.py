@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pytest_kvcache.config.profile import Profile
 from pytest_kvcache.serving.component import Component
+from pytest_kvcache.serving.names import lmcache_name
 from pytest_kvcache.serving.offload import Offload
+from pytest_kvcache.telemetry import internal_api
 
-#: LMCache's own default; named only where a profile differs, so that the article's YAML stays the article's.
-_DEFAULT_CHUNK_TOKENS = 256
+#: Begins the names of the sockets of LMCache's internal API servers.
+SOCKET = "api"
 
 
 def lmcache_server(
@@ -51,7 +54,7 @@ def lmcache_server(
     if offload.l2_adapter is not None:
         argv += ["--l2-adapter", json.dumps(offload.l2_adapter, separators=(",", ":"))]
     return Component(
-        name=f"lmcache-{index}",
+        name=lmcache_name(index),
         argv=tuple(argv),
         stage="servers",
         env={"LMCACHE_TRACK_USAGE": "false", "LMCACHE_DISABLE_BANNER": "1", **env, **profile.env},
@@ -74,13 +77,36 @@ def in_process_connector() -> dict[str, Any]:
     return {"kv_connector": "LMCacheConnectorV1", "kv_role": "kv_both"}
 
 
+def in_process_env(config: Path, folder: Path, *, ranks: int) -> dict[str, str]:
+    """Return the environment of a vLLM server whose LMCache runs inside it.
+
+    LMCache applies `LMCACHE_*` after its file: what is only there to measure is set here, and the file stays the
+    tier's.
+
+    Args:
+        config: The YAML.
+        folder: The server's own, for counters and sockets.
+        ranks: Worker processes of the server.
+    """
+    return {
+        "LMCACHE_CONFIG_FILE": str(config),
+        # Tokens are hashed with Python's hash(): without a common seed no server finds what another one stored.
+        "PYTHONHASHSEED": "0",
+        "LMCACHE_TRACK_USAGE": "false",
+        # Without it LMCache makes a folder in /tmp that all servers share and nobody removes.
+        "PROMETHEUS_MULTIPROC_DIR": str(folder),
+        **internal_api.environment(folder / SOCKET, ranks),
+    }
+
+
 def in_process_yaml(profile: Profile, offload: Offload) -> str:
     """Return the YAML that LMCACHE_CONFIG_FILE names, keys and order as in the reference article.
 
+    The chunk size is written only where the profile sets it, as the article's file has none.
     Written by hand: every value is a bool, a number, a list of names or one flat mapping.
     """
     config: dict[str, Any] = {"local_cpu": True, "max_local_cpu_size": profile.l1_size_gb}
-    if profile.chunk_tokens != _DEFAULT_CHUNK_TOKENS:
+    if "chunk_tokens" in profile.model_fields_set:
         config["chunk_size"] = profile.chunk_tokens
     config |= {"save_decode_cache": True, **offload.engine_config}
     return "".join(_yaml_item(key, value) for key, value in config.items())

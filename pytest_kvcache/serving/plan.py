@@ -11,8 +11,10 @@ from pytest_kvcache.config.profile import Profile
 from pytest_kvcache.serving import lmcache
 from pytest_kvcache.serving.balancer import router
 from pytest_kvcache.serving.component import Component
+from pytest_kvcache.serving.names import lmcache_name, server_name
 from pytest_kvcache.serving.offload import TierPlan
-from pytest_kvcache.serving.vllm import server_name, vllm_server
+from pytest_kvcache.serving.vllm import vllm_server
+from pytest_kvcache.telemetry import internal_api
 
 _MAX_INFLIGHT = 8192
 
@@ -37,7 +39,8 @@ class ServingPlan:
         base_url: Of the balancer, with /v1: what a workload talks to.
         model: The model name that requests carry.
         server_urls: Base URL of each vLLM server by name, without /v1.
-        metrics_urls: Prometheus endpoint of each vLLM and LMCache by component name.
+        metrics_urls: Prometheus endpoint of each vLLM and LMCache by component name; an LMCache inside vLLM has one for
+            each rank (`lmcache-0`, `lmcache-0.1`).
         extra_body: Fields that each request must carry (`TierPlan.request_fields`).
     """
 
@@ -77,6 +80,7 @@ def build_plan(
         connector = None
         env = common
         files: dict[Path, str] = {}
+        folders: tuple[Path, ...] = ()
         secrets = {}
         if tier.offload is not None and profile.lmcache_mode == "mp":
             lm_port, http_port = port(), port()
@@ -96,12 +100,13 @@ def build_plan(
         elif tier.offload is not None:
             config = scratch / f"lmcache-{index}.yaml"
             files = {config: lmcache.in_process_yaml(profile, tier.offload)}
-            # In-process LMCache hashes tokens with Python's hash(): without a common seed no server ever finds
-            # what another one stored.
-            env = {**common, **tier.env, "LMCACHE_CONFIG_FILE": str(config), "PYTHONHASHSEED": "0"}
-            env |= {"LMCACHE_TRACK_USAGE": "false"}
+            own = scratch / lmcache_name(index)
+            folders = (own,)
+            env = {**common, **tier.env, **lmcache.in_process_env(config, own, ranks=profile.ranks)}
             secrets = dict(tier.secret_env)
             connector = lmcache.in_process_connector()
+            for rank in range(profile.ranks):
+                metrics[lmcache_name(index, rank)] = internal_api.metrics_url(own / lmcache.SOCKET, rank)
         vllm_port = port()
         components.append(
             vllm_server(
@@ -113,6 +118,7 @@ def build_plan(
                 env=env,
                 secret_env=secrets,
                 files=files,
+                folders=folders,
             )
         )
         urls[server_name(index)] = f"http://127.0.0.1:{vllm_port}"

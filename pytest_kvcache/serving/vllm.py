@@ -8,11 +8,7 @@ from pathlib import Path
 
 from pytest_kvcache.config.profile import Profile
 from pytest_kvcache.serving.component import Component
-
-
-def server_name(index: int) -> str:
-    """Return the name of the `index`-th server (`vllm-0`)."""
-    return f"vllm-{index}"
+from pytest_kvcache.serving.names import server_name
 
 
 def vllm_server(
@@ -25,6 +21,7 @@ def vllm_server(
     env: Mapping[str, str],
     secret_env: Mapping[str, str],
     files: Mapping[Path, str],
+    folders: tuple[Path, ...] = (),
 ) -> Component:
     """Return the component of one vLLM server.
 
@@ -37,6 +34,7 @@ def vllm_server(
         env: More environment.
         secret_env: Credentials that an in-process LMCache needs.
         files: To write before the start (LMCache's YAML).
+        folders: To make before the start (LMCache's counters and sockets).
     """
     argv = [
         *launch,
@@ -79,6 +77,7 @@ def vllm_server(
         },
         secret_env=secret_env,
         files=files,
+        folders=folders,
         ready_url=f"http://127.0.0.1:{port}/health",
     )
 

@@ -7,11 +7,15 @@ from collections.abc import Mapping
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 
+from pytest_kvcache.telemetry import internal_api
+
 #: When a server's process was started (s since the epoch), a gauge of every Prometheus client.
 STARTED = "process_start_time_seconds"
 _PREFIXES = ("vllm:", "lmcache", STARTED)
 #: Labels that are the same for every sample of one server.
 _DROPPED = frozenset({"engine", "model_name"})
+#: Likewise for an LMCache inside vLLM, each of whose ranks is a component of its own.
+_INSIDE, _DROPPED_INSIDE = "lmcache:", frozenset({"role", "served_model_name", "worker_id"})
 
 Counters = dict[str, float]
 
@@ -33,24 +37,49 @@ def parse(text: str) -> Counters:
 
 
 def scrape(url: str, *, timeout_s: float = 5.0) -> Counters:
-    """Return the counters at `url`; of a server that does not answer, none."""
+    """Return the counters at `url`; of a server that does not answer, none.
+
+    An LMCache inside vLLM is first asked to hand over what it has counted (`internal_api.count_now`).
+    """
     try:
-        with requests.Session() as session:
-            session.trust_env = False
-            response = session.get(url, timeout=timeout_s)
-            response.raise_for_status()
+        response = _inside(url, timeout_s) if internal_api.is_internal(url) else _get(url, timeout_s)
     except requests.RequestException:
         return {}
     return parse(response.text)
 
 
 def scrape_all(urls: Mapping[str, str]) -> dict[str, Counters]:
-    """Return the counters of every component by its name."""
-    return {name: scrape(url) for name, url in urls.items()}
+    """Return the counters of every component by its name.
+
+    Counters of an LMCache inside vLLM are those of the component that its internal API server is; vLLM's own endpoint
+    has them too, and without this they would be counted twice.
+    """
+    found = {name: scrape(url) for name, url in urls.items()}
+    if not any(map(internal_api.is_internal, urls.values())):
+        return found
+    return {name: own if internal_api.is_internal(urls[name]) else _engine_only(own) for name, own in found.items()}
+
+
+def _engine_only(counters: Counters) -> Counters:
+    return {key: value for key, value in counters.items() if not key.startswith(_INSIDE)}
+
+
+def _get(url: str, timeout_s: float) -> requests.Response:
+    with requests.Session() as session:
+        session.trust_env = False
+        response = session.get(url, timeout=timeout_s)
+    response.raise_for_status()
+    return response
+
+
+def _inside(url: str, timeout_s: float) -> requests.Response:
+    internal_api.count_now(url)
+    return internal_api.read_metrics(url, timeout_s)
 
 
 def _key(name: str, labels: Mapping[str, str]) -> str:
-    kept = {k: v for k, v in sorted(labels.items()) if v and k not in _DROPPED and not k.startswith("otel_")}
+    dropped = _DROPPED | _DROPPED_INSIDE if name.startswith(_INSIDE) else _DROPPED
+    kept = {k: v for k, v in sorted(labels.items()) if v and k not in dropped and not k.startswith("otel_")}
     if not kept:
         return name
     return name + "{" + ",".join(f'{k}="{v}"' for k, v in kept.items()) + "}"

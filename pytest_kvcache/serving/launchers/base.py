@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Protocol
 
@@ -10,13 +11,22 @@ from pytest_kvcache.serving.component import Component
 
 
 def prepared_log(component: Component, logs: Path) -> Path:
-    """Write a component's files; return where its output is to go, which is there and empty or has earlier output."""
+    """Make a component's folders and files; return its log, which is there and may have earlier output."""
     logs.mkdir(parents=True, exist_ok=True)
+    for folder in component.folders:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(mode=0o700)
     for path, text in component.files.items():
         path.write_text(text, encoding="utf-8")
     log = (logs / f"{component.name}.log").resolve()
     log.touch()
     return log
+
+
+def remove_folders(component: Component) -> None:
+    """Remove the folders of a component that has ended."""
+    for folder in component.folders:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def no_proxy() -> dict[str, str]:

@@ -21,7 +21,7 @@ from pytest_kvcache.runs import containers, signals
 from pytest_kvcache.runs.processes import Leader, leader_of
 from pytest_kvcache.runs.session import RunSession
 from pytest_kvcache.serving.component import Component
-from pytest_kvcache.serving.launchers.base import Handle, no_proxy, prepared_log
+from pytest_kvcache.serving.launchers.base import Handle, no_proxy, prepared_log, remove_folders
 from pytest_kvcache.serving.launchers.process import ProcessLauncher
 
 #: Sends output to the log, takes secrets from a file that it removes, and becomes the program.
@@ -160,6 +160,8 @@ class DockerLauncher:
         self._processes.stop([handle for handle in handles if not isinstance(handle, ContainerHandle)])
         self._session.end_processes([handle.leader for handle in ours])
         self._session.remove_containers()
+        for handle in ours:
+            remove_folders(handle.component)
 
     def _write_secrets(self, component: Component) -> Path | None:
         if not component.secret_env:

@@ -12,7 +12,7 @@ from pytest_kvcache.runs import signals
 from pytest_kvcache.runs.processes import Leader, leader_of
 from pytest_kvcache.runs.session import RunSession
 from pytest_kvcache.serving.component import Component
-from pytest_kvcache.serving.launchers.base import Handle, no_proxy, prepared_log
+from pytest_kvcache.serving.launchers.base import Handle, no_proxy, prepared_log, remove_folders
 
 #: Credentials of the user that only a tier's `secret_env` may hand on, and what would disturb a component.
 _WITHHELD = ("AWS_", "PYTEST_", "COV_", "PYTHONDONTWRITEBYTECODE", "VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME")
@@ -84,3 +84,4 @@ class ProcessLauncher:
         for handle in ours:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 handle.popen.wait(timeout=1.0)  # collects its exit code: it has ended
+            remove_folders(handle.component)

@@ -70,6 +70,8 @@ def test_lmcache_inside_vllm() -> None:
             f'{SOURCE}{{source="local_compute"}}': 1000.0,
             f'{SOURCE}{{source="local_cache_hit"}}': 500.0,
             f'{SOURCE}{{source="external_kv_transfer"}}': 3000.0,
+        },
+        "lmcache-0": {
             "lmcache:num_lookup_tokens_total": 4500.0,
             "lmcache:num_requested_tokens_total": 3000.0,
             "lmcache:num_hit_tokens_total": 2800.0,
@@ -77,7 +79,7 @@ def test_lmcache_inside_vllm() -> None:
             "lmcache:num_remote_write_bytes_total": 4_000_000.0,
             "lmcache:num_remote_read_bytes_total": 8_000_000.0,
             "lmcache:num_remote_read_requests_total": 4.0,
-        }
+        },
     }
     tokens = build_ledger(grown, chunk_tokens=256).servers["vllm-0"]
     assert (tokens.l1, tokens.l2, tokens.lost, tokens.total) == (800, 2000, 200, 4500)

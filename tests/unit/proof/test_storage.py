@@ -39,9 +39,9 @@ def look(account: Account, *servers: Counters, under_way: float = 0) -> Look:
     return Look(counters, account, counters, under_way=under_way)
 
 
-def held(before: Look, after: Look, *, require: Require = "none", in_process: bool = False) -> Witnessed:
+def held(before: Look, after: Look, *, require: Require = "none") -> Witnessed:
     """Hold one load's looks."""
-    return hold("who", require, before, after, chunk_tokens=CHUNK_TOKENS, in_process=in_process)
+    return hold("who", require, before, after, chunk_tokens=CHUNK_TOKENS)
 
 
 EMPTY = look(Account(0, 0), lmcache(), lmcache())
@@ -63,20 +63,19 @@ def test_stored_chunks_that_are_not_there() -> None:
 
 
 def test_somebody_else_writes_to_the_tier() -> None:
-    """More bytes than all LMCaches stored are a fault, unless stores are under way or LMCache counts late."""
+    """More bytes than all LMCaches stored are a fault, unless stores are under way."""
     more = Account(110, 110 * CHUNK)
     (fault,) = held(EMPTY, look(more, lmcache(60), lmcache(40))).said.faults
     assert "57.7 MB in 110 files are there: something else writes to the tier" in fault
     open_ended = held(EMPTY, look(more, lmcache(60), lmcache(40), under_way=1)).said
     assert (open_ended.faults, "still under way" in open_ended.unchecked[0]) == ((), True)
-    assert held(EMPTY, look(more, lmcache(60), lmcache(40)), in_process=True).said.faults == ()
 
 
-def served(before: float, after: float, *, in_process: bool = False) -> Witnessed:
+def served(before: float, after: float) -> Witnessed:
     """Hold a load in which 10 chunks were stored and 30 loaded against what an S3 server moved in it."""
     first = look(Account(5, 5 * CHUNK, served_bytes=before), lmcache(5, 7))
     last = look(Account(15, 15 * CHUNK, served_bytes=after), lmcache(15, 37))
-    return held(first, last, in_process=in_process)
+    return held(first, last)
 
 
 def test_the_s3_server_moved_it() -> None:
@@ -91,7 +90,6 @@ def test_the_s3_server_moved_too_little() -> None:
     """Fewer bytes than stores and loads together mean that something else answered."""
     (fault,) = served(0, 20 * CHUNK).said.faults
     assert fault.startswith("LMCache says that it stored 5.2 MB and loaded 15.7, and its S3 server moved 10.5: ")
-    assert served(0, 20 * CHUNK, in_process=True).said.faults == ()
     assert "started anew" in served(5 * CHUNK, 0).said.faults[0]
 
 
@@ -138,8 +136,6 @@ def test_fewer_bytes_than_were_stored() -> None:
     """A mount that wrote less than LMCache stored is not the one that LMCache writes to."""
     (fault,) = of_mount(*mounts("pnfs-flexfiles-rdma"), claimed(3 * M100, 0), "pnfs-rdma").faults
     assert fault.startswith("LMCache says that it stored 314.6 MB, and the mount wrote 209.7 to its server: ")
-    late = of_mount(*mounts("pnfs-flexfiles-rdma"), claimed(3 * M100, 0), "pnfs-rdma", in_process=True)
-    assert (late.faults, len(late.unchecked)) == ((), 1)
 
 
 def test_the_page_cache_is_a_finding_with_its_share() -> None:

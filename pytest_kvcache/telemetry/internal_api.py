@@ -1,0 +1,111 @@
+"""The internal API server of an LMCache that runs inside vLLM: one for each worker, on a Unix socket.
+
+LMCache counts in vLLM's worker processes and hands its sums to Prometheus once in 10 s. Its internal API server shows
+the counters of its own process, `process_start_time_seconds` and the gauges that are computed when they are read among
+them, which vLLM's own endpoint cannot show. `/run_script` runs a few lines in that process: they hand the sums to
+Prometheus at once, so that no reading has to wait for the next 10 s.
+
+Read from LMCache 0.3.9 to 0.5.6 (`lmcache/v1/internal_api_server`). From 0.5.6 on `/run_script` has to be allowed by
+name; the socket lies in a folder that only the run's user can enter.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+import requests
+
+_SCHEME = "http+unix://"
+#: LMCache numbers its servers: 0 is the scheduler's, a worker has 1 + its rank.
+_FIRST_WORKER = 1
+#: Runs in the worker. `get_stats_and_clear` and Prometheus' counters are safe beside LMCache's own thread.
+_COUNT_NOW = """
+from lmcache.observability import LMCStatsMonitor, PrometheusLogger
+metadata = app.state.lmcache_adapter.lmcache_engine.metadata
+PrometheusLogger.GetOrCreate(metadata).log_prometheus(LMCStatsMonitor.GetOrCreate().get_stats_and_clear())
+result = "counted"
+"""
+_TIMEOUT_S = 5.0
+
+
+def environment(prefix: Path, ranks: int) -> dict[str, str]:
+    """Return what makes LMCache serve its API; the YAML of the tier stays as it is.
+
+    Args:
+        prefix: Of the sockets' paths, in a folder that nobody else can enter.
+        ranks: Workers of the vLLM server.
+    """
+    workers = range(_FIRST_WORKER, _FIRST_WORKER + ranks)
+    return {
+        "LMCACHE_INTERNAL_API_SERVER_ENABLED": "true",
+        "LMCACHE_INTERNAL_API_SERVER_SOCKET_PATH_PREFIX": str(prefix),
+        "LMCACHE_INTERNAL_API_SERVER_PORT_START": "0",
+        "LMCACHE_INTERNAL_API_SERVER_INCLUDE_INDEX_LIST": ",".join(map(str, workers)),
+        "LMCACHE_RUN_SCRIPT_API_ENABLED": "true",
+        "LMCACHE_SCRIPT_ALLOWED_IMPORTS": "lmcache.observability",
+    }
+
+
+def metrics_url(prefix: Path, rank: int) -> str:
+    """Return the address of a worker's counters, as `telemetry.prometheus.scrape` takes it.
+
+    Args:
+        prefix: As in `environment`.
+        rank: Of the worker.
+    """
+    return f"{_SCHEME}{quote(f'{prefix}_{_FIRST_WORKER + rank}', safe='')}/metrics"
+
+
+def is_internal(url: str) -> bool:
+    """Whether `url` is an address of an internal API server."""
+    return url.startswith(_SCHEME)
+
+
+def count_now(url: str) -> None:
+    """Have LMCache hand what it has counted to Prometheus.
+
+    Args:
+        url: Of the worker's counters.
+
+    Raises:
+        requests.RequestException: It does not answer, or it refuses.
+    """
+    said = _ask("POST", url, "/run_script", files={"script": ("count_now.py", _COUNT_NOW)})
+    if said.text != "counted":
+        raise requests.RequestException(f"LMCache did not count: {said.text[:200]}")
+
+
+def read_metrics(url: str, timeout_s: float) -> requests.Response:
+    """Return the counters of a worker.
+
+    Raises:
+        requests.RequestException: It does not answer.
+    """
+    return _ask("GET", url, "/metrics", timeout_s=timeout_s)
+
+
+def clear_l1(url: str) -> None:
+    """Empty the CPU RAM (L1) of a worker's LMCache; what is in the shared storage stays.
+
+    Args:
+        url: Of the worker's counters.
+
+    Raises:
+        requests.RequestException: It does not answer, or it refuses.
+    """
+    _ask("DELETE", url, "/cache/clear?locations=LocalCPUBackend")
+
+
+def _ask(
+    method: str, url: str, path: str, *, timeout_s: float = _TIMEOUT_S, files: dict[str, tuple[str, str]] | None = None
+) -> requests.Response:
+    from docker.transport import UnixHTTPAdapter  # noqa: PLC0415 - slow to import, and only one mode needs it
+
+    socket = unquote(url.removeprefix(_SCHEME).partition("/")[0])
+    with requests.Session() as session:
+        session.trust_env = False
+        session.mount(_SCHEME, UnixHTTPAdapter(f"{_SCHEME}{socket}", timeout=timeout_s))
+        response = session.request(method, f"{_SCHEME}localhost{path}", timeout=timeout_s, files=files)
+    response.raise_for_status()
+    return response
