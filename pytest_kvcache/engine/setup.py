@@ -17,6 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from pytest_kvcache.engine import connector
 from pytest_kvcache.engine.environment import Engine, inspect
 from pytest_kvcache.errors import SetupError
 from pytest_kvcache.runs.files import write_json
@@ -183,6 +184,9 @@ def setup(home: Path, say: Callable[[str], None], variant: Variant = LOCKED) -> 
     with lock:
         found = installed(home, variant)
         if found is not None:
+            if not connector.is_current(path):
+                say("installing the connector for LMCache inside vLLM's CPU build")
+                connector.install(path, lambda argv: _run(argv, _beside(path, ".log")))
             say(f"engine environment is up to date: {path}")
             return found
         missing = [r for r in requirements(home) if not r.met]
@@ -219,6 +223,7 @@ def _make(path: Path, say: Callable[[str], None], variant: Variant) -> Engine:
         say(f"installing {', '.join(names)} in place of the lock's")
         _run([*pip, *names], log)
         _fit_torch(path, pip, log, say)
+    connector.install(path, lambda argv: _run(argv, log))
     say("importing them once")
     _run([str(path / "bin" / "python"), "-c", _IMPORTS], log)
     seconds = time.monotonic() - started
