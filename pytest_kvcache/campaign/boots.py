@@ -167,6 +167,7 @@ def _plan(side: Side, pair: ServingPair, folder: Path, length: int, stop: StopRu
 def _run(side: Side, state: PerfState, pair: ServingPair, plan: LoadPlan, probed: Probed) -> RunResult:
     folder = plan.rows.parent
     folder.mkdir()
+    inside = side.profile.lmcache_mode == "in-process"
     return runner.run_load(
         pair,
         plan,
@@ -185,8 +186,8 @@ def _run(side: Side, state: PerfState, pair: ServingPair, plan: LoadPlan, probed
         served=Served(
             claim=pair.plan.tier.claim,
             chunk_tokens=side.profile.chunk_tokens,
-            l1_bytes=side.profile.l1_size_gb * 2**30,
-            in_process=side.profile.lmcache_mode == "in-process",
+            l1_bytes=side.profile.l1_size_gb * 2**30 * (side.profile.ranks if inside else 1),
+            in_process=inside,
         ),
         probed=probed,
     )

@@ -7,8 +7,9 @@ whole pieces: blocks on the device, chunks in LMCache.
 - Device (vLLM's `BlockPool`): a queue of free blocks, the least recently used in front. A request takes what it hits
   out of the queue and as many blocks from the front as it lacks; at its end its blocks go to the back, the last one
   first, so that the end of a prompt is evicted before its beginning. Block 0 is vLLM's own.
-- L1: what this server computed, in chunks, least recently used out first. What comes from L2 passes through and does
-  not stay (LMCache's prefetch policy `default`), in-process it stays (`l1_keeps_loaded`).
+- L1: what this server computed, in chunks, least recently used out first. LMCache beside vLLM frees a fifth of it when
+  it is four fifths full, and what comes from L2 passes through and does not stay (prefetch policy `default`); inside
+  vLLM it frees a chunk when one is needed, and what comes from L2 stays (`inside`).
 - L2: what any server stored, without limit.
 
 Requests that run side by side hold their blocks at the same time; the oracle takes them in turn and so expects more
@@ -63,7 +64,7 @@ class Hierarchy:
         shared_tokens: Length of what all prompts begin with.
         answers_return: Whether the next prompt goes on with the answer that was given, or with a prepared one, whose
             KV was not computed by the answer.
-        l1_keeps_loaded: Whether chunks from L2 stay in L1.
+        inside: Whether LMCache runs inside vLLM.
     """
 
     claim: Claim
@@ -73,7 +74,7 @@ class Hierarchy:
     l1_tokens: float
     shared_tokens: int = 0
     answers_return: bool = False
-    l1_keeps_loaded: bool = False
+    inside: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def simulate(asks: Iterable[Ask], caches: Hierarchy) -> Expected:
     requests, servers = [], dict[str, Tokens]()
     for number, ask in enumerate(asks):
         device = devices.setdefault(ask.server, _Device(max(0, caches.device_blocks - 1)))
-        l1 = l1s.setdefault(ask.server, _L1(int(caches.l1_tokens // caches.chunk_tokens)))
+        l1 = l1s.setdefault(ask.server, _L1(int(caches.l1_tokens // caches.chunk_tokens), inside=caches.inside))
         known = ask.prompt_tokens + (ask.answer_tokens if caches.answers_return else 0)
         blocks = _pieces(ask, caches.shared_tokens, caches.block_tokens, known)
         # The last token is computed in any case: without it there is nothing to go on from.
@@ -130,7 +131,7 @@ def _offloaded(ask: Ask, caches: Hierarchy, device_tokens: int, l1: _L1, l2: set
         else:
             break
     l1.touch(chunks[: len(levels)])
-    if caches.l1_keeps_loaded:
+    if caches.inside:
         l1.add([chunk for chunk, level in zip(chunks, levels, strict=False) if level == "l2"])
     l1.add(chunks[len(levels) :])
     l2.update(chunks)
@@ -201,10 +202,11 @@ class _Device:
 
 
 class _L1:
-    """LMCache's CPU RAM: the least recently used chunks go first, a fifth of all at a time."""
+    """LMCache's CPU RAM: the least recently used chunks go first, a fifth of all or one at a time."""
 
-    def __init__(self, size: int) -> None:
-        self._size = size
+    def __init__(self, size: int, *, inside: bool) -> None:
+        self._most = size if inside else _L1_TRIGGER * size
+        self._freed = 0.0 if inside else _L1_FREED
         self._chunks: OrderedDict[_Piece, None] = OrderedDict()
 
     def __contains__(self, chunk: object) -> bool:
@@ -221,6 +223,6 @@ class _L1:
         for chunk in chunks:
             self._chunks[chunk] = None
             self._chunks.move_to_end(chunk)
-            if len(self._chunks) > _L1_TRIGGER * self._size:
-                for _ in range(min(len(self._chunks), max(1, int(_L1_FREED * len(self._chunks))))):
+            if len(self._chunks) > self._most:
+                for _ in range(min(len(self._chunks), max(1, int(self._freed * len(self._chunks))))):
                     self._chunks.popitem(last=False)

@@ -32,7 +32,7 @@ class Served:
     Args:
         claim: Of the tier.
         chunk_tokens: LMCache's chunk size.
-        l1_bytes: CPU RAM of each LMCache.
+        l1_bytes: CPU RAM of each server's LMCache, of all of its ranks.
         in_process: Whether LMCache runs inside vLLM.
     """
 
@@ -164,7 +164,7 @@ def _expected(
         chunk_tokens=served.chunk_tokens,
         l1_tokens=served.l1_bytes / size if size else _UNLIMITED,
         shared_tokens=workload.shared_prompt_tokens,
-        l1_keeps_loaded=served.in_process,
+        inside=served.in_process,
     )
     whole = expected.simulate(asks, caches)
     return whole, expected.expectable(whole, caches, asks)

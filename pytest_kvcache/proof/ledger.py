@@ -19,7 +19,7 @@ inside vLLM (`lmcache:*`, from its internal API server); either is a component b
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from pytest_kvcache.proof.moved import Moved, moved
 from pytest_kvcache.proof.readings import Counters, by_label, has, total
@@ -135,7 +135,8 @@ def build_ledger(
         if beside is None:
             servers[name], moves[name] = own, Moved()
         elif any(key.startswith(_IN_PROCESS) for key in beside):
-            servers[name], moves[name] = _in_process(own, beside, kv_bytes_per_token), moved(beside)
+            servers[name] = _in_process(own, beside, kv_bytes_per_token)
+            moves[name] = _in_chunks(moved(beside), chunk_tokens, kv_bytes_per_token)
         else:
             servers[name], moves[name] = _multi_process(own, beside, chunk_tokens), moved(beside)
     return Ledger(servers=servers, moved=moves)
@@ -190,6 +191,13 @@ def _in_process(own: Tokens, counters: Counters, kv_bytes_per_token: float | Non
         lost_of_external=max(0.0, requested - hit),
         lost_of_computed=0.0,
     )
+
+
+def _in_chunks(inside: Moved, chunk_tokens: int, kv_bytes_per_token: float | None) -> Moved:
+    """Return what an LMCache inside vLLM loaded in chunks: one read of S3 asks for several."""
+    if not kv_bytes_per_token:
+        return inside
+    return replace(inside, l2_loaded=round(inside.loaded_bytes / (kv_bytes_per_token * chunk_tokens)))
 
 
 def _assign(
