@@ -102,7 +102,7 @@ def test_a_small_l1_forgets() -> None:
 @given(asks=ASKS, claim=st.sampled_from(Claim), keeps=st.booleans(), returns=st.booleans())
 def test_expected_tokens_add_up(asks: list[Ask], claim: Claim, keeps: bool, returns: bool) -> None:
     """Every measured prompt is accounted for to the token, and no source gives less than nothing."""
-    caches = replace(CACHES, claim=claim, l1_keeps_loaded=keeps, answers_return=returns)
+    caches = replace(CACHES, claim=claim, inside=keeps, answers_return=returns)
     expected = simulate(asks, caches)
     measured = [ask for ask in asks if ask.measured]
     assert [tokens.total for tokens in expected.requests] == [ask.prompt_tokens for ask in measured]
