@@ -16,14 +16,16 @@ from pytest_kvcache.campaign.against import AgainstCampaign
 from pytest_kvcache.campaign.baseline import BaselineCampaign
 from pytest_kvcache.campaign.result import CellResult
 from pytest_kvcache.campaign.side import Side
-from pytest_kvcache.errors import KvCacheError, RunError, TierUnavailableError
+from pytest_kvcache.errors import KvCacheError, RunError, SetupError, TierUnavailableError
 from pytest_kvcache.load import runner
+from pytest_kvcache.preflight import engine as engines
 from pytest_kvcache.report import benchmark as rows_of_benchmark
 from pytest_kvcache.report import terminal
 from pytest_kvcache.report.rows import properties, status
 from pytest_kvcache.serving.pair import ServingPair
 from pytest_kvcache.state import PerfState
 from pytest_kvcache.tiers.base import Tier, TierContext
+from pytest_kvcache.tiers.none import NoTier
 from pytest_kvcache.verdict import shelf
 from pytest_kvcache.verdict.metrics import JUDGED, Metric
 
@@ -52,15 +54,31 @@ def usable(tier: Tier, state: PerfState) -> Tier:
     something is wrong with it.
     """
     with _told_plainly():
-        ctx = _side(tier, state).context(state.run, "")
+        side = _side(tier, state)
+        ctx = side.context(state.run, "")
         reason = tier.unavailable(ctx)
         if reason is not None and state.settings.asked_by_name(tier):
             raise TierUnavailableError(f"cannot run here: {reason}", where=f"tier {tier.name}")
         if reason is None:
+            for each in (side, state.other_side(tier)):
+                _fits(each)
             _preflight(tier, ctx, state)
     if reason is not None:
         pytest.skip(f"tier {tier.name} cannot run here: {reason}")
     return tier
+
+
+def _fits(side: Side | None) -> None:
+    """Look at whether an engine can serve a profile on a tier.
+
+    Raises:
+        SetupError: A pair should not be booted.
+    """
+    if side is None:
+        return
+    looks = engines.checks(side.engine, side.profile, imports=False, offloads=not isinstance(side.tier, NoTier))
+    if found := preflight.stopping("engine", looks):
+        raise SetupError("; ".join(found), where=side.engine.where, todo="the whole list: pytest-kvcache doctor")
 
 
 def _preflight(tier: Tier, ctx: TierContext, state: PerfState) -> None:

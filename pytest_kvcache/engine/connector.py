@@ -24,7 +24,7 @@ _PTH = "kvcache_cpu_connector.pth"
 def digest() -> str:
     """Return a digest of the connector's source (12 hex digits)."""
     found = hashlib.sha256()
-    for path in _files():
+    for path in files():
         found.update(f"{path.relative_to(SOURCE)} {path.stat().st_size}\n".encode() + path.read_bytes())
     return found.hexdigest()[:12]
 
@@ -55,7 +55,7 @@ def install(environment: Path, run: Callable[[list[str]], None]) -> None:
     if not folder.is_dir():
         with tempfile.TemporaryDirectory(prefix=f"{FOLDER}partial-", dir=environment) as scratch:
             source, built = Path(scratch, "source"), Path(scratch, "built")
-            for path in _files():
+            for path in files():
                 copy = source / path.relative_to(SOURCE)
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, copy)
@@ -65,8 +65,8 @@ def install(environment: Path, run: Callable[[list[str]], None]) -> None:
     write_text(_pth(environment), f"{folder}\n")
 
 
-def _files() -> Iterator[Path]:
-    """Yield the source's files in order, without what builds and interpreters leave there."""
+def files() -> Iterator[Path]:
+    """Yield the files of the connector's source in order, without what builds and interpreters leave there."""
     for path in sorted(SOURCE.rglob("*")):
         inside = path.relative_to(SOURCE).parts
         if path.is_file() and not any(part in ("__pycache__", "build") or ".egg-info" in part for part in inside):

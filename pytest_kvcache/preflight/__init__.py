@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pytest_kvcache.preflight.check import Check, Checked, Finding, Result, run
 from pytest_kvcache.tiers.base import Tier, TierContext
 
-__all__ = ["Check", "Checked", "Finding", "Result", "blocking", "of_tier", "run"]
+__all__ = ["Check", "Checked", "Finding", "Result", "blocking", "of_tier", "run", "stopping"]
 
 #: A boot waits for this, and no longer.
 _BLOCKING_LIMIT_S = 30.0
@@ -32,7 +32,17 @@ def blocking(tier: Tier, ctx: TierContext) -> list[str]:
 
     Only checks that are cheap (seconds) and sure are carried out.
     """
-    results = [run(tier.name, check, limit_s=_BLOCKING_LIMIT_S) for check in _checks(tier, ctx) if check.blocking]
+    return stopping(tier.name, _checks(tier, ctx))
+
+
+def stopping(subject: str, checks: Sequence[Check]) -> list[str]:
+    """Return what those of `checks` find that keep a pair from being booted, a line each.
+
+    Args:
+        subject: What they look at.
+        checks: Those that are not blocking are not carried out.
+    """
+    results = [run(subject, check, limit_s=_BLOCKING_LIMIT_S) for check in checks if check.blocking]
     return [
         f"{r.name}: {r.finding.found}" + (f"; {r.finding.todo}" if r.finding.todo else "")
         for r in results

@@ -6,6 +6,7 @@ import subprocess
 
 from pytest_kvcache.config.profile import Profile
 from pytest_kvcache.engine.base import BaseEngine
+from pytest_kvcache.preflight import connector
 from pytest_kvcache.preflight.check import Check, Finding
 
 _IMPORT = "import torch, vllm, lmcache"
@@ -25,6 +26,8 @@ def checks(engine: BaseEngine, profile: Profile, *, imports: bool, offloads: boo
         Check("versions", lambda: versions(engine, profile, offloads=offloads)),
         Check("programs", lambda: programs(engine, profile, offloads=offloads)),
     ]
+    if connector.needed(engine, profile, offloads=offloads):
+        found.append(Check("connector", lambda: connector.installed(engine), blocking=True))
     return [*found, Check("import", lambda: importable(engine))] if imports else found
 
 

@@ -57,7 +57,8 @@ _HINTS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         ),
         (
             r"No supported cpu connector",
-            'LMCache has no in-process connector for CPU builds: set lmcache_mode = "mp" in the profile',
+            "LMCache has no connector for CPU tensors of its own, and ours was not loaded: run `pytest-kvcache setup` "
+            '(and leave it in VLLM_PLUGINS where that is set), or set lmcache_mode = "mp" in the profile',
         ),
         (
             r"error: (argument|unrecognized|invalid)",

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pytest_kvcache.engine import connector
 from tests.projects import Project, configure
 from tests.stubs.engine import toml
 
@@ -41,6 +42,9 @@ def test_the_wheel_holds_data_files_and_types(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     for name in ("config/builtin.toml", "engine/locks/cpu.txt", "engine/locks/torch.txt", "py.typed"):
         assert f"pytest_kvcache/{name}" in names
+    # The connector for CPU tensors, whole: `setup` builds it from there.
+    in_wheel = {name for name in names if name.startswith("pytest_kvcache/engine/cpu_connector/")}
+    assert in_wheel == {str(path.relative_to(ROOT)) for path in connector.files()}
     assert not any(name.startswith("tests/") for name in names)
 
 

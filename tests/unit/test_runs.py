@@ -187,6 +187,7 @@ def test_setup_reuses_a_complete_environment_and_remakes_a_half_made_one(
         return Engine(path, {})
 
     monkeypatch.setattr(setup, "_make", make)
+    monkeypatch.setattr("pytest_kvcache.engine.connector.is_current", lambda _: True)
     monkeypatch.setattr(setup, "inspect", lambda path: Engine(path, {}))
     monkeypatch.setattr(setup, "requirements", lambda _: [])
     path = setup.engine_path(tmp_path)

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from pytest_kvcache.config.profile import Profile
+from pytest_kvcache.engine import connector
 from pytest_kvcache.engine.environment import Engine
 from pytest_kvcache.preflight import engine as engines
+from pytest_kvcache.preflight import stopping
 from tests.stubs.engine import _script, make_engine
 from tests.unit.test_tiers import QWEN, TINY
 
@@ -43,3 +48,37 @@ def test_imports_only_on_demand(tmp_path: Path) -> None:
     assert engines.importable(engine).status == "pass"
     _script(engine.python, "echo Traceback >&2; echo 'ImportError: libnuma.so.1' >&2; exit 1")
     assert engines.importable(engine).found == "ImportError: libnuma.so.1"
+
+
+IN_PROCESS = TINY.model_copy(update={"lmcache_mode": "in-process"})
+
+
+@pytest.mark.parametrize(
+    ("versions", "profile", "offloads"),
+    [(CPU, TINY, True), (CPU, IN_PROCESS, False), (GPU, IN_PROCESS, True), (CPU, QWEN, True)],
+)
+def test_the_cpu_connector_is_asked_for_where_lmcache_runs_inside_the_cpu_build(
+    tmp_path: Path, versions: dict[str, str], profile: Profile, offloads: bool
+) -> None:
+    """Not with LMCache's own server, without offloading, on a GPU build or for a profile for GPUs."""
+    names = [c.name for c in engines.checks(Engine(tmp_path, versions), profile, imports=False, offloads=offloads)]
+    assert "connector" not in names
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "words"),
+    [
+        ("exit 1", "fail", "pip install --no-deps"),
+        ("echo 0.1.0 /env/lib/python3.11/site-packages", "pass", ""),
+        (f"echo 0.1.0 /env/{connector.FOLDER}{connector.digest()}", "pass", ""),
+        (f"echo 0.0.9 /env/{connector.FOLDER}000000000000", "fail", "pytest-kvcache setup"),
+    ],
+)
+def test_without_the_cpu_connector_nothing_boots(tmp_path: Path, answer: str, status: str, words: str) -> None:
+    """One that a user has installed will do, one of another version of the plugin is replaced by `setup`."""
+    engine = Engine(make_engine(tmp_path / "e"), CPU)
+    _script(engine.python, answer)
+    (check,) = [c for c in engines.checks(engine, IN_PROCESS, imports=False, offloads=True) if c.name == "connector"]
+    assert check.look().status == status
+    assert words in check.look().todo
+    assert [words in line for line in stopping("engine", [check])] == [True] * (status == "fail")

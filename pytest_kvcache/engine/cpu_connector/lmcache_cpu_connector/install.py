@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from lmcache import __version__ as lmcache_version
+from lmcache.logging import init_logger
 from lmcache.utils import EngineType
 from lmcache.v1 import gpu_connector
 from lmcache.v1.token_database import ChunkedTokenDatabase
@@ -23,6 +24,7 @@ from lmcache.v1.token_database import ChunkedTokenDatabase
 from .connector import VLLMPagedMemCPUConnector
 from .limits import Serving
 
+_logger = init_logger(__name__)
 _original_hash = ChunkedTokenDatabase._get_init_hash
 
 
@@ -64,10 +66,12 @@ def connector_for(vllm_config: Any, kv_cache_config: Any = None) -> Iterator[Non
         if engine != EngineType.VLLM:
             return original(config, metadata, engine, *args, **kwargs)
         try:
-            return VLLMPagedMemCPUConnector(config, metadata, known)
+            made = VLLMPagedMemCPUConnector(config, metadata, known)
         except Exception as error:
             refused.append(error)
             raise
+        _logger.info("lmcache-cpu-connector copies KV of rank %d: %s", metadata.worker_id, known)
+        return made
 
     # For good: hashes are taken as long as the process lives.
     ChunkedTokenDatabase._get_init_hash = lambda self: mixed(_original_hash(self), known.identity)

@@ -61,6 +61,8 @@ def _of_config(config: Any, serving: Serving) -> Iterator[str]:
 
 
 def _of_model(metadata: Any, serving: Serving) -> Iterator[str]:
+    if getattr(metadata, "kv_layer_groups_manager", None) is not None:
+        yield "this LMCache sizes chunks by its own reading of the cache (before 0.4.7: take a newer one)"
     if metadata.use_mla or metadata.kv_shape[1] != 2:
         yield "models with multi-head latent attention have another cache"
     if len(serving.kinds) > 1:

@@ -7,6 +7,7 @@ kernels (`register_triton_kernel_overrides`, vLLM 0.32) and fails at one of LMCa
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import inspect
 from typing import Any
 
@@ -26,6 +27,13 @@ def register() -> None:
     hook(KVConnectorFactory)
 
 
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "(of no known version)"
+
+
 def hook(factory: Any) -> None:
     """Have `factory.create_connector` make LMCache's connector with the one for CPU tensors.
 
@@ -39,13 +47,17 @@ def hook(factory: Any) -> None:
 
     @functools.wraps(inner.__func__)
     def create_connector(_cls: type, *args: Any, **kwargs: Any) -> Any:
-        # By name: the third argument came with vLLM 0.11.1.
+        # By name: `kv_cache_config` is younger than the other two.
         given = signature.bind(*args, **kwargs).arguments
         transfer = given["config"].kv_transfer_config
         if transfer is None or not str(transfer.kv_connector).startswith(_NAMES):
             return inner(*args, **kwargs)
-        from . import install  # noqa: PLC0415 - imports LMCache
-
+        try:
+            from . import install  # noqa: PLC0415 - imports LMCache
+        except ImportError as error:
+            raise RuntimeError(
+                f"lmcache-cpu-connector is for LMCache 0.4.7 to 0.5.6, not {_version('lmcache')}: {error}"
+            ) from error
         with install.connector_for(given["config"], given.get("kv_cache_config")):
             return inner(*args, **kwargs)
 
