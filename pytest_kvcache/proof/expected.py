@@ -163,12 +163,23 @@ def expectable(expected: Expected, caches: Hierarchy, asks: Sequence[Ask]) -> Ex
         why = f"the longest prompt, {longest} tokens, is shorter than a chunk of LMCache ({caches.chunk_tokens})"
     elif max(counts.values(), default=0) < 2:
         why = "every user asks once, so that no prompt comes back"
+    elif caches.claim is not Claim.DEVICE and caches.l1_tokens < _longest_of_one_server(asks):
+        why = "L1 evicts what comes back before it does: raise the profile's l1_size_gb"
     else:
         why = "the device cache holds nearly all that comes back" if tokens.device else "no prompt comes back"
     return Expectable(
         l1="" if tokens.l1 > least else why if tokens.l2 <= least else "nearly all comes from L2",
         l2="" if tokens.l2 > least else why if tokens.l1 <= least else "L1 holds nearly all: no user changes servers",
     )
+
+
+def _longest_of_one_server(asks: Sequence[Ask]) -> int:
+    """Return the tokens of the longest prompts of all users of the server that has the most."""
+    longest: dict[str, dict[int, int]] = {}
+    for ask in asks:
+        own = longest.setdefault(ask.server, {})
+        own[ask.user] = max(own.get(ask.user, 0), ask.prompt_tokens)
+    return max((sum(own.values()) for own in longest.values()), default=0)
 
 
 def _pieces(ask: Ask, shared: int, size: int, known: int) -> list[_Piece]:

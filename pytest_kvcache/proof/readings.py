@@ -29,7 +29,7 @@ _OF_ONE_RANK = frozenset(
     }
 )
 #: Where the rank that has the least decides.
-_FEWEST = frozenset({"lmcache:num_hit_tokens_total"})
+_FEWEST = frozenset({"lmcache:num_hit_tokens_total", "lmcache:num_remote_write_requests_total"})
 
 
 def total(counters: Counters, name: str, **labels: str) -> float:

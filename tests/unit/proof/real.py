@@ -14,11 +14,14 @@ from pytest_kvcache.load import records
 from pytest_kvcache.proof.claims import Claim
 from pytest_kvcache.proof.expected import Ask, Hierarchy
 from pytest_kvcache.proof.ledger import Ledger, build_ledger
-from pytest_kvcache.proof.readings import growth
+from pytest_kvcache.proof.readings import growth, ranks_as_one
+from pytest_kvcache.proof.sizes import kv_bytes_per_token
 from pytest_kvcache.workload.schedule import steady
 
 FOLDER = Path(__file__).parents[1] / "data" / "ledger"
-WORKING = ("gpu-1000", "gpu-3500", "pnfs-1000", "pnfs-3500", "pnfs-3500-boot")
+#: LMCache inside vLLM.
+INSIDE = ("inside-cpu-3500", "inside-s3-3500", "inside-pnfs-3500", "inside-pnfs-3500-tp2")
+WORKING = ("gpu-1000", "gpu-3500", "pnfs-1000", "pnfs-3500", "pnfs-3500-boot", *INSIDE)
 #: A pair whose connector was loaded and never asked LMCache anything; every answer arrived.
 IDLE = "pnfs-3500-idle"
 CHUNK, L1_TOKENS = 128, 0.5e9 / 4096
@@ -41,14 +44,20 @@ class Run:
     facts: Mapping[str, Any]
 
     @property
+    def inside(self) -> bool:
+        """Whether LMCache ran inside vLLM."""
+        return "lmcache:num_hit_tokens_total" in self.after.get("lmcache-0", {})
+
+    @property
     def ledger(self) -> Ledger:
         """Its ledger."""
-        return build_ledger(self.grown, chunk_tokens=CHUNK)
+        size = kv_bytes_per_token(ranks_as_one(self.after), chunk_tokens=CHUNK)
+        return build_ledger(self.grown, chunk_tokens=CHUNK, kv_bytes_per_token=size)
 
     @property
     def grown(self) -> dict[str, dict[str, float]]:
         """By what its counters grew."""
-        return growth(self.before, self.after)
+        return growth(ranks_as_one(self.before), ranks_as_one(self.after))
 
     def add(self, component: str, **grown: float) -> None:
         """Let counters of a component have grown by more; `__` stands for a label `reason`."""
@@ -83,7 +92,7 @@ class Run:
     def caches(self, claim: Claim) -> Hierarchy:
         """Return the caches of the profile."""
         shared = self.facts["workload"]["shared_prompt_tokens"]
-        return Hierarchy(claim, 128, 41, CHUNK, L1_TOKENS, shared)
+        return Hierarchy(claim, 128, 41, CHUNK, L1_TOKENS, shared, inside=self.inside)
 
 
 def load(name: str) -> Run:
@@ -98,4 +107,4 @@ def load(name: str) -> Run:
 
 def claim_of(name: str) -> Claim:
     """Return what the tier of a run claims."""
-    return Claim.DEVICE if name.startswith("gpu") else Claim.L2
+    return Claim.DEVICE if name.startswith("gpu") else Claim.L1 if "-cpu-" in name else Claim.L2

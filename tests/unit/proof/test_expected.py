@@ -45,6 +45,16 @@ def test_levels_are_met_too(name: str) -> None:
         assert (want.l1_found, want.l2_found) == (measured.l1_found, measured.l2_found)
 
 
+@pytest.mark.parametrize("name", real.INSIDE)
+def test_levels_inside_vllm_are_met_too(name: str) -> None:
+    """LMCache inside vLLM is asked for what vLLM lacks only: the oracle knows which level gave each of these tokens."""
+    run = real.load(name)
+    expected = simulate(run.asks(), run.caches(real.claim_of(name)))
+    for server, measured in run.ledger.servers.items():
+        want = expected.servers[server]
+        assert (measured.l1, measured.l2) == pytest.approx((want.l1, want.l2))
+
+
 def test_a_tier_that_does_nothing_is_a_gap() -> None:
     """Where hits are expected and none came, each server has a line, with the cause."""
     run = real.load(real.IDLE)

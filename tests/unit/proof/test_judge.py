@@ -21,7 +21,7 @@ def proof(run: real.Run, claim: Claim) -> Proof:
         run.rows,
         run.before,
         run.after,
-        Served(claim, chunk_tokens=128, l1_bytes=0.5e9),
+        Served(claim, chunk_tokens=128, l1_bytes=0.5e9, in_process=run.inside),
         workload=workload,
         context_tokens=workload.context_tokens[0],
         first_user=run.facts["first_user"],
