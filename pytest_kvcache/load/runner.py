@@ -213,11 +213,14 @@ def _storage(pair: ServingPair, served: Served, before: Look, after: Look) -> Wi
 
 
 def _storage_errors(pair: ServingPair, proof: Proof) -> list[str]:
-    """Return what logs say of stores and loads that failed: LMCache's counters say only that they did."""
+    """Return what logs say of stores and loads that failed: counters and the storage's account say only that they did.
+
+    The S3 connector of an LMCache inside vLLM logs a failed store and counts it as stored: only the storage tells.
+    """
     found = []
     logs = {handle.component.name: handle.log for handle in pair.handles}
     for server, moved in proof.ledger.moved.items():
-        if not moved.l2_unstored and not moved.failed_loads:
+        if not moved.l2_unstored and not moved.failed_loads and not proof.storage.said.faults:
             continue
         beside = server.replace("vllm", "lmcache", 1)
         name = beside if beside in logs else server

@@ -11,6 +11,10 @@ name; the socket lies in a folder that only the run's user can enter.
 
 from __future__ import annotations
 
+import contextlib
+import socket
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -72,17 +76,20 @@ def count_now(url: str) -> None:
         requests.RequestException: It does not answer, or it refuses.
     """
     said = _ask("POST", url, "/run_script", files={"script": ("count_now.py", _COUNT_NOW)})
-    if said.text != "counted":
-        raise requests.RequestException(f"LMCache did not count: {said.text[:200]}")
+    if said != "counted":
+        raise requests.RequestException(f"LMCache did not count: {said[:200]}")
 
 
-def read_metrics(url: str, timeout_s: float) -> requests.Response:
-    """Return the counters of a worker.
+def read_metrics(url: str) -> str:
+    """Return the counters of a worker, as Prometheus' text.
+
+    Args:
+        url: Of the worker's counters.
 
     Raises:
         requests.RequestException: It does not answer.
     """
-    return _ask("GET", url, "/metrics", timeout_s=timeout_s)
+    return _ask("GET", url, "/metrics")
 
 
 def clear_l1(url: str) -> None:
@@ -97,15 +104,30 @@ def clear_l1(url: str) -> None:
     _ask("DELETE", url, "/cache/clear?locations=LocalCPUBackend")
 
 
-def _ask(
-    method: str, url: str, path: str, *, timeout_s: float = _TIMEOUT_S, files: dict[str, tuple[str, str]] | None = None
-) -> requests.Response:
-    from docker.transport import UnixHTTPAdapter  # noqa: PLC0415 - slow to import, and only one mode needs it
+class _UnixConnection(HTTPConnection):
+    """HTTP on a Unix socket; the adapter of the Docker SDK leaves its own open where nobody listens."""
 
-    socket = unquote(url.removeprefix(_SCHEME).partition("/")[0])
-    with requests.Session() as session:
-        session.trust_env = False
-        session.mount(_SCHEME, UnixHTTPAdapter(f"{_SCHEME}{socket}", timeout=timeout_s))
-        response = session.request(method, f"{_SCHEME}localhost{path}", timeout=timeout_s, files=files)
-    response.raise_for_status()
-    return response
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=_TIMEOUT_S)
+        self._path = path
+
+    def connect(self) -> None:
+        """Connect to the socket."""
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+def _ask(method: str, url: str, path: str, *, files: dict[str, tuple[str, str]] | None = None) -> str:
+    request = requests.Request(method, "http://localhost", files=files).prepare()
+    where = unquote(url.removeprefix(_SCHEME).partition("/")[0])
+    with contextlib.closing(_UnixConnection(where)) as connection:
+        try:
+            connection.request(method, path, body=request.body, headers=dict(request.headers))
+            response = connection.getresponse()
+            text = response.read().decode(errors="replace")
+        except (OSError, HTTPException) as error:
+            raise requests.ConnectionError(f"{where}: {error}") from None
+    if response.status != HTTPStatus.OK:
+        raise requests.HTTPError(f"HTTP {response.status} of {path} at {where}: {text[:200]}")
+    return text

@@ -42,10 +42,10 @@ def scrape(url: str, *, timeout_s: float = 5.0) -> Counters:
     An LMCache inside vLLM is first asked to hand over what it has counted (`internal_api.count_now`).
     """
     try:
-        response = _inside(url, timeout_s) if internal_api.is_internal(url) else _get(url, timeout_s)
+        text = _inside(url) if internal_api.is_internal(url) else _get(url, timeout_s)
     except requests.RequestException:
         return {}
-    return parse(response.text)
+    return parse(text)
 
 
 def scrape_all(urls: Mapping[str, str]) -> dict[str, Counters]:
@@ -64,17 +64,17 @@ def _engine_only(counters: Counters) -> Counters:
     return {key: value for key, value in counters.items() if not key.startswith(_INSIDE)}
 
 
-def _get(url: str, timeout_s: float) -> requests.Response:
+def _get(url: str, timeout_s: float) -> str:
     with requests.Session() as session:
         session.trust_env = False
         response = session.get(url, timeout=timeout_s)
     response.raise_for_status()
-    return response
+    return response.text
 
 
-def _inside(url: str, timeout_s: float) -> requests.Response:
+def _inside(url: str) -> str:
     internal_api.count_now(url)
-    return internal_api.read_metrics(url, timeout_s)
+    return internal_api.read_metrics(url)
 
 
 def _key(name: str, labels: Mapping[str, str]) -> str:

@@ -32,9 +32,11 @@ from tests.projects import Project, configure, run, run_folder
 
 pytestmark = pytest.mark.engine
 
+#: LMCache inside vLLM, and beside it.
+MODES = ("cpu-tiny", "cpu-tiny-mp")
 SESSION = """
 [profiles.two]
-extends = "cpu-tiny"
+extends = "{mode}"
 [profiles.two.rules]
 canary = false
 [profiles.two.workload]
@@ -71,17 +73,17 @@ Boot = Callable[..., AbstractContextManager[Served]]
 
 @pytest.fixture
 def boot(tmp_path: Path, kvcache_home: Path, real_engine: Path) -> Iterator[Boot]:
-    """Boots pairs of the profile cpu-tiny on a tier of the given kvcache.toml, each on storage of its own."""
+    """Boots pairs of a profile on a tier of the given kvcache.toml, each on storage of its own."""
     states: list[PerfState] = []
 
     @contextmanager
-    def start(tier: str, toml: str = "", name: str = "boot") -> Iterator[Served]:
+    def start(tier: str, toml: str = "", name: str = "boot", mode: str = "cpu-tiny") -> Iterator[Served]:
         config = tmp_path / "kvcache.toml"
         config.write_text(toml, encoding="utf-8")
         options = Options(
             rootdir=tmp_path,
             tiers=(tier,),
-            profile="cpu-tiny",
+            profile=mode,
             engine=str(real_engine),
             image_mounts=(),
             config=config,
@@ -137,15 +139,15 @@ def corrupted(served: Served, probed: Probed) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("tier", "expected"),
+    ("tier", "mode", "expected"),
     [
-        ("gpu", ["computed", "the device cache", "computed", "computed", "computed"]),
-        ("cpu", ["computed", "the device cache", "L1", "computed", "computed"]),
+        ("gpu", "cpu-tiny", ["computed", "the device cache", "computed", "computed", "computed"]),
+        *(("cpu", mode, ["computed", "the device cache", "L1", "computed", "computed"]) for mode in MODES),
     ],
 )
-def test_a_tier_that_shares_nothing(boot: Boot, tier: str, expected: list[str]) -> None:
+def test_a_tier_that_shares_nothing(boot: Boot, tier: str, mode: str, expected: list[str]) -> None:
     """Without a shared storage each server has its own: cold, then from device and L1, never from the other server."""
-    with boot(tier) as served:
+    with boot(tier, mode=mode) as served:
         probed = served.probes().boot()
     print(probed.line)
     assert probed.faults == ()
@@ -153,9 +155,10 @@ def test_a_tier_that_shares_nothing(boot: Boot, tier: str, expected: list[str]) 
     assert max(probed.largest.values()) < served.rules.tolerance
 
 
-def test_a_shared_folder_and_damaged_objects(boot: Boot) -> None:
+@pytest.mark.parametrize("mode", MODES)
+def test_a_shared_folder_and_damaged_objects(boot: Boot, mode: str) -> None:
     """On a shared folder a prompt of one server is served on the other, the same; flipped bytes are told as such."""
-    with boot("pnfs") as served:
+    with boot("pnfs", mode=mode) as served:
         (folder,) = served.plan.folders
         probes = served.probes()
         probed = probes.boot()
@@ -178,12 +181,12 @@ def test_leftovers_of_an_earlier_run(boot: Boot, tmp_path: Path) -> None:
     folder = tmp_path / "kept"
     folder.mkdir()
     toml = f'[tiers.kept]\nkind = "lmcache-l2"\nadapter = {{ type = "fs", base_path = "{folder}" }}\n'
-    with boot("kept", toml, "first") as first:
+    with boot("kept", toml, "first", mode="cpu-tiny-mp") as first:
         assert first.probes().boot().faults == ()
     names = [path.stem for path in folder.iterdir()]
     assert len(names) == 16
     assert all(name.endswith(f"@{first.plan.salt}") for name in names)
-    with boot("kept", toml, "second") as second:
+    with boot("kept", toml, "second", mode="cpu-tiny-mp") as second:
         assert second.plan.salt != first.plan.salt
         assert second.probes().boot().faults == ()
         # What would be, were each run's salt the same.
@@ -211,7 +214,10 @@ def s3_server(engine: Path, folder: Path, keys: Mapping[str, str]) -> Iterator[i
         process.wait(10)
 
 
-def test_a_bucket_of_the_users(boot: Boot, real_engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("mode", MODES)
+def test_a_bucket_of_the_users(
+    boot: Boot, real_engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
     """In a bucket of the user's a boot starts cold, tells damaged objects, and removes its own and no other."""
     bucket = tmp_path / "buckets" / LOCAL_BUCKET
     bucket.mkdir(parents=True)
@@ -221,7 +227,7 @@ def test_a_bucket_of_the_users(boot: Boot, real_engine: Path, tmp_path: Path, mo
     with s3_server(real_engine, bucket.parent, KEYS) as port:
         # The bucket's own host name, bucket.host, is 127.0.0.1.
         toml = f'[tiers.mine]\nkind = "s3"\nendpoint = "http://0.0.1:{port}"\nbucket = "{LOCAL_BUCKET}"\n'
-        with boot("mine", toml) as served:
+        with boot("mine", toml, mode=mode) as served:
             assert served.rules.claim is Claim.L2
             probed = served.probes().boot()
             print(probed.line)
@@ -236,13 +242,16 @@ def test_a_bucket_of_the_users(boot: Boot, real_engine: Path, tmp_path: Path, mo
         assert [path.name for path in bucket.iterdir()] == ["tiny-qwen3-somebody@else@0"]
 
 
-def test_caches_are_emptied_between_contexts(project: Project, kvcache_home: Path, real_engine: Path) -> None:
+@pytest.mark.parametrize(("mode", "cached"), zip(MODES, ("2048 of 2067", "1024 of 1043"), strict=True))
+def test_caches_are_emptied_between_contexts(
+    project: Project, kvcache_home: Path, real_engine: Path, mode: str, cached: str
+) -> None:
     """A session with two contexts on one boot empties device and L1 before the second, shows it, and is judged."""
     project.makepyprojecttoml(f'[tool.pytest.ini_options]\nkv_engine = "{real_engine}"\nkv_profile = "two"\n')
-    configure(project, SESSION)
+    configure(project, SESSION.format(mode=mode))
     result = run(project, "--tier", "pnfs", "--record-baselines", "--kv-boots", "1")
     result.assert_outcomes(passed=6)
-    result.stdout.fnmatch_lines(["*probes: cold start; vllm-0's prompt on vllm-1: 1024 of 1043 tokens cached;*"])
+    result.stdout.fnmatch_lines([f"*probes: cold start; vllm-0's prompt on vllm-1: {cached} tokens cached;*"])
     folder = run_folder(project) / "pnfs" / "boot-1"
     facts: dict[str, Any] = json.loads((folder / "probes.json").read_text())
     print(facts["took_s"], facts["largest_logprob_difference"])

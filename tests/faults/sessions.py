@@ -15,10 +15,12 @@ import psutil
 
 from tests.projects import NOTHING, Project, Session, configure, ours, run_folder, traces
 
-#: cpu-tiny at one length, for 16 s; requests that hang fail within the test's patience.
+#: LMCache beside vLLM, where its programs can be broken; and inside it.
+BESIDE, INSIDE = "cpu-tiny-mp", "cpu-tiny"
+#: One length, for 16 s; requests that hang fail within the test's patience.
 PROFILE = """
 [profiles.faults]
-extends = "cpu-tiny"
+extends = "{mode}"
 [profiles.faults.workload]
 context_tokens = [3500]
 duration_s = 16
@@ -69,10 +71,10 @@ class Ended:
         return pd.read_parquet(self.folder / tier / "boot-1" / f"context-{CONTEXT}" / "requests.parquet")
 
 
-def prepare(project: Project, engine: Path, tiers: str = "", *, rules: str = RULES) -> None:
+def prepare(project: Project, engine: Path, tiers: str = "", *, rules: str = RULES, mode: str = BESIDE) -> None:
     """Have a project run the short profile on `engine`, with `tiers` added to its kvcache.toml."""
     project.makepyprojecttoml(f'[tool.pytest.ini_options]\nkv_engine = "{engine}"\nkv_profile = "faults"\n')
-    configure(project, PROFILE + rules + tiers)
+    configure(project, PROFILE.format(mode=mode) + rules + tiers)
 
 
 def run(

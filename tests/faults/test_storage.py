@@ -13,7 +13,17 @@ from pathlib import Path
 import pytest
 
 from tests.faults.programs import AGAIN, shim
-from tests.faults.sessions import Ended, assert_invalid, assert_no_secret, assert_refused, component, prepare, run
+from tests.faults.sessions import (
+    BESIDE,
+    INSIDE,
+    Ended,
+    assert_invalid,
+    assert_no_secret,
+    assert_refused,
+    component,
+    prepare,
+    run,
+)
 from tests.faults.test_ended import keys_of
 from tests.projects import Project, Session
 
@@ -44,9 +54,19 @@ def small(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def test_revoked_keys(project: Project, kvcache_home: Path, real_engine: Path, tmp_path: Path) -> None:
+#: Of revoked keys, by mode: what the fault says, and what the log has.
+REVOKED = {
+    # Whichever of the two a server of LMCache came to last.
+    BESIDE: ("chunks to the shared storage and", r"RuntimeError: S3 (PUT|GET) failed for "),
+    # Counted as stored: only the storage knows that they are not there.
+    INSIDE: ("LMCache says that it stored", "AWS_ERROR_S3_INVALID_RESPONSE_STATUS|S3 upload failed"),
+}
+
+
+@pytest.mark.parametrize("mode", REVOKED)
+def test_revoked_keys(project: Project, kvcache_home: Path, real_engine: Path, tmp_path: Path, mode: str) -> None:
     """An S3 server that no longer takes the keys: stores fail, and the run is invalid with the cause."""
-    prepare(project, shim(tmp_path / "engine", real_engine, "rclone", "loses-its-keys"))
+    prepare(project, shim(tmp_path / "engine", real_engine, "rclone", "loses-its-keys"), mode=mode)
     keys: list[str] = []
 
     def breaks(session: Session) -> None:
@@ -57,9 +77,9 @@ def test_revoked_keys(project: Project, kvcache_home: Path, real_engine: Path, t
     ended = run(project, kvcache_home, "--tier", "s3", breaks=breaks)
     print(ended.output)
     print(ended.logs("s3")[-6000:])
-    assert_invalid(ended, "chunks to the shared storage and", "check that the keys are still valid")
-    # Whichever of the two a server of LMCache came to last.
-    assert re.search(r"RuntimeError: S3 (PUT|GET) failed for ", ended.output), ended.output
+    says, logged = REVOKED[mode]
+    assert_invalid(ended, says, "check that the keys are still valid")
+    assert re.search(logged, ended.output), ended.output
     assert not ended.rows("s3").empty
     assert_no_secret(ended, keys)
 
@@ -88,9 +108,12 @@ def test_a_read_only_folder(project: Project, kvcache_home: Path, real_engine: P
     assert ended.folder is None  # nothing booted
 
 
-def test_a_folder_that_becomes_read_only(project: Project, kvcache_home: Path, real_engine: Path, small: Path) -> None:
+@pytest.mark.parametrize("mode", [BESIDE, INSIDE])
+def test_a_folder_that_becomes_read_only(
+    project: Project, kvcache_home: Path, real_engine: Path, small: Path, mode: str
+) -> None:
     """A file system that goes read-only under load: stores fail, and the run is invalid with the cause."""
-    prepare(project, real_engine, ON_MOUNT.format(path=small, require="none"))
+    prepare(project, real_engine, ON_MOUNT.format(path=small, require="none"), mode=mode)
 
     def breaks(_session: Session) -> None:
         until = time.monotonic() + 10
@@ -121,9 +144,12 @@ def test_a_full_folder(project: Project, kvcache_home: Path, real_engine: Path, 
     assert ended.folder is None  # nothing booted
 
 
-def test_a_folder_that_fills_up(project: Project, kvcache_home: Path, real_engine: Path, small: Path) -> None:
+@pytest.mark.parametrize("mode", [BESIDE, INSIDE])
+def test_a_folder_that_fills_up(
+    project: Project, kvcache_home: Path, real_engine: Path, small: Path, mode: str
+) -> None:
     """A file system that is filled by somebody else under load: stores fail, and the run is invalid with the cause."""
-    prepare(project, real_engine, ON_MOUNT.format(path=small, require="none"))
+    prepare(project, real_engine, ON_MOUNT.format(path=small, require="none"), mode=mode)
 
     def breaks(_session: Session) -> None:
         with (small / "ballast").open("wb", buffering=0) as out, contextlib.suppress(OSError):

@@ -19,9 +19,11 @@ from tests.projects import NOTHING, Project, Session, configure, ours, run_folde
 
 pytestmark = pytest.mark.engine
 
+#: LMCache inside vLLM, and beside it: a session of the latter starts more processes.
+INSIDE, BESIDE = "cpu-tiny", "cpu-tiny-mp"
 SHORT = """
 [profiles.short]
-extends = "cpu-tiny"
+extends = "{mode}"
 {more}
 [profiles.short.workload]
 context_tokens = [3500]
@@ -39,7 +41,7 @@ def real_project(project: Project, real_engine: Path) -> Project:
         kv_profile = "short"
         """
     )
-    configure(project, SHORT.format(more=""))
+    configure(project, SHORT.format(mode=BESIDE, more=""))
     return project
 
 
@@ -85,11 +87,16 @@ def serve(project: Project, home: Path, tier: str) -> Served:
     )
 
 
-def test_a_pair_on_s3(real_project: Project, kvcache_home: Path) -> None:
+@pytest.mark.parametrize(
+    ("mode", "loaded_counter"),
+    [(BESIDE, "lmcache_mp_lookup_hit_l2_tokens_total"), (INSIDE, "lmcache:num_hit_tokens_total")],
+)
+def test_a_pair_on_s3(real_project: Project, kvcache_home: Path, mode: str, loaded_counter: str) -> None:
     """A real pair on S3 answers every request, loads KV from the bucket, keeps to loopback and leaves nothing.
 
     What LMCache says that it moved is what the S3 server says.
     """
+    configure(real_project, SHORT.format(mode=mode, more=""))
     served = serve(real_project, kvcache_home, "s3")
     rows, load = served.rows, served.facts["load"]
     assert isinstance(load, dict)
@@ -103,7 +110,7 @@ def test_a_pair_on_s3(real_project: Project, kvcache_home: Path) -> None:
     assert "client - server TTFT" in served.output
     # The second round of a user goes to the other server, which can have its context from the bucket only.
     assert (rows["cached_tokens"] > 3000).any()
-    loaded = sum(counters[n].get("lmcache_mp_lookup_hit_l2_tokens_total", 0) for n in ("lmcache-0", "lmcache-1"))
+    loaded = sum(counters[n].get(loaded_counter, 0) for n in ("lmcache-0", "lmcache-1"))
     external = sum(
         counters[n].get('vllm:prompt_tokens_by_source_total{source="external_kv_transfer"}', 0)
         for n in ("vllm-0", "vllm-1")
@@ -127,7 +134,7 @@ def test_a_pair_on_s3(real_project: Project, kvcache_home: Path) -> None:
 
 def test_a_cache_that_is_too_small_is_explained(real_project: Project, kvcache_home: Path) -> None:
     """When max_model_len does not fit, the boot ends at once with vLLM's first cause and what to change."""
-    configure(real_project, SHORT.format(more="device_blocks = 20"))
+    configure(real_project, SHORT.format(mode=BESIDE, more="device_blocks = 20"))
     session = Session(real_project, "--tier", "gpu")
     assert session.process.wait(120) == 1
     output = session.out.read_text()
@@ -157,7 +164,7 @@ def test_a_killed_real_run_is_cleaned_up_after(real_project: Project, kvcache_ho
     session.end(signal.SIGKILL)
     left = ours(real_project.path)
     assert len(left) >= 4
-    configure(real_project, SHORT.format(more="vllm_args = ['--no-such-argument']"))
+    configure(real_project, SHORT.format(mode=BESIDE, more="vllm_args = ['--no-such-argument']"))
     after = Session(real_project, "--tier", "gpu")
     assert after.process.wait(90) == 1
     assert "which was killed" in after.out.read_text()

@@ -104,7 +104,7 @@ def test_a_profile_can_extend_another(tmp_path: Path) -> None:
         ("[profiles.cpu-tiny.workload]\nrounds = 1\n", ["profiles.cpu-tiny.workload.rounds:", "2"]),
         (
             "[profiles.x]\nextends = 'y'\n",
-            ["profiles.x.extends: 'y' is not a profile; allowed: cpu-tiny, cpu-nightly, qwen3-8b"],
+            ["profiles.x.extends: 'y' is not a profile; allowed: cpu-tiny, cpu-tiny-mp, cpu-article, cpu-nightly"],
         ),
         (
             "[profiles.cpu-tiny]\nlmcache_mode = 'both'\n",
@@ -133,7 +133,9 @@ def test_all_mistakes_of_a_table_are_told_at_once(tmp_path: Path) -> None:
 def test_unknown_names_list_the_known_ones() -> None:
     """A profile or tier that does not exist is refused with those that do."""
     known = catalogue.load(None)
-    with pytest.raises(ConfigError, match="unknown profile 'x'; known: cpu-tiny, cpu-nightly, qwen3-8b"):
+    with pytest.raises(
+        ConfigError, match="unknown profile 'x'; known: cpu-tiny, cpu-tiny-mp, cpu-article, cpu-nightly, qwen3-8b"
+    ):
         known.profile("x")
     with pytest.raises(ConfigError, match="unknown tier 'x'; known: gpu, cpu, s3, pnfs"):
         known.select(["gpu", "x"])

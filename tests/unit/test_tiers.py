@@ -21,7 +21,7 @@ from pytest_kvcache.tiers.requirement import Require
 from pytest_kvcache.tiers.s3 import S3Tier
 
 CATALOGUE = catalogue.load(None)
-TINY, QWEN = CATALOGUE.profile("cpu-tiny"), CATALOGUE.profile("qwen3-8b")
+TINY, MP, QWEN = (CATALOGUE.profile(name) for name in ("cpu-tiny", "cpu-tiny-mp", "qwen3-8b"))
 MOUNTS = Path(__file__).with_name("data") / "pnfs"
 KEYS = {"AWS_ACCESS_KEY_ID": "AKID", "AWS_SECRET_ACCESS_KEY": "SECRET"}
 
@@ -106,7 +106,7 @@ def test_a_server_of_our_own_has_random_keys(tmp_path: Path) -> None:
 def test_l2_adapters_need_the_multi_process_mode(tmp_path: Path) -> None:
     """An L2 adapter of LMCache's own cannot run where LMCache is inside vLLM."""
     tier = L2Tier(name="v", kind="lmcache-l2", adapter={"type": "resp", "host": "h", "port": 1})
-    assert tier.unavailable(context(tmp_path)) is None
+    assert tier.unavailable(context(tmp_path, MP)) is None
     assert '"mp"' in str(tier.unavailable(context(tmp_path, QWEN)))
     plan = tier.plan(context(tmp_path))
     assert plan.offload is not None
@@ -125,7 +125,7 @@ class Tools:
         return name
 
 
-@pytest.mark.parametrize("profile", [TINY, QWEN], ids=lambda p: p.name)
+@pytest.mark.parametrize("profile", [TINY, MP, QWEN], ids=lambda p: p.name)
 @pytest.mark.parametrize("tier", CATALOGUE.tiers.values(), ids=lambda t: t.name)
 def test_everything_binds_to_loopback_on_its_own_port(tmp_path: Path, profile: Profile, tier: FsTier) -> None:
     """No component listens beyond loopback, no two share a port, and no secret is on a command line."""
@@ -138,8 +138,25 @@ def test_everything_binds_to_loopback_on_its_own_port(tmp_path: Path, profile: P
     assert len(set(ports)) == len(ports) >= 4
     secrets = [v for c in plan.components for v in c.secret_env.values()]
     assert not any(secret in word for secret in secrets for word in words)
-    expected = {"gpu": 3, "cpu": 5, "s3": 6, "pnfs": 5} if profile is TINY else {"gpu": 3, "cpu": 3, "s3": 4, "pnfs": 3}
+    expected = {"gpu": 3, "cpu": 5, "s3": 6, "pnfs": 5} if profile is MP else {"gpu": 3, "cpu": 3, "s3": 4, "pnfs": 3}
     assert len(plan.components) == expected[tier.name]
+
+
+def test_an_lmcache_inside_vllm_is_a_component_that_can_be_read() -> None:
+    """Each rank of each server has an address, in a folder that is made for the server; the YAML has none of it."""
+    profile = QWEN.model_copy(update={"vllm_args": ("--tensor-parallel-size", "2"), "gpus_per_server": 2})
+    ports = iter(range(9000, 9100))
+    ctx = context(Path("/s"), profile)
+    tier = CATALOGUE.tiers["cpu"].plan(ctx)
+    plan = build_plan(profile, tier, tools=Tools(), model="m", port=lambda: next(ports), scratch=Path("/s"))
+    inside = {name: url for name, url in plan.metrics_urls.items() if name.startswith("lmcache")}
+    assert list(inside) == ["lmcache-0", "lmcache-0.1", "lmcache-1", "lmcache-1.1"]
+    assert inside["lmcache-1.1"] == "http+unix://%2Fs%2Flmcache-1%2Fapi_2/metrics"
+    server = next(c for c in plan.components if c.name == "vllm-1")
+    assert server.folders == (Path("/s/lmcache-1"),)
+    assert server.env["PROMETHEUS_MULTIPROC_DIR"] == "/s/lmcache-1"
+    assert server.env["LMCACHE_INTERNAL_API_SERVER_INCLUDE_INDEX_LIST"] == "1,2"
+    assert "internal_api" not in "".join(server.files.values())
 
 
 def test_the_articles_yaml() -> None:

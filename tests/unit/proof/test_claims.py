@@ -113,6 +113,79 @@ def test_a_broken_tier_is_named(breaks: Callable[[real.Run], None], says: str) -
     assert any(says in fault for fault in check(Claim.L2, run.ledger).faults), check(Claim.L2, run.ledger).faults
 
 
+def _put_fails(run: real.Run) -> None:
+    run.add("lmcache-0", **{"lmcache:put_failed_count": 5})
+
+
+def _nothing_put(run: real.Run) -> None:
+    for server in ("lmcache-0", "lmcache-1"):
+        for what in ("requests", "bytes"):
+            key = f"lmcache:num_remote_write_{what}_total"
+            run.after[server][key] = run.before[server][key]
+    run.add("lmcache-0", **{"lmcache:put_failed_count": 60})
+
+
+def _get_fails(run: real.Run) -> None:
+    run.add("lmcache-1", **{"lmcache:get_blocking_failed_count": 3})
+
+
+def _l1_is_full(run: real.Run) -> None:
+    run.add("lmcache-1", **{"lmcache:local_cpu_evict_failed_count_total": 4})
+
+
+def _no_remote_plugin(run: real.Run) -> None:
+    for server in ("lmcache-0", "lmcache-1"):
+        for key in [key for key in run.after[server] if "remote" in key]:
+            run.after[server][key] = run.before[server][key] = 0.0
+
+
+def _never_asked(run: real.Run) -> None:
+    for server in ("vllm-0", "vllm-1"):
+        key = 'vllm:prompt_tokens_by_source_total{source="%s"}'
+        external, computed = key % "external_kv_transfer", key % "local_compute"
+        moved = run.after[server][external] - run.before[server][external]
+        run.after[server][external] -= moved
+        run.after[server][computed] += moved
+    for server in ("lmcache-0", "lmcache-1"):
+        run.after[server] = dict(run.before[server])
+
+
+def _another_connector(run: real.Run) -> None:
+    for server in ("lmcache-0", "lmcache-1"):
+        run.after[server] |= {
+            k: run.before[server][k] for k in run.after[server] if "hit_tokens" in k or "requested" in k
+        }
+
+
+@pytest.mark.parametrize(
+    ("breaks", "says"),
+    [
+        (_put_fails, "handed 65 chunks to the shared storage and 5 were not stored"),
+        (_nothing_put, "handed 60 chunks to the shared storage and none was stored"),
+        (_get_fails, "found 3 chunks and could not load them (get): reads from the storage fail"),
+        (_l1_is_full, "4 chunks of vllm-1 did not fit into L1"),
+        (_no_remote_plugin, "no prompt token came from the shared storage"),
+        (_never_asked, "no prompt token came from the shared storage: LMCache was never asked"),
+        (_another_connector, "tokens came through vLLM's connector and LMCache did not find them"),
+    ],
+)
+def test_a_broken_tier_inside_vllm_is_named(breaks: Callable[[real.Run], None], says: str) -> None:
+    """The same for an LMCache inside vLLM, on the counters of a real run of it."""
+    run = real.load("inside-pnfs-3500")
+    breaks(run)
+    assert any(says in fault for fault in check(Claim.L2, run.ledger).faults), check(Claim.L2, run.ledger).faults
+
+
+def test_a_rank_that_stores_nothing() -> None:
+    """A chunk is in the storage when every rank's part of it is: a rank whose stores fail is not hidden."""
+    run = real.load("inside-pnfs-3500-tp2")
+    for what in ("requests", "bytes"):
+        key = f"lmcache:num_remote_write_{what}_total"
+        run.after["lmcache-0.1"][key] = run.before["lmcache-0.1"][key]
+    run.add("lmcache-0.1", **{"lmcache:put_failed_count": 60})
+    assert any("and none was stored" in fault for fault in check(Claim.L2, run.ledger).faults)
+
+
 def test_a_store_under_way_is_no_failed_store() -> None:
     """A store that was submitted and not yet completed when the counters were read is not held against the tier."""
     run = real.load("pnfs-3500")
