@@ -6,11 +6,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: perf test engine-test faults docker-test bench power lint format setup clean
+.PHONY: perf article test engine-test faults docker-test bench power lint format setup clean
 .DELETE_ON_ERROR:
 
 perf: setup ## One boot of every tier that this machine has: add it to baselines that need more, compare with the others
 	$(BIN)/pytest -m perf --record-baselines --kv-boots 1 --benchmark-disable tests/perf
+
+article: setup ## The article's four scenarios at three context lengths, one boot each: its chart and its table
+	$(BIN)/pytest -m perf --kv-profile cpu-article --kv-boots 1 --record-baselines --benchmark-disable tests/perf
 
 test: setup ## Unit and integration tests, and those that share one real pair
 	$(BIN)/pytest -n 2 --dist worksteal tests/unit
