@@ -100,8 +100,12 @@ class GpuWatch:
         except OSError as error:
             found = Readings(notes=(f"samples of GPUs cannot be read: {error}",))
         code = self.handle.exit_code() if self.handle else None
-        if self.handle and code is not None and not found.notes:
-            found = found.with_notes(f"the sampler of GPUs ended by itself (exit code {code}): {self.handle.log}")
+        if self.handle and not found.notes:
+            if code is not None:
+                found = found.with_notes(f"the sampler of GPUs ended by itself (exit code {code}): {self.handle.log}")
+            elif not found.gpus:  # the driver may hang
+                why = "the sampler has found no GPU yet, and says nothing of why"
+                found = found.with_notes(f"no GPU telemetry: {why}: {self.handle.log}")
         return found.with_notes(*self.notes)
 
 

@@ -3,7 +3,7 @@
 The functions are C callbacks, so that nvidia-ml-py passes pointers as it does to the real library, and what is written
 there are the bytes of nvml.h's structures (packed here, not taken from nvidia-ml-py).
 
-As a program (`python -m tests.stubs.nvml FILE [IDENTIFIER…]`) it is the sampler on two healthy GPUs.
+As a program (`python nvml.py [hot] FILE [IDENTIFIER…]`) it is the sampler on two healthy GPUs, or on two hot ones.
 """
 
 from __future__ import annotations
@@ -251,5 +251,7 @@ def _text(out: int, text: str) -> int:
 
 
 if __name__ == "__main__":
-    install(Replay([Board("GPU-0", values=HEALTHY), Board("GPU-1", values=HEALTHY)]))
-    sys.exit(sampler.main(sys.argv[1:]))
+    hot = sys.argv[1] == "hot"
+    says = HEALTHY | ({"CurrentClocksEventReasons": 0x48, "ClockInfo": {1: 990, 2: 2619}} if hot else {})
+    install(Replay([Board("GPU-0", values=says), Board("GPU-1", values=says)]))
+    sys.exit(sampler.main(sys.argv[2 if hot else 1 :]))
