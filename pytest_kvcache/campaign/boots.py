@@ -121,13 +121,16 @@ def measure(
     result = BootResult(number, readings)
     started = time.monotonic()
     try:
-        with contextlib.ExitStack() as stack:
-            pair = stack.enter_context(booted(side, state, tier_plan, logs=folder / "logs"))
-            devices = gpus.named(pair.plan.components)
-            label = f"{pair.label} {boot}"
-            watch = stack.enter_context(
-                gpus.watched(devices, state.launcher, folder, label=label, tell=state.gpus.append)
-            )
+        with (
+            booted(side, state, tier_plan, logs=folder / "logs") as pair,
+            gpus.watched(
+                gpus.named(pair.plan.components),
+                state.launcher,
+                folder,
+                label=f"{pair.label} {boot}",
+                tell=state.gpus.append,
+            ) as watch,
+        ):
             looks = Looks(side, pair, folder / PROBES)
             for length in contexts:
                 probed = looks.look()
