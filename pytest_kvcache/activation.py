@@ -13,6 +13,7 @@ from pytest_kvcache.errors import BaselineError, ConfigError
 from pytest_kvcache.proof.tables import LedgerRow, ledger_table, storage_table
 from pytest_kvcache.report import benchmark as rows_of_benchmark
 from pytest_kvcache.report import chart, series, terminal
+from pytest_kvcache.report.gpus import gpu_lines
 from pytest_kvcache.runs import signals
 from pytest_kvcache.state import KEY, PerfState
 from pytest_kvcache.tiers.base import Tier
@@ -51,6 +52,8 @@ class SessionReport:
                 out.line(block)
                 out.line("")
             out.line(f"peak memory {state.peak_memory_bytes / 1e9:.1f} GB (PSS of all processes of the run)")
+        for line in gpu_lines(state.gpus):  # also of boots that failed: an XID may be why
+            out.line(line)
         if state.results:  # also of boots that failed
             out.line(f"rows, counters and logs: {state.run.folder}")
         if state.cut_short:

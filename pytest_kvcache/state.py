@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pytest_kvcache.campaign.gpus import BootGpus
 from pytest_kvcache.campaign.result import CellResult
 from pytest_kvcache.campaign.side import Side
 from pytest_kvcache.config.profile import Profile
@@ -45,6 +46,7 @@ class PerfState:
         undecided: Tests without a decision: node id, status, reason.
         pairs: Tiers of which a shared pair is running.
         preflight: By tier, why no pair should be booted; empty where nothing speaks against it.
+        gpus: What the GPUs of each boot did.
         engine_minutes: For which pairs were running.
         fixed_minutes: That designs without looks would have taken for the same verdicts.
         peak_memory_bytes: Of the run, once it is closed.
@@ -59,6 +61,7 @@ class PerfState:
         self.undecided: list[tuple[str, str, str]] = []
         self.pairs: set[str] = set()
         self.preflight: dict[str, tuple[str, ...]] = {}
+        self.gpus: list[BootGpus] = []
         self.cut_short = False
         self.engine_minutes = 0.0
         self.fixed_minutes = 0.0

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
+from pytest_kvcache.campaign import gpus
+from pytest_kvcache.campaign.gpus import GpuWatch
 from pytest_kvcache.campaign.looks import Looks, worth
 from pytest_kvcache.campaign.side import Side
 from pytest_kvcache.load import runner
@@ -119,12 +121,21 @@ def measure(
     result = BootResult(number, readings)
     started = time.monotonic()
     try:
-        with booted(side, state, tier_plan, logs=folder / "logs") as pair:
+        with (
+            booted(side, state, tier_plan, logs=folder / "logs") as pair,
+            gpus.watched(
+                gpus.named(pair.plan.components),
+                state.launcher,
+                folder,
+                label=f"{pair.label} {boot}",
+                tell=state.gpus.append,
+            ) as watch,
+        ):
             looks = Looks(side, pair, folder / PROBES)
             for length in contexts:
                 probed = looks.look()
                 plan = _plan(side, pair, folder / f"context-{length}", length, stop.get(length))
-                result.runs[length] = _run(side, state, pair, worth(plan, probed), probed)
+                result.runs[length] = _run(side, state, pair, worth(plan, probed), probed=probed, watch=watch)
         if readings:
             result.canary = canary.read_after(readings)
         for run in result.runs.values():
@@ -164,7 +175,9 @@ def _plan(side: Side, pair: ServingPair, folder: Path, length: int, stop: StopRu
     )
 
 
-def _run(side: Side, state: PerfState, pair: ServingPair, plan: LoadPlan, probed: Probed) -> RunResult:
+def _run(
+    side: Side, state: PerfState, pair: ServingPair, plan: LoadPlan, *, probed: Probed, watch: GpuWatch
+) -> RunResult:
     folder = plan.rows.parent
     folder.mkdir()
     inside = side.profile.lmcache_mode == "in-process"
@@ -190,6 +203,7 @@ def _run(side: Side, state: PerfState, pair: ServingPair, plan: LoadPlan, probed
             in_process=inside,
         ),
         probed=probed,
+        gpus=watch.during,
     )
 
 

@@ -6,7 +6,7 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from pytest_kvcache.load import records, validity
 from pytest_kvcache.load.plan import LoadPlan
 from pytest_kvcache.probes.probe import Probed
 from pytest_kvcache.proof import readings, storage
+from pytest_kvcache.proof.gpus import GpuLoad
 from pytest_kvcache.proof.judge import Proof, Served, judge
 from pytest_kvcache.proof.witnessed import Witnessed
 from pytest_kvcache.runs import signals
@@ -27,6 +28,7 @@ from pytest_kvcache.serving.diagnose import diagnose_file, exception_in
 from pytest_kvcache.serving.launchers.base import Handle
 from pytest_kvcache.serving.launchers.process import ProcessLauncher
 from pytest_kvcache.serving.pair import ServingPair
+from pytest_kvcache.telemetry.gpu.readings import Span
 from pytest_kvcache.verdict.estimate import Estimates, estimate
 from pytest_kvcache.witness.account import Look
 from pytest_kvcache.witness.look import look
@@ -84,8 +86,11 @@ def run_load(
     versions: Mapping[str, str],
     served: Served,
     probed: Probed,
+    gpus: Callable[[Span], GpuLoad] = lambda _: GpuLoad(),
 ) -> RunResult:
     """Carry out `plan` against `pair` and return its result; rows and facts are in `folder` even if it fails.
+
+    `gpus` returns what the GPUs did in the load, once it is over.
 
     Raises:
         BootError: A component of the pair died.
@@ -123,10 +128,13 @@ def run_load(
         first_user=plan.first_user,
         beyond_tokens=load["beyond_tokens"],
     ).beside(_storage(pair, served, before, _look(pair, plan)))
-    figures = estimate(rows, duration_s=_duration_s(plan, load)) | dict(proof.figures)
-    faults = [*probed.faults, *_faults(rows, plan, load, proof), *_storage_errors(pair, proof)]
-    suspicions = [*validity.suspicions(rows, plan.workload), *proof.findings]
+    start_s: float = load["started_monotonic_s"]
+    seen = gpus(Span(plan.context_tokens, start_s, start_s + load["elapsed_s"]))
+    figures = estimate(rows, duration_s=_duration_s(plan, load)) | dict(proof.figures) | seen.figures
+    faults = [*seen.faults, *probed.faults, *_faults(rows, plan, load, proof), *_storage_errors(pair, proof)]
+    suspicions = [*validity.suspicions(rows, plan.workload), *proof.findings, *seen.suspicions]
     more: dict[str, Any] = {"estimates": figures, "faults": faults, "suspicions": suspicions, "proof": proof.facts()}
+    more |= seen.facts()
     if isinstance(plan.workload, MultiRoundQa) and plan.workload.mode == "compat":
         table = reference.csv_table(rows, started_at=load["started_at"])
         replace_whole(folder / CSV, lambda partial: table.to_csv(partial, index=False))

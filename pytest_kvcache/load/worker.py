@@ -42,6 +42,7 @@ class Outcome:
     Args:
         rows: One a request that the schedule asked for, also those that were never sent.
         started_at: Wall clock at the start (s since the epoch).
+        started_monotonic_s: The same on CLOCK_MONOTONIC: zero of all times in the rows.
         elapsed_s: From the start to the last answer.
         warmup_errors: What went wrong before the start.
         lost_workers: How load processes ended that handed nothing over.
@@ -55,6 +56,7 @@ class Outcome:
 
     rows: list[RequestRecord] = field(default_factory=list)
     started_at: float = 0.0
+    started_monotonic_s: float = 0.0
     elapsed_s: float = 0.0
     warmup_errors: list[str] = field(default_factory=list)
     lost_workers: list[str] = field(default_factory=list)
@@ -97,7 +99,7 @@ def carry_out(plan: LoadPlan, say: Callable[[str], None]) -> Outcome:
         outcome.warmup_errors = _before_the_clock(plan, script, encoder, stop)
         outcome.counters_before = scrape_all(plan.metrics_urls)
         count = outcome.workers = plan.workload.worker_count(script)
-        start_s = time.monotonic() + _LEAD_S
+        start_s = outcome.started_monotonic_s = time.monotonic() + _LEAD_S
         outcome.started_at = time.time() + _LEAD_S
         say(f"{CLOCK_STARTS}: {len(script.conversations)} conversations, {count} load processes")
         children = Children(

@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pytest_kvcache.proof.parts import PARTS, Figures
+from pytest_kvcache.proof.parts import GPU_FIGURES, PARTS, Figures
 
 #: Changes of a part that are smaller than these shares, of the old TTFT and of its change, are not named.
 _NAMED, _NAMED_OF_CHANGE = 0.05, 0.1
 #: Hits that moved by less than this (share of prompt tokens) are unchanged.
 _SAME_HITS = 0.01
+#: SM clocks that moved by less than this share are unchanged.
+_SAME_CLOCK = 0.02
 
 
 @dataclass(frozen=True)
@@ -23,12 +25,14 @@ class Explanation:
         parts: By name for people: seconds before, seconds now.
         unexplained_s: Of the change of TTFT, what no part accounts for.
         client: How late the client sent, which is no part of TTFT; "" where it is not known.
+        gpus: Clocks and what held them, of busy GPUs; "" where they are not known of both.
     """
 
     summary: str
     parts: dict[str, tuple[float, float]]
     unexplained_s: float
     client: str = ""
+    gpus: str = ""
 
     def lines(self) -> list[str]:
         """Return the summary and a line for each part."""
@@ -38,7 +42,7 @@ class Explanation:
             for name, (old, new) in self.parts.items()
         ]
         rest = f"  {'unexplained':<{width}}  {self.unexplained_s * 1e3:+.1f} ms"
-        return [self.summary, *shown, rest, *([f"  {self.client}"] if self.client else [])]
+        return [self.summary, *shown, rest, *(f"  {line}" for line in (self.gpus, self.client) if line)]
 
     def facts(self) -> dict[str, Any]:
         """Return it for `run.json`; times in seconds."""
@@ -47,6 +51,7 @@ class Explanation:
             "parts_s": {name: list(pair) for name, pair in self.parts.items()},
             "unexplained_s": self.unexplained_s,
             "client": self.client,
+            "gpus": self.gpus,
         }
 
 
@@ -70,12 +75,13 @@ def explain(baseline: Figures, now: Figures) -> Explanation | None:
     least = max(_NAMED * old, _NAMED_OF_CHANGE * abs(new - old))
     said = _named(parts, moved, least, worse=new >= old)
     said += _speed(baseline, now)
+    said += _clock(baseline, now)
     said += [_hits(baseline, now)]
     if abs(rest) > least:
         said.append(f"{rest * 1e3:+.0f} ms unexplained")
     change = f"{new / old - 1:+.0%}" if old > 0 else f"{_ms(old)} -> {_ms(new)} ms"
     summary = f"mean TTFT {change}: " + "; ".join(part for part in said if part)
-    return Explanation(summary, parts, rest, _client(baseline, now))
+    return Explanation(summary, parts, rest, _client(baseline, now), _gpus(baseline, now))
 
 
 def _named(
@@ -107,6 +113,27 @@ def _hits(baseline: Figures, now: Figures) -> str:
         if abs(now[key] - baseline[key]) > _SAME_HITS
     ]
     return "hits: " + ", ".join(changed) if changed else "hits unchanged"
+
+
+def _clock(baseline: Figures, now: Figures) -> list[str]:
+    """Return the SM clock where it moved: that of the GPU that moved most, all or the slowest."""
+    keys = [key for key in ("gpu_sm_clock_mhz", "gpu_sm_clock_slowest_mhz") if baseline.get(key) and key in now]
+    moved = [(abs(now[key] / baseline[key] - 1), key) for key in keys]
+    share, key = max(moved, default=(0.0, ""))
+    if share <= _SAME_CLOCK:
+        return []
+    which = "SM clock" if key == "gpu_sm_clock_mhz" else "SM clock of the slowest GPU"
+    return [f"{which} {baseline[key]:.0f} -> {now[key]:.0f} MHz"]
+
+
+def _gpus(baseline: Figures, now: Figures) -> str:
+    """Return what GPUs did, both sides beside each other; medians and means while they were busy."""
+    shown = []
+    for key, text in GPU_FIGURES.items():
+        if key in baseline and key in now:
+            form = "{:.0%} -> {:.0%}" if key.endswith("_share") else "{:.0f} -> {:.0f}"
+            shown.append(text.format(form.format(baseline[key], now[key])))
+    return f"GPUs while busy: {', '.join(shown)}" if shown else ""
 
 
 def _client(baseline: Figures, now: Figures) -> str:

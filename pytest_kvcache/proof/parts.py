@@ -40,6 +40,16 @@ _SPLITS = (
     ("part_lookup_s", "part_queue_s"),
     ("part_load_s", "part_prefill_s"),
 )
+#: What GPUs did while busy (`telemetry.gpu.summary.figures`).
+GPU_FIGURES = {
+    "gpu_sm_clock_mhz": "SM clock {} MHz",
+    "gpu_sm_clock_slowest_mhz": "of the slowest GPU {} MHz",
+    "gpu_memory_clock_mhz": "memory clock {} MHz",
+    "gpu_power_w": "power {} W",
+    "gpu_temperature_c": "{} °C at most",
+    "gpu_throttled_share": "throttled {} of busy samples",
+    "gpu_power_capped_share": "at the power cap {}",
+}
 _GB = 1e9
 _VLLM_TTFT = "vllm:time_to_first_token_seconds"
 
@@ -107,7 +117,7 @@ def of_rows(figures: Figures, rows: pd.DataFrame) -> dict[str, float]:
             found[keys[-1]] = now
     done = rows[rows["status"] == "ok"]
     found["cached_share"] = float(done["cached_tokens"].fillna(0).sum()) / float(done["prompt_tokens"].sum())
-    kept = ("l2_load_bytes_per_s", "send_late_p99_s")
+    kept = ("l2_load_bytes_per_s", "send_late_p99_s", *GPU_FIGURES)
     return found | {key: figures[key] for key in kept if key in figures}
 
 

@@ -87,4 +87,6 @@ def _gpus(profile: Profile, index: int) -> dict[str, str]:
         return {}
     first = index * profile.gpus_per_server
     devices = range(first, first + profile.gpus_per_server)
-    return {"CUDA_VISIBLE_DEVICES": ",".join(map(str, devices))}
+    # CUDA counts the fastest GPU first unless told otherwise; nvidia-smi, job managers and NVML, by which the GPUs of a
+    # run are sampled, count in the order of the PCI bus.
+    return {"CUDA_VISIBLE_DEVICES": ",".join(map(str, devices)), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}

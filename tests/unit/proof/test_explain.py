@@ -55,6 +55,39 @@ def test_what_no_part_accounts_for_is_said() -> None:
     assert "+100 ms unexplained" in found.summary
 
 
+@pytest.mark.parametrize(
+    ("slowest", "named"),
+    [
+        (1980.0, ""),
+        (1950.0, ""),  # within 2 %
+        (1200.0, "; SM clock of the slowest GPU 1980 -> 1200 MHz"),
+    ],
+)
+def test_clocks_stand_beside_a_change(slowest: float, named: str) -> None:
+    """Clocks of A and B are shown, whether they moved or not; one that did is named in the summary."""
+    base = {"part_ttft_s": 0.1, "part_prefill_s": 0.1, "gpu_sm_clock_mhz": 1980.0, "gpu_sm_clock_slowest_mhz": 1980.0}
+    base |= {"gpu_temperature_c": 62.0, "gpu_throttled_share": 0.0}
+    now = base | {"part_ttft_s": 0.15, "part_prefill_s": 0.15, "gpu_sm_clock_slowest_mhz": slowest}
+    now |= {"gpu_sm_clock_mhz": (1980.0 + slowest) / 2, "gpu_temperature_c": 88.0, "gpu_throttled_share": 0.4}
+    found = explain(base, now)
+    assert found is not None
+    assert found.summary == f"mean TTFT +50%: prefill and first token 100 -> 150 ms{named}"
+    assert found.lines()[-1] == (
+        f"  GPUs while busy: SM clock 1980 -> {(1980 + slowest) / 2:.0f} MHz, of the slowest GPU 1980 -> {slowest:.0f} "
+        "MHz, 62 -> 88 °C at most, throttled 0% -> 40% of busy samples"
+    )
+    assert found.facts()["gpus"] == found.lines()[-1].strip()
+
+
+def test_clocks_of_one_side_only_are_not_compared() -> None:
+    """Against a baseline from before GPUs were sampled nothing is said of clocks."""
+    base = {"part_ttft_s": 0.1, "part_prefill_s": 0.1}
+    found = explain(base, base | {"part_ttft_s": 0.2, "gpu_sm_clock_mhz": 1980.0})
+    assert found is not None
+    assert found.gpus == ""
+    assert "SM clock" not in "\n".join(found.lines())
+
+
 def test_parts_of_the_first_rounds() -> None:
     """Of a run that is cut short TTFT, queue and first token are those of its rows, split as in the whole run."""
     run = real.load("pnfs-3500-boot")

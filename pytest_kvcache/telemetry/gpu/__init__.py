@@ -1,0 +1,1 @@
+"""NVIDIA GPUs beside a run: what NVML says of them once a second, in a process of its own."""
