@@ -15,8 +15,25 @@ from pytest_kvcache.witness.account import Witness
 
 
 @dataclass(frozen=True)
+class PerServer:
+    """A value that differs from server to server, for instance the name of a folder of its own.
+
+    Args:
+        prefix: What the value begins with; the server's number follows.
+    """
+
+    prefix: str
+
+    def of(self, index: int) -> str:
+        """Return the value of the `index`-th server."""
+        return f"{self.prefix}{index}"
+
+
+@dataclass(frozen=True)
 class Offload:
     """How LMCache is to be configured, in the words of both of its modes.
+
+    A value may be a `PerServer`; `of_server` fills it in.
 
     Args:
         l2_adapter: JSON of `lmcache server --l2-adapter`; None keeps KV in CPU RAM only (L1).
@@ -25,6 +42,11 @@ class Offload:
 
     l2_adapter: Mapping[str, Any] | None = None
     engine_config: Mapping[str, Any] = field(default_factory=dict)
+
+    def of_server(self, index: int) -> Offload:
+        """Return the configuration of the `index`-th server."""
+        adapter = None if self.l2_adapter is None else _filled(self.l2_adapter, index)
+        return Offload(adapter, _filled(self.engine_config, index))
 
 
 @dataclass(frozen=True)
@@ -78,6 +100,18 @@ class TierPlan:
         if not self.salt:
             return {}
         return {"kv_transfer_params": {"lmcache.tag.run": self.salt}} if in_process else {"cache_salt": self.salt}
+
+
+def _filled(config: Mapping[str, Any], index: int) -> dict[str, Any]:
+    """Return a table, and those in it, with the values of one server."""
+    return {
+        key: value.of(index)
+        if isinstance(value, PerServer)
+        else _filled(value, index)
+        if isinstance(value, Mapping)
+        else value
+        for key, value in config.items()
+    }
 
 
 def salt_of(run_id: str) -> str:

@@ -88,7 +88,7 @@ def build_plan(
                 tools.program("lmcache"),
                 index=index,
                 profile=profile,
-                offload=tier.offload,
+                offload=tier.offload.of_server(index),
                 port=lm_port,
                 http_port=http_port,
                 env={**common, **tier.env},
@@ -99,7 +99,7 @@ def build_plan(
             connector = lmcache.mp_connector(lm_port)
         elif tier.offload is not None:
             config = scratch / f"lmcache-{index}.yaml"
-            files = {config: lmcache.in_process_yaml(profile, tier.offload)}
+            files = {config: lmcache.in_process_yaml(profile, tier.offload.of_server(index))}
             own = scratch / lmcache_name(index)
             folders = (own,)
             env = {**common, **tier.env, **lmcache.in_process_env(config, own, ranks=profile.ranks)}

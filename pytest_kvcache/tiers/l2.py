@@ -9,7 +9,10 @@ from pydantic import Field, field_validator
 
 from pytest_kvcache.serving.offload import Offload, TierPlan, salt_of
 from pytest_kvcache.tiers.base import TierContext, TierModel
+from pytest_kvcache.tiers.fs import OWN_TMP
 
+#: Adapters of LMCache that write files: servers on one folder need temporary folders of their own.
+_WRITE_FILES = frozenset({"fs", "fs_native"})
 _SECRET = re.compile(r"secret|password|passwd|token|access_key|api_key|credential", re.IGNORECASE)
 
 
@@ -43,10 +46,11 @@ class L2Tier(TierModel):
         return None
 
     def plan(self, ctx: TierContext) -> TierPlan:
-        """LMCache with L1 and the adapter."""
+        """LMCache with L1 and the adapter, with a temporary folder a server where it writes files and none is set."""
+        own = {"relative_tmp_dir": OWN_TMP} if self.adapter["type"] in _WRITE_FILES else {}
         return TierPlan(
             label=self.label(ctx),
-            offload=Offload(l2_adapter=dict(self.adapter)),
+            offload=Offload(l2_adapter={**own, **self.adapter}),
             facts={"storage": str(self.adapter["type"])},
             salt=salt_of(ctx.run_id),
         )

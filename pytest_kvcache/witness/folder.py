@@ -14,6 +14,9 @@ from pytest_kvcache.tiers.mounts import Mount, mount_of
 from pytest_kvcache.tiers.requirement import Require
 from pytest_kvcache.witness.account import Account, MountAccount
 
+#: What names of folders begin with in which a server writes what is no object yet; an object is moved out of it.
+UNFINISHED = ".tmp-"
+
 
 @dataclass(frozen=True)
 class FolderWitness:
@@ -56,7 +59,9 @@ class FolderWitness:
 
 
 def listing(folder: Path) -> tuple[int, int]:
-    """Return number and bytes of the files below a folder; one that is removed meanwhile is not there.
+    """Return number and bytes of the files below a folder, but for unfinished ones.
+
+    A file that is removed meanwhile is not there.
 
     Raises:
         OSError: The folder is gone or cannot be read.
@@ -67,7 +72,8 @@ def listing(folder: Path) -> tuple[int, int]:
         with os.scandir(pending.pop()) as entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
-                    pending.append(entry.path)
+                    if not entry.name.startswith(UNFINISHED):
+                        pending.append(entry.path)
                     continue
                 try:
                     size += entry.stat(follow_symlinks=False).st_size

@@ -188,7 +188,7 @@ def test_leftovers_of_an_earlier_run(project: Project, kvcache_home: Path, real_
 
     def keep(_session: Session) -> None:
         (folder,) = (kvcache_home / "storage").iterdir()
-        shutil.copytree(folder, kept, ignore=shutil.ignore_patterns("*.tmp"))
+        shutil.copytree(folder, kept, ignore=shutil.ignore_patterns("*.tmp", ".tmp-*"))
 
     first = run(project, kvcache_home, *args, breaks=keep)
     assert first.code == 0, first.output

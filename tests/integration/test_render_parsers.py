@@ -66,7 +66,10 @@ def test_lmcache_reads_the_article_s_yaml(understood: dict[str, Any]) -> None:
     pnfs = understood["qwen3-8b in-process pnfs vllm-0 yaml"]
     assert (pnfs["local_cpu"], pnfs["max_local_cpu_size"], pnfs["save_decode_cache"]) == (True, 100, True)
     assert pnfs["remote_storage_plugins"] == ["fs"]
-    assert pnfs["extra"] == {"remote_storage_plugin.fs.base_path": "/mnt/kvcache/kvcache-RUN-pnfs"}
+    assert pnfs["extra"] == {
+        "remote_storage_plugin.fs.base_path": "/mnt/kvcache/kvcache-RUN-pnfs",
+        "fs_connector_relative_tmp_dir": ".tmp-0",
+    }
     cpu = understood["qwen3-8b in-process cpu vllm-0 yaml"]
     assert (cpu["local_cpu"], cpu["max_local_cpu_size"], cpu["remote_storage_plugins"]) == (True, 100, None)
     s3 = understood["qwen3-8b in-process s3 vllm-0 yaml"]

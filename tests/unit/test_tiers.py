@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -159,18 +160,60 @@ def test_an_lmcache_inside_vllm_is_a_component_that_can_be_read() -> None:
     assert "internal_api" not in "".join(server.files.values())
 
 
+ARTICLE = """\
+local_cpu: True
+max_local_cpu_size: 100
+save_decode_cache: True
+remote_storage_plugins: ["fs"]
+extra_config:
+  remote_storage_plugin.fs.base_path: "/mnt/kvcache"
+"""
+#: Ours: two servers of the article's pair write one `.tmp` file for the same chunk, and stores fail (`tiers.fs.OWN_TMP`).
+ADDED = '  fs_connector_relative_tmp_dir: ".tmp-{index}"'
+
+
 def test_the_articles_yaml() -> None:
-    """The pnfs tier of qwen3-8b writes the article's YAML, with a folder of the run's own below the mount."""
+    """The pnfs tier of qwen3-8b writes the article's YAML, its folder one of the run's own, and one key of ours."""
     shown = json.loads(render(QWEN, CATALOGUE.tiers["pnfs"], None, {}, as_json=True))
-    (yaml,) = {text for c in shown["components"] for text in c["files"].values()}
-    assert yaml.splitlines() == [
-        "local_cpu: True",
-        "max_local_cpu_size: 100",
-        "save_decode_cache: True",
-        'remote_storage_plugins: ["fs"]',
-        "extra_config:",
-        '  remote_storage_plugin.fs.base_path: "/mnt/kvcache/kvcache-RUN-pnfs"',
-    ]
+    files = [text for c in shown["components"] for text in c["files"].values()]
+    assert len(files) == 2
+    for index, text in enumerate(files):
+        article = ARTICLE.replace('"/mnt/kvcache"', '"/mnt/kvcache/kvcache-RUN-pnfs"').splitlines()
+        assert text.splitlines() == [*article, ADDED.format(index=index)]
+
+
+@pytest.mark.parametrize(
+    ("adapter", "own"),
+    [
+        ({"type": "fs", "base_path": "/kv"}, [".tmp-0", ".tmp-1"]),
+        ({"type": "fs_native", "base_path": "/kv"}, [".tmp-0", ".tmp-1"]),
+        ({"type": "fs", "base_path": "/kv", "relative_tmp_dir": "mine"}, ["mine", "mine"]),
+        ({"type": "resp", "host": "h", "port": 1}, [None, None]),
+    ],
+    ids=["fs", "native", "set", "no-files"],
+)
+def test_servers_on_one_folder_write_in_folders_of_their_own(
+    tmp_path: Path, adapter: dict[str, Any], own: list[str | None]
+) -> None:
+    """Each LMCache server that writes files gets a temporary folder of its own; what the user has set stays."""
+    ctx = context(tmp_path)
+    tier = L2Tier(name="v", kind="lmcache-l2", adapter=adapter)
+    plan = build_plan(TINY, tier.plan(ctx), tools=Tools(), model="m", port=ctx.port, scratch=tmp_path)
+    lines = [c.argv for c in plan.components if c.name.startswith("lmcache")]
+    found = [json.loads(argv[argv.index("--l2-adapter") + 1]) for argv in lines]
+    assert [each.get("relative_tmp_dir") for each in found] == own
+
+
+def test_a_value_that_looks_like_a_placeholder_is_the_users(tmp_path: Path) -> None:
+    """Braces in a path of the user's are part of the path."""
+    offload = FsTier(name="x", kind="fs", path=tmp_path / "{}{0}", stand_in="never").plan(context(tmp_path)).offload
+    assert offload is not None
+    adapter = offload.of_server(1).l2_adapter
+    assert adapter == {
+        "type": "fs",
+        "base_path": str(tmp_path / "{}{0}" / "kvcache-R1-x"),
+        "relative_tmp_dir": ".tmp-1",
+    }
 
 
 def test_render_shows_no_secret() -> None:

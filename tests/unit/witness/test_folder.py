@@ -36,6 +36,14 @@ def test_a_local_folder_is_listed(tmp_path: Path) -> None:
     assert witness.name.startswith("folder listing; no mount counters: ")
 
 
+def test_what_is_no_object_yet_is_not_counted(tmp_path: Path) -> None:
+    """What a server still writes, or left of a store that failed, in its temporary folder is no object."""
+    fill(tmp_path)
+    (tmp_path / ".tmp-0").mkdir()
+    (tmp_path / ".tmp-0" / "one.data").write_bytes(b"x")
+    assert FolderWitness(tmp_path).read() == Account(files=3, bytes=300)
+
+
 def test_a_folder_on_nfs_brings_the_mounts_counters(tmp_path: Path) -> None:
     """Beside the listing stand the counters of the mount that holds the folder."""
     nfs = reading("pnfs-flexfiles-rdma.after")
