@@ -24,7 +24,7 @@ from pytest_kvcache.proof.witnessed import Witnessed
 from pytest_kvcache.runs import signals
 from pytest_kvcache.runs.files import replace_whole, write_json
 from pytest_kvcache.serving.component import Component
-from pytest_kvcache.serving.diagnose import diagnose_file, exception_in
+from pytest_kvcache.serving.diagnosis.diagnose import diagnose_file, failed_storage
 from pytest_kvcache.serving.launchers.base import Handle
 from pytest_kvcache.serving.launchers.process import ProcessLauncher
 from pytest_kvcache.serving.pair import ServingPair
@@ -232,9 +232,11 @@ def _storage_errors(pair: ServingPair, proof: Proof) -> list[str]:
             continue
         beside = server.replace("vllm", "lmcache", 1)
         name = beside if beside in logs else server
-        said = exception_in(logs[name].read_text(encoding="utf-8", errors="replace"))
+        said = failed_storage(logs[name].read_text(encoding="utf-8", errors="replace"))
         if said.cause:
             found.append(f"{name}'s log: {said.cause}" + (f"; {said.hint}" if said.hint else ""))
+        elif moved.l2_unstored:
+            found.append(f"{name}'s log has no error: wrong bucket or path, no right to write, or no space")
     return found
 
 

@@ -19,7 +19,7 @@ from pytest_kvcache.proof.moved import under_way as stores_under_way
 from pytest_kvcache.proof.readings import Counters, growth, lmcache_of, ranks_as_one, total
 from pytest_kvcache.proof.sizes import kv_bytes_per_token
 from pytest_kvcache.telemetry import internal_api
-from pytest_kvcache.telemetry.prometheus import scrape_all
+from pytest_kvcache.telemetry.prometheus import FOREIGN, scrape_all
 from pytest_kvcache.workload.tokens import ServedTokenizer, Tokenizer
 
 _REQUEST_TIMEOUT_S = 120.0
@@ -89,6 +89,9 @@ class PairClient:
         for name, counters in found.items():
             if not counters:
                 raise ProbeError("its counters cannot be read", where=name, todo="its log says why")
+            if FOREIGN in counters:
+                todo = "another program has its port, or the engine has no such endpoint"
+                raise ProbeError("its /metrics is no Prometheus text", where=name, todo=todo)
         return ranks_as_one(found)
 
     def ask(self, server: str, sentinel: Sentinel) -> Served:

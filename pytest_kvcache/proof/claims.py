@@ -121,8 +121,8 @@ def _failures(name: str, moved: Moved) -> list[str]:
     if moved.l2_unstored:
         how_many = "none was" if not moved.l2_stored else f"{moved.l2_unstored:.0f} were not"
         found.append(
-            f"{name}'s LMCache handed {moved.l2_sent:.0f} chunks to the shared storage and {how_many} stored: wrong "
-            "bucket or path, no right to write, or no space"
+            f"{name}'s LMCache handed {moved.l2_sent:.0f} chunks to the shared storage and {how_many} stored: its "
+            "log says why"
         )
     for reason, count in moved.failed_loads.items():
         found.append(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from pytest_kvcache.telemetry.prometheus import STARTED
+from pytest_kvcache.telemetry.prometheus import FOREIGN, STARTED
 
 Counters = Mapping[str, float]
 
@@ -115,7 +115,8 @@ def faults(before: Mapping[str, Counters], after: Mapping[str, Counters]) -> lis
     """Return why two readings say nothing about the time between them, nothing where they do.
 
     A server whose process is another, or whose counters fell or are gone, was started anew within the run, and what it
-    counted before is lost. An empty reading is an endpoint that did not answer (`telemetry.prometheus.scrape`).
+    counted before is lost. An empty reading is an endpoint that did not answer, one of `FOREIGN` an endpoint that did
+    with something else (`telemetry.prometheus.scrape`).
 
     Args:
         before: By component, read before the first request of the run.
@@ -124,7 +125,12 @@ def faults(before: Mapping[str, Counters], after: Mapping[str, Counters]) -> lis
     found = []
     for name in sorted({*before, *after}):
         first, last = before.get(name, {}), after.get(name, {})
-        if not last:
+        if FOREIGN in last or FOREIGN in first:
+            found.append(
+                f"{name}: its counters could not be read: /metrics answered with something that is no Prometheus text, "
+                "a page of HTML for instance; another program has its port, or the engine has no such endpoint"
+            )
+        elif not last:
             found.append(f"{name}: its counters could not be read after the run; did it die? its log says why")
         elif not first:
             found.append(f"{name}: its counters could not be read before the run: what they grew by is not known")

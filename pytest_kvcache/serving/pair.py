@@ -12,7 +12,8 @@ import requests
 
 from pytest_kvcache.errors import BootError
 from pytest_kvcache.serving.component import Component, Stage
-from pytest_kvcache.serving.diagnose import KILLED, diagnose_file
+from pytest_kvcache.serving.diagnosis.diagnose import diagnose_file
+from pytest_kvcache.serving.diagnosis.endings import KILLED
 from pytest_kvcache.serving.launchers.base import Handle, Launcher
 from pytest_kvcache.serving.plan import ServingPlan
 

@@ -11,6 +11,8 @@ from pytest_kvcache.telemetry import internal_api
 
 #: When a server's process was started (s since the epoch), a gauge of every Prometheus client.
 STARTED = "process_start_time_seconds"
+#: The only counter of an endpoint that answered with something else than Prometheus text.
+FOREIGN = "no_prometheus_text"
 _PREFIXES = ("vllm:", "lmcache", STARTED)
 #: Labels that are the same for every sample of one server.
 _DROPPED = frozenset({"engine", "model_name"})
@@ -37,7 +39,9 @@ def parse(text: str) -> Counters:
 
 
 def scrape(url: str, *, timeout_s: float = 5.0) -> Counters:
-    """Return the counters at `url`; of a server that does not answer, none.
+    """Return the counters at `url`; of a server that does not answer, none, and `FOREIGN` where it is no such server.
+
+    That is where its answer cannot be read, for instance a page of HTML, of a proxy or of who took the port.
 
     An LMCache inside vLLM is first asked to hand over what it has counted (`internal_api.count_now`).
     """
@@ -45,7 +49,10 @@ def scrape(url: str, *, timeout_s: float = 5.0) -> Counters:
         text = _inside(url) if internal_api.is_internal(url) else _get(url, timeout_s)
     except requests.RequestException:
         return {}
-    return parse(text)
+    try:
+        return parse(text)
+    except (ValueError, KeyError, IndexError):  # what its parser raises at other text
+        return {FOREIGN: 1.0}
 
 
 def scrape_all(urls: Mapping[str, str]) -> dict[str, Counters]:

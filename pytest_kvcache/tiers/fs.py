@@ -18,8 +18,8 @@ from pytest_kvcache.witness.folder import UNFINISHED, FolderWitness
 
 #: Folder, below that of the objects, in which a server alone writes what is no object yet. Without one, servers that
 #: store the same chunk at the same time write one file `….tmp`, and who comes second finds it gone: of 120 simultaneous
-#: puts of LMCache 0.5.6 41 (inside vLLM) and 36 (beside it) failed, and none with it. LMCache has the setting from
-#: 0.3.9 inside vLLM and from 0.4.2 beside it, so in every version that has these tiers.
+#: puts of LMCache 0.5.6 41 and 50 (inside vLLM), 36 and 8 (beside it) failed, and none with it. LMCache has the
+#: setting from 0.3.9 inside vLLM and from 0.4.2 beside it, so in every version that has these tiers.
 OWN_TMP = PerServer(UNFINISHED)
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pytest_kvcache.preflight import fs as checks_of_fs
 from pytest_kvcache.preflight import s3 as checks_of_s3
@@ -21,6 +22,41 @@ from pytest_kvcache.witness.objects import BucketWitness, OwnServerWitness
 
 _KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 _REGION = "us-east-1"
+
+
+def bare_endpoint(endpoint: str) -> str:
+    """Return an endpoint as `http(s)://host[:port]`, without the slash that may end it.
+
+    LMCache takes no more than host and port in both of its modes: it sends them as `Host` and puts the object's name
+    right behind (`s3_l2_adapter.py`, `s3_connector.py` of 0.5.6), so that a path or a query would be lost or break it.
+
+    Raises:
+        ValueError: It has more or less than that.
+    """
+    if "@" in endpoint:
+        raise ValueError("endpoint must not hold credentials; set " + " and ".join(_KEYS))
+    form = "write http(s)://host[:port]"
+    parts = urlsplit(endpoint)
+    if parts.scheme == "s3":
+        raise ValueError(f"{endpoint!r} is the URL of a bucket; {form} of the service, and the name as bucket")
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError(f"endpoint {endpoint!r} is not allowed; {form}")
+    try:
+        port = parts.port
+    except ValueError:
+        raise ValueError(f"endpoint {endpoint!r} has a port that is none; {form}") from None
+    if port == 0 or parts.netloc.endswith(":"):
+        raise ValueError(f"endpoint {endpoint!r} has a port that is none; {form}")
+    if ":" in parts.hostname or not re.fullmatch(r"[\w.-]+", parts.hostname):
+        raise ValueError(f"endpoint {endpoint!r} has no name before which the bucket's can stand; {form}")
+    for what, found in (("path", parts.path.rstrip("/")), ("query", parts.query), ("fragment", parts.fragment)):
+        if found:
+            bare = f"{parts.scheme}://{parts.netloc}"
+            raise ValueError(
+                f"endpoint must have no {what}: LMCache takes host and port only; write {bare!r}, and let the service "
+                "answer there for the bucket's own host name"
+            )
+    return f"{parts.scheme}://{parts.netloc}"
 
 
 class S3Tier(TierModel):
@@ -40,13 +76,19 @@ class S3Tier(TierModel):
     def _check(self) -> S3Tier:
         if (self.endpoint is None) != (self.bucket is None):
             raise ValueError("endpoint and bucket go together; leave both out for a server started by the run")
-        if self.endpoint is not None:
-            parts = urlsplit(self.endpoint)
-            if parts.scheme not in {"http", "https"} or not parts.hostname:
-                raise ValueError(f"endpoint {self.endpoint!r} is not allowed; allowed: http(s)://host[:port]")
-            if parts.username or parts.password:
-                raise ValueError("endpoint must not hold credentials; set " + " and ".join(_KEYS))
         return self
+
+    @field_validator("endpoint")
+    @classmethod
+    def _check_endpoint(cls, value: str | None) -> str | None:
+        return None if value is None else bare_endpoint(value)
+
+    @field_validator("bucket")
+    @classmethod
+    def _check_bucket(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
+            raise ValueError(f"{value!r} is no name of a bucket: it becomes the first label of a host name")
+        return value
 
     def unavailable(self, ctx: TierContext) -> str | None:
         """A server of ours needs rclone, an existing one needs keys."""

@@ -93,7 +93,7 @@ def test_a_wrong_bucket(project: Project, kvcache_home: Path, real_engine: Path,
     )
     print(ended.output)
     print(ended.logs("s3")[-6000:])
-    assert_invalid(ended, "none was stored: wrong bucket or path", "S3 PUT failed", "and that the bucket is there")
+    assert_invalid(ended, "none was stored: its log says why", "S3 PUT failed", "and that the bucket is there")
     assert not ended.rows("s3").empty
     assert_no_secret(ended, keys)
 

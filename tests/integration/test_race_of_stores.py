@@ -30,7 +30,7 @@ def configs(folder: Path, mode: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("mode", ["in-process", "mp"])
 def test_no_store_fails(real_engine: Path, tmp_path: Path, mode: str) -> None:
-    """What both servers store at once is stored, once; with one temporary name for both a third of the stores fail."""
+    """What both servers store at once is stored, once; with one temporary name for both up to 50 of 120 failed."""
     given = configs(tmp_path, mode)
     assert len(given) == 2
     argv = [str(real_engine / "bin" / "python"), str(SCRIPT)]

@@ -90,7 +90,10 @@ def test_a_profile_can_extend_another(tmp_path: Path) -> None:
         ("[tiers.x]\nkind = 'fs'\npth = '/a'\n", ["tiers.x.pth: unknown key; allowed:", "path", "stand_in"]),
         ("[tiers.x]\nkind = 'fs'\nstand_in = 'no'\n", ["tiers.x.stand_in: 'no' is not allowed; allowed: 'never'"]),
         ("[tiers.x]\nkind = 's3'\nendpoint = 'http://h'\n", ["endpoint and bucket go together"]),
-        ("[tiers.x]\nkind = 's3'\nendpoint = 'h:9'\nbucket = 'b'\n", ["allowed: http(s)://host[:port]"]),
+        (
+            "[tiers.x]\nkind = 's3'\nendpoint = 'h:9'\nbucket = 'b'\n",
+            ["tiers.x.endpoint", "write http(s)://host[:port]"],
+        ),
         ("[tiers.x]\nkind = 's3'\nendpoint = 'http://u:p@h'\nbucket = 'b'\n", ["must not hold credentials"]),
         ("[tiers.x]\nkind = 'lmcache-l2'\nadapter = {host = 'h'}\n", ["tiers.x.adapter: needs a `type`"]),
         (

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from pytest_kvcache import catalogue
 from pytest_kvcache.config.profile import Profile
@@ -168,7 +169,7 @@ remote_storage_plugins: ["fs"]
 extra_config:
   remote_storage_plugin.fs.base_path: "/mnt/kvcache"
 """
-#: Ours: two servers of the article's pair write one `.tmp` file for the same chunk, and stores fail (`tiers.fs.OWN_TMP`).
+#: Ours: the article's two servers write one `.tmp` file for the same chunk, and stores fail (`tiers.fs.OWN_TMP`).
 ADDED = '  fs_connector_relative_tmp_dir: ".tmp-{index}"'
 
 
@@ -196,9 +197,9 @@ def test_servers_on_one_folder_write_in_folders_of_their_own(
     tmp_path: Path, adapter: dict[str, Any], own: list[str | None]
 ) -> None:
     """Each LMCache server that writes files gets a temporary folder of its own; what the user has set stays."""
-    ctx = context(tmp_path)
+    ctx = context(tmp_path, MP)
     tier = L2Tier(name="v", kind="lmcache-l2", adapter=adapter)
-    plan = build_plan(TINY, tier.plan(ctx), tools=Tools(), model="m", port=ctx.port, scratch=tmp_path)
+    plan = build_plan(MP, tier.plan(ctx), tools=Tools(), model="m", port=ctx.port, scratch=tmp_path)
     lines = [c.argv for c in plan.components if c.name.startswith("lmcache")]
     found = [json.loads(argv[argv.index("--l2-adapter") + 1]) for argv in lines]
     assert [each.get("relative_tmp_dir") for each in found] == own
@@ -287,3 +288,66 @@ def test_a_folder_on_the_root_file_system(tmp_path: Path) -> None:
     line = "90 21 0:50 / /mnt/kv rw - nfs4 10.0.0.1:/kv rw,vers=4.2,proto=rdma"
     proc = fake_proc(tmp_path, "none", line)
     assert mount_of(Path("/mnt/kvcache"), proc=proc).fstype == "ext4"
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "host", "tls"),
+    [
+        ("https://s3.example.org", "kv.s3.example.org", True),
+        ("https://s3.example.org/", "kv.s3.example.org", True),
+        ("http://minio:9000", "kv.minio:9000", False),
+        ("http://minio:9000//", "kv.minio:9000", False),
+        ("HTTPS://S3.example.org:443", "kv.S3.example.org:443", True),
+    ],
+)
+def test_endpoints_that_lmcache_can_use(tmp_path: Path, endpoint: str, host: str, tls: bool) -> None:
+    """Host and port reach LMCache in both of its modes, with the bucket in front and nothing behind."""
+    offload = S3Tier(name="s", kind="s3", endpoint=endpoint, bucket="kv").plan(context(tmp_path)).offload
+    assert offload is not None
+    assert offload.l2_adapter is not None
+    assert offload.l2_adapter["s3_endpoint"] == host
+    assert offload.l2_adapter["disable_tls"] is not tls
+    assert offload.engine_config["remote_url"] == f"s3://{host}"
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "says"),
+    [
+        ("https://host/s3", "must have no path: LMCache takes host and port only; write 'https://host'"),
+        ("https://host:9000/a/b/", "must have no path: LMCache takes host and port only; write 'https://host:9000'"),
+        ("https://host?x=PASSWORD", "must have no query"),
+        ("https://host/?x=1", "must have no query"),
+        ("https://host#x", "must have no fragment"),
+        ("https://user:PASSWORD@host", "must not hold credentials"),
+        ("https://user@host", "must not hold credentials"),
+        ("host:9000", "write http(s)://host[:port]"),
+        ("host", "write http(s)://host[:port]"),
+        ("//host", "write http(s)://host[:port]"),
+        ("ftp://host", "write http(s)://host[:port]"),
+        ("s3://kv.host", "is the URL of a bucket"),
+        ("https://", "write http(s)://host[:port]"),
+        ("https://:9000", "write http(s)://host[:port]"),
+        ("https://host:", "has a port that is none"),
+        ("https://host:port", "has a port that is none"),
+        ("https://host:99999", "has a port that is none"),
+        ("https://host:0", "has a port that is none"),
+        ("https://[::1]:9000", "no name before which the bucket's can stand"),
+        ("https://ho st", "no name before which the bucket's can stand"),
+        ("", "write http(s)://host[:port]"),
+    ],
+)
+def test_endpoints_that_are_refused(endpoint: str, says: str) -> None:
+    """What LMCache would drop or misread is refused with what to write, and no secret is repeated."""
+    with pytest.raises(ValidationError) as refused:
+        S3Tier(name="s", kind="s3", endpoint=endpoint, bucket="kv")
+    (error,) = refused.value.errors()
+    assert says in error["msg"]
+    assert error["loc"] == ("endpoint",)
+    assert "PASSWORD" not in error["msg"]
+
+
+@pytest.mark.parametrize("bucket", ["", "a/b", "kv?x", "kv:1", " kv", "a@b"])
+def test_a_bucket_that_is_no_label_is_refused(bucket: str) -> None:
+    """The bucket's name becomes the beginning of a host name: what would end that is refused."""
+    with pytest.raises(ValidationError, match="no name of a bucket"):
+        S3Tier(name="s", kind="s3", endpoint="https://host", bucket=bucket)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_kvcache.serving.diagnose import diagnose, exception_in
+from pytest_kvcache.serving.diagnosis.diagnose import diagnose, failed_storage
 
 KV_TOO_SMALL = """\
 (APIServer pid=5) INFO 11-24 04:25:10 [api_server.py:1] starting
@@ -126,7 +126,7 @@ REFUSED = (
 )
 def test_the_first_exception_of_a_living_component(log: str, cause: str, hint: str) -> None:
     """What a server that lives complains of is its first exception; where it has none, nothing is made up."""
-    found = exception_in(log)
+    found = failed_storage(log)
     assert found.cause.startswith(cause)
     assert bool(found.cause) == bool(cause)
     assert hint in found.hint

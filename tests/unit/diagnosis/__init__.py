@@ -1,0 +1,1 @@
+"""What is said of a failed component by its log."""
