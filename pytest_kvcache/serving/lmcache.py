@@ -77,19 +77,22 @@ def in_process_connector() -> dict[str, Any]:
     return {"kv_connector": "LMCacheConnectorV1", "kv_role": "kv_both"}
 
 
-def in_process_env(config: Path, folder: Path, *, ranks: int) -> dict[str, str]:
+def in_process_env(offload: Offload, config: Path, folder: Path, *, ranks: int) -> dict[str, str]:
     """Return the environment of a vLLM server whose LMCache runs inside it.
 
     LMCache applies `LMCACHE_*` after its file: what is only there to measure is set here, and the file stays the
-    tier's.
+    tier's. `LMCACHE_EXTRA_CONFIG` takes the place of the file's whole `extra_config`, and so repeats it.
 
     Args:
+        offload: The tier's, of this server.
         config: The YAML.
         folder: The server's own, for counters and sockets.
         ranks: Worker processes of the server.
     """
+    extra = {**offload.engine_config.get("extra_config", {}), **offload.engine_extra}
     return {
         "LMCACHE_CONFIG_FILE": str(config),
+        **({"LMCACHE_EXTRA_CONFIG": json.dumps(extra)} if offload.engine_extra else {}),
         # Tokens are hashed with Python's hash(): without a common seed no server finds what another one stored.
         "PYTHONHASHSEED": "0",
         "LMCACHE_TRACK_USAGE": "false",

@@ -38,15 +38,17 @@ class Offload:
     Args:
         l2_adapter: JSON of `lmcache server --l2-adapter`; None keeps KV in CPU RAM only (L1).
         engine_config: Keys of the in-process YAML (`LMCACHE_CONFIG_FILE`) beyond those of the CPU-RAM tier.
+        engine_extra: More keys of its `extra_config`, which are no part of the tier; they come by the environment.
     """
 
     l2_adapter: Mapping[str, Any] | None = None
     engine_config: Mapping[str, Any] = field(default_factory=dict)
+    engine_extra: Mapping[str, Any] = field(default_factory=dict)
 
     def of_server(self, index: int) -> Offload:
         """Return the configuration of the `index`-th server."""
         adapter = None if self.l2_adapter is None else _filled(self.l2_adapter, index)
-        return Offload(adapter, _filled(self.engine_config, index))
+        return Offload(adapter, _filled(self.engine_config, index), _filled(self.engine_extra, index))
 
 
 @dataclass(frozen=True)

@@ -99,10 +99,11 @@ def build_plan(
             connector = lmcache.mp_connector(lm_port)
         elif tier.offload is not None:
             config = scratch / f"lmcache-{index}.yaml"
-            files = {config: lmcache.in_process_yaml(profile, tier.offload.of_server(index))}
+            offload = tier.offload.of_server(index)
+            files = {config: lmcache.in_process_yaml(profile, offload)}
             own = scratch / lmcache_name(index)
             folders = (own,)
-            env = {**common, **tier.env, **lmcache.in_process_env(config, own, ranks=profile.ranks)}
+            env = {**common, **tier.env, **lmcache.in_process_env(offload, config, own, ranks=profile.ranks)}
             secrets = dict(tier.secret_env)
             connector = lmcache.in_process_connector()
             for rank in range(profile.ranks):

@@ -84,11 +84,9 @@ class FsTier(TierModel):
                 l2_adapter={"type": "fs", "base_path": str(folder), "relative_tmp_dir": OWN_TMP},
                 engine_config={
                     "remote_storage_plugins": ["fs"],
-                    "extra_config": {
-                        "remote_storage_plugin.fs.base_path": str(folder),
-                        "fs_connector_relative_tmp_dir": OWN_TMP,
-                    },
+                    "extra_config": {"remote_storage_plugin.fs.base_path": str(folder)},
                 },
+                engine_extra={"fs_connector_relative_tmp_dir": OWN_TMP},
             ),
             folders=(folder,),
             facts={"storage": "fs", "mount": mount.describe(), "stand_in": str(self._stands_in(ctx)).lower()},

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 
 def vllm(argv: list[str]) -> dict[str, Any]:
@@ -51,14 +53,15 @@ def lmcache_server(argv: list[str]) -> dict[str, Any]:
     return {"port": server.port, "chunk": server.chunk_size, "storage": repr(storage)}
 
 
-def lmcache_yaml(text: str) -> dict[str, Any]:
-    """Read an in-process YAML as LMCache does."""
+def lmcache_yaml(text: str, env: dict[str, str]) -> dict[str, Any]:
+    """Read an in-process YAML as LMCache does, which applies the environment to it."""
     from lmcache.v1.config import LMCacheEngineConfig
 
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file, patch.dict(os.environ, env):
         file.write(text)
         file.flush()
         config = LMCacheEngineConfig.from_file(file.name)
+        config.update_config_from_env()
     names = (
         "local_cpu",
         "max_local_cpu_size",
@@ -66,6 +69,11 @@ def lmcache_yaml(text: str) -> dict[str, Any]:
         "remote_url",
         "remote_storage_plugins",
         "chunk_size",
+        "internal_api_server_enabled",
+        "internal_api_server_socket_path_prefix",
+        "internal_api_server_include_index_list",
+        "run_script_api_enabled",
+        "script_allowed_imports",
     )
     return {name: getattr(config, name) for name in names} | {"extra": dict(config.extra_config or {})}
 
@@ -91,7 +99,7 @@ def main() -> None:
         elif program == "vllm-router":
             understood[name] = router(argv[1:])
         for text in component["files"].values():
-            understood[f"{name} yaml"] = lmcache_yaml(text)
+            understood[f"{name} yaml"] = lmcache_yaml(text, component["env"])
     sys.stdout.write("RESULT " + json.dumps(understood) + "\n")
 
 

@@ -70,6 +70,10 @@ def test_lmcache_reads_the_article_s_yaml(understood: dict[str, Any]) -> None:
         "remote_storage_plugin.fs.base_path": "/mnt/kvcache/kvcache-RUN-pnfs",
         "fs_connector_relative_tmp_dir": ".tmp-0",
     }
+    assert pnfs["internal_api_server_enabled"] is pnfs["run_script_api_enabled"] is True
+    assert pnfs["internal_api_server_socket_path_prefix"] == "/tmp/kvc-RUN/lmcache-0/api"
+    assert pnfs["internal_api_server_include_index_list"] == [1]
+    assert pnfs["script_allowed_imports"] == ["lmcache.observability"]
     cpu = understood["qwen3-8b in-process cpu vllm-0 yaml"]
     assert (cpu["local_cpu"], cpu["max_local_cpu_size"], cpu["remote_storage_plugins"]) == (True, 100, None)
     s3 = understood["qwen3-8b in-process s3 vllm-0 yaml"]

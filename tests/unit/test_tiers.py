@@ -169,18 +169,24 @@ remote_storage_plugins: ["fs"]
 extra_config:
   remote_storage_plugin.fs.base_path: "/mnt/kvcache"
 """
-#: Ours: the article's two servers write one `.tmp` file for the same chunk, and stores fail (`tiers.fs.OWN_TMP`).
-ADDED = '  fs_connector_relative_tmp_dir: ".tmp-{index}"'
 
 
 def test_the_articles_yaml() -> None:
-    """The pnfs tier of qwen3-8b writes the article's YAML, its folder one of the run's own, and one key of ours."""
+    """The pnfs tier of qwen3-8b writes the article's YAML; the folder is one of the run's own.
+
+    One key of ours comes by the environment: the article's two servers write one `.tmp` file for the same chunk, and
+    stores fail (`tiers.fs.OWN_TMP`).
+    """
     shown = json.loads(render(QWEN, CATALOGUE.tiers["pnfs"], None, {}, as_json=True))
-    files = [text for c in shown["components"] for text in c["files"].values()]
-    assert len(files) == 2
-    for index, text in enumerate(files):
-        article = ARTICLE.replace('"/mnt/kvcache"', '"/mnt/kvcache/kvcache-RUN-pnfs"').splitlines()
-        assert text.splitlines() == [*article, ADDED.format(index=index)]
+    folder = "/mnt/kvcache/kvcache-RUN-pnfs"
+    servers = [c for c in shown["components"] if c["files"]]
+    assert len(servers) == 2
+    for index, server in enumerate(servers):
+        assert list(server["files"].values()) == [ARTICLE.replace("/mnt/kvcache", folder)]
+        assert json.loads(server["env"]["LMCACHE_EXTRA_CONFIG"]) == {
+            "remote_storage_plugin.fs.base_path": folder,
+            "fs_connector_relative_tmp_dir": f".tmp-{index}",
+        }
 
 
 @pytest.mark.parametrize(
