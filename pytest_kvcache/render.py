@@ -26,7 +26,11 @@ _SCRATCH = Path("/tmp") / f"kvc-{_RUN}"  # noqa: S108 - shown, not used
 
 
 class _ProgramsOfPath:
-    """Program names as a shell would find them."""
+    """Program names as a shell would find them, of current versions."""
+
+    @property
+    def versions(self) -> Mapping[str, str]:
+        return {}
 
     def vllm_launch(self, model: str) -> tuple[str, ...]:
         return ("vllm", "serve", model)
@@ -117,6 +121,7 @@ def _json(plan: ServingPlan, reason: str | None) -> str:
         {
             "tier": plan.tier.label,
             "unavailable": reason,
+            "lacks": list(plan.lacks),
             "base_url": plan.base_url,
             "extra_body": plan.extra_body,
             "folders": [str(folder) for folder in plan.tier.folders],
@@ -133,6 +138,7 @@ def _script(profile: Profile, plan: ServingPlan, reason: str | None) -> str:
         lines.append(f"# Every request carries {json.dumps(plan.extra_body)}, other ones in each boot.")
     if reason:
         lines.append(f"# This tier cannot run here: {reason}")
+    lines += [f"# {line}" for line in plan.lacks]
     lines += [f"mkdir -p {_SCRATCH} && cd {_SCRATCH}"]
     if _is_folder(profile):
         lines += [f"ln -s FOLDER/OF/{Path(profile.model).name} .  # LMCache must not see an absolute path"]

@@ -96,6 +96,9 @@ def _speed(baseline: Figures, now: Figures) -> list[str]:
 
 def _hits(baseline: Figures, now: Figures) -> str:
     names = {"share_device": "device", "share_l1": "L1", "share_l2": "L2", "share_lost": "lost"}
+    if "share_unsplit" in baseline or "share_unsplit" in now:
+        baseline, now = _unsplit(baseline), _unsplit(now)
+        names = {"share_device": "device", "share_unsplit": "L1+L2", "share_lost": "lost"}
     if not any(key in baseline and key in now for key in names):
         names = {"cached_share": "all"}
     known = {key: name for key, name in names.items() if key in baseline and key in now}
@@ -107,6 +110,12 @@ def _hits(baseline: Figures, now: Figures) -> str:
         if abs(now[key] - baseline[key]) > _SAME_HITS
     ]
     return "hits: " + ", ".join(changed) if changed else "hits unchanged"
+
+
+def _unsplit(figures: Figures) -> Figures:
+    """Return figures in which L1 and L2 are one: LMCache before 0.5.5 does not tell them apart."""
+    levels = [figures[key] for key in ("share_l1", "share_l2", "share_unsplit") if key in figures]
+    return {**figures, "share_unsplit": sum(levels)} if levels else figures
 
 
 def _client(baseline: Figures, now: Figures) -> str:
