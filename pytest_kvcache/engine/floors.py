@@ -1,6 +1,6 @@
 """From which version on vLLM and LMCache have what this plugin uses, and what is lost without it.
 
-Each version was found by name in the packages of the releases themselves: vLLM 0.10.2 to 0.32.0 and LMCache 0.3.5 to
+Each version was found by name in the packages of the releases themselves: vLLM 0.10.2 to 0.32.0 and LMCache 0.3.9 to
 0.5.6, nearly every one. `docs/versions.md` shows this table; what is not in it is in all of them.
 """
 
@@ -176,6 +176,14 @@ TABLE = (
         _mp(),
     ),
     PER_REQUEST_METRICS,
+    Floor(
+        "imports in /run_script of the internal API server",
+        Package.LMCACHE,
+        "0.3.10",
+        Without.REFUSED,
+        "its counters would be those of up to 10 s ago",
+        _inside(),
+    ),
     Floor(
         "s3:// with s3_num_io_threads and disable_tls",
         Package.LMCACHE,
