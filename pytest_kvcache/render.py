@@ -15,6 +15,7 @@ from pytest_kvcache.engine.base import BaseEngine
 from pytest_kvcache.engine.container import same_path
 from pytest_kvcache.engine.image import ImageEngine
 from pytest_kvcache.runs import containers
+from pytest_kvcache.serving import versions as older
 from pytest_kvcache.serving.component import Component
 from pytest_kvcache.serving.launchers.docker import container_of
 from pytest_kvcache.serving.plan import EngineTools, ServingPlan, build_plan
@@ -71,6 +72,9 @@ def render(
         port=lambda: next(ports),
         scratch=_SCRATCH,
     )
+    if refused := older.refusals(tools.versions, profile, plan.tier.offload):
+        missing, todo = older.told(refused, tools.versions)
+        reason = reason or f"{missing}; {todo}"
     if isinstance(engine, ImageEngine):
         plan = replace(plan, components=tuple(_contained(c, engine, profile, plan) for c in plan.components))
     return _json(plan, reason) if as_json else _script(profile, plan, reason)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from pytest_kvcache.engine.environment import Engine
 from pytest_kvcache.engine.floors import Floor, Package, Without
 from pytest_kvcache.errors import SetupError
 from pytest_kvcache.preflight import engine as engines
+from pytest_kvcache.render import render
 from pytest_kvcache.serving import versions as older
 from pytest_kvcache.serving.offload import Offload
 from pytest_kvcache.serving.plan import ServingPlan, build_plan
@@ -172,6 +174,16 @@ def test_doctor_says_what_is_missing(
     assert cli.main([*argv, "--tier", "gpu"]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "vLLM 0.24.0: no --enable-per-request-metrics; needs 0.25.0; lost: queue time" in out
+
+
+def test_render_says_what_a_tier_cannot_do_without(tmp_path: Path) -> None:
+    """Commands of an engine that is too old are shown with the reason why no run starts them."""
+    (pnfs,) = CATALOGUE.select(["pnfs"])
+    old = Engine(make_engine(tmp_path / "old"), {"vllm": "0.24.0", "lmcache": "0.4.4"})
+    said = json.loads(render(TINY.model_copy(update={"lmcache_mode": "mp"}), pnfs, old, {}, as_json=True))
+    assert said["unavailable"].startswith("LMCache 0.4.4: no ")
+    assert said["lacks"][0].startswith("vLLM 0.24.0: no --enable-per-request-metrics; needs 0.25.0")
+    assert json.loads(render(TINY, pnfs, None, {}, as_json=True))["lacks"] == []
 
 
 def test_what_needs_no_table() -> None:
