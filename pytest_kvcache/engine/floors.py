@@ -131,6 +131,14 @@ HIT_LEVELS = Floor(
     "and the storage's own account",
     _mp(),
 )
+HIT_KEYS = Floor(
+    "lmcache_mp_lookup_hit_l1/l2_keys counters",
+    Package.LMCACHE,
+    "0.5.6",
+    Without.LESS,
+    "0.5.5 counts chunks that L1 held behind one from L2 as L2",
+    _mp(),
+)
 ADAPTER_BENCH = Floor(
     "lmcache bench l2", Package.LMCACHE, "0.4.6", Without.LESS, "`doctor --bench`", frozenset({BENCH, MP})
 )
@@ -231,14 +239,7 @@ TABLE = (
         _mp(),
     ),
     HIT_LEVELS,
-    Floor(
-        "lmcache_mp_lookup_hit_l1/l2_keys counters",
-        Package.LMCACHE,
-        "0.5.6",
-        Without.LESS,
-        "0.5.5 counts chunks that L1 held behind one from L2 as L2",
-        _mp(),
-    ),
+    HIT_KEYS,
     Floor(
         "vllm:lmcache_mp_lookup_duration_seconds",
         Package.LMCACHE,

@@ -52,6 +52,8 @@ def losses(versions: Mapping[str, str], profile: Profile, offload: Offload | Non
     """
     words = traits(profile, offload) | ({floors.BENCH} if bench else set())
     found = floors.lacks(versions, words, Without.LESS)
+    if floors.HIT_LEVELS in found and floors.HIT_KEYS in found:
+        found.remove(floors.HIT_KEYS)  # it sharpens what is not there
     return [f"{row.lacking(versions)}; lost: {row.lost}" for row in found]
 
 
