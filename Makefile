@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: perf article test engine-test faults docker-test bench power lint format setup clean
+.PHONY: perf article test engine-test versions faults docker-test bench power lint format setup clean
 .DELETE_ON_ERROR:
 
 perf: setup ## One boot of every tier that this machine has: add it to baselines that need more, compare with the others
@@ -20,7 +20,10 @@ test: setup ## Unit and integration tests, and those that share one real pair
 	$(BIN)/pytest tests/integration
 
 engine-test: setup ## What the probes of a boot show on each tier of the real engine (about six minutes)
-	$(BIN)/pytest tests/engine
+	$(BIN)/pytest tests/engine --ignore=tests/engine/test_versions.py
+
+versions: setup ## Real pairs of older versions of vLLM and LMCache, and one that is refused (half an hour, 14 GB)
+	$(BIN)/pytest tests/engine/test_versions.py
 
 faults: setup ## Every fault on the real engine: none may pass, each is named (about 25 minutes)
 	$(BIN)/pytest tests/faults

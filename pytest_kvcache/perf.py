@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -61,14 +61,14 @@ def usable(tier: Tier, state: PerfState) -> Tier:
             raise TierUnavailableError(f"cannot run here: {reason}", where=f"tier {tier.name}")
         if reason is None:
             for each in (side, state.other_side(tier)):
-                _fits(each)
+                _fits(each, state)
             _preflight(tier, ctx, state)
     if reason is not None:
         pytest.skip(f"tier {tier.name} cannot run here: {reason}")
     return tier
 
 
-def _fits(side: Side | None) -> None:
+def _fits(side: Side | None, state: PerfState) -> None:
     """Look at whether an engine can serve a profile on a tier.
 
     Raises:
@@ -79,6 +79,9 @@ def _fits(side: Side | None) -> None:
     looks = engines.checks(side.engine, side.profile, imports=False, offloads=not isinstance(side.tier, NoTier))
     if found := preflight.stopping("engine", looks):
         raise SetupError("; ".join(found), where=side.engine.where, todo="the whole list: pytest-kvcache doctor")
+    # A plan that nothing comes of: it leases no port.
+    plan = side.tier.plan(replace(side.context(state.run, ""), port=lambda: 0))
+    engines.check_floors(side.engine, side.profile, plan.offload)
 
 
 def _preflight(tier: Tier, ctx: TierContext, state: PerfState) -> None:

@@ -15,6 +15,7 @@ from pytest_kvcache.engine.base import BaseEngine
 from pytest_kvcache.engine.container import same_path
 from pytest_kvcache.engine.image import ImageEngine
 from pytest_kvcache.runs import containers
+from pytest_kvcache.serving import versions as older
 from pytest_kvcache.serving.component import Component
 from pytest_kvcache.serving.launchers.docker import container_of
 from pytest_kvcache.serving.plan import EngineTools, ServingPlan, build_plan
@@ -26,7 +27,11 @@ _SCRATCH = Path("/tmp") / f"kvc-{_RUN}"  # noqa: S108 - shown, not used
 
 
 class _ProgramsOfPath:
-    """Program names as a shell would find them."""
+    """Program names as a shell would find them, of current versions."""
+
+    @property
+    def versions(self) -> Mapping[str, str]:
+        return {}
 
     def vllm_launch(self, model: str) -> tuple[str, ...]:
         return ("vllm", "serve", model)
@@ -67,6 +72,9 @@ def render(
         port=lambda: next(ports),
         scratch=_SCRATCH,
     )
+    if refused := older.refusals(tools.versions, profile, plan.tier.offload):
+        missing, todo = older.told(refused, tools.versions)
+        reason = reason or f"{missing}; {todo}"
     if isinstance(engine, ImageEngine):
         plan = replace(plan, components=tuple(_contained(c, engine, profile, plan) for c in plan.components))
     return _json(plan, reason) if as_json else _script(profile, plan, reason)
@@ -117,6 +125,7 @@ def _json(plan: ServingPlan, reason: str | None) -> str:
         {
             "tier": plan.tier.label,
             "unavailable": reason,
+            "lacks": list(plan.lacks),
             "base_url": plan.base_url,
             "extra_body": plan.extra_body,
             "folders": [str(folder) for folder in plan.tier.folders],
@@ -133,6 +142,7 @@ def _script(profile: Profile, plan: ServingPlan, reason: str | None) -> str:
         lines.append(f"# Every request carries {json.dumps(plan.extra_body)}, other ones in each boot.")
     if reason:
         lines.append(f"# This tier cannot run here: {reason}")
+    lines += [f"# {line}" for line in plan.lacks]
     lines += [f"mkdir -p {_SCRATCH} && cd {_SCRATCH}"]
     if _is_folder(profile):
         lines += [f"ln -s FOLDER/OF/{Path(profile.model).name} .  # LMCache must not see an absolute path"]

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from pytest_kvcache import catalogue, preflight
-from pytest_kvcache.engine import setup
+from pytest_kvcache.engine import floors, setup
 from pytest_kvcache.engine.base import BaseEngine
 from pytest_kvcache.engine.container import Mount, parse_mount
 from pytest_kvcache.engine.environment import on_path
@@ -84,8 +84,11 @@ def run(args: argparse.Namespace, say: Say) -> int:
             environ=os.environ,
             call=engine.call if engine else call_here,
         )
+        if engine is not None:
+            look = partial(_features, engine, tiers, context, bench=args.bench)
+            results.append(preflight.run("engine", Check("features", look)))
         results += [result for tier in tiers for result in preflight.of_tier(tier, context)]
-        if args.bench and engine is not None:
+        if args.bench and engine is not None and floors.has(floors.ADAPTER_BENCH, engine.versions):
             results += _bench(tiers, context, engine, say) if not isinstance(engine, ImageEngine) else [_NOT_TIMED]
     counts = {status: sum(r.finding.status == status for r in results) for status in ("pass", "warn", "fail")}
     if args.json:
@@ -133,6 +136,13 @@ def _engine(name: str | None, mounts: Sequence[Mount]) -> tuple[BaseEngine | Non
         )
         return None, Result("engine", "environment", finding)
     return engine, Result("engine", "environment", Finding("pass", engine.where))
+
+
+def _features(engine: BaseEngine, tiers: Sequence[Tier], ctx: TierContext, *, bench: bool) -> Finding:
+    """Look at whether the engine is new enough for those tiers that can run here."""
+    dry = replace(ctx, port=lambda: 0)  # plans that nothing comes of
+    offloads = [tier.plan(dry).offload for tier in tiers if tier.unavailable(ctx) is None]
+    return engines.features(engine, ctx.profile, offloads, bench=bench)
 
 
 def _bench(tiers: Sequence[Tier], ctx: TierContext, engine: BaseEngine, say: Say) -> list[Result]:

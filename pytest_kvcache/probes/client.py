@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import requests
 
@@ -193,9 +193,12 @@ class PairClient:
                 except requests.RequestException as error:
                     raise ProbeError(f"did not empty its L1: {error}", where=name) from None
                 continue
-            url = f"{metrics_url.removesuffix('/metrics')}/cache/clear"
-            said = self._post(name, url, {"tier": "l1"})
-            if said.get("status") != "ok" or said.get("cleared") != {"tier": "l1"}:
+            base = metrics_url.removesuffix("/metrics")
+            said = self._post(name, f"{base}/cache/clear", {"tier": "l1"}, absent_ok=True)
+            cleared: object = {"tier": "l1"}
+            if said is None:  # LMCache before 0.5.1, whose call empties L1 and nothing else
+                said, cleared = self._post(name, f"{base}/clear-cache", None), None
+            if said.get("status") != "ok" or said.get("cleared") != cleared:
                 raise ProbeError(f"did not empty its L1: {str(said)[:200]}", where=name)
 
     def _counted(self, server: str, before: Mapping[str, Counters], prompt_tokens: int) -> dict[str, Counters]:
@@ -213,11 +216,24 @@ class PairClient:
                 return now
             time.sleep(_POLL_S)
 
-    def _post(self, component: str, url: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
+    @overload
+    def _post(self, component: str, url: str, body: Mapping[str, Any] | None) -> dict[str, Any]: ...
+
+    @overload
+    def _post(
+        self, component: str, url: str, body: Mapping[str, Any] | None, *, absent_ok: bool
+    ) -> dict[str, Any] | None: ...
+
+    def _post(
+        self, component: str, url: str, body: Mapping[str, Any] | None, *, absent_ok: bool = False
+    ) -> dict[str, Any] | None:
+        """Return the JSON of an answer; None where `absent_ok` and there is no such endpoint."""
         try:
             with requests.Session() as session:
                 session.trust_env = False
                 response = session.post(url, json=body, timeout=_REQUEST_TIMEOUT_S)
+            if absent_ok and response.status_code == 404:
+                return None
             if response.status_code != 200:
                 raise ProbeError(f"HTTP {response.status_code} of {url}: {response.text[:200]}", where=component)
             said = response.json()
@@ -227,7 +243,9 @@ class PairClient:
 
 
 def _lookups(counters: Counters) -> float:
-    return total(counters, "lmcache_mp_lookups_requests_total") + total(counters, "lmcache:num_lookup_requests_total")
+    # LMCache before 0.5.5 counts no lookups as a server, and all count them by their tokens at the same moment.
+    names = ("lmcache_mp_lookup_requested_tokens_total", "lmcache:num_lookup_requests_total")
+    return sum(total(counters, name) for name in names)
 
 
 def _beside(server: str) -> str:
@@ -239,7 +257,7 @@ def _why_unstored(done: Moved) -> str:
     if done.l2_sent:
         return "wrong bucket or path, no right to write, or no space: its log says which"
     if done.l1_stored:
-        return "it has no L2 adapter: look at its --l2-adapter in run.json"
+        return done.without_storage if done.in_process else "it has no L2 adapter: look at its --l2-adapter in run.json"
     return "vLLM gave it nothing: the connector is not loaded or does nothing, look at --kv-transfer-config in run.json"
 
 

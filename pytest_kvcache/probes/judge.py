@@ -8,11 +8,16 @@ from dataclasses import dataclass
 from pytest_kvcache.probes.answers import Answer, Difference, compare
 from pytest_kvcache.probes.steps import Asked, Step
 from pytest_kvcache.proof.claims import Claim
-from pytest_kvcache.proof.ledger import Tokens
 from pytest_kvcache.proof.readings import Counters, total
 
 #: Where KV may be, for people.
-_LEVELS = {"device": "the device cache", "l1": "L1", "l2": "the shared storage", "other": "a connector"}
+_LEVELS = {
+    "device": "the device cache",
+    "l1": "L1",
+    "l2": "the shared storage",
+    "unsplit": "LMCache (L1 or the shared storage)",
+    "other": "a connector",
+}
 COMPUTED = "computed"
 #: Counters that are at zero on a server that nobody has asked.
 _USED = (
@@ -69,7 +74,7 @@ def judge(asked: Sequence[Asked], known: Mapping[str, Answer], rules: Rules) -> 
     found = []
     for each in asked:
         if each.step is Step.COLD:
-            found += _cold(each)
+            found += _cold(each, rules)
         elif each.step is Step.RELOADED:
             found += _reloaded(each, rules)
         elif each.step is Step.ACROSS:
@@ -97,13 +102,13 @@ def source(each: Asked) -> str:
     return "a cache" if each.served.answer.cached_tokens else COMPUTED
 
 
-def _cold(each: Asked) -> list[str]:
+def _cold(each: Asked, rules: Rules) -> list[str]:
     tokens = each.served.tokens
     if not _hit(each):
         return []
     todo = (
         "the storage held what an earlier run left; empty it, or give the tier one of its own"
-        if tokens.l2 or tokens.l2_found
+        if tokens.l2 or tokens.l2_found or (tokens.unsplit_found and rules.claim is Claim.L2)
         else "leftovers of an earlier run: the server or its LMCache was not started by this boot"
     )
     return [f"warm start: {each.server} had {_how_much(each)} of a prompt that this boot had not sent before; {todo}"]
@@ -163,7 +168,7 @@ def _differs(each: Asked, difference: Difference) -> str:
 
 def _hit(each: Asked) -> bool:
     tokens = each.served.tokens
-    return bool(each.served.answer.cached_tokens or tokens.external or tokens.l1_found or tokens.l2_found)
+    return bool(each.served.answer.cached_tokens or tokens.external or tokens.found)
 
 
 def _whole(each: Asked, rules: Rules) -> int:
@@ -173,11 +178,7 @@ def _whole(each: Asked, rules: Rules) -> int:
 
 def _how_much(each: Asked) -> str:
     tokens, answer = each.served.tokens, each.served.answer
-    return f"{answer.cached_tokens or _found(tokens):.0f} of {answer.prompt_tokens} tokens in {source(each)}"
-
-
-def _found(tokens: Tokens) -> float:
-    return tokens.l1_found + tokens.l2_found
+    return f"{answer.cached_tokens or tokens.found:.0f} of {answer.prompt_tokens} tokens in {source(each)}"
 
 
 def _never_asked(each: Asked) -> str:

@@ -166,6 +166,8 @@ class Probes:
         longest = max((each.served.answer.prompt_tokens for each in asked), default=0)
         if rules.claim is not Claim.DEVICE and asked and longest <= rules.chunk_tokens:
             yield f"L1 and L2: no prompt that the model takes is as long as a chunk ({rules.chunk_tokens} tokens)"
+        if rules.claim is Claim.L2 and any(each.served.tokens.unsplit for each in asked):
+            yield "that L1 is empty between contexts: this LMCache does not tell L1 from the shared storage"
 
 
 def _not_empty(folders: Sequence[Path]) -> list[str]:

@@ -102,6 +102,9 @@ def _speed(baseline: Figures, now: Figures) -> list[str]:
 
 def _hits(baseline: Figures, now: Figures) -> str:
     names = {"share_device": "device", "share_l1": "L1", "share_l2": "L2", "share_lost": "lost"}
+    if "share_unsplit" in baseline or "share_unsplit" in now:
+        baseline, now = _unsplit(baseline), _unsplit(now)
+        names = {"share_device": "device", "share_unsplit": "L1+L2", "share_lost": "lost"}
     if not any(key in baseline and key in now for key in names):
         names = {"cached_share": "all"}
     known = {key: name for key, name in names.items() if key in baseline and key in now}
@@ -134,6 +137,12 @@ def _gpus(baseline: Figures, now: Figures) -> str:
             form = "{:.0%} -> {:.0%}" if key.endswith("_share") else "{:.0f} -> {:.0f}"
             shown.append(text.format(form.format(baseline[key], now[key])))
     return f"GPUs while busy: {', '.join(shown)}" if shown else ""
+
+
+def _unsplit(figures: Figures) -> Figures:
+    """Return figures in which L1 and L2 are one: LMCache before 0.5.5 does not tell them apart."""
+    levels = [figures[key] for key in ("share_l1", "share_l2", "share_unsplit") if key in figures]
+    return {**figures, "share_unsplit": sum(levels)} if levels else figures
 
 
 def _client(baseline: Figures, now: Figures) -> str:

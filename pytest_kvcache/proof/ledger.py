@@ -12,6 +12,8 @@ vLLM says how many tokens of its prompts it computed, had in its own prefix cach
 - vLLM counts a token as external when it asks for it. Where the load fails then and the policy is to compute it again,
   vLLM still says external: what LMCache says it could not deliver is taken out of that and becomes `lost`.
 
+LMCache before 0.5.5, as a server, does not split what it found: those tokens have a source of their own, `unsplit`.
+
 Names are those of vLLM 0.32 and LMCache 0.5.6, of both of LMCache's modes: a server beside vLLM (`lmcache_mp_*`), or
 inside vLLM (`lmcache:*`, from its internal API server); either is a component beside the server's own.
 """
@@ -40,11 +42,13 @@ class Tokens:
         device: From vLLM's own prefix cache.
         l1: From LMCache's CPU RAM.
         l2: From LMCache's shared storage.
+        unsplit: From LMCache, which does not say whether from L1 or L2.
         other: From a connector, and LMCache did not find them.
         lost: A lookup found them and the load failed, so that they were computed, or their request failed.
         lost_in_reading: Of those, lost after vLLM had counted them as external.
         l1_found: In L1 when LMCache was asked, also those that vLLM had itself.
         l2_found: Likewise in L2.
+        unsplit_found: Likewise in one of the two.
         asked: That LMCache was asked for, whole chunks.
     """
 
@@ -52,11 +56,13 @@ class Tokens:
     device: float = 0.0
     l1: float = 0.0
     l2: float = 0.0
+    unsplit: float = 0.0
     other: float = 0.0
     lost: float = 0.0
     lost_in_reading: float = 0.0
     l1_found: float = 0.0
     l2_found: float = 0.0
+    unsplit_found: float = 0.0
     asked: float = 0.0
 
     @property
@@ -67,7 +73,17 @@ class Tokens:
     @property
     def external(self) -> float:
         """Tokens that a connector delivered."""
-        return self.l1 + self.l2 + self.other
+        return self.offloaded + self.other
+
+    @property
+    def offloaded(self) -> float:
+        """Tokens that LMCache delivered, from whichever level."""
+        return self.l1 + self.l2 + self.unsplit
+
+    @property
+    def found(self) -> float:
+        """Tokens that LMCache found, in whichever level."""
+        return self.l1_found + self.l2_found + self.unsplit_found
 
     @property
     def cached(self) -> float:
@@ -82,7 +98,7 @@ class Tokens:
     @property
     def l2_most(self) -> float:
         """Tokens that came from L2 if nothing that vLLM had itself was in L2."""
-        return min(self.l1 + self.l2, self.l2_found)
+        return min(self.l1 + self.l2, self.l2_found) + self.unsplit
 
     def __add__(self, other: Tokens) -> Tokens:
         return Tokens(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
@@ -106,10 +122,14 @@ class Ledger:
         return sum(self.servers.values(), Tokens())
 
     def as_figures(self) -> dict[str, float]:
-        """Return shares of all prompt tokens (0 to 1) by source, for storing with a run's figures."""
+        """Return shares of all prompt tokens (0 to 1) by source, for storing with a run's figures.
+
+        Where LMCache does not tell L1 from L2 there is `share_unsplit` in place of both.
+        """
         tokens = self.total
         whole = tokens.total or 1.0
-        names = ("computed", "device", "l1", "l2", "other", "lost")
+        levels = ("unsplit",) if tokens.unsplit else ("l1", "l2")
+        names = ("computed", "device", *levels, "other", "lost")
         return {f"share_{name}": getattr(tokens, name) / whole for name in names}
 
 
@@ -161,6 +181,7 @@ def _multi_process(own: Tokens, beside: Counters, chunk_tokens: int) -> Tokens:
     keys = [total(beside, f"lmcache_mp_lookup_hit_{level}_keys_total") for level in ("l1", "l2")]
     split = keys if sum(keys) else [total(beside, f"lmcache_mp_lookup_hit_{lv}_tokens_total") for lv in ("l1", "l2")]
     in_l2 = hit * split[1] / sum(split) if sum(split) else 0.0
+    unsplit = hit if not sum(split) else 0.0
     # One key for each chunk, KV group and tensor-parallel rank.
     tokens_per_key = hit / sum(keys) if sum(keys) else float(chunk_tokens)
     not_read = total(beside, "lmcache_mp_l1_read_failure_chunks_total", during="l1_retrieve") * tokens_per_key
@@ -168,7 +189,8 @@ def _multi_process(own: Tokens, beside: Counters, chunk_tokens: int) -> Tokens:
     not_loaded = sum(reasons.get(reason, 0.0) for reason in _LOST) * tokens_per_key
     return _assign(
         own,
-        found=(hit - in_l2, in_l2),
+        found=(hit - in_l2 - unsplit, in_l2),
+        unsplit=unsplit,
         asked=total(beside, "lmcache_mp_lookup_requested_tokens_total"),
         lost_of_external=not_read,
         lost_of_computed=not_loaded,
@@ -201,7 +223,13 @@ def _in_chunks(inside: Moved, chunk_tokens: int, kv_bytes_per_token: float | Non
 
 
 def _assign(
-    own: Tokens, *, found: tuple[float, float], asked: float, lost_of_external: float, lost_of_computed: float
+    own: Tokens,
+    *,
+    found: tuple[float, float],
+    asked: float,
+    lost_of_external: float,
+    lost_of_computed: float,
+    unsplit: float = 0.0,
 ) -> Tokens:
     """Split vLLM's external tokens by what LMCache found; the sum stays what vLLM counted."""
     not_read = min(own.other, lost_of_external)
@@ -209,15 +237,18 @@ def _assign(
     external = own.other - not_read
     known = min(external, sum(found))
     l2_share = found[1] / sum(found) if sum(found) else 0.0
+    not_split = min(external - known, unsplit)
     return Tokens(
         computed=own.computed - not_loaded,
         device=own.device,
         l1=known - known * l2_share,
         l2=known * l2_share,
-        other=external - known,
+        unsplit=not_split,
+        other=external - known - not_split,
         lost=not_read + not_loaded,
         lost_in_reading=not_read,
         l1_found=found[0],
         l2_found=found[1],
+        unsplit_found=unsplit,
         asked=asked,
     )

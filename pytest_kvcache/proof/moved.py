@@ -27,6 +27,7 @@ class Moved:
         failed_loads: Chunks that were found and not loaded, by reason.
         no_room: Chunks that did not fit into L1.
         dropped_events: Events that LMCache did not count: its counters are too low then.
+        in_process: Whether it is LMCache inside vLLM.
     """
 
     lookups: float = 0.0
@@ -40,6 +41,18 @@ class Moved:
     failed_loads: dict[str, float] = field(default_factory=dict)
     no_room: float = 0.0
     dropped_events: float = 0.0
+    in_process: bool = False
+
+    @property
+    def without_storage(self) -> str:
+        """What it is where it gives nothing at all to the shared storage, and where to look, for people."""
+        if not self.in_process:
+            return "LMCache runs without its L2 adapter; look at --l2-adapter in run.json"
+        return (
+            "LMCache inside vLLM runs without its remote storage; look in vLLM's log for `remote_storage_plugins`, "
+            "`missing adapter module_path` or `Failed to create remote backend` (LMCache before 0.4.4 has no plugin "
+            "`fs`), and at the file that LMCACHE_CONFIG_FILE names"
+        )
 
 
 def moved(grown: Counters) -> Moved:
@@ -100,4 +113,5 @@ def _inside(grown: Counters) -> Moved:
         loaded_bytes=total(grown, "lmcache:num_remote_read_bytes_total"),
         failed_loads={"get": failed_gets} if failed_gets else {},
         no_room=total(grown, "lmcache:local_cpu_evict_failed_count_total"),
+        in_process=True,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pytest_kvcache.proof.claims import Claim
+from pytest_kvcache.proof.ledger import Ledger
 from pytest_kvcache.proof.mounted import of_mount
 from pytest_kvcache.proof.witnessed import Said, Witnessed, claims, of_listing, of_server
 from pytest_kvcache.tiers.requirement import Require
@@ -34,9 +35,22 @@ def hold(witness: str, require: Require, before: Look, after: Look, *, chunk_tok
     return Witnessed(witness, claimed, said)
 
 
-def without(claim: Claim) -> Witnessed:
-    """Return what is said of a tier that has no witness: nothing, and where it claims an L2 that is told."""
+def without(claim: Claim, ledger: Ledger) -> Witnessed:
+    """Return what is said of a tier that has no witness: where it claims an L2 that is told, else nothing.
+
+    Where LMCache does not tell L1 from L2 the claim would have rested on the storage's account: then that is a fault.
+
+    Args:
+        claim: Of the tier.
+        ledger: Of the run.
+    """
     if claim is not Claim.L2:
         return Witnessed()
+    if ledger.total.unsplit:
+        fault = (
+            "this LMCache does not tell L1 from the shared storage, and no witness is known for this adapter: that "
+            "anything came from the storage is not proved; LMCache 0.5.5 and newer tell it"
+        )
+        return Witnessed(said=Said((fault,)))
     line = "the storage's own account: no witness is known for this adapter"
     return Witnessed(said=Said(unchecked=(line,)))

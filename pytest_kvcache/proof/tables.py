@@ -43,7 +43,7 @@ def ledger_table(rows: Sequence[LedgerRow], *, servers: bool = False) -> str:
         lines.append(_line(row, "all", row.ledger.total, whole))
         if servers:
             lines += [_line(row, name, own, row.expected.get(name)) for name, own in row.ledger.servers.items()]
-    return pd.DataFrame(lines).to_string(index=False) if lines else ""
+    return pd.DataFrame(lines).fillna("-").to_string(index=False) if lines else ""
 
 
 def storage_table(rows: Sequence[LedgerRow]) -> str:
@@ -85,7 +85,9 @@ def _line(row: LedgerRow, server: str, tokens: Tokens, expected: Tokens | None) 
         "server": server,
         "prompt tokens": f"{tokens.total:.0f}",
     }
-    for title, name in (("computed", "computed"), ("device", "device"), ("L1", "l1"), ("L2", "l2")):
+    # LMCache before 0.5.5 does not tell L1 from L2; other rows of the table may have both.
+    levels = (("L1+L2", "offloaded"),) if tokens.unsplit else (("L1", "l1"), ("L2", "l2"))
+    for title, name in (("computed", "computed"), ("device", "device"), *levels):
         line[title] = _share(name, tokens, expected)
     if tokens.other:
         line["elsewhere"] = _share("other", tokens, None)

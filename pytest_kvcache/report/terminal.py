@@ -92,11 +92,15 @@ def run_lines(figures: Estimates) -> list[str]:
 
 def probe_lines(results: Sequence[CellResult]) -> list[str]:
     """Return what was found before the loads of each tier's last boot, and what could not be looked at."""
-    last = {result.label: result.runs[-1].probed for result in results}
+    last = {result.label: result.runs[-1] for result in results}
     return [
         f"{label}: {line}"
-        for label, probed in last.items()
-        for line in (probed.line, *map(_unchecked, probed.unchecked))
+        for label, run in last.items()
+        for line in (
+            run.probed.line,
+            *map(_unchecked, run.probed.unchecked),
+            *(f"older engine: {line}" for line in run.lacks),
+        )
     ]
 
 

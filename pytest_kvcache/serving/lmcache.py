@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_kvcache.config.profile import Profile
+from pytest_kvcache.engine import floors
 from pytest_kvcache.serving.component import Component
 from pytest_kvcache.serving.names import lmcache_name
 from pytest_kvcache.serving.offload import Offload
@@ -25,6 +26,7 @@ def lmcache_server(
     offload: Offload,
     port: int,
     http_port: int,
+    versions: Mapping[str, str],
     env: Mapping[str, str],
     secret_env: Mapping[str, str],
 ) -> Component:
@@ -37,6 +39,7 @@ def lmcache_server(
         offload: The tier's L2 adapter, if any.
         port: vLLM's connector talks to it, at 127.0.0.1.
         http_port: Health, metrics and control, at 127.0.0.1.
+        versions: Of the engine: what an older one lacks and does not need is left out.
         env: More environment.
         secret_env: Credentials that the L2 adapter reads.
     """
@@ -49,8 +52,9 @@ def lmcache_server(
         "--l1-size-gb", f"{profile.l1_size_gb:g}",
         "--chunk-size", str(profile.chunk_tokens),
         "--eviction-policy", "LRU",
-        "--supported-transfer-mode", "auto",
     ]  # fmt: skip
+    if floors.has(floors.SUPPORTED_TRANSFER_MODE, versions):
+        argv += ["--supported-transfer-mode", "auto"]
     if offload.l2_adapter is not None:
         argv += ["--l2-adapter", json.dumps(offload.l2_adapter, separators=(",", ":"))]
     return Component(

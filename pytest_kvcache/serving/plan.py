@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from pytest_kvcache.config.profile import Profile
 from pytest_kvcache.serving import lmcache
+from pytest_kvcache.serving import versions as older
 from pytest_kvcache.serving.balancer import router
 from pytest_kvcache.serving.component import Component
 from pytest_kvcache.serving.names import lmcache_name, server_name
@@ -21,6 +22,10 @@ _MAX_INFLIGHT = 8192
 
 class EngineTools(Protocol):
     """What a plan needs of an engine environment."""
+
+    @property
+    def versions(self) -> Mapping[str, str]:
+        """Of what is in it, by distribution name; a current engine where nothing is told."""
 
     def vllm_launch(self, model: str) -> tuple[str, ...]:
         """How vLLM's OpenAI server is started with `model`."""
@@ -42,6 +47,7 @@ class ServingPlan:
         metrics_urls: Prometheus endpoint of each vLLM and LMCache by component name; an LMCache inside vLLM has one for
             each rank (`lmcache-0`, `lmcache-0.1`).
         extra_body: Fields that each request must carry (`TierPlan.request_fields`).
+        lacks: What its engine, being older, does not tell, a line each.
     """
 
     tier: TierPlan
@@ -51,6 +57,7 @@ class ServingPlan:
     server_urls: dict[str, str]
     metrics_urls: dict[str, str]
     extra_body: dict[str, Any] = field(default_factory=dict)
+    lacks: tuple[str, ...] = ()
 
 
 def build_plan(
@@ -91,6 +98,7 @@ def build_plan(
                 offload=tier.offload.of_server(index),
                 port=lm_port,
                 http_port=http_port,
+                versions=tools.versions,
                 env={**common, **tier.env},
                 secret_env=tier.secret_env,
             )
@@ -116,6 +124,7 @@ def build_plan(
                 profile=profile,
                 port=vllm_port,
                 connector=connector,
+                versions=tools.versions,
                 env=env,
                 secret_env=secrets,
                 files=files,
@@ -142,4 +151,5 @@ def build_plan(
         server_urls=urls,
         metrics_urls=metrics,
         extra_body=tier.request_fields(in_process=profile.lmcache_mode == "in-process"),
+        lacks=tuple(older.losses(tools.versions, profile, tier.offload)),
     )

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pytest_kvcache.config.profile import Profile
+from pytest_kvcache.engine import floors
 from pytest_kvcache.serving.component import Component
 from pytest_kvcache.serving.names import server_name
 
@@ -18,6 +19,7 @@ def vllm_server(
     profile: Profile,
     port: int,
     connector: Mapping[str, object] | None,
+    versions: Mapping[str, str],
     env: Mapping[str, str],
     secret_env: Mapping[str, str],
     files: Mapping[Path, str],
@@ -31,6 +33,7 @@ def vllm_server(
         profile: Model, dtype, sizes and more arguments.
         port: To listen on, at 127.0.0.1.
         connector: The `--kv-transfer-config` JSON, None for vLLM alone.
+        versions: Of the engine: what an older one lacks and does not need is left out.
         env: More environment.
         secret_env: Credentials that an in-process LMCache needs.
         files: To write before the start (LMCache's YAML).
@@ -52,7 +55,7 @@ def vllm_server(
         # What a row of the results needs: cached tokens, the server's own times, and who answered. The router adds
         # no header that names the server, so each one says it in the role of the first streamed chunk.
         "--enable-prompt-tokens-details",
-        "--enable-per-request-metrics",
+        *(["--enable-per-request-metrics"] if floors.has(floors.PER_REQUEST_METRICS, versions) else []),
         "--response-role", f"assistant@{server_name(index)}",
         # One access log line a request would be I/O inside what is measured.
         "--disable-uvicorn-access-log",

@@ -44,7 +44,8 @@ def estimate(rows: pd.DataFrame, *, duration_s: float) -> Estimates:
 
         TTFT counts from the actual send; `ttft_from_intended_*` from when the schedule wanted it, so that a user who is
         late because the last answer was shows too. `user_late_p99_s` is that lateness, `send_late_p99_s` the client's
-        own. `residual_*` is the client's TTFT less the server's queue time and TTFT (see `load.records`).
+        own. `residual_*` is the client's TTFT less the server's queue time and TTFT (see `load.records`), absent where
+        no answer tells those.
     """
     sent = rows[rows["actual_start_s"].notna()]
     done = rows[rows["status"] == "ok"]
@@ -62,7 +63,7 @@ def estimate(rows: pd.DataFrame, *, duration_s: float) -> Estimates:
         return result
     ttft = done["first_token_s"] - done["actual_start_s"]
     from_intended = done["first_token_s"] - done["intended_start_s"]
-    residual = done["residual_s"]
+    residual = done["residual_s"].astype("float64").dropna()  # vLLM before 0.25 does not tell its own times
     elapsed = float(done["last_token_s"].max() - sent["actual_start_s"].min())
     prompt, generated = float(done["prompt_tokens"].sum()), float(done["generated_tokens"].sum())
     decode_s = done["last_token_s"] - done["first_token_s"]
@@ -75,8 +76,7 @@ def estimate(rows: pd.DataFrame, *, duration_s: float) -> Estimates:
         "ttft_geomean_s": float(np.exp(log_ttft(rows).mean())),
         "ttft_from_intended_mean_s": float(from_intended.mean()),
         "ttft_from_intended_p99_s": float(from_intended.quantile(0.99)),
-        "residual_p50_s": float(residual.quantile(0.5)),
-        "residual_p99_s": float(residual.quantile(0.99)),
+        **({f"residual_p{p}_s": float(residual.quantile(p / 100)) for p in (50, 99)} if len(residual) else {}),
         "itl_mean_s": float(gaps.mean()) if gaps.size else float("nan"),
         "itl_p99_s": float(np.quantile(gaps, 0.99)) if gaps.size else float("nan"),
         "decode_tokens_per_s": generated / float(decode_s.sum()) if decode_s.sum() > 0 else float("nan"),

@@ -10,11 +10,16 @@ _PROGRAMS = Path(__file__).with_name("programs.py")
 _VERSIONS = {"python": "3.11.0", "vllm": "0.stub", "lmcache": "0.stub", "vllm-router": "0.stub"}
 
 
-def make_engine(folder: Path) -> Path:
-    """Write an environment to `folder` that passes for one with vLLM, LMCache, router and rclone; return it."""
+def make_engine(folder: Path, **versions: str) -> Path:
+    """Write an environment to `folder` that passes for one with vLLM, LMCache, router and rclone; return it.
+
+    Args:
+        folder: Is made.
+        **versions: In place of those that say nothing.
+    """
     programs = folder / "bin"
     programs.mkdir(parents=True)
-    _script(programs / "python", f"echo '{json.dumps(_VERSIONS)}'")
+    _script(programs / "python", f"echo '{json.dumps(_VERSIONS | versions)}'")
     for name in ("vllm", "lmcache", "vllm-router", "rclone"):
         _script(
             programs / name,

@@ -16,7 +16,7 @@ from pytest_kvcache.verdict import rounds, shelf, store, update
 from pytest_kvcache.verdict.metrics import JUDGED
 from pytest_kvcache.verdict.procedure import Boot
 from tests.projects import Project, commit, configure, run, run_folder
-from tests.stubs.engine import toml
+from tests.stubs.engine import make_engine, toml
 
 TIMES = ["intended_start_s", "actual_start_s", "first_token_s", "last_token_s"]
 
@@ -465,6 +465,33 @@ def test_storage_that_fails_the_preflight_stops_before_a_boot(project: Project) 
     assert "tier full: its storage fails the preflight: writable:" in output
     assert "pytest-kvcache doctor --tier full" in output
     assert "servers ready" not in output
+
+
+def test_an_engine_that_is_too_old_stops_before_a_boot(project: Project, tmp_path: Path) -> None:
+    """What a tier cannot do without is looked for in the versions of both engines of an A/B, before either boots."""
+    old = make_engine(tmp_path / "old", vllm="0.24.0", lmcache="0.4.4")
+    configure(project, toml(more='\n[tiers.folder]\nkind = "fs"\npath = "/tmp"\n'))
+    for option in ("engine", "against"):
+        result = run(project, "--tier", "folder", f"--kv-{option}={old}")
+        result.assert_outcomes(errors=3)
+        output = result.stdout.str()
+        assert 'too old for this tier in lmcache_mode = "mp": LMCache 0.4.4: no /healthcheck and /metrics' in output
+        assert "install LMCache 0.4.6 or newer" in output
+        assert "servers ready" not in output
+
+
+def test_what_an_older_engine_does_not_tell_is_said(project: Project, tmp_path: Path) -> None:
+    """An engine without what only sharpens a measurement runs; report, run.json and the command line show it."""
+    old = make_engine(tmp_path / "old", vllm="0.24.0", lmcache="0.5.6")
+    configure(project, toml())
+    result = run(project, "--tier", "gpu", f"--kv-engine={old}", "--record-baselines")
+    result.assert_outcomes(passed=3)
+    line = "vLLM 0.24.0: no --enable-per-request-metrics; needs 0.25.0; lost: queue time and TTFT of the server"
+    result.stdout.fnmatch_lines([f"gpu: older engine: {line}*"])
+    facts = json.loads((run_folder(project) / "gpu" / "boot-1" / "context-50" / "run.json").read_text())
+    assert facts["engine_lacks"][0].startswith(line)
+    assert "--enable-per-request-metrics" not in facts["commands"]["vllm-0"]
+    assert "--enable-prompt-tokens-details" in facts["commands"]["vllm-0"]
 
 
 def test_a_tier_picked_up_by_default_is_skipped(project: Project) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -116,7 +117,10 @@ def test_l2_adapters_need_the_multi_process_mode(tmp_path: Path) -> None:
 
 
 class Tools:
-    """Program names as they are."""
+    """Program names as they are, of an engine of these versions."""
+
+    def __init__(self, versions: Mapping[str, str] = MappingProxyType({})) -> None:
+        self.versions = versions
 
     def vllm_launch(self, model: str) -> tuple[str, ...]:
         """Return vLLM's command."""

@@ -49,6 +49,7 @@ class FakePair:
         corrupt: Levels whose content answers differently.
         sticks: Levels that resets leave as they are.
         stores: Whether anything reaches the shared storage.
+        split: Whether LMCache tells L1 from L2.
     """
 
     claim: Claim
@@ -57,6 +58,7 @@ class FakePair:
     corrupt: tuple[str, ...] = ()
     sticks: tuple[str, ...] = ()
     stores: bool = True
+    split: bool = True
     device: dict[str, set[str]] = field(default_factory=lambda: {name: set() for name in SERVERS})
     l1: dict[str, set[str]] = field(default_factory=lambda: {name: set() for name in SERVERS})
     servers: tuple[str, ...] = SERVERS
@@ -80,8 +82,9 @@ class FakePair:
         cached = PROMPT // CHUNK * CHUNK if level else 0
         logprob = _WRONG if level in self.corrupt else _RIGHT
         answer = Answer(PROMPT, cached, (Token("token_id:7", logprob, {"token_id:7": logprob}),))
-        found = {f"{level}_found": cached} if level in {"l1", "l2"} else {}
-        split = {level: cached} if level else {}
+        told = "unsplit" if level in {"l1", "l2"} and not self.split else level
+        found = {f"{told}_found": cached} if level in {"l1", "l2"} else {}
+        split = {told: cached} if level else {}
         return Served(answer, Tokens(computed=PROMPT - cached, asked=PROMPT, **split, **found))
 
     def drain(self, server: str, *, stored_chunks: int = 0) -> None:

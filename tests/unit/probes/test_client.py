@@ -83,6 +83,22 @@ def test_an_lmcache_that_does_not_clear(says: Callable[[Says], PairClient]) -> N
         says(lambda *_: '{"status": "ok", "cleared": {}}').clear_l1("vllm-0")
 
 
+def test_an_lmcache_before_0_5_1_is_cleared_by_its_own_call(says: Callable[[Says], PairClient]) -> None:
+    """Where there is no /cache/clear, /clear-cache empties L1; it must say so, too."""
+    asked: list[str] = []
+
+    def answer(path: str, _: int) -> str:
+        asked.append(path)
+        return "404" if path.endswith("/cache/clear") else '{"status": "ok"}'
+
+    says(answer).clear_l1("vllm-0")
+    assert asked == ["/lm/cache/clear", "/lm/clear-cache"]
+    with pytest.raises(ProbeError, match="did not empty its L1"):
+        says(lambda path, _: "404" if path.endswith("/cache/clear") else '{"status": "busy"}').clear_l1("vllm-0")
+    with pytest.raises(ProbeError, match="HTTP 404"):
+        says(lambda *_: "404").clear_l1("vllm-0")
+
+
 def stores(submitted: int, completed: int, chunks: int) -> str:
     """Return LMCache's counters of stores into the shared storage, eight chunks in each request."""
     prefix = "lmcache_mp_l2_store"

@@ -37,6 +37,16 @@ def test_each_step_asks_another_level(claim: Claim, sources: list[str]) -> None:
     assert [each.step for each in asked[::2]] == list(Step)
 
 
+@pytest.mark.parametrize("claim", [Claim.L1, Claim.L2])
+def test_an_lmcache_that_does_not_tell_its_levels(claim: Claim) -> None:
+    """Nothing is found in a sound pair; what is wrong is found as with levels, but for which of them it is."""
+    assert found(FakePair(claim, split=False)) == []
+    (fault, _) = found(FakePair(claim, split=False, corrupt=("l1",)))
+    assert "when its KV comes from LMCache (L1 or the shared storage)" in fault
+    warm = found(FakePair(Claim.L2, l2={"vllm-1"}, split=False))
+    assert warm[0].endswith("the storage held what an earlier run left; empty it, or give the tier one of its own")
+
+
 def test_leftovers_in_the_storage_are_a_warm_start() -> None:
     """A sentinel of an earlier run in the shared storage is found, with where it is and what to do."""
     faults = found(FakePair(Claim.L2, l2={"vllm-1"}))

@@ -41,6 +41,14 @@ def test_a_boot_is_probed_before_its_loads(project: Project) -> None:
     assert steps == [name for name in ("cold", "again", "reloaded", "across", "emptied", "emptied") for _ in range(2)]
 
 
+def test_an_l1_that_nobody_sees_is_said() -> None:
+    """Where LMCache does not tell its levels, that L1 was emptied is not looked at; where there is no L2, it is."""
+    what = "that L1 is empty between contexts: this LMCache does not tell L1 from the shared storage"
+    for claim, expected in ((Claim.L2, (what,)), (Claim.L1, ())):
+        probed = Probes(FakePair(claim, split=False), Rules(claim, CHUNK, 0.01)).boot()
+        assert (probed.faults, probed.unchecked) == ((), expected)
+
+
 def test_what_the_probes_find_makes_a_run_invalid(project: Project) -> None:
     """Another answer from a cache than was computed: the run is invalid, with the reason, and is no baseline."""
     configure(project, toml(vllm_args='"--stub-fail", "corrupt"'))

@@ -66,6 +66,15 @@ class Run:
             key = f'{base}{{reason="{reason}"}}' if reason else base
             self.after[component][key] = self.after[component].get(key, 0.0) + value
 
+    def unsplit(self) -> Run:
+        """Have it be one of LMCache 0.4.7 to 0.5.4, which count neither levels of hits nor lookups; return it."""
+        for reading in (self.before, self.after):
+            for counters in reading.values():
+                gone = ("lmcache_mp_lookup_hit_l1", "lmcache_mp_lookup_hit_l2", "lmcache_mp_lookups", "vllm:lmcache_mp")
+                for key in [key for key in counters if key.startswith(gone)]:
+                    del counters[key]
+        return self
+
     def asks(self) -> list[Ask]:
         """Return its requests, those before the clock among them."""
         w, rows = self.facts["workload"], self.rows

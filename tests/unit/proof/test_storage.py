@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from pytest_kvcache.proof.claims import Claim
-from pytest_kvcache.proof.ledger import Ledger
+from pytest_kvcache.proof.ledger import Ledger, Tokens
 from pytest_kvcache.proof.mounted import of_mount
 from pytest_kvcache.proof.storage import hold, without
 from pytest_kvcache.proof.tables import LedgerRow, storage_table
@@ -209,8 +209,18 @@ def test_a_storage_that_says_nothing_is_a_fault() -> None:
 
 def test_what_has_no_witness_is_said() -> None:
     """An adapter whose storage nobody can ask is not proved; a tier without shared storage needs no witness."""
-    assert without(Claim.L2).said.unchecked == ("the storage's own account: no witness is known for this adapter",)
-    assert without(Claim.L1) == without(Claim.DEVICE) == Witnessed()
+    split = Ledger({"vllm-0": Tokens(l1=10, l2=10)}, {})
+    line = "the storage's own account: no witness is known for this adapter"
+    assert without(Claim.L2, split).said.unchecked == (line,)
+    assert without(Claim.L1, split) == without(Claim.DEVICE, split) == Witnessed()
+
+
+def test_without_a_split_the_claim_needs_a_witness() -> None:
+    """Where LMCache does not tell L1 from L2, and nobody can ask the storage, nothing proves a claim on L2."""
+    unsplit = Ledger({"vllm-0": Tokens(unsplit=20)}, {})
+    (fault,) = without(Claim.L2, unsplit).said.faults
+    assert "LMCache 0.5.5 and newer tell it" in fault
+    assert without(Claim.L1, unsplit) == Witnessed()
 
 
 def test_the_table() -> None:

@@ -7,6 +7,9 @@ import pytest
 
 from pytest_kvcache.catalogue import load
 from pytest_kvcache.load.records import BROKEN, OK, RequestRecord, to_frame
+from pytest_kvcache.load.validity import suspicions
+from pytest_kvcache.proof.parts import components
+from pytest_kvcache.report.terminal import run_lines
 from pytest_kvcache.verdict.environment import comparability, differences, machine_name
 from pytest_kvcache.verdict.estimate import estimate
 
@@ -51,6 +54,18 @@ def test_figures_of_a_run() -> None:
     assert e["requests_per_s"] == pytest.approx(2 / 1.5)
     assert e["tokens_per_s"] == pytest.approx(210 / 1.5)
     assert e["cached_share"] == pytest.approx(0.5)
+
+
+def test_figures_where_the_server_does_not_say_its_times() -> None:
+    """An engine without per-request metrics costs the residual and its parts of TTFT; every other figure stays."""
+    told = to_frame([row(1, 0.0, 0.5, 0.9), row(2, 1.0, 1.1, 1.5)])
+    untold = told.assign(server_queue_s=float("nan"), server_ttft_s=float("nan"), residual_s=float("nan"))
+    with_times, without = estimate(told, duration_s=4), estimate(untold, duration_s=4)
+    assert {key: with_times[key] for key in without} == without
+    assert with_times.keys() - without.keys() == {"residual_p50_s", "residual_p99_s"}
+    assert "client TTFT less the server's own: p50 -, p99 - ms" in run_lines(without)
+    assert suspicions(untold, load(None).profile("cpu-tiny").workload) == []
+    assert components(untold, {}) == {}
 
 
 def test_a_burst_does_not_make_decoding_fast() -> None:
