@@ -25,7 +25,9 @@ def needed(engine: BaseEngine, profile: Profile, *, offloads: bool) -> bool:
         profile: To be served.
         offloads: Whether a tier with LMCache is meant.
     """
-    return offloads and engine.is_cpu_build and not profile.gpus_per_server and profile.lmcache_mode == "in-process"
+    # A vLLM that somebody has built for CPUs is called `vllm`, and its version ends with +cpu.
+    built_for_cpus = engine.is_cpu_build or "+cpu" in engine.versions.get("vllm", "")
+    return offloads and built_for_cpus and not profile.gpus_per_server and profile.lmcache_mode == "in-process"
 
 
 def installed(engine: BaseEngine) -> Finding:

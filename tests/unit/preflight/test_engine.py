@@ -63,6 +63,9 @@ def test_the_cpu_connector_is_asked_for_where_lmcache_runs_inside_the_cpu_build(
     """Not with LMCache's own server, without offloading, on a GPU build or for a profile for GPUs."""
     names = [c.name for c in engines.checks(Engine(tmp_path, versions), profile, imports=False, offloads=offloads)]
     assert "connector" not in names
+    for build in (CPU, {**GPU, "vllm": "0.32.0+cpu", "lmcache": "0.5.6"}):
+        looks = engines.checks(Engine(tmp_path, build), IN_PROCESS, imports=False, offloads=True)
+        assert "connector" in [c.name for c in looks]
 
 
 @pytest.mark.parametrize(
