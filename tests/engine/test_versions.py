@@ -12,7 +12,7 @@ import pytest
 
 from pytest_kvcache.engine import setup
 from pytest_kvcache.home import home
-from tests.projects import Project, configure, run, run_folder
+from tests.projects import Project, configure, run
 
 pytestmark = pytest.mark.engine
 
@@ -43,7 +43,7 @@ def session(
     facts = {
         tier: json.loads(path.read_text(encoding="utf-8"))
         for tier in tiers
-        for path in run_folder(project).glob(f"{tier}/boot-1/context-3500/run.json")
+        for path in (project.path / ".kvcache").glob(f"runs/*/{tier}/boot-1/context-3500/run.json")
     }
     return result, facts
 
