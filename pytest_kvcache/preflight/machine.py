@@ -7,15 +7,20 @@ import os
 import resource
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
+from pytest_kvcache.config import environment
+from pytest_kvcache.config.cautions import cautions
 from pytest_kvcache.config.profile import Profile
-from pytest_kvcache.preflight.check import Check, Finding
+from pytest_kvcache.config.vllm_args import value_of
+from pytest_kvcache.preflight.check import Check, Finding, run
+from pytest_kvcache.preflight.others import Others
 from pytest_kvcache.runs.ports import free_ports
+from pytest_kvcache.telemetry.allotment import Allotment, allotment, dealt
 from pytest_kvcache.telemetry.hardware import gpus as models
 
 _GIB = 1 << 30
@@ -36,6 +41,9 @@ _FIELDS = (
 QUERY = ("nvidia-smi", f"--query-gpu={','.join(_FIELDS)}", "--format=csv,noheader,nounits")
 #: Of a GPU's memory (MiB) that a driver and a display may hold.
 _IDLE_MIB = 1024
+#: Two names of one option of vLLM, and its default (0.32).
+_UTILIZATION = ("--gpu-memory-utilization", "--device-memory-utilization")
+_DEFAULT_UTILIZATION = 0.92
 
 
 @dataclass(frozen=True)
@@ -70,6 +78,12 @@ class Gpu:
     uncorrected: float | None
     mig: bool
 
+    def is_full(self, share: float) -> bool:
+        """Whether less of its memory is free than this share; one cut into instances does not say."""
+        if self.mig or not self.memory_mib or (self.used_mib or 0) <= _IDLE_MIB:
+            return False
+        return self.memory_mib - (self.used_mib or 0) < share * self.memory_mib
+
     def describe(self) -> str:
         """Return one line."""
         memory = f"{(self.memory_mib or 0) / 1024:.0f} GiB"
@@ -78,18 +92,21 @@ class Gpu:
         return f"{self.index}: {self.name}, {memory}, {clocks}, {self.power_w or 0:.0f} W, {ecc}"
 
 
-def checks(profile: Profile, *, offloads: bool) -> list[Check]:
+def checks(profile: Profile, *, offloads: bool, environ: Mapping[str, str] = os.environ) -> list[Check]:
     """Return what to look at on the machine for a profile.
 
     Args:
         profile: To be served.
         offloads: Whether a tier with LMCache is meant.
+        environ: Of the caller: what it allots, and what is withheld from processes.
     """
-    l1 = int(profile.servers * profile.l1_size_gb * 1e9) if offloads else 0
+    l1 = l1_bytes(profile) if offloads else 0
     shared = l1 if profile.lmcache_mode == "mp" else 0
-    memory = l1 + profile.servers * _SERVER_BYTES
+    memory = l1 + profile.servers * profile.ranks * _SERVER_BYTES
     return [
-        Check("GPUs", lambda: gpus(profile.servers * profile.gpus_per_server)),
+        Check("GPUs", lambda: gpus_of(profile, environ)),
+        Check("environment", lambda: surroundings(environ)),
+        Check("profile", lambda: of_profile(profile, offloads=offloads)),
         Check("CPU governor", governor),
         Check("memory", lambda: free_memory(memory)),
         Check("open files", open_files),
@@ -98,20 +115,80 @@ def checks(profile: Profile, *, offloads: bool) -> list[Check]:
     ]
 
 
+def blocking(profile: Profile, environ: Mapping[str, str] = os.environ) -> list[str]:
+    """Return why no pair of a profile should be booted on this machine; empty where nothing speaks against.
+
+    Raises:
+        ConfigError: The GPUs that the caller may use are too few, or of the wrong kind.
+    """
+    dealt(allotment(environ), servers=profile.servers, each=profile.gpus_per_server)
+    result = run("machine", Check("GPUs", lambda: gpus_of(profile, environ)))
+    finding = result.finding
+    return (
+        [f"GPUs: {finding.found}" + (f"; {finding.todo}" if finding.todo else "")] if finding.status == "fail" else []
+    )
+
+
+def l1_bytes(profile: Profile) -> int:
+    """Return the RAM that LMCache takes for L1 on all servers.
+
+    Inside vLLM each rank pins `max_local_cpu_size` (GiB) for itself (LMCache 0.4.1 to 0.5.6, `LocalCPUBackend`); a server
+    beside vLLM takes its `--l1-size-gb` (GiB) once for all ranks.
+    """
+    each = profile.ranks if profile.lmcache_mode == "in-process" else 1
+    return int(profile.servers * each * profile.l1_size_gb * _GIB)
+
+
+def gpus_of(profile: Profile, environ: Mapping[str, str]) -> Finding:
+    """Look at the GPUs that the servers of a profile will be given."""
+    share = None
+    if value_of(profile.vllm_args, "--kv-cache-memory-bytes") is None:
+        words = [value_of(profile.vllm_args, name) for name in _UTILIZATION]
+        share = next((found for word in words if word and (found := _number(word)) is not None), _DEFAULT_UTILIZATION)
+    return gpus(profile.servers * profile.gpus_per_server, allowed=allotment(environ), share=share)
+
+
+def surroundings(environ: Mapping[str, str]) -> Finding:
+    """Look at settings of vLLM and LMCache that the caller has and no process of a run will get."""
+    names = environment.overriding(environ)
+    if names:
+        return Finding("warn", f"withheld: {', '.join(names)}", "set what a run needs of them in the profile's env")
+    return Finding("pass", "no setting of vLLM or LMCache is in it")
+
+
+def of_profile(profile: Profile, *, offloads: bool) -> Finding:
+    """Look at what of the profile may go wrong."""
+    found = cautions(profile, offloads=offloads)
+    return Finding("warn", "; ".join(found)) if found else Finding("pass", f"{profile.ranks} workers a server")
+
+
 def parse_gpus(text: str) -> list[Gpu]:
     """Return the GPUs in the answer to `QUERY`."""
     return [_gpu(row) for row in csv.reader(text.splitlines(), skipinitialspace=True) if len(row) == len(_FIELDS)]
 
 
-def gpus(needed: int, *, query: Callable[[], str] | None = None) -> Finding:
-    """Look at number, memory in use, ECC, MIG and power limit of the GPUs.
+def gpus(
+    needed: int,
+    *,
+    query: Callable[[], str] | None = None,
+    allowed: Allotment | None = None,
+    share: float | None = None,
+    others: Others | None = None,
+) -> Finding:
+    """Look at number, memory in use, ECC, MIG and power limit of the GPUs that servers will be given.
 
     Args:
         needed: By all servers of the profile; 0 serves on the CPU.
         query: Returns the answer to `QUERY`.
+        allowed: What the caller may use; all that are here where nobody says.
+        share: Of a GPU's memory that must be free when vLLM starts (`--gpu-memory-utilization`), None where none must.
+        others: Says which GPU has which name, and who is on it.
     """
     if needed == 0:
         return Finding("pass", "none needed")
+    todo = "take a profile with fewer servers, or another machine"
+    if allowed is not None and len(allowed.devices) < needed:
+        return Finding("fail", f"{needed} needed, {allowed}", f"ask for {needed} GPUs, or {todo}")
     if query is None and shutil.which(QUERY[0]) is None:
         known = models()
         if len(known) >= needed:
@@ -119,16 +196,32 @@ def gpus(needed: int, *, query: Callable[[], str] | None = None) -> Finding:
         return Finding(
             "fail", f"{len(known)} of {needed}", "take a profile with gpus_per_server = 0, or another machine"
         )
-    found = parse_gpus((query or _ask)())
-    text = "; ".join(gpu.describe() for gpu in found) or "none"
-    if found:
-        text += f"; driver {found[0].driver}"
-    if len(found) < needed:
+    here = parse_gpus((query or _ask)())
+    used = here[:needed]
+    others = others or Others()
+    if allowed is not None:
+        wanted = allowed.devices[:needed]
+        numbers = [others.number_of(name) for name in wanted]
+        strange = [name for name, number in zip(wanted, numbers, strict=True) if number not in {g.index for g in here}]
+        if strange:
+            shown = "; ".join(gpu.describe() for gpu in here) or "none"
+            return Finding("fail", f"no GPU {', '.join(strange)} ({allowed.said}); here: {shown}", todo)
+        used = [gpu for gpu in here if gpu.index in numbers]
+    text = "; ".join(gpu.describe() for gpu in used) or "none"
+    if used:
+        text += f"; driver {used[0].driver}"
+    if allowed is None and len(used) < needed:
+        return Finding("fail", f"{len(used)} of {needed}: {text}", todo)
+    faults = [fault for gpu in used for fault in _faults(gpu, others)]
+    full = [gpu for gpu in used if share is not None and gpu.is_full(share)]
+    if full:
         return Finding(
-            "fail", f"{len(found)} of {needed}: {text}", "take a profile with fewer servers, or another machine"
+            "fail",
+            f"{text}; {'; '.join(faults)}",
+            f"vLLM starts where {share:.0%} of the memory is free: end what is on it, or take other GPUs by "
+            "CUDA_VISIBLE_DEVICES",
         )
-    faults = [fault for gpu in found for fault in _faults(gpu)]
-    broken = any(gpu.uncorrected for gpu in found)
+    broken = any(gpu.uncorrected for gpu in used)
     if not faults:
         return Finding("pass", text)
     return Finding("fail" if broken else "warn", f"{text}; {'; '.join(faults)}", "see nvidia-smi -q")
@@ -236,7 +329,7 @@ def _number(text: str) -> float | None:
         return None
 
 
-def _faults(gpu: Gpu) -> list[str]:
+def _faults(gpu: Gpu, others: Others) -> list[str]:
     found = []
     if gpu.uncorrected:
         found.append(f"GPU {gpu.index} has {gpu.uncorrected:.0f} uncorrected memory errors")
@@ -245,5 +338,6 @@ def _faults(gpu: Gpu) -> list[str]:
     if gpu.power_w and gpu.default_power_w and gpu.power_w < gpu.default_power_w:
         found.append(f"GPU {gpu.index} is limited to {gpu.power_w:.0f} of {gpu.default_power_w:.0f} W")
     if (gpu.used_mib or 0) > _IDLE_MIB:
-        found.append(f"GPU {gpu.index} has {gpu.used_mib:.0f} MiB in use by others")
+        who = others.on(gpu.index)
+        found.append(f"GPU {gpu.index} has {gpu.used_mib:.0f} MiB in use by others" + (f": {who}" if who else ""))
     return found

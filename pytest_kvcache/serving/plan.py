@@ -15,6 +15,7 @@ from pytest_kvcache.serving.names import lmcache_name, server_name
 from pytest_kvcache.serving.offload import TierPlan
 from pytest_kvcache.serving.vllm import vllm_server
 from pytest_kvcache.telemetry import internal_api
+from pytest_kvcache.telemetry.allotment import Allotment, dealt
 
 _MAX_INFLIGHT = 8192
 
@@ -61,6 +62,7 @@ def build_plan(
     model: str,
     port: Callable[[], int],
     scratch: Path,
+    gpus: Allotment | None = None,
 ) -> ServingPlan:
     """Return the plan of a pair of `profile` on `tier`.
 
@@ -71,7 +73,13 @@ def build_plan(
         model: What vLLM loads: a name, or a folder relative to `scratch`, where the processes run.
         port: Returns a free port at each call.
         scratch: Folder for generated files, temporary files and sockets of the processes.
+        gpus: Those that the caller may use, which servers are given by position; all of the machine by number where
+            nobody allots any.
+
+    Raises:
+        ConfigError: Too few GPUs are allotted.
     """
+    dealt_gpus = dealt(gpus, servers=profile.servers, each=profile.gpus_per_server)
     common = {"TMPDIR": str(scratch)}
     components = list(tier.storage)
     urls: dict[str, str] = {}
@@ -91,6 +99,7 @@ def build_plan(
                 offload=tier.offload.of_server(index),
                 port=lm_port,
                 http_port=http_port,
+                gpus=dealt_gpus[index],
                 env={**common, **tier.env},
                 secret_env=tier.secret_env,
             )
@@ -116,6 +125,7 @@ def build_plan(
                 profile=profile,
                 port=vllm_port,
                 connector=connector,
+                gpus=dealt_gpus[index],
                 env=env,
                 secret_env=secrets,
                 files=files,
