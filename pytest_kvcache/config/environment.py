@@ -1,8 +1,8 @@
-"""What of an environment reaches the processes of a run, and what a profile may set: one list, each line with its reason.
+"""What of an environment reaches the processes of a run, and what a profile may set: one list, with reasons.
 
-Facts of the machine and of its user pass: where things are, how to get at the network, who one is. Whatever changes what is
-measured does not: it belongs in the profile's `env`, where a baseline knows of it. And what would break a run is refused
-there, too. Names are those of vLLM 0.32 (`vllm/envs.py`), LMCache 0.5.6 and what they are built on.
+Facts of the machine and of its user pass: where things are, how to get at the network, who one is. Whatever changes
+what is measured does not: it belongs in the profile's `env`, where a baseline knows of it. And what would break a run
+is refused there, too. Names are those of vLLM 0.32 (`vllm/envs.py`), LMCache 0.5.6 and what they are built on.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ WITHHELD = (
     ),
     Names(
         ("LMCACHE_*",),
-        "LMCache applies them after its file: the profile's keys would not hold; set them in the profile's env",
+        "LMCache applies them after its file, over the profile's keys; set them in the profile's env",
         but=CREDENTIALS,
     ),
     Names(
@@ -68,7 +68,11 @@ WITHHELD = (
         but=("PYTHONNOUSERSITE", "PYTHONUTF8", "PYTHONIOENCODING", "PYTHONPYCACHEPREFIX"),
     ),
     Names(("PYTEST_*", "COV_*", "COVERAGE_*"), "pytest's own; nothing of a run is measured for coverage"),
-    Names(("AWS_*",), "credentials of storage: a tier hands them on to the processes that need them"),
+    Names(
+        ("AWS_*",),
+        "credentials of storage: a tier hands them on to the processes that need them",
+        but=("AWS_CA_BUNDLE",),
+    ),
     Names(("RCLONE_*",), "they change the S3 server that a run starts"),
     Names(
         (
@@ -115,8 +119,14 @@ REFUSED = (
         ),
         "the tier says where KV goes; a storage of your own is a tier of kind lmcache-l2",
     ),
-    Names(("LMCACHE_INTERNAL_API_SERVER_*",), "LMCache's counters are read through it"),
-    Names(("LMCACHE_TRACK_USAGE", "VLLM_NO_USAGE_STATS", "DO_NOT_TRACK"), "a run reports to nobody"),
+    Names(
+        ("LMCACHE_INTERNAL_API_SERVER_*", "LMCACHE_RUN_SCRIPT_API_ENABLED", "LMCACHE_SCRIPT_ALLOWED_IMPORTS"),
+        "LMCache's counters are read through it",
+    ),
+    Names(
+        ("LMCACHE_TRACK_USAGE", "LMCACHE_DISABLE_BANNER", "VLLM_NO_USAGE_STATS", "DO_NOT_TRACK"),
+        "a run reports to nobody",
+    ),
     Names(("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"), "each server has a folder of its own"),
     Names(("PYTHONHASHSEED",), "all servers have one seed, or none finds what another one stored"),
     Names(("PYTHONPATH", "PYTHONHOME"), "the engine is what --kv-engine names; install what is to be imported there"),
@@ -150,7 +160,9 @@ _WORTH_NAMING = (
 
 def withheld(environ: Mapping[str, str]) -> dict[str, str]:
     """Return why each variable of the caller that processes of a run do not get is withheld, by name."""
-    return {name: row.reason for name in sorted(environ) if (row := _row(WITHHELD, name)) is not None}
+    found = {name: row.reason for name in sorted(environ) if (row := _row(WITHHELD, name)) is not None}
+    # A setting that has a key of the profile is told by that.
+    return {name: dict(refusals([name])).get(name, why) if _is_setting(name) else why for name, why in found.items()}
 
 
 def inherited(environ: Mapping[str, str]) -> dict[str, str]:
@@ -181,7 +193,7 @@ def facts(environ: Mapping[str, str]) -> dict[str, Any]:
 
 def overriding(environ: Mapping[str, str]) -> list[str]:
     """Return the names of settings of vLLM and LMCache that were withheld: whoever set them will miss them."""
-    return [name for name in withheld(environ) if name.startswith(("LMCACHE_", "VLLM_"))]
+    return list(filter(_is_setting, withheld(environ)))
 
 
 def told(environ: Mapping[str, str]) -> str:
@@ -189,7 +201,13 @@ def told(environ: Mapping[str, str]) -> str:
     names = overriding(environ)
     if not names:
         return ""
-    return f"withheld from all processes: {', '.join(names)}; what a run needs of them belongs in the profile's env"
+    why = dict(refusals(names))
+    told_ = ", ".join(f"{name} ({why[name]})" if name in why else name for name in names)
+    return f"withheld from all processes of the run: {told_}; settings of an engine belong in the profile's env"
+
+
+def _is_setting(name: str) -> bool:
+    return name.startswith(("LMCACHE_", "VLLM_"))
 
 
 def _row(rows: Iterable[Names], name: str) -> Names | None:

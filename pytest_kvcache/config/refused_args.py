@@ -99,7 +99,7 @@ def refusals(argv: Sequence[str]) -> Iterator[str]:
         yield "'--' ends the options: what follows would be taken for the model"
     for option in options(argv):
         for row in REFUSED:
-            if option.name != "--" and row.takes(option):
+            if row.takes(option):
                 yield f"{_as_written(option, row)} is not allowed: {row.reason}"
                 break
         if option.means("--data-parallel-size") and option.value != "1":

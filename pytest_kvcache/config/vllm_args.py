@@ -1,8 +1,8 @@
 """How vLLM reads its argument list: the one place that knows its spellings.
 
 From vLLM 0.32, `vllm/utils/argparse_utils.py`: `_` stands for `-` in a name, `--name=value` for `--name value`,
-`--name.key value` for a key of a JSON value, `--no-name` for the opposite of a switch, and argparse takes any beginning of
-a name that is the beginning of no other.
+`--name.key value` for a key of a JSON value, `--no-name` for the opposite of a switch, and argparse takes any
+beginning of a name that is the beginning of no other.
 """
 
 from __future__ import annotations
@@ -72,6 +72,8 @@ class Option:
 def options(argv: Sequence[str]) -> Iterator[Option]:
     """Return the options of an argument list in their order, each with the first of its values."""
     for index, word in enumerate(argv):
+        if word == "--":
+            return
         if not is_option(word):
             continue
         written, equals, value = word.partition("=")

@@ -77,13 +77,13 @@ def dealt(allotted_: Allotment | None, *, servers: int, each: int) -> list[tuple
     if len(names) < needed:
         raise ConfigError(
             f"{needed} GPUs are needed (servers = {servers}, gpus_per_server = {each}), {allotted_}",
-            where="profile",
+            where="gpus_per_server",
             todo=f"ask for {needed} GPUs, or take a profile that needs fewer",
         )
     if each > 1 and any(name.startswith("MIG-") for name in names):
         raise ConfigError(
             f"a process sees one MIG instance, and gpus_per_server = {each}",
-            where=allotted_.said if allotted_ else "profile",
+            where=allotted_.said if allotted_ else "gpus_per_server",
             todo="take gpus_per_server = 1, or whole GPUs",
         )
     return [names[server * each : (server + 1) * each] for server in range(servers)]

@@ -43,7 +43,7 @@ def models_of(names: Sequence[str]) -> list[str]:
         elif name.startswith("MIG-"):
             found += _instances(name)[:1]
         else:
-            found += [each.model for each in cards if each.uuid.startswith(name)][:1]
+            found += _by_uuid(name, cards)
     return found
 
 
@@ -69,12 +69,19 @@ class _Card:
 
 
 def _nvidia() -> list[_Card]:
-    """Return the GPUs that the kernel driver shows, in the order of their bus addresses, which is that of nvidia-smi."""
+    """Return the GPUs that the kernel driver shows, in the order of nvidia-smi: that of the bus."""
     texts = [path.read_text(encoding="utf-8") for path in sorted(_DRIVER.glob("*/information"))]
     if in_container():
         here = device_nodes()
         texts = [text for text in texts if _field(text, "Device Minor") in {"", *map(str, here)}]
     return [_Card(_field(text, "Model") or "NVIDIA GPU", _field(text, "GPU UUID")) for text in texts]
+
+
+def _by_uuid(name: str, cards: Sequence[_Card]) -> list[str]:
+    """Return the model of the GPU whose UUID begins with `name`; the driver shows question marks for idle ones."""
+    known = [each.model for each in cards if each.uuid.startswith(name)]
+    hidden = sorted({each.model for each in cards if not each.uuid or "?" in each.uuid})
+    return known[:1] or (hidden if len(hidden) == 1 else ["NVIDIA GPU"] if hidden else [])
 
 
 def _instances(name: str) -> list[str]:
