@@ -49,12 +49,9 @@ class PerfState:
         undecided: Tests without a decision: node id, status, reason.
         pairs: Tiers of which a shared pair is running.
         preflight: By tier, why no pair should be booted; empty where nothing speaks against it.
-<<<<<<< HEAD
         gpus: What the GPUs of each boot did.
-=======
         stopping: By profile, engine and whether it offloads, why no pair should be booted.
         said: Cautions that were told, each once.
->>>>>>> ccfacd5 (Runners that are not ours: GPUs of the allotment, one list of the environment, arguments that a profile cannot give, whose router it is)
         engine_minutes: For which pairs were running.
         fixed_minutes: That designs without looks would have taken for the same verdicts.
         peak_memory_bytes: Of the run, once it is closed.
@@ -69,12 +66,9 @@ class PerfState:
         self.undecided: list[tuple[str, str, str]] = []
         self.pairs: set[str] = set()
         self.preflight: dict[str, tuple[str, ...]] = {}
-<<<<<<< HEAD
         self.gpus: list[BootGpus] = []
-=======
         self.stopping: dict[tuple[str, str, bool], tuple[str, ...]] = {}
         self.said: set[str] = set()
->>>>>>> ccfacd5 (Runners that are not ours: GPUs of the allotment, one list of the environment, arguments that a profile cannot give, whose router it is)
         self.cut_short = False
         self.engine_minutes = 0.0
         self.fixed_minutes = 0.0

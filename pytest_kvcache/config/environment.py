@@ -41,7 +41,7 @@ CREDENTIALS = (
 #: Of the caller's environment, what processes of a run do not get.
 WITHHELD = (
     Names(
-        ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"),
+        ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "HIP_VISIBLE_DEVICES"),
         "an allotment: each server is given its own part of it",
     ),
     Names(

@@ -28,7 +28,7 @@ def checks(engine: BaseEngine, profile: Profile, *, imports: bool, offloads: boo
     """
     found = [
         Check("versions", lambda: versions(engine, profile, offloads=offloads)),
-        Check("programs", lambda: programs(engine, profile, offloads=offloads)),
+        Check("programs", lambda: programs(engine, profile, offloads=offloads), blocking=True),
     ]
     if connector.needed(engine, profile, offloads=offloads):
         found.append(Check("connector", lambda: connector.installed(engine), blocking=True))

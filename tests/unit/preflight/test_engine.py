@@ -6,11 +6,8 @@ from pathlib import Path
 
 import pytest
 
-<<<<<<< HEAD
 from pytest_kvcache.config.profile import Profile
 from pytest_kvcache.engine import connector
-=======
->>>>>>> ed8a638 (Tests of allotments, of the environment's list and of vLLM's arguments)
 from pytest_kvcache.engine.environment import Engine
 from pytest_kvcache.preflight import engine as engines
 from pytest_kvcache.preflight import stopping
@@ -53,7 +50,6 @@ def test_imports_only_on_demand(tmp_path: Path) -> None:
     assert engines.importable(engine).found == "ImportError: libnuma.so.1"
 
 
-<<<<<<< HEAD
 IN_PROCESS = TINY.model_copy(update={"lmcache_mode": "in-process"})
 
 
@@ -86,7 +82,8 @@ def test_without_the_cpu_connector_nothing_boots(tmp_path: Path, answer: str, st
     assert check.look().status == status
     assert words in check.look().todo
     assert [words in line for line in stopping("engine", [check])] == [True] * (status == "fail")
-=======
+
+
 #: Of vllm-project/production-stack, as argparse begins to print it.
 PRODUCTION_STACK = """usage: vllm-router [-h] [--host HOST] [--port PORT] [--service-discovery {static,k8s}]
                    [--static-backends STATIC_BACKENDS] [--static-models STATIC_MODELS]
@@ -108,4 +105,3 @@ def test_whose_router_it_is(tmp_path: Path, says: str, code: int, status: str, s
     _script(engine.path / "bin" / "vllm-router", f"cat <<'EOF'\n{says}\nEOF\nexit {code}")
     assert (engines.router(engine).status, said in engines.router(engine).found) == (status, True)
     assert engines.programs(engine, TINY, offloads=True).status == status
->>>>>>> ed8a638 (Tests of allotments, of the environment's list and of vLLM's arguments)
