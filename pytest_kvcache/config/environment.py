@@ -106,7 +106,10 @@ WITHHELD = (
 #: What a profile's `env` cannot set.
 REFUSED = (
     Names(
-        ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES"),
+        (
+            "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES",
+            "NVIDIA_VISIBLE_DEVICES",
+        ),
         "set gpus_per_server; CUDA_VISIBLE_DEVICES of the caller says which GPUs",
     ),
     Names(("LMCACHE_CONFIG_FILE",), "each server has a file of its own, made from profile and tier"),
