@@ -16,9 +16,11 @@ from pytest_kvcache.campaign.against import AgainstCampaign
 from pytest_kvcache.campaign.baseline import BaselineCampaign
 from pytest_kvcache.campaign.result import CellResult
 from pytest_kvcache.campaign.side import Side
+from pytest_kvcache.config.cautions import cautions
 from pytest_kvcache.errors import KvCacheError, RunError, SetupError, TierUnavailableError
 from pytest_kvcache.load import runner
 from pytest_kvcache.preflight import engine as engines
+from pytest_kvcache.preflight import gpus
 from pytest_kvcache.report import benchmark as rows_of_benchmark
 from pytest_kvcache.report import terminal
 from pytest_kvcache.report.rows import properties, status
@@ -69,15 +71,24 @@ def usable(tier: Tier, state: PerfState) -> Tier:
 
 
 def _fits(side: Side | None, state: PerfState) -> None:
-    """Look at whether an engine can serve a profile on a tier.
+    """Look at whether machine and engine can serve a profile on a tier, and say what of the profile may go wrong.
 
     Raises:
+        ConfigError: Too few GPUs are allotted.
         SetupError: A pair should not be booted.
     """
     if side is None:
         return
-    looks = engines.checks(side.engine, side.profile, imports=False, offloads=not isinstance(side.tier, NoTier))
-    if found := preflight.stopping("engine", looks):
+    profile, offloads = side.profile, not isinstance(side.tier, NoTier)
+    for line in cautions(profile, offloads=offloads):
+        if line not in state.said:
+            state.say(f"profile {profile.name}: {line}")
+            state.said.add(line)
+    key = (profile.name, side.engine.where, offloads)
+    if key not in state.stopping:
+        looks = engines.checks(side.engine, profile, imports=False, offloads=offloads)
+        state.stopping[key] = (*gpus.blocking(profile), *preflight.stopping("engine", looks))
+    if found := state.stopping[key]:
         raise SetupError("; ".join(found), where=side.engine.where, todo="the whole list: pytest-kvcache doctor")
     # A plan that nothing comes of: it leases no port.
     plan = side.tier.plan(replace(side.context(state.run, ""), port=lambda: 0))

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from pytest_kvcache.config import environment
+from pytest_kvcache.config.cautions import cautions
 from pytest_kvcache.config.profile import TINY_MODEL, Profile
 from pytest_kvcache.engine.base import BaseEngine
 from pytest_kvcache.engine.container import same_path
@@ -19,6 +21,7 @@ from pytest_kvcache.serving import versions as older
 from pytest_kvcache.serving.component import Component
 from pytest_kvcache.serving.launchers.docker import container_of
 from pytest_kvcache.serving.plan import EngineTools, ServingPlan, build_plan
+from pytest_kvcache.telemetry.allotment import allotment
 from pytest_kvcache.tiers.base import Tier, TierContext
 
 #: Stand for what a run chooses when it starts.
@@ -71,16 +74,23 @@ def render(
         model=Path(profile.model).name if _is_folder(profile) else profile.model,
         port=lambda: next(ports),
         scratch=_SCRATCH,
+        gpus=allotment(environ),
     )
     if refused := older.refusals(tools.versions, profile, plan.tier.offload):
         missing, todo = older.told(refused, tools.versions)
         reason = reason or f"{missing}; {todo}"
     if isinstance(engine, ImageEngine):
-        plan = replace(plan, components=tuple(_contained(c, engine, profile, plan) for c in plan.components))
-    return _json(plan, reason) if as_json else _script(profile, plan, reason)
+        allotted = allotment(environ) is not None
+        contained = (_contained(c, engine, profile, plan, allotted=allotted) for c in plan.components)
+        plan = replace(plan, components=tuple(contained))
+    kept = {name for component in plan.components for name in component.secret_env}
+    away = {name: why for name, why in environment.withheld(environ).items() if name not in kept}
+    return _json(plan, reason, away) if as_json else _script(profile, plan, reason, away)
 
 
-def _contained(component: Component, engine: ImageEngine, profile: Profile, plan: ServingPlan) -> Component:
+def _contained(
+    component: Component, engine: ImageEngine, profile: Profile, plan: ServingPlan, *, allotted: bool
+) -> Component:
     """Return a component whose command is the `docker run` of what a run starts.
 
     A run takes output to a log, and secrets from a file that `docker inspect` does not show.
@@ -100,6 +110,7 @@ def _contained(component: Component, engine: ImageEngine, profile: Profile, plan
         mounts=mounts,
         labels={containers.LABEL: _RUN},
         gpus=profile.gpus_per_server > 0,
+        allotted=allotted,
     )
     shown = replace(container, image=engine.reference, argv=component.argv)
     return replace(component, argv=shown.run_argv(sorted(component.secret_env)), env={})
@@ -109,7 +120,7 @@ def _is_folder(profile: Profile) -> bool:
     return profile.model == TINY_MODEL or Path(profile.model).is_dir()
 
 
-def _json(plan: ServingPlan, reason: str | None) -> str:
+def _json(plan: ServingPlan, reason: str | None, away: Mapping[str, str]) -> str:
     components = [
         {
             "name": c.name,
@@ -126,6 +137,7 @@ def _json(plan: ServingPlan, reason: str | None) -> str:
             "tier": plan.tier.label,
             "unavailable": reason,
             "lacks": list(plan.lacks),
+            "withheld": dict(away),
             "base_url": plan.base_url,
             "extra_body": plan.extra_body,
             "folders": [str(folder) for folder in plan.tier.folders],
@@ -135,7 +147,7 @@ def _json(plan: ServingPlan, reason: str | None) -> str:
     )
 
 
-def _script(profile: Profile, plan: ServingPlan, reason: str | None) -> str:
+def _script(profile: Profile, plan: ServingPlan, reason: str | None, away: Mapping[str, str]) -> str:
     lines = [f"# profile {profile.name}, tier {plan.tier.label}: what a run starts, in this order."]
     lines += [f"# {_RUN} stands for the run's id; ports are chosen free at each run. Requests go to {plan.base_url}."]
     if plan.extra_body:
@@ -143,6 +155,10 @@ def _script(profile: Profile, plan: ServingPlan, reason: str | None) -> str:
     if reason:
         lines.append(f"# This tier cannot run here: {reason}")
     lines += [f"# {line}" for line in plan.lacks]
+    lines += [f"# Not from your environment: {name} ({why})" for name, why in away.items()]
+    lines += [f"# {line}" for line in cautions(profile, offloads=plan.tier.offload is not None)]
+    if away:
+        lines.append(f"unset {' '.join(away)}")
     lines += [f"mkdir -p {_SCRATCH} && cd {_SCRATCH}"]
     if _is_folder(profile):
         lines += [f"ln -s FOLDER/OF/{Path(profile.model).name} .  # LMCache must not see an absolute path"]

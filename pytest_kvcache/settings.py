@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from pytest_kvcache.engine.container import Mount, parse_mount
 from pytest_kvcache.errors import ConfigError
 from pytest_kvcache.options import Options
 from pytest_kvcache.telemetry import revision as revisions
-from pytest_kvcache.telemetry.hardware import gpus
+from pytest_kvcache.telemetry.hardware import usable_gpus
 from pytest_kvcache.tiers.base import Tier
 from pytest_kvcache.verdict.metrics import JUDGED
 
@@ -58,7 +59,7 @@ def resolve(options: Options) -> Settings:
         ConfigError: With file or option, key and what is allowed.
     """
     known = catalogue.load(catalogue.find(options.rootdir, options.config))
-    default = GPU_PROFILE if gpus() else CPU_PROFILE
+    default = GPU_PROFILE if usable_gpus(os.environ) else CPU_PROFILE
     profile = known.profile(options.profile or default)
     profile.workload.check()
     _check_against(options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from pytest_kvcache.campaign.gpus import BootGpus
 from pytest_kvcache.campaign.result import CellResult
 from pytest_kvcache.campaign.side import Side
+from pytest_kvcache.config import environment
 from pytest_kvcache.config.profile import Profile
 from pytest_kvcache.engine import setup
 from pytest_kvcache.engine.base import BaseEngine
@@ -21,6 +23,7 @@ from pytest_kvcache.runs import processes
 from pytest_kvcache.runs.session import RunSession
 from pytest_kvcache.serving.launchers.process import ProcessLauncher
 from pytest_kvcache.settings import Settings
+from pytest_kvcache.telemetry.allotment import allotment, dealt
 from pytest_kvcache.telemetry.hardware import hardware
 from pytest_kvcache.telemetry.memory import MemoryWatch
 from pytest_kvcache.tiers.base import Tier
@@ -47,6 +50,8 @@ class PerfState:
         pairs: Tiers of which a shared pair is running.
         preflight: By tier, why no pair should be booted; empty where nothing speaks against it.
         gpus: What the GPUs of each boot did.
+        stopping: By profile, engine and whether it offloads, why no pair should be booted.
+        said: Cautions that were told, each once.
         engine_minutes: For which pairs were running.
         fixed_minutes: That designs without looks would have taken for the same verdicts.
         peak_memory_bytes: Of the run, once it is closed.
@@ -62,6 +67,8 @@ class PerfState:
         self.pairs: set[str] = set()
         self.preflight: dict[str, tuple[str, ...]] = {}
         self.gpus: list[BootGpus] = []
+        self.stopping: dict[tuple[str, str, bool], tuple[str, ...]] = {}
+        self.said: set[str] = set()
         self.cut_short = False
         self.engine_minutes = 0.0
         self.fixed_minutes = 0.0
@@ -96,6 +103,8 @@ class PerfState:
     def run(self) -> RunSession:
         """The run: made, and earlier ones that were killed cleaned up after, at the first use."""
         run = RunSession(home(), self.settings.options.runs, self.say)
+        if line := environment.told(os.environ):
+            self.say(line)
         self._memory = MemoryWatch(lambda: processes.members(run.journal.record.leaders))
         return run
 
@@ -106,8 +115,9 @@ class PerfState:
 
     @cached_property
     def hardware(self) -> dict[str, str]:
-        """The machine."""
-        return hardware()
+        """The machine, with the GPUs that servers use and no other one."""
+        names = dealt(allotment(os.environ), servers=self.profile.servers, each=self.profile.gpus_per_server)
+        return hardware([name for each in names for name in each])
 
     def other_side(self, tier: Tier) -> Side | None:
         """Return what `tier` is compared with under --kv-against, None where with baselines.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from pytest_kvcache.campaign import gpus
 from pytest_kvcache.campaign.gpus import GpuWatch
 from pytest_kvcache.campaign.looks import Looks, worth
 from pytest_kvcache.campaign.side import Side
+from pytest_kvcache.config import environment
 from pytest_kvcache.load import runner
 from pytest_kvcache.load.plan import LoadPlan
 from pytest_kvcache.load.runner import RunResult
@@ -28,6 +30,7 @@ from pytest_kvcache.serving.pair import ServingPair
 from pytest_kvcache.serving.plan import build_plan
 from pytest_kvcache.state import PerfState
 from pytest_kvcache.telemetry import canary
+from pytest_kvcache.telemetry.allotment import allotment
 from pytest_kvcache.verdict.environment import comparability
 
 PROBES = "probes.json"
@@ -76,6 +79,7 @@ def booted(side: Side, state: PerfState, tier_plan: TierPlan, *, logs: Path) -> 
         model=_linked_model(side, state),
         port=state.run.ports.take,
         scratch=state.run.scratch,
+        gpus=allotment(os.environ),
     )
     launcher = side.launcher(state.run, tier_plan)
     pair = pairs.boot(plan, launcher, logs, timeout_s=side.profile.boot_timeout_s)
@@ -139,7 +143,7 @@ def measure(
         if readings:
             result.canary = canary.read_after(readings)
         for run in result.runs.values():
-            runner.add_facts(run.folder, {"canary": result.canary})
+            runner.add_facts(run.folder, {"canary": result.canary, "environment": environment.facts(os.environ)})
     finally:
         result.minutes = (time.monotonic() - started) / 60
         state.engine_minutes += result.minutes

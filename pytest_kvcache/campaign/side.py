@@ -17,6 +17,7 @@ from pytest_kvcache.serving.launchers.base import Launcher
 from pytest_kvcache.serving.launchers.docker import DockerLauncher
 from pytest_kvcache.serving.launchers.process import ProcessLauncher
 from pytest_kvcache.serving.offload import TierPlan
+from pytest_kvcache.telemetry.allotment import allotment
 from pytest_kvcache.tiers.base import Tier, TierContext
 
 
@@ -70,6 +71,7 @@ class Side:
             run,
             self.engine,
             gpus=self.profile.gpus_per_server > 0,
+            allotted=allotment(os.environ) is not None,
             reads=[self.model] if self.model else [],
             writes=tier_plan.folders,
         )

@@ -28,7 +28,7 @@ from pytest_kvcache.preflight.check import Check, Finding, Result
 from pytest_kvcache.runs.ports import free_ports
 from pytest_kvcache.runs.session import RunSession
 from pytest_kvcache.settings import CPU_PROFILE, GPU_PROFILE
-from pytest_kvcache.telemetry.hardware import gpus
+from pytest_kvcache.telemetry.hardware import usable_gpus
 from pytest_kvcache.tiers.base import Tier, TierContext, call_here
 from pytest_kvcache.tiers.none import NoTier
 
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace, say: Say) -> int:
         ConfigError: A flag or kvcache.toml is wrong.
     """
     known = catalogue.load(catalogue.find(Path.cwd(), args.kv_config))
-    profile = known.profile(args.kv_profile or (GPU_PROFILE if gpus() else CPU_PROFILE))
+    profile = known.profile(args.kv_profile or (GPU_PROFILE if usable_gpus(os.environ) else CPU_PROFILE))
     tiers = known.select(args.tier)
     offloads = any(not isinstance(tier, NoTier) for tier in tiers)
     results = [preflight.run("machine", check) for check in machine.checks(profile, offloads=offloads)]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
+from pytest_kvcache.config import environment, refused_args
 from pytest_kvcache.config.rules import Rules
 from pytest_kvcache.config.strict import Strict
+from pytest_kvcache.config.vllm_args import number_of
 from pytest_kvcache.workload.registry import AnyWorkload
 
 #: Name that asks for the small random-weight Qwen3 made on the spot (`engine/tiny_model.py`).
@@ -48,23 +51,66 @@ class Profile(Strict):
             )
         return self
 
+    @field_validator("vllm_args")
+    @classmethod
+    def _arguments_are_free(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if found := list(refused_args.refusals(value)):
+            raise ValueError("; ".join(found))
+        return value
+
+    @field_validator("env")
+    @classmethod
+    def _variables_are_free(cls, value: dict[str, str]) -> dict[str, str]:
+        if found := [f"{name} is not allowed: {reason}" for name, reason in environment.refusals(value)]:
+            raise ValueError("; ".join(found))
+        return value
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Self:
+        found = [*self._parallel(), *self._chunks()]
+        if self.rules.probes:
+            found += [f"vllm_args: {line}" for line in refused_args.beside_probes(self.vllm_args)]
+        if found:
+            raise ValueError("; ".join(found))
+        return self
+
+    def _parallel(self) -> list[str]:
+        written = self._written_ranks()
+        if self.gpus_per_server == 0 or written is None or written == self.gpus_per_server:
+            return []
+        return [
+            f"gpus_per_server: {self.gpus_per_server}, and vllm_args ask for {written} (--tensor-parallel-size times "
+            f"--pipeline-parallel-size); set gpus_per_server = {written}, or leave the sizes out"
+        ]
+
+    def _chunks(self) -> list[str]:
+        block = number_of(self.vllm_args, "--block-size", 0)
+        if not block or self.chunk_tokens % block == 0:
+            return []
+        return [
+            f"chunk_tokens: {self.chunk_tokens} is no whole number of blocks of {block} tokens (--block-size in "
+            "vllm_args); LMCache stores whole blocks"
+        ]
+
+    def _written_ranks(self) -> int | None:
+        """Return the workers that `vllm_args` ask for, None where they say nothing of it."""
+        names = ("--tensor-parallel-size", "--pipeline-parallel-size", "--prefill-context-parallel-size")
+        sizes = [number_of(self.vllm_args, name, 0) for name in names]
+        return math.prod(size or 1 for size in sizes) if any(sizes) else None
+
     @property
     def ranks(self) -> int:
-        """Worker processes of each vLLM server: tensor parallel times pipeline parallel size."""
-        return _size(self.vllm_args, "--tensor-parallel-size", "-tp") * _size(
-            self.vllm_args, "--pipeline-parallel-size", "-pp"
-        )
+        """Worker processes of each vLLM server: as `vllm_args` say, else one on each of its GPUs."""
+        return self._written_ranks() or max(self.gpus_per_server, 1)
+
+    @property
+    def tensor_parallel_args(self) -> tuple[str, ...]:
+        """What has a server use all of its GPUs where `vllm_args` say nothing of it."""
+        if self.gpus_per_server <= 1 or self._written_ranks() is not None:
+            return ()
+        return ("--tensor-parallel-size", str(self.gpus_per_server))
 
     @property
     def served_name(self) -> str:
         """The name that requests use."""
         return self.model
-
-
-def _size(argv: tuple[str, ...], *spellings: str) -> int:
-    for index, word in enumerate(argv):
-        name, _, value = word.partition("=")
-        if name in spellings:
-            text = value or "".join(argv[index + 1 : index + 2])
-            return int(text) if text.isdigit() else 1
-    return 1

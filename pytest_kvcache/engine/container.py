@@ -11,6 +11,8 @@ from typing import Any
 from pytest_kvcache.errors import ConfigError
 
 _MODES = ("ro", "rw")
+#: Of `Container.gpus`.
+ALL_GPUS = ("all",)
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ class Container:
         mounts: Nothing else of this machine is seen.
         workdir: Where the program starts.
         labels: To find it by.
-        gpus: Whether it sees all NVIDIA GPUs; CUDA_VISIBLE_DEVICES chooses among them, as for a process.
+        gpus: NVIDIA GPUs that it sees, by number, UUID or MIG name; `all` for all of the machine, among which
+            CUDA_VISIBLE_DEVICES chooses, as for a process.
     """
 
     image: str
@@ -84,13 +87,13 @@ class Container:
     mounts: tuple[Mount, ...] = ()
     workdir: Path | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
-    gpus: bool = False
+    gpus: tuple[str, ...] = ()
 
     def sdk(self) -> dict[str, Any]:
         """Return the arguments of the SDK's `containers.create`."""
         from docker.types import DeviceRequest  # noqa: PLC0415 - heavy, and only where an image is used
 
-        everything = DeviceRequest(count=-1, capabilities=[["gpu"]])
+        asked = {"count": -1} if self.gpus == ALL_GPUS else {"device_ids": list(self.gpus)}
         return {
             "image": self.image,
             "entrypoint": [self.argv[0]],
@@ -100,7 +103,7 @@ class Container:
             "volumes": [str(mount) for mount in self.mounts],
             "working_dir": str(self.workdir) if self.workdir else None,
             "labels": dict(self.labels),
-            "device_requests": [everything] if self.gpus else None,
+            "device_requests": [DeviceRequest(capabilities=[["gpu"]], **asked)] if self.gpus else None,
             "network_mode": "host",
             "ipc_mode": "host",
             "pid_mode": "host",
@@ -121,7 +124,12 @@ class Container:
         words += ["--user", _user(), "--cpuset-cpus", _cpus(), "--cap-drop", "ALL"]
         words += ["--security-opt", "no-new-privileges"]
         options: dict[str, Sequence[str]] = {
-            "--gpus": ["all"] if self.gpus else [],
+            # Docker reads the value as a line of CSV.
+            "--gpus": []
+            if not self.gpus
+            else ["all"]
+            if self.gpus == ALL_GPUS
+            else [f'"device={",".join(self.gpus)}"'],
             "--name": [self.name] if self.name else [],
             "--label": [f"{key}={value}" for key, value in self.labels.items()],
             "--volume": [str(mount) for mount in self.mounts],

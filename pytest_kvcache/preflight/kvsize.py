@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_kvcache.config.profile import TINY_MODEL, Profile
+from pytest_kvcache.config.vllm_args import kv_dtype
 
 _BYTES = {"float32": 4, "float": 4, "bfloat16": 2, "float16": 2, "half": 2}
 #: Of the model that the built-in profiles name, which may not have been downloaded yet (its config.json on the Hub).
@@ -89,13 +90,10 @@ def model_config(model: str, *, hub: Path | None = None) -> Mapping[str, Any] | 
 
 
 def _number_bytes(config: Mapping[str, Any], dtype: str, vllm_args: Sequence[str]) -> int | None:
-    kv = ""
-    for index, word in enumerate(vllm_args):
-        if word.startswith("--kv-cache-dtype"):
-            kv = word.partition("=")[2] or "".join(vllm_args[index + 1 : index + 2])
+    kv = kv_dtype(vllm_args)
     if kv.startswith(("fp8", "int8")):
         return 1
-    chosen = kv if kv not in {"", "auto"} else dtype
+    chosen = kv if kv != "auto" else dtype
     if chosen == "auto":
         chosen = str(config.get("dtype") or config.get("torch_dtype") or "")
         # vLLM's own rule: a model in float32 is served in half precision.

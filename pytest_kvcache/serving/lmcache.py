@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ def lmcache_server(
     port: int,
     http_port: int,
     versions: Mapping[str, str],
+    gpus: Sequence[str],
     env: Mapping[str, str],
     secret_env: Mapping[str, str],
 ) -> Component:
@@ -40,6 +41,7 @@ def lmcache_server(
         port: vLLM's connector talks to it, at 127.0.0.1.
         http_port: Health, metrics and control, at 127.0.0.1.
         versions: Of the engine: what an older one lacks and does not need is left out.
+        gpus: Those of its vLLM server, whose memory it maps.
         env: More environment.
         secret_env: Credentials that the L2 adapter reads.
     """
@@ -61,7 +63,13 @@ def lmcache_server(
         name=lmcache_name(index),
         argv=tuple(argv),
         stage="servers",
-        env={"LMCACHE_TRACK_USAGE": "false", "LMCACHE_DISABLE_BANNER": "1", **env, **profile.env},
+        env={
+            **profile.env,
+            "CUDA_VISIBLE_DEVICES": ",".join(gpus),
+            "LMCACHE_TRACK_USAGE": "false",
+            "LMCACHE_DISABLE_BANNER": "1",
+            **env,
+        },
         secret_env=secret_env,
         ready_url=f"http://127.0.0.1:{http_port}/healthcheck",
     )

@@ -16,6 +16,7 @@ from pytest_kvcache.serving.names import lmcache_name, server_name
 from pytest_kvcache.serving.offload import TierPlan
 from pytest_kvcache.serving.vllm import vllm_server
 from pytest_kvcache.telemetry import internal_api
+from pytest_kvcache.telemetry.allotment import Allotment, dealt
 
 _MAX_INFLIGHT = 8192
 
@@ -68,6 +69,7 @@ def build_plan(
     model: str,
     port: Callable[[], int],
     scratch: Path,
+    gpus: Allotment | None = None,
 ) -> ServingPlan:
     """Return the plan of a pair of `profile` on `tier`.
 
@@ -78,7 +80,13 @@ def build_plan(
         model: What vLLM loads: a name, or a folder relative to `scratch`, where the processes run.
         port: Returns a free port at each call.
         scratch: Folder for generated files, temporary files and sockets of the processes.
+        gpus: Those that the caller may use, which servers are given by position; all of the machine by number where
+            nobody allots any.
+
+    Raises:
+        ConfigError: Too few GPUs are allotted.
     """
+    dealt_gpus = dealt(gpus, servers=profile.servers, each=profile.gpus_per_server)
     common = {"TMPDIR": str(scratch)}
     components = list(tier.storage)
     urls: dict[str, str] = {}
@@ -99,6 +107,7 @@ def build_plan(
                 port=lm_port,
                 http_port=http_port,
                 versions=tools.versions,
+                gpus=dealt_gpus[index],
                 env={**common, **tier.env},
                 secret_env=tier.secret_env,
             )
@@ -125,6 +134,7 @@ def build_plan(
                 port=vllm_port,
                 connector=connector,
                 versions=tools.versions,
+                gpus=dealt_gpus[index],
                 env=env,
                 secret_env=secrets,
                 files=files,

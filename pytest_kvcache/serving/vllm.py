@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pytest_kvcache.config.profile import Profile
@@ -20,6 +20,7 @@ def vllm_server(
     port: int,
     connector: Mapping[str, object] | None,
     versions: Mapping[str, str],
+    gpus: Sequence[str],
     env: Mapping[str, str],
     secret_env: Mapping[str, str],
     files: Mapping[Path, str],
@@ -34,6 +35,7 @@ def vllm_server(
         port: To listen on, at 127.0.0.1.
         connector: The `--kv-transfer-config` JSON, None for vLLM alone.
         versions: Of the engine: what an older one lacks and does not need is left out.
+        gpus: Those of this server, as `CUDA_VISIBLE_DEVICES` names them; none serves on the CPU.
         env: More environment.
         secret_env: Credentials that an in-process LMCache needs.
         files: To write before the start (LMCache's YAML).
@@ -50,7 +52,7 @@ def vllm_server(
         argv += ["--max-model-len", str(profile.max_model_len)]
     if profile.device_blocks is not None:
         argv += ["--num-gpu-blocks-override", str(profile.device_blocks)]
-    argv += profile.vllm_args
+    argv += [*profile.tensor_parallel_args, *profile.vllm_args]
     argv += [
         # What a row of the results needs: cached tokens, the server's own times, and who answered. The router adds
         # no header that names the server, so each one says it in the role of the first streamed chunk.
@@ -67,7 +69,12 @@ def vllm_server(
         argv=tuple(argv),
         stage="servers",
         env={
-            **_gpus(profile, index),
+            **profile.env,
+            # Without any on the CPU too: LMCache, which finds one, would take it.
+            "CUDA_VISIBLE_DEVICES": ",".join(gpus),
+            # CUDA counts the fastest GPU first unless told otherwise; nvidia-smi, job managers and NVML, by which the
+            # GPUs of a run are sampled, count in the order of the PCI bus.
+            **({"CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if gpus else {}),
             # Internal sockets follow these; the default is the first outward address.
             "VLLM_HOST_IP": "127.0.0.1",
             "VLLM_LOOPBACK_IP": "127.0.0.1",
@@ -76,20 +83,9 @@ def vllm_server(
             # The probes empty the prefix cache (/reset_prefix_cache), which is one of the endpoints for developers.
             **({"VLLM_SERVER_DEV_MODE": "1"} if profile.rules.probes else {}),
             **env,
-            **profile.env,
         },
         secret_env=secret_env,
         files=files,
         folders=folders,
         ready_url=f"http://127.0.0.1:{port}/health",
     )
-
-
-def _gpus(profile: Profile, index: int) -> dict[str, str]:
-    if profile.gpus_per_server == 0:
-        return {}
-    first = index * profile.gpus_per_server
-    devices = range(first, first + profile.gpus_per_server)
-    # CUDA counts the fastest GPU first unless told otherwise; nvidia-smi, job managers and NVML, by which the GPUs of a
-    # run are sampled, count in the order of the PCI bus.
-    return {"CUDA_VISIBLE_DEVICES": ",".join(map(str, devices)), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}

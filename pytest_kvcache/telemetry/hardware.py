@@ -3,29 +3,93 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
+from pytest_kvcache.telemetry.allotment import allotted, device_nodes, in_container
+from pytest_kvcache.telemetry.listing import LISTING, listed
+
+_DRIVER = Path("/proc/driver/nvidia/gpus")
+
 
 def gpus() -> list[str]:
-    """Return the model of each NVIDIA or AMD GPU that the kernel driver shows, empty where there is none."""
-    nvidia = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
-    models = [_field(path.read_text(encoding="utf-8"), "Model") or "NVIDIA GPU" for path in nvidia]
+    """Return the model of each NVIDIA or AMD GPU that is here, empty where there is none."""
+    models = [each.model for each in _nvidia()]
     if models:
         return models
     amd = Path("/sys/class/kfd/kfd/topology/nodes").glob("*/gpu_id")
     return ["AMD GPU" for path in amd if path.read_text(encoding="utf-8").strip() not in {"", "0"}]
 
 
-def hardware() -> dict[str, str]:
-    """Return processor, cores that this process may use, memory and GPUs."""
+def usable_gpus(environ: Mapping[str, str]) -> list[str]:
+    """Return the model of each GPU that the caller may use: those here, as far as they are allotted."""
+    names = allotted(environ)
+    here = gpus()
+    return here if names is None or not here else models_of(names)
+
+
+def models_of(names: Sequence[str]) -> list[str]:
+    """Return the models of GPUs by the names that `CUDA_VISIBLE_DEVICES` gives them; those not here are left out."""
+    cards, here = _nvidia(), gpus()
+    found = []
+    for name in names:
+        if name.isdecimal():
+            found += here[int(name) : int(name) + 1]
+        elif name.startswith("MIG-"):
+            found += _instances(name)[:1]
+        else:
+            found += _by_uuid(name, cards)
+    return found
+
+
+def hardware(names: Sequence[str] | None = None) -> dict[str, str]:
+    """Return processor, cores that this process may use, memory and GPUs.
+
+    Args:
+        names: Of the GPUs that servers use, as `CUDA_VISIBLE_DEVICES` has them; all that are here where not given.
+    """
+    used = gpus() if names is None else models_of(names)
     return {
         "cpu": _field(Path("/proc/cpuinfo").read_text(encoding="utf-8"), "model name") or "unknown",
         "cores": str(len(os.sched_getaffinity(0))),
         "memory_gib": str(round(psutil.virtual_memory().total / 2**30)),
-        "gpus": ", ".join(gpus()) or "none",
+        "gpus": ", ".join(used) or "none",
     }
+
+
+@dataclass(frozen=True)
+class _Card:
+    model: str
+    uuid: str
+
+
+def _nvidia() -> list[_Card]:
+    """Return the GPUs that the kernel driver shows, in the order of nvidia-smi: that of the bus."""
+    texts = [path.read_text(encoding="utf-8") for path in sorted(_DRIVER.glob("*/information"))]
+    if in_container():
+        here = device_nodes()
+        texts = [text for text in texts if _field(text, "Device Minor") in {"", *map(str, here)}]
+    return [_Card(_field(text, "Model") or "NVIDIA GPU", _field(text, "GPU UUID")) for text in texts]
+
+
+def _by_uuid(name: str, cards: Sequence[_Card]) -> list[str]:
+    """Return the model of the GPU whose UUID begins with `name`; the driver shows question marks for idle ones."""
+    known = [each.model for each in cards if each.uuid.startswith(name)]
+    hidden = sorted({each.model for each in cards if not each.uuid or "?" in each.uuid})
+    return known[:1] or (hidden if len(hidden) == 1 else ["NVIDIA GPU"] if hidden else [])
+
+
+def _instances(name: str) -> list[str]:
+    """Return the model of a MIG instance, with that of its GPU."""
+    if shutil.which(LISTING[0]) is None:
+        return ["NVIDIA MIG instance"]
+    done = subprocess.run(LISTING, capture_output=True, text=True, check=False, timeout=30)
+    return [f"{each.model} {each.profile}" for each in listed(done.stdout) if each.is_named(name) and each.profile]
 
 
 def _field(text: str, name: str) -> str:

@@ -40,7 +40,7 @@ model = "stub"
 gpus_per_server = 0
 lmcache_mode = "mp"
 # Longer than any prompt: nothing is expected of a stub's LMCache.
-chunk_tokens = 100000
+chunk_tokens = 128000
 boot_timeout_s = 20
 vllm_args = [{vllm_args}]
 

@@ -7,6 +7,7 @@ container, for its exit code, and to remove it.
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,8 @@ from pathlib import Path
 
 import psutil
 
-from pytest_kvcache.engine.container import Container, Mount, same_path
+from pytest_kvcache.config import environment
+from pytest_kvcache.engine.container import ALL_GPUS, Container, Mount, same_path
 from pytest_kvcache.engine.image import ImageEngine
 from pytest_kvcache.errors import BootError, ConfigError
 from pytest_kvcache.runs import containers, signals
@@ -30,6 +32,7 @@ _START = (
     'shift 2; exec "$@"'
 )
 _SIGNALLED = 128
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
 #: The daemon learns of an end later than the kernel.
 _EXIT_CODE_S = 10
 
@@ -45,6 +48,7 @@ def container_of(
     mounts: Sequence[Mount],
     labels: Mapping[str, str],
     gpus: bool,
+    allotted: bool = False,
 ) -> Container:
     """Return the container of a component.
 
@@ -57,18 +61,27 @@ def container_of(
         scratch: Where it starts; its home, too, for a user that the image does not know.
         mounts: What it sees beside the engine's own mounts and the log's folder.
         labels: To find it by.
-        gpus: Whether servers get the GPUs.
+        gpus: Whether servers get GPUs.
+        allotted: Whether they get their own only, since others of this machine are not the caller's to use.
     """
+    named = tuple(filter(None, component.env.get(_VISIBLE, "").split(",")))
+    seen: tuple[str, ...] = ()
+    inside: dict[str, str] = {}
+    if gpus and component.stage == "servers":
+        seen = named if allotted and named else ALL_GPUS
+        if seen != ALL_GPUS:
+            # Numbers count anew among the GPUs that a container sees.
+            inside[_VISIBLE] = ",".join(str(i) if name.isdecimal() else name for i, name in enumerate(named))
     home = {"HOME": str(scratch), "USER": "kvcache", "LOGNAME": "kvcache"}
     return Container(
         image=engine.image_id,
         argv=("sh", "-c", _START, "kvcache", str(log), str(secrets or ""), *component.argv),
         name=name,
-        env={**home, **no_proxy(), **component.env},
+        env={**home, **no_proxy(), **component.env, **inside},
         mounts=(*engine.mounts, *mounts, same_path(log.parent, writable=True)),
         workdir=scratch,
         labels=labels,
-        gpus=gpus and component.stage == "servers",
+        gpus=seen,
     )
 
 
@@ -109,15 +122,23 @@ class DockerLauncher:
     Args:
         session: Records each of them before anything can go wrong.
         engine: The image.
-        gpus: Whether servers get the GPUs.
+        gpus: Whether servers get GPUs.
+        allotted: Whether they get their own only.
         reads: Files and folders that components read (the model).
         writes: Folders that they write in (the tier's).
     """
 
     def __init__(
-        self, session: RunSession, engine: ImageEngine, *, gpus: bool, reads: Sequence[Path], writes: Sequence[Path]
+        self,
+        session: RunSession,
+        engine: ImageEngine,
+        *,
+        gpus: bool,
+        reads: Sequence[Path],
+        writes: Sequence[Path],
+        allotted: bool = False,
     ) -> None:
-        self._session, self._engine, self._gpus = session, engine, gpus
+        self._session, self._engine, self._gpus, self._allotted = session, engine, gpus, allotted
         scratch = same_path(session.scratch, writable=True)
         self._mounts = (scratch, *map(same_path, reads), *(same_path(path, writable=True) for path in writes))
         self._processes = ProcessLauncher(session)
@@ -141,6 +162,7 @@ class DockerLauncher:
             mounts=self._mounts,
             labels={containers.LABEL: self._session.id},
             gpus=self._gpus,
+            allotted=self._allotted,
         )
         host = self._session.own_containers()
         try:
@@ -164,10 +186,13 @@ class DockerLauncher:
             remove_folders(handle.component)
 
     def _write_secrets(self, component: Component) -> Path | None:
-        if not component.secret_env:
+        # A container has nothing of the caller's environment: what an engine needs of it comes this way.
+        passed = environment.credentials(os.environ) if component.stage == "servers" else {}
+        secrets = {**passed, **component.secret_env}
+        if not secrets:
             return None
         path = self._session.scratch / f"{component.name}.env"
-        lines = [f"{key}={shlex.quote(value)}\n" for key, value in component.secret_env.items()]
+        lines = [f"{key}={shlex.quote(value)}\n" for key, value in secrets.items()]
         path.unlink(missing_ok=True)
         path.touch(mode=0o600)
         path.write_text("".join(lines), encoding="utf-8")

@@ -8,14 +8,12 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from pytest_kvcache.config import environment
 from pytest_kvcache.runs import signals
 from pytest_kvcache.runs.processes import Leader, leader_of
 from pytest_kvcache.runs.session import RunSession
 from pytest_kvcache.serving.component import Component
 from pytest_kvcache.serving.launchers.base import Handle, no_proxy, prepared_log, remove_folders
-
-#: Credentials of the user that only a tier's `secret_env` may hand on, and what would disturb a component.
-_WITHHELD = ("AWS_", "PYTEST_", "COV_", "PYTHONDONTWRITEBYTECODE", "VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME")
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,6 @@ class ProcessLauncher:
     def start(self, component: Component, logs: Path) -> Handle:
         """Start `component`; its output, and that of all it starts, goes to `logs`/NAME.log."""
         log = prepared_log(component, logs)
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith(_WITHHELD)}
         with signals.deferred(), log.open("ab") as out:
             popen = subprocess.Popen(
                 component.argv,
@@ -61,7 +58,7 @@ class ProcessLauncher:
                 stderr=subprocess.STDOUT,
                 cwd=self._session.scratch,
                 env={
-                    **inherited,
+                    **environment.inherited(os.environ),
                     **no_proxy(),
                     **component.env,
                     **component.secret_env,

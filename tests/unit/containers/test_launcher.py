@@ -60,6 +60,19 @@ def test_output_and_secrets(launcher: DockerLauncher, daemon: StubDocker, sessio
     assert list(session.scratch.iterdir()) == []
 
 
+def test_credentials_of_the_caller(
+    launcher: DockerLauncher, daemon: StubDocker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the caller's environment a server's container gets credentials for models alone, and no argument has them."""
+    monkeypatch.setenv("HF_TOKEN", "hf_s3cret")
+    monkeypatch.setenv("LMCACHE_CHUNK_SIZE", "64")
+    handle = launcher.start(Component("c", ("sh", "-c", 'echo "$HF_TOKEN"'), "servers"), tmp_path / "logs")
+    assert ended(handle) == 0
+    assert handle.log.read_text() == "hf_s3cret\n"
+    assert "s3cret" not in str(daemon.created)
+    assert "LMCACHE_CHUNK_SIZE" not in str(daemon.created)
+
+
 def test_secrets_are_private_while_they_wait(
     launcher: DockerLauncher, session: RunSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ ENGINE = ImageEngine(
 )
 
 
-def contained(component: Component, *, gpus: bool = True) -> Container:
+def contained(component: Component, *, gpus: bool = True, allotted: bool = False) -> Container:
     """Return the container of a component."""
     return container_of(
         component,
@@ -38,6 +39,7 @@ def contained(component: Component, *, gpus: bool = True) -> Container:
         mounts=[same_path(Path("/scratch"), writable=True)],
         labels={"pytest-kvcache.run": "R"},
         gpus=gpus,
+        allotted=allotted,
     )
 
 
@@ -62,6 +64,29 @@ def test_only_servers_of_gpu_profiles_get_gpus() -> None:
     """Neither the router nor any server of a CPU profile asks for a GPU, which a machine without one would refuse."""
     assert contained(SERVER, gpus=False).sdk()["device_requests"] is None
     assert contained(Component("router", ("vllm-router",), "balancer")).sdk()["device_requests"] is None
+
+
+@pytest.mark.parametrize(
+    ("names", "asked", "inside", "flag"),
+    [
+        ("4", ["4"], "0", '"device=4"'),
+        ("5,4", ["5", "4"], "0,1", '"device=5,4"'),
+        (
+            "GPU-8932f937,GPU-3c1f",
+            ["GPU-8932f937", "GPU-3c1f"],
+            "GPU-8932f937,GPU-3c1f",
+            '"device=GPU-8932f937,GPU-3c1f"',
+        ),
+        ("MIG-c7384736", ["MIG-c7384736"], "MIG-c7384736", '"device=MIG-c7384736"'),
+    ],
+)
+def test_a_container_gets_the_gpus_of_its_server(names: str, asked: list[str], inside: str, flag: str) -> None:
+    """Under an allotment no container sees a GPU of somebody else's; numbers count anew among those that it sees."""
+    container = contained(replace(SERVER, env={"CUDA_VISIBLE_DEVICES": names}), allotted=True)
+    (request,) = container.sdk()["device_requests"]
+    assert (request["DeviceIDs"], container.env["CUDA_VISIBLE_DEVICES"]) == (asked, inside)
+    argv = container.run_argv()
+    assert argv[argv.index("--gpus") + 1] == flag
 
 
 def test_secrets_are_in_no_argument() -> None:
@@ -101,6 +126,9 @@ def test_render_prints_docker_run() -> None:
     assert "--entrypoint /usr/local/bin/vllm kv:1 serve Qwen/Qwen3-8B" in script
     assert "\n/here/rclone serve s3" in script
     assert "SECRET" not in script.replace("AWS_SECRET_ACCESS_KEY", "")
+    allotted = render(QWEN, CATALOGUE.tiers["gpu"], ENGINE, {"CUDA_VISIBLE_DEVICES": "4,5"}, as_json=False)
+    assert allotted.count("--gpus '\"device=4\"'") == 1
+    assert allotted.count("--env CUDA_VISIBLE_DEVICES=0 ") == 2
     pnfs = render(TINY, CATALOGUE.tiers["pnfs"], ENGINE, KEYS, as_json=False)
     assert "--gpus" not in pnfs
     assert "--volume /tmp/kvcache-RUN-pnfs:/tmp/kvcache-RUN-pnfs:rw" in pnfs

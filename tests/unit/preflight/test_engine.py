@@ -82,3 +82,26 @@ def test_without_the_cpu_connector_nothing_boots(tmp_path: Path, answer: str, st
     assert check.look().status == status
     assert words in check.look().todo
     assert [words in line for line in stopping("engine", [check])] == [True] * (status == "fail")
+
+
+#: Of vllm-project/production-stack, as argparse begins to print it.
+PRODUCTION_STACK = """usage: vllm-router [-h] [--host HOST] [--port PORT] [--service-discovery {static,k8s}]
+                   [--static-backends STATIC_BACKENDS] [--static-models STATIC_MODELS]
+                   [--routing-logic {roundrobin,session,kvaware,prefixaware,disaggregated_prefill,priority}]"""
+
+
+@pytest.mark.parametrize(
+    ("says", "code", "status", "said"),
+    [
+        (PRODUCTION_STACK, 0, "fail", "production-stack: its options are --static-backends and --routing-logic"),
+        ("  --worker-urls [WORKER_URLS ...]", 0, "pass", "--worker-urls"),
+        ("ModuleNotFoundError: No module named 'vllm_router_rs'", 1, "fail", "No module named 'vllm_router_rs'"),
+        ("", 0, "fail", "it says nothing"),
+    ],
+)
+def test_whose_router_it_is(tmp_path: Path, says: str, code: int, status: str, said: str) -> None:
+    """The program is asked for its options: two projects have one of that name, and versions do not tell them apart."""
+    engine = Engine(make_engine(tmp_path / "e"), {**GPU, "lmcache": "1"})
+    _script(engine.path / "bin" / "vllm-router", f"cat <<'EOF'\n{says}\nEOF\nexit {code}")
+    assert (engines.router(engine).status, said in engines.router(engine).found) == (status, True)
+    assert engines.programs(engine, TINY, offloads=True).status == status

@@ -1,4 +1,4 @@
-"""What is said of GPUs, processor, memory, limits and ports."""
+"""What is said of processor, memory, limits and ports."""
 
 from __future__ import annotations
 
@@ -9,51 +9,7 @@ import psutil
 import pytest
 
 from pytest_kvcache.preflight import machine
-
-#: As `nvidia-smi --query-gpu=… --format=csv,noheader,nounits` prints it.
-H100 = "0, NVIDIA H100 80GB HBM3, 550.54.15, 81559, 4, 345, 1980, 700.00, 700.00, Enabled, 0, Disabled\n"
-L4 = "1, NVIDIA L4, 550.54.15, 23034, 2, 210, 2040, 72.00, 72.00, [N/A], [N/A], [N/A]\n"
-
-
-def test_gpus_as_nvidia_smi_prints_them() -> None:
-    """Every field is read, and what a GPU does not say is None and no fault."""
-    first, second = machine.parse_gpus(H100 + L4)
-    assert (first.name, first.driver, first.memory_mib, first.ecc) == (
-        "NVIDIA H100 80GB HBM3",
-        "550.54.15",
-        81559,
-        True,
-    )
-    assert (second.uncorrected, second.ecc, second.mig, second.power_w) == (None, False, False, 72)
-    found = machine.gpus(2, query=lambda: H100 + L4)
-    assert found.status == "pass"
-    assert "0: NVIDIA H100 80GB HBM3, 80 GiB, 345 of 1980 MHz, 700 W, ECC" in found.found
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "status", "fault"),
-    [
-        ("Enabled, 0,", "Enabled, 3,", "fail", "3 uncorrected memory errors"),
-        ("Disabled", "Enabled", "warn", "cut into MIG instances"),
-        ("700.00, 700.00", "400.00, 700.00", "warn", "limited to 400 of 700 W"),
-        (", 4, 345", ", 60000, 345", "warn", "60000 MiB in use by others"),
-    ],
-)
-def test_faults_of_gpus(old: str, new: str, status: str, fault: str) -> None:
-    """Memory errors fail; MIG, a lowered power limit and memory in use are warned of."""
-    found = machine.gpus(1, query=lambda: H100.replace(old, new))
-    assert (found.status, fault in found.found) == (status, True)
-
-
-def test_too_few_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A profile that needs more than there are fails, with or without nvidia-smi; one for the CPU asks nothing."""
-    assert machine.gpus(2, query=lambda: H100).found.startswith("1 of 2: ")
-    assert machine.gpus(0).status == "pass"
-    monkeypatch.setenv("PATH", "")
-    monkeypatch.setattr(machine, "models", list)
-    assert machine.gpus(2).status == "fail"
-    monkeypatch.setattr(machine, "models", lambda: ["AMD GPU", "AMD GPU"])
-    assert machine.gpus(2).status == "warn"
+from tests.unit.test_tiers import QWEN
 
 
 @pytest.mark.parametrize(("words", "status"), [([], "pass"), (["performance"] * 2, "pass"), (["powersave"], "warn")])
@@ -72,6 +28,31 @@ def test_memory() -> None:
     assert machine.free_memory(memory.total + 1).status == "fail"
     assert machine.free_memory(memory.total - 1).status == "warn"
     assert machine.free_memory(0).status == "pass"
+
+
+@pytest.mark.parametrize(
+    ("mode", "gpus_per_server", "args", "gib"),
+    [
+        ("in-process", 1, (), 200),
+        ("mp", 1, (), 200),
+        ("in-process", 4, (), 800),
+        ("in-process", 4, ("-tp", "4"), 800),
+        ("in-process", 4, ("--tensor_parallel_size=2", "-pp", "2"), 800),
+        ("mp", 4, ("-tp", "4"), 200),
+        ("in-process", 0, ("--tensor-parallel-size", "2"), 400),
+    ],
+)
+def test_ram_for_l1(mode: str, gpus_per_server: int, args: tuple[str, ...], gib: int) -> None:
+    """Inside vLLM each rank pins the whole size for itself; a server beside it takes it once for all of them."""
+    update = {"lmcache_mode": mode, "gpus_per_server": gpus_per_server, "vllm_args": args}
+    assert machine.l1_bytes(QWEN.model_copy(update=update)) == gib << 30
+
+
+def test_surroundings() -> None:
+    """Settings of engines in the caller's environment are told, and nothing else is."""
+    assert machine.surroundings({"PATH": "/bin", "OMP_NUM_THREADS": "1", "HF_TOKEN": "x"}).status == "pass"
+    found = machine.surroundings({"LMCACHE_CHUNK_SIZE": "64", "VLLM_PORT": "5"})
+    assert (found.status, found.found) == ("warn", "withheld: LMCACHE_CHUNK_SIZE, VLLM_PORT")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,120 @@
+"""Which GPUs the caller may use: what a scheduler or a container runtime allotted, read as CUDA reads it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pytest_kvcache.errors import ConfigError
+
+#: In this order: HIP's own name counts where CUDA's, which HIP reads too, is not set.
+VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
+#: NVIDIA's container runtime gives a container these, by number or name, `all`, or nothing at all.
+RUNTIME = "NVIDIA_VISIBLE_DEVICES"
+_CONTAINER_MARKS = (Path("/.dockerenv"), Path("/run/.containerenv"))
+_DEVICES = Path("/dev")
+
+
+@dataclass(frozen=True)
+class Allotment:
+    """GPUs that the caller may use.
+
+    Args:
+        devices: As `CUDA_VISIBLE_DEVICES` names them: numbers, `GPU-…` (maybe abbreviated) or `MIG-…`.
+        said: Who says so (`CUDA_VISIBLE_DEVICES=4,5`).
+        why: Why there are fewer than were written, "" where there are not.
+    """
+
+    devices: tuple[str, ...]
+    said: str
+    why: str = ""
+
+    def __str__(self) -> str:
+        """How many, and by what."""
+        return f"{len(self.devices)} allotted by {self.said}" + (f" ({self.why})" if self.why else "")
+
+
+def allotment(environ: Mapping[str, str]) -> Allotment | None:
+    """Return the GPUs that an environment allots, None where it says nothing of them.
+
+    `CUDA_VISIBLE_DEVICES` is read as CUDA and PyTorch do (`torch/cuda/__init__.py`, `_parse_visible_devices`): the list
+    ends before the first entry that is no device, as -1 is none; one that is there twice makes all of it void.
+    """
+    for variable in VARIABLES:
+        if variable in environ:
+            text = environ[variable]
+            devices, why = _visible(text)
+            return Allotment(devices, f"{variable}={text}", why)
+    runtime = environ.get(RUNTIME, "").strip().lower()
+    # A container whose GPUs came by CDI is told `void` too, so that no other runtime adds any: there, nodes decide.
+    if runtime == "none" or (runtime == "void" and not (in_container(environ) and device_nodes())):
+        return Allotment((), f"{RUNTIME}={environ[RUNTIME]}")
+    return None
+
+
+def allotted(environ: Mapping[str, str]) -> tuple[str, ...] | None:
+    """Return the names of the GPUs that an environment allots, None where it says nothing of them."""
+    found = allotment(environ)
+    return None if found is None else found.devices
+
+
+def dealt(allotted_: Allotment | None, *, servers: int, each: int) -> list[tuple[str, ...]]:
+    """Return the GPUs of each server, by position in what is allotted, by number where nobody allots any.
+
+    Args:
+        allotted_: What the caller may use.
+        servers: Number of servers.
+        each: GPUs of each of them; 0 gives none.
+
+    Raises:
+        ConfigError: Too few.
+    """
+    needed = servers * each
+    names = tuple(map(str, range(needed))) if allotted_ is None else allotted_.devices
+    if len(names) < needed:
+        raise ConfigError(
+            f"{needed} GPUs are needed (servers = {servers}, gpus_per_server = {each}), {allotted_}",
+            where="gpus_per_server",
+            todo=f"ask for {needed} GPUs, or take a profile that needs fewer",
+        )
+    if each > 1 and any(name.startswith("MIG-") for name in names):
+        raise ConfigError(
+            f"a process sees one MIG instance, and gpus_per_server = {each}",
+            where=allotted_.said if allotted_ else "gpus_per_server",
+            todo="take gpus_per_server = 1, or whole GPUs",
+        )
+    return [names[server * each : (server + 1) * each] for server in range(servers)]
+
+
+def in_container(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process seems to be in a container: /proc shows the host's GPUs there, whoever has them."""
+    return "KUBERNETES_SERVICE_HOST" in environ or any(mark.exists() for mark in _CONTAINER_MARKS)
+
+
+def device_nodes() -> frozenset[int]:
+    """Return the minor numbers of the NVIDIA GPUs that have a device node here."""
+    found = (re.fullmatch(r"nvidia(\d+)", path.name) for path in _DEVICES.glob("nvidia*"))
+    return frozenset(int(match[1]) for match in found if match)
+
+
+def _visible(text: str) -> tuple[tuple[str, ...], str]:
+    """Return the devices that CUDA sees, and why they are fewer than were written."""
+    words = [word.strip() for word in text.split(",")] if text.strip() else []
+    kind = next((prefix for prefix in ("GPU-", "MIG-") if words and words[0].startswith(prefix)), None)
+    found: list[str] = []
+    for word in words:
+        name = word if kind else _number(word)
+        if name is None or (kind is not None and not name.startswith(kind)):
+            return tuple(found), "" if word == "-1" else f"the list ends before {word!r}, which is no device"
+        if name in found:
+            return (), f"{name} is there twice, which leaves no GPU at all"
+        found.append(name)
+    return tuple(found), ""
+
+
+def _number(word: str) -> str | None:
+    match = re.match(r"\+?(\d+)", word)
+    return str(int(match[1])) if match else None
