@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -70,6 +71,16 @@ def parse(body: Mapping[str, Any]) -> Answer:
     )
 
 
+def without_numbers(prompt_tokens: int, cached_tokens: int) -> Answer:
+    """Return the answer of a server whose log-probabilities were no numbers, so that it could not write them down.
+
+    Args:
+        prompt_tokens: Length of the prompt.
+        cached_tokens: Of those, not computed for this request.
+    """
+    return Answer(prompt_tokens, cached_tokens, (Token("?", math.nan, {}),))
+
+
 def compare(reference: Answer, answer: Answer, *, tolerance: float) -> Difference:
     """Hold `answer` against `reference`.
 
@@ -82,6 +93,9 @@ def compare(reference: Answer, answer: Answer, *, tolerance: float) -> Differenc
         tolerance: Of log-probabilities.
     """
     largest = 0.0
+    for place, found in enumerate(answer.tokens, 1):
+        if not all(map(math.isfinite, (found.logprob, *found.best.values()))):
+            return Difference(largest, f"log-probabilities of token {place} are no numbers")
     if len(reference.tokens) != len(answer.tokens):
         return Difference(largest, f"{len(answer.tokens)} tokens and not {len(reference.tokens)}")
     for place, (known, found) in enumerate(zip(reference.tokens, answer.tokens, strict=True), 1):

@@ -31,6 +31,8 @@ _DRAIN_S = 120.0
 _GRACE_S = 5.0
 _POLL_S = 0.05
 _PROMPTS = "vllm:prompt_tokens_total"
+#: How vLLM refuses to write NaN into JSON (its answer is then HTTP 400): what it computed with was no KV cache.
+_NO_NUMBERS = "Out of range float values"
 _BEST = 5
 
 
@@ -113,19 +115,28 @@ class PairClient:
             "return_tokens_as_token_ids": True,
             **self.extra_body,
         }
-        said = self._post(server, f"{self.server_urls[server]}/v1/chat/completions", body)
-        try:
-            answer = answers.parse(said)
-        except (KeyError, TypeError, IndexError, ValueError):
-            raise ProbeError(f"is no answer with log-probabilities: {str(said)[:200]}", where=server) from None
-        after = self._counted(server, before, answer.prompt_tokens)
+        answer = self._answered(server, body)
+        after = self._counted(server, before, answer.prompt_tokens if answer else 0)
         ledger = build_ledger(
             growth(before, after),
             chunk_tokens=self.chunk_tokens,
             kv_bytes_per_token=kv_bytes_per_token(after, chunk_tokens=self.chunk_tokens),
         )
         tokens = ledger.servers[server]
-        return Served(answer, tokens)
+        return Served(answer or answers.without_numbers(round(tokens.total), round(tokens.cached)), tokens)
+
+    def _answered(self, server: str, body: Mapping[str, Any]) -> Answer | None:
+        """Return what a server answers, None where it has log-probabilities that are no numbers."""
+        try:
+            said = self._post(server, f"{self.server_urls[server]}/v1/chat/completions", body)
+        except ProbeError as error:
+            if _NO_NUMBERS in error.what:
+                return None
+            raise
+        try:
+            return answers.parse(said)
+        except (KeyError, TypeError, IndexError, ValueError):
+            raise ProbeError(f"is no answer with log-probabilities: {str(said)[:200]}", where=server) from None
 
     def drain(self, server: str, *, stored_chunks: int = 0) -> None:
         """Return when a server and its LMCache have nothing under way.

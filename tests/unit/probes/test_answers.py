@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_kvcache.probes.answers import Answer, Token, compare, parse
+from pytest_kvcache.probes.answers import Answer, Token, compare, parse, without_numbers
 
 
 def answer(*tokens: tuple[str, dict[str, float]]) -> Answer:
@@ -28,6 +29,15 @@ def test_a_log_probability_that_moved() -> None:
     """The same tokens with another probability are another answer, also where only the runner-up moved."""
     difference = compare(answer(("x", {"x": -1.0, "y": -3.0})), answer(("x", {"x": -1.0, "y": -2.0})), tolerance=0.01)
     assert difference.fault == "log-probabilities of token 1 differ by 1"
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+def test_what_is_no_number_is_no_answer(broken: float) -> None:
+    """What is no number is a fault of its own: a comparison with it is always false."""
+    right = answer(("x", {"x": -1.0, "y": -3.0}))
+    for found in (answer(("x", {"x": broken, "y": -3.0})), answer(("x", {"x": -1.0, "y": broken}))):
+        assert compare(right, found, tolerance=0.01).fault == "log-probabilities of token 1 are no numbers"
+    assert "no numbers" in compare(right, without_numbers(100, 90), tolerance=0.01).fault
 
 
 def test_another_token() -> None:

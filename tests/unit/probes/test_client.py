@@ -9,7 +9,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from pytest_kvcache.probes import client
+from pytest_kvcache.probes.answers import compare
 from pytest_kvcache.probes.client import PairClient, ProbeError
+from pytest_kvcache.probes.sentinels import Sentinel
+from pytest_kvcache.workload.tokens import message
 
 Says = Callable[[str, int], str]
 
@@ -28,7 +31,7 @@ def says() -> Iterator[Callable[[Says], PairClient]]:
             def do_GET(self) -> None:
                 self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 text = answer(self.path, next(count)).encode()
-                self.send_response(404 if text == b"404" else 200)
+                self.send_response(404 if text == b"404" else 400 if b"BadRequest" in text else 200)
                 self.send_header("Content-Length", str(len(text)))
                 self.end_headers()
                 self.wfile.write(text)
@@ -146,3 +149,25 @@ def test_a_server_that_is_gone() -> None:
     gone = PairClient({"vllm-0": "http://127.0.0.1:9"}, {"vllm-0": "http://127.0.0.1:9/metrics"}, "m", 128, {})
     with pytest.raises(ProbeError, match="vllm-0: its counters cannot be read"):
         gone.counters("vllm-0")
+
+
+def test_an_answer_that_vllm_cannot_write_down(says: Callable[[Says], PairClient]) -> None:
+    """NaN among the log-probabilities is HTTP 400 of vLLM: an answer that differs, from where its KV came, no crash."""
+    source, refusal = "vllm:prompt_tokens_by_source_total", "Out of range float values are not JSON compliant"
+
+    def answer(path: str, number: int) -> str:
+        if path.endswith("/completions"):
+            return (
+                '{"error": {"message": "Out of range float values are not JSON compliant", "type": "BadRequestError"}}'
+            )
+        if "/lm/" in path:
+            return f"lmcache_mp_lookups_requests_total {number}\n"
+        return (
+            f"vllm:prompt_tokens_total {100 * number}\n"
+            f'{source}{{source="local_compute"}} {10 * number}\n'
+            f'{source}{{source="external_kv_transfer"}} {90 * number}\n'
+        )
+
+    served = says(answer).ask("vllm-0", Sentinel("vllm-0", message("user", "hello")))
+    assert served.answer.cached_tokens == served.tokens.cached > 0
+    assert compare(served.answer, served.answer, tolerance=1).fault == "log-probabilities of token 1 are no numbers"
