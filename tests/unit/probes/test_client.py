@@ -157,9 +157,7 @@ def test_an_answer_that_vllm_cannot_write_down(says: Callable[[Says], PairClient
 
     def answer(path: str, number: int) -> str:
         if path.endswith("/completions"):
-            return (
-                '{"error": {"message": "Out of range float values are not JSON compliant", "type": "BadRequestError"}}'
-            )
+            return json.dumps({"error": {"message": refusal, "type": "BadRequestError"}})
         if "/lm/" in path:
             return f"lmcache_mp_lookups_requests_total {number}\n"
         return (
