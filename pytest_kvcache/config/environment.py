@@ -149,7 +149,7 @@ REFUSED = (
     Names(("VLLM_USE_RUST_FRONTEND", "VLLM_RUST_FRONTEND_PATH"), "it has other arguments and other counters"),
     Names(
         ("AWS_*", "RCLONE_*", "*_TOKEN", "*_PASSWORD", "*_SECRET", "*_SECRET_*", "*_API_KEY", "*_ACCESS_KEY*"),
-        "no secret belongs in a file: set it in the environment of pytest (docs/configuration.md)",
+        "no secret belongs in a file: set it in the environment of pytest (docs/runners.md)",
     ),
 )  # fmt: skip
 

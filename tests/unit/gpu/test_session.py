@@ -15,12 +15,17 @@ from tests.stubs.engine import toml
 
 
 def give_gpus(project: Project, *, hot: bool = False, devices: str = "0,1", **more: object) -> None:
-    """Have a project's stub servers given GPUs, and sample a replay in place of NVML."""
-    configure(project, toml(**more) + f'\n[profiles.stub.env]\nCUDA_VISIBLE_DEVICES = "{devices}"\n')  # type: ignore[arg-type]
+    """Have a project's stub servers, one on each GPU, allotted GPUs; and sample a replay in place of NVML."""
+    servers = len(devices.split(","))
+    text = toml(**more).replace("gpus_per_server = 0", f"gpus_per_server = 1\nservers = {servers}")  # type: ignore[arg-type]
+    configure(project, text)
     project.makeconftest(
         f"""
-        import sys
+        import os, sys
         from pytest_kvcache.campaign import gpus
+        from pytest_kvcache.preflight import gpus as looks
+        os.environ["CUDA_VISIBLE_DEVICES"] = "{devices}"
+        looks.models = lambda: ["NVIDIA H100"] * 2
         gpus.SAMPLER = (sys.executable, {str(Path(stub.__file__))!r}{', "hot"' if hot else ""})
         """
     )
