@@ -185,6 +185,13 @@ TABLE = (
     ),
     PER_REQUEST_METRICS,
     Floor(
+        "answer of /reset_prefix_cache",
+        Package.VLLM,
+        "0.26.0",
+        Without.SAME,
+        "whether the device cache is empty is seen from where the next answers come from",
+    ),
+    Floor(
         "imports in /run_script of the internal API server",
         Package.LMCACHE,
         "0.3.10",
@@ -230,6 +237,14 @@ TABLE = (
     ADAPTER_BENCH,
     SUPPORTED_TRANSFER_MODE,
     CHUNKS_OF_CPU,
+    Floor(
+        "lmcache_mp_l2_usage_bytes of the L2 adapter fs",
+        Package.LMCACHE,
+        "0.5.3",
+        Without.SAME,
+        "bytes that were stored are chunks times the size of one",
+        _mp(FS),
+    ),
     Floor(
         "POST /cache/clear",
         Package.LMCACHE,

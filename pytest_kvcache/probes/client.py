@@ -30,6 +30,8 @@ _DRAIN_S = 120.0
 #: A store begins when vLLM has let go of the blocks.
 _GRACE_S = 5.0
 _POLL_S = 0.05
+#: Resets of a device cache that does not say whether it was emptied: half a second of them.
+_UNSAID_RESETS = 10
 _PROMPTS = "vllm:prompt_tokens_total"
 #: How vLLM refuses to write NaN into JSON (its answer is then HTTP 400): what it computed with was no KV cache.
 _NO_NUMBERS = "Out of range float values"
@@ -183,10 +185,15 @@ class PairClient:
             ProbeError: It refused, or still held blocks after a while.
         """
         url = f"{self.server_urls[server]}/reset_prefix_cache"
+        unsaid = 0
 
         def held() -> str:
-            # It answers 200 whether or not it did anything.
-            return "" if self._post(server, url, None).get("success") else "its prefix cache is still held"
+            # It answers 200 whether or not it did anything; vLLM before 0.26 says no more. There it is asked for some
+            # time, since a store may hold blocks for a moment, and the next answers show whether it worked.
+            nonlocal unsaid
+            said = self._post(server, url, None)
+            unsaid += not said
+            return "" if said.get("success") or unsaid >= _UNSAID_RESETS else "its prefix cache is still held"
 
         _until_nothing(held, server, "something keeps its blocks: a request, or a store that does not end")
 
@@ -247,7 +254,7 @@ class PairClient:
                 return None
             if response.status_code != 200:
                 raise ProbeError(f"HTTP {response.status_code} of {url}: {response.text[:200]}", where=component)
-            said = response.json()
+            said = response.json() if response.content else {}
         except requests.RequestException as error:
             raise ProbeError(f"{url}: {error}", where=component) from None
         return said if isinstance(said, dict) else {}

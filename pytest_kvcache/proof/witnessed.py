@@ -97,15 +97,19 @@ def claims(before: Look, after: Look, *, chunk_tokens: int) -> Claimed:
         after: The load.
         chunk_tokens: LMCache's chunk size.
     """
-    since_boot = [moved(own).stored_bytes for own in ranks_as_one(after.first).values()]
     grown = _moves(ranks_as_one(before.last), ranks_as_one(after.first))
     size = kv_bytes_per_token(ranks_as_one(after.last), chunk_tokens=chunk_tokens)
     # Of a tier whose L1 is empty just now, the files tell how large a chunk is.
     chunk = size * chunk_tokens if size else _file_bytes(after.account)
+
+    def stored(each: Moved) -> float:
+        # The file system adapter of an LMCache server before 0.5.3 counts chunks and no bytes.
+        return each.stored_bytes or (0.0 if each.in_process else each.l2_stored * chunk)
+
     return Claimed(
-        least=max(since_boot, default=0.0),
-        most=sum(moved(own).stored_bytes for own in after.last.values()),
-        stored=sum(each.stored_bytes for each in grown),
+        least=max((stored(moved(own)) for own in ranks_as_one(after.first).values()), default=0.0),
+        most=sum(stored(moved(own)) for own in after.last.values()),
+        stored=sum(map(stored, grown)),
         loaded=sum(each.loaded_bytes or each.l2_loaded * chunk for each in grown),
     )
 

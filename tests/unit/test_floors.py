@@ -23,13 +23,14 @@ from pytest_kvcache.serving import versions as older
 from pytest_kvcache.serving.offload import Offload
 from pytest_kvcache.serving.plan import ServingPlan, build_plan
 from tests.stubs.engine import make_engine, toml
-from tests.unit.test_tiers import CATALOGUE, MP, QWEN, Tools, context
+from tests.unit.test_tiers import CATALOGUE, QWEN, Tools, context
 
 DISTRIBUTION = {Package.VLLM: "vllm", Package.LMCACHE: "lmcache"}
 CURRENT = {"vllm": "0.32.0", "lmcache": "0.5.6"}
 FS = Offload({"type": "fs", "base_path": "/x"}, {"remote_storage_plugins": ["fs"]})
 S3 = Offload({"type": "s3", "s3_endpoint": "h"}, {"remote_url": "s3://h"})
 L1 = Offload()
+MP = CATALOGUE.profile("cpu-tiny-mp")
 
 
 def before(version: str) -> str:

@@ -67,6 +67,18 @@ def test_a_reset_is_repeated_until_it_did_something(says: Callable[[Says], PairC
     assert asked == ["/reset_prefix_cache"] * 3
 
 
+def test_a_reset_that_says_nothing(says: Callable[[Says], PairClient]) -> None:
+    """A vLLM before 0.26 answers without a word: the reset is sent for a while, and believed then."""
+    asked: list[str] = []
+
+    def answer(path: str, _: int) -> str:
+        asked.append(path)
+        return ""
+
+    says(answer).reset_device("vllm-0")
+    assert asked == ["/reset_prefix_cache"] * client._UNSAID_RESETS
+
+
 def test_a_reset_that_never_works(says: Callable[[Says], PairClient], monkeypatch: pytest.MonkeyPatch) -> None:
     """After a while a cache that is still held is told as such."""
     monkeypatch.setattr(client, "_DRAIN_S", 0.1)

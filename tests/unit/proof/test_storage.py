@@ -56,6 +56,20 @@ def test_what_lmcache_stored_is_there() -> None:
     assert found.said.unchecked == ("bytes that were loaded: nothing of this storage counts reads",)
 
 
+def test_an_adapter_that_counts_no_bytes() -> None:
+    """LMCache before 0.5.3 says of a folder how many chunks it stored: their bytes are held against the listing."""
+
+    def old(stored: int) -> Counters:
+        counters = dict(lmcache(stored))
+        counters["lmcache_mp_l2_store_completed_objects_chunks_total"] = stored
+        return counters | {"lmcache_mp_l2_usage_bytes": 0.0}
+
+    for files, sound in ((40, False), (60, True), (100, True), (110, False)):
+        found = held(EMPTY, look(Account(files, files * CHUNK), old(60), old(40)))
+        assert (found.said.faults == ()) is sound
+    assert found.claimed == Claimed(least=60 * CHUNK, most=100 * CHUNK, stored=100 * CHUNK, loaded=0)
+
+
 def test_stored_chunks_that_are_not_there() -> None:
     """Fewer bytes than one LMCache stored are a fault with both figures."""
     (fault,) = held(EMPTY, look(Account(50, 50 * CHUNK), lmcache(60), lmcache(40))).said.faults
