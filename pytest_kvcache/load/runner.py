@@ -18,6 +18,7 @@ from pytest_kvcache.load import records, validity
 from pytest_kvcache.load.plan import LoadPlan
 from pytest_kvcache.probes.probe import Probed
 from pytest_kvcache.proof import readings, storage
+from pytest_kvcache.proof.claims import Claim
 from pytest_kvcache.proof.gpus import GpuLoad
 from pytest_kvcache.proof.judge import Proof, Served, judge
 from pytest_kvcache.proof.ledger import Ledger
@@ -135,7 +136,7 @@ def run_load(
     start_s: float = load["started_monotonic_s"]
     seen = gpus(Span(plan.context_tokens, start_s, start_s + load["elapsed_s"]))
     figures = estimate(rows, duration_s=_duration_s(plan, load)) | dict(proof.figures) | seen.figures
-    faults = [*seen.faults, *probed.faults, *_faults(rows, plan, load, proof), *_storage_errors(pair, proof)]
+    faults = [*seen.faults, *probed.faults, *_faults(rows, plan, load, proof), *_storage_errors(pair, served, proof)]
     suspicions = [*validity.suspicions(rows, plan.workload), *proof.findings, *seen.suspicions]
     more: dict[str, Any] = {"estimates": figures, "faults": faults, "suspicions": suspicions, "proof": proof.facts()}
     more |= seen.facts()
@@ -225,20 +226,23 @@ def _storage(pair: ServingPair, served: Served, ledger: Ledger, before: Look, af
     )
 
 
-def _storage_errors(pair: ServingPair, proof: Proof) -> list[str]:
+def _storage_errors(pair: ServingPair, served: Served, proof: Proof) -> list[str]:
     """Return what logs say of stores and loads that failed: counters and the storage's account say only that they did.
 
-    The S3 connector of an LMCache inside vLLM logs a failed store and counts it as stored: only the storage tells.
+    The S3 connector of an LMCache inside vLLM logs a failed store and counts it as stored, and a listing notices only
+    what neither server stored: there its log is read in any case, for causes that are known.
     """
     found = []
+    counted_as_stored = served.in_process and served.claim is Claim.L2
     logs = {handle.component.name: handle.log for handle in pair.handles}
     for server, moved in proof.ledger.moved.items():
-        if not moved.l2_unstored and not moved.failed_loads and not proof.storage.said.faults:
+        failed = bool(moved.l2_unstored or moved.failed_loads or proof.storage.said.faults)
+        if not failed and not counted_as_stored:
             continue
         beside = server.replace("vllm", "lmcache", 1)
         name = beside if beside in logs else server
         said = failed_storage(logs[name].read_text(encoding="utf-8", errors="replace"))
-        if said.cause:
+        if said.cause and (failed or said.hint):
             found.append(f"{name}'s log: {said.cause}" + (f"; {said.hint}" if said.hint else ""))
         elif moved.l2_unstored:
             found.append(f"{name}'s log has no error: wrong bucket or path, no right to write, or no space")

@@ -58,8 +58,11 @@ def small(tmp_path: Path) -> Iterator[Path]:
 REVOKED = {
     # Whichever of the two a server of LMCache came to last.
     BESIDE: ("chunks to the shared storage and", r"RuntimeError: S3 (PUT|GET) failed for "),
-    # Counted as stored: only the storage knows that they are not there.
-    INSIDE: ("LMCache says that it stored", "AWS_ERROR_S3_INVALID_RESPONSE_STATUS|S3 upload failed"),
+    # Counted as stored: the log knows that they were not.
+    INSIDE: (
+        "log: ",
+        r"AWS_ERROR_S3_INVALID_RESPONSE_STATUS.*403|Failed to upload .* to S3: AWS_ERROR_S3_INVALID_RESP",
+    ),
 }
 
 
