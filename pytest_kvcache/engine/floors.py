@@ -142,6 +142,14 @@ HIT_KEYS = Floor(
 ADAPTER_BENCH = Floor(
     "lmcache bench l2", Package.LMCACHE, "0.4.6", Without.LESS, "`doctor --bench`", frozenset({BENCH, MP})
 )
+SHORT_SOCKETS = Floor(
+    "sockets of lookups whose names are cut to fit",
+    Package.LMCACHE,
+    "0.5.4",
+    Without.SAME,
+    "vLLM gets a short engine_id, of which the names are made",
+    _inside(),
+)
 FS_PLUGIN = Floor(
     'remote_storage_plugins: ["fs"]',
     Package.LMCACHE,
@@ -253,6 +261,7 @@ TABLE = (
         "/clear-cache of older ones empties L1 too",
         _mp(),
     ),
+    SHORT_SOCKETS,
     HIT_LEVELS,
     HIT_KEYS,
     Floor(

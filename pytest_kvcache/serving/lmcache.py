@@ -84,9 +84,16 @@ def mp_connector(port: int) -> dict[str, Any]:
     }
 
 
-def in_process_connector() -> dict[str, Any]:
-    """Return vLLM's `--kv-transfer-config` for LMCache inside vLLM."""
-    return {"kv_connector": "LMCacheConnectorV1", "kv_role": "kv_both"}
+def in_process_connector(name: str, versions: Mapping[str, str]) -> dict[str, Any]:
+    """Return vLLM's `--kv-transfer-config` for LMCache inside vLLM.
+
+    Args:
+        name: Of the server.
+        versions: Of the engine. LMCache before 0.5.4 names a socket after vLLM's `engine_id`, by default a UUID, with which
+            the path in the folder of a run is longer than sockets allow (107 bytes).
+    """
+    own = {} if floors.has(floors.SHORT_SOCKETS, versions) else {"engine_id": name}
+    return {"kv_connector": "LMCacheConnectorV1", "kv_role": "kv_both", **own}
 
 
 def in_process_env(offload: Offload, config: Path, folder: Path, *, ranks: int) -> dict[str, str]:

