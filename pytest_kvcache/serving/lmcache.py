@@ -89,8 +89,8 @@ def in_process_connector(name: str, versions: Mapping[str, str]) -> dict[str, An
 
     Args:
         name: Of the server.
-        versions: Of the engine. LMCache before 0.5.4 names a socket after vLLM's `engine_id`, by default a UUID, with which
-            the path in the folder of a run is longer than sockets allow (107 bytes).
+        versions: Of the engine. LMCache before 0.5.4 names a socket after vLLM's `engine_id`, by default a UUID, with
+            which the path in the folder of a run is longer than sockets allow (107 bytes).
     """
     own = {} if floors.has(floors.SHORT_SOCKETS, versions) else {"engine_id": name}
     return {"kv_connector": "LMCacheConnectorV1", "kv_role": "kv_both", **own}
