@@ -144,6 +144,16 @@ def test_a_restart_that_has_counted_more_since() -> None:
     assert fault.startswith("vllm-1: its process is not the one of before: it was started anew")
 
 
+@pytest.mark.parametrize("rank", ["lmcache-0", "lmcache-0.1"])
+def test_a_restart_of_a_rank(rank: str) -> None:
+    """Where vLLM's endpoint does not say when it was started, that of the LMCache inside each of its ranks does."""
+    run = real.load("inside-pnfs-3500-tp2")
+    assert STARTED not in run.after["vllm-0"]
+    run.after[rank][STARTED] += 20.0
+    (fault,) = readings.faults(run.before, run.after)
+    assert fault.startswith(f"{rank}: its process is not the one of before: it was started anew")
+
+
 def test_an_endpoint_that_is_gone() -> None:
     """Counters that could not be read, before or after, prove nothing."""
     run = real.load("pnfs-3500")
