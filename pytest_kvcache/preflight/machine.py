@@ -71,7 +71,7 @@ def surroundings(environ: Mapping[str, str]) -> Finding:
 def of_profile(profile: Profile, *, offloads: bool) -> Finding:
     """Look at what of the profile may go wrong."""
     found = cautions(profile, offloads=offloads)
-    return Finding("warn", "; ".join(found)) if found else Finding("pass", f"{profile.ranks} workers a server")
+    return Finding("warn", "; ".join(found)) if found else Finding("pass", f"workers of each server: {profile.ranks}")
 
 
 def governor(cpus: Path = Path("/sys/devices/system/cpu")) -> Finding:
