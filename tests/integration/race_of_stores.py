@@ -1,7 +1,7 @@
 """Runs in the engine environment: two servers' worth of LMCache's own classes store the same chunks at the same time.
 
-Reads a JSON list on standard input, one `{"yaml": …}` (inside vLLM) or `{"adapter": …}` (beside it) for each server,
-and prints how many stores of each failed.
+Reads a JSON list on standard input, one `{"yaml": …, "env": …}` (inside vLLM) or `{"adapter": …}` (beside it) for each
+server, and prints how many stores of each failed.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import multiprocessing
+import os
 import sys
 import tempfile
 from multiprocessing.queues import Queue
@@ -19,8 +20,8 @@ from typing import Any
 CHUNKS, CHUNK_BYTES, LIMIT_S = 60, 1 << 20, 120.0
 
 
-def inside_vllm(text: str, start: Barrier) -> int:
-    """Store with the connector that LMCache makes of an in-process YAML; return how many failed."""
+def inside_vllm(text: str, env: dict[str, str], start: Barrier) -> int:
+    """Store with the connector that LMCache makes of an in-process YAML and environment; return how many failed."""
     from lmcache.v1.config import LMCacheEngineConfig
     from lmcache.v1.storage_backend.connector import fs_connector
 
@@ -28,6 +29,8 @@ def inside_vllm(text: str, start: Barrier) -> int:
         file.write(text)
         file.flush()
         config = LMCacheEngineConfig.from_file(file.name)
+    os.environ.update(env)
+    config.update_config_from_env()
     # What it would read of a model is only what it writes beside a chunk.
     fs_connector.RemoteConnector.__init__ = lambda self, *_: setattr(self, "save_chunk_meta", False)
 
@@ -67,7 +70,9 @@ def beside_vllm(adapter: dict[str, Any], start: Barrier) -> int:
 
 def server(config: dict[str, Any], start: Barrier, said: Queue[int]) -> None:
     """Be one of the servers."""
-    said.put(inside_vllm(config["yaml"], start) if "yaml" in config else beside_vllm(config["adapter"], start))
+    said.put(
+        inside_vllm(config["yaml"], config["env"], start) if "yaml" in config else beside_vllm(config["adapter"], start)
+    )
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ def configs(folder: Path, mode: str) -> list[dict[str, Any]]:
     profile = catalogue.load(None).profile("cpu-tiny").model_copy(update={"lmcache_mode": mode})
     shown = json.loads(render(profile, FsTier(name="x", kind="fs", path=folder), None, {}, as_json=True))
     if mode == "in-process":
-        return [{"yaml": text} for each in shown["components"] for text in each["files"].values()]
+        servers = [each for each in shown["components"] if each["files"]]
+        return [{"yaml": text, "env": each["env"]} for each in servers for text in each["files"].values()]
     argvs = [each["argv"] for each in shown["components"] if each["name"].startswith("lmcache")]
     return [{"adapter": json.loads(argv[argv.index("--l2-adapter") + 1])} for argv in argvs]
 
