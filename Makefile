@@ -19,13 +19,13 @@ test: setup ## Unit and integration tests, and those that share one real pair
 	$(BIN)/pytest -n 2 --dist worksteal tests/unit
 	$(BIN)/pytest tests/integration
 
-engine-test: setup ## What the probes of a boot show on each tier of the real engine (about six minutes)
+engine-test: setup ## What the probes of a boot show on each tier of the real engine, in both modes (about twelve minutes)
 	$(BIN)/pytest tests/engine --ignore=tests/engine/test_versions.py
 
 versions: setup ## Real pairs of older versions of vLLM and LMCache, and one that is refused (half an hour, 14 GB)
 	$(BIN)/pytest tests/engine/test_versions.py
 
-faults: setup ## Every fault on the real engine: none may pass, each is named (about 25 minutes)
+faults: setup ## Every fault on the real engine: none may pass, each is named (about 30 minutes)
 	$(BIN)/pytest tests/faults
 
 docker-test: setup ## A real pair in containers (needs a Docker daemon and debootstrap; a quarter of an hour)
