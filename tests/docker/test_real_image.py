@@ -17,7 +17,7 @@ import pytest
 
 from pytest_kvcache.runs import containers
 from tests.docker.conftest import Image
-from tests.integration.test_real_pair import SHORT, shm_of
+from tests.integration.test_real_pair import BESIDE, SHORT, shm_of
 from tests.projects import NOTHING, Project, Session, configure, ours, run_folder, traces
 
 pytestmark = pytest.mark.engine
@@ -37,7 +37,7 @@ def image_project(project: Project, image: Image) -> Project:
         kv_profile = "short"
         """
     )
-    configure(project, SHORT.format(more=""))
+    configure(project, SHORT.format(mode=BESIDE, more=""))
     return project
 
 
@@ -133,7 +133,7 @@ def test_a_killed_run_is_cleaned_up_after(
     session.wait_for(lambda: len(of_runs(daemon)) == 4 and len(ours(image_project.path)) >= 6, timeout_s=150)
     session.end(signal.SIGKILL)
     assert [each.status for each in of_runs(daemon)] == ["running"] * 4
-    configure(image_project, SHORT.format(more="vllm_args = ['--no-such-argument']"))
+    configure(image_project, SHORT.format(mode=BESIDE, more="vllm_args = ['--no-such-argument']"))
     after = Session(image_project, "--tier", "gpu")
     assert after.process.wait(120) == 1
     output = after.out.read_text()
