@@ -239,7 +239,7 @@ def _storage_errors(pair: ServingPair, served: Served, proof: Proof) -> list[str
         failed = bool(moved.l2_unstored or moved.failed_loads or proof.storage.said.faults)
         if not failed and not counted_as_stored:
             continue
-        beside = server.replace("vllm", "lmcache", 1)
+        beside = readings.lmcache_beside(server)
         name = beside if beside in logs else server
         said = failed_storage(logs[name].read_text(encoding="utf-8", errors="replace"))
         if said.cause and (failed or said.hint):

@@ -16,7 +16,7 @@ from pytest_kvcache.probes.sentinels import ANSWER_TOKENS, Sentinel
 from pytest_kvcache.proof.ledger import Tokens, build_ledger
 from pytest_kvcache.proof.moved import Moved, moved
 from pytest_kvcache.proof.moved import under_way as stores_under_way
-from pytest_kvcache.proof.readings import Counters, growth, lmcache_of, ranks_as_one, total
+from pytest_kvcache.proof.readings import Counters, growth, lmcache_beside, lmcache_of, ranks_as_one, total
 from pytest_kvcache.proof.sizes import kv_bytes_per_token
 from pytest_kvcache.telemetry import internal_api
 from pytest_kvcache.telemetry.prometheus import FOREIGN, scrape_all
@@ -159,7 +159,7 @@ class PairClient:
             running = sum(total(found[server], f"vllm:num_requests_{what}") for what in ("running", "waiting"))
             if running:
                 return f"{running:.0f} requests are still running"
-            beside = found.get(_beside(server), found[server])
+            beside = found.get(lmcache_beside(server), found[server])
             if stores := stores_under_way(beside):
                 idle_since_s = 0.0
                 return f"{stores:.0f} stores into the shared storage are still under way"
@@ -225,7 +225,7 @@ class PairClient:
         waits = prompt_tokens > self.chunk_tokens
         while True:
             now = self.counters(server)
-            beside = _beside(server)
+            beside = lmcache_beside(server)
             counted = total(now[server], _PROMPTS) > total(before[server], _PROMPTS)
             looked_up = not waits or beside not in now or _lookups(now[beside]) > _lookups(before[beside])
             if counted and looked_up:
@@ -264,10 +264,6 @@ def _lookups(counters: Counters) -> float:
     # LMCache before 0.5.5 counts no lookups as a server, and all count them by their tokens at the same moment.
     names = ("lmcache_mp_lookup_requested_tokens_total", "lmcache:num_lookup_requests_total")
     return sum(total(counters, name) for name in names)
-
-
-def _beside(server: str) -> str:
-    return server.replace("vllm", "lmcache", 1)
 
 
 def _why_unstored(done: Moved) -> str:

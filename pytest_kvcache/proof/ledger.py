@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
 from pytest_kvcache.proof.moved import Moved, moved
-from pytest_kvcache.proof.readings import Counters, by_label, has, total
+from pytest_kvcache.proof.readings import Counters, by_label, has, lmcache_beside, total
 
 _SOURCE = "vllm:prompt_tokens_by_source_total"
 _IN_PROCESS = "lmcache:"
@@ -150,7 +150,7 @@ def build_ledger(
     for name, counters in grown.items():
         if not name.startswith("vllm"):
             continue
-        beside = grown.get(name.replace("vllm", "lmcache", 1))
+        beside = grown.get(lmcache_beside(name))
         own = _engine(counters)
         if beside is None:
             servers[name], moves[name] = own, Moved()

@@ -59,6 +59,11 @@ def by_label(counters: Counters, name: str, label: str) -> dict[str, float]:
     return found
 
 
+def lmcache_beside(server: str) -> str:
+    """Return the name of a vLLM server's LMCache, that of its first rank where it runs inside (`serving.names`)."""
+    return server.replace("vllm", "lmcache", 1)
+
+
 def lmcache_of(server: str, names: Iterable[str]) -> list[str]:
     """Return which of the components are the LMCache of a vLLM server: one, or one for each rank where it runs inside.
 
@@ -66,7 +71,7 @@ def lmcache_of(server: str, names: Iterable[str]) -> list[str]:
         server: Name of the vLLM server (`vllm-0`).
         names: Of all components (`serving.names`).
     """
-    own = server.replace("vllm", "lmcache", 1)
+    own = lmcache_beside(server)
     return sorted(name for name in names if name == own or name.startswith(f"{own}."))
 
 
