@@ -40,10 +40,11 @@ power: setup ## How often verdicts are wrong: simulated, then on the real engine
 	$(BIN)/python -m benchmarks.power.simulate --sessions 20000
 	$(BIN)/python -m benchmarks.power.engine
 
-lint: $(READY) ## ruff and mypy (strict)
+lint: $(READY) ## ruff, mypy (strict) and the layers of the packages
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: $(READY)
 	$(BIN)/ruff format .

@@ -3,121 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import pytest
 
-from pytest_kvcache import options, settings
-from pytest_kvcache.campaign.result import CellResult
+from pytest_kvcache import options
+from pytest_kvcache.baselines import store
+from pytest_kvcache.campaign import settings
+from pytest_kvcache.campaign.state import KEY, PerfState
 from pytest_kvcache.errors import BaselineError, ConfigError
-from pytest_kvcache.proof.tables import LedgerRow, ledger_table, storage_table
 from pytest_kvcache.report import benchmark as rows_of_benchmark
-from pytest_kvcache.report import chart, series, terminal
-from pytest_kvcache.report.gpus import gpu_lines
+from pytest_kvcache.report.session import SessionReport
 from pytest_kvcache.runs import signals
-from pytest_kvcache.state import KEY, PerfState
-from pytest_kvcache.tiers.base import Tier
-from pytest_kvcache.verdict import shelf, store
-from pytest_kvcache.verdict.looks import Policy
+from pytest_kvcache.serving.tier import Tier
 from pytest_kvcache.verdict.metrics import JUDGED
 
-_SECTION = "kvcache"
 _NO_RERUNS = "perf tests are not run again when they fail: a verdict that is repeated until it passes is none"
-
-
-class SessionReport:
-    """The plugin's lines in pytest's header and summary.
-
-    Args:
-        state: The session's.
-    """
-
-    def __init__(self, state: PerfState) -> None:
-        self._state = state
-
-    def pytest_report_header(self) -> str:
-        """Name profile, tiers and configuration file."""
-        chosen = self._state.settings
-        source = chosen.catalogue.source or "built in"
-        tiers = ", ".join(tier.name for tier in chosen.tiers)
-        return f"kvcache: profile {chosen.profile.name}, tiers {tiers} (configuration: {source})"
-
-    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """Print what was measured, each tier against the first two, and what became of the baselines."""
-        state, out = self._state, terminalreporter
-        results = [each for each in state.results.values() if isinstance(each, CellResult)]
-        if results:
-            out.section(f"{_SECTION}: {state.profile.name}")
-            for block in self._blocks(results):
-                out.line(block)
-                out.line("")
-            out.line(f"peak memory {state.peak_memory_bytes / 1e9:.1f} GB (PSS of all processes of the run)")
-        for line in gpu_lines(state.gpus):  # also of boots that failed: an XID may be why
-            out.line(line)
-        if state.results:  # also of boots that failed
-            out.line(f"rows, counters and logs: {state.run.folder}")
-        if state.cut_short:
-            out.line("no baseline was written: the session did not come to its end")
-        for nodeid, status, reason in state.undecided:
-            out.line(f"{status.upper()} {nodeid} - {reason}")
-
-    def _blocks(self, results: list[CellResult]) -> Iterator[str]:
-        state = self._state
-        yield terminal.measured_table(results)
-        yield terminal.client_table(results)
-        proofs = [(r, r.runs[-1].proof) for r in results]
-        rows = [LedgerRow(r.label, r.context_tokens, p.ledger, p.expected, p.storage) for r, p in proofs]
-        yield f"where prompt tokens came from (expected in brackets):\n{ledger_table(rows)}"
-        if table := storage_table(rows):
-            yield f"what the storage says of it:\n{table}"
-        yield "\n".join(terminal.probe_lines(results))
-        unchecked = [
-            f"not proved: {r.label}, context {r.context_tokens}: {line}" for r, p in proofs for line in p.unchecked
-        ]
-        if unchecked:
-            yield "\n".join(unchecked)
-        suspicions = [
-            f"suspect: {r.label}, context {r.context_tokens}: {line}" for r in results for line in r.suspicions
-        ]
-        if suspicions:
-            yield "\n".join(suspicions)
-        for each in results:
-            if moved := terminal.explanation(each):
-                yield f"{each.label}, context {each.context_tokens}: {each.outcome}: {moved}"
-        for against in series.YARDSTICKS:
-            if table := terminal.tiers_table(results, against=against):
-                yield f"against {against}:\n{table}"
-        yield from self._chart()
-        if state.written:
-            table = terminal.updates(state.writes, self._rules())
-            yield f"baselines written to {state.settings.options.baselines}:\n{table}"
-        unused = self._unused(results)
-        if unused:
-            yield "\n".join(["baselines that this run did not use (`pytest-kvcache baselines prune`):", *unused])
-        yield terminal.minutes(state.engine_minutes, state.fixed_minutes)
-
-    def _chart(self) -> Iterator[str]:
-        """Draw the chart; that it cannot be drawn hides nothing else of the summary."""
-        folder = self._state.run.folder
-        try:
-            measured = series.read([folder])
-            if measured["context_tokens"].nunique() > 1:
-                yield from series.best_tables(series.means(measured))
-            yield f"chart: {chart.draw(measured, folder / 'chart.svg')}"
-        except (ConfigError, OSError) as error:
-            yield f"no chart: {error}"
-
-    def _rules(self) -> tuple[int, Policy]:
-        return self._state.settings.family, self._state.profile.rules.policy()
-
-    def _unused(self, results: list[CellResult]) -> list[str]:
-        """Return the baselines of this profile and machine that a run of everything left out."""
-        chosen = self._state.settings
-        everything = len(results) == len(chosen.catalogue.tiers) * len(chosen.profile.workload.context_tokens)
-        root = chosen.options.baselines
-        if not everything or not root.is_dir():
-            return []
-        return [f"  {found.path}" for found in shelf.unused(shelf.scan(root), [r.cell for r in results])]
 
 
 def activate(config: pytest.Config) -> None:

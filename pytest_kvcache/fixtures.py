@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from pytest_kvcache.campaign.state import PerfState
     from pytest_kvcache.config.profile import Profile
     from pytest_kvcache.perf import BaselineCheck, MultiRoundQa
     from pytest_kvcache.serving.pair import ServingPair
-    from pytest_kvcache.state import PerfState
-    from pytest_kvcache.tiers.base import Tier
+    from pytest_kvcache.serving.tier import Tier
     from pytest_kvcache.verdict.metrics import Metric
 
 
@@ -25,7 +25,7 @@ class NoBenchmark:
 
 
 def _state(config: pytest.Config) -> PerfState:
-    from pytest_kvcache.state import KEY  # noqa: PLC0415 - heavy
+    from pytest_kvcache.campaign.state import KEY  # noqa: PLC0415 - heavy
 
     state = config.stash.get(KEY, None)
     if state is None:

@@ -11,24 +11,24 @@ from typing import Any
 import pytest
 
 from pytest_kvcache import preflight
+from pytest_kvcache.baselines import files
 from pytest_kvcache.campaign import boots as booting
+from pytest_kvcache.campaign import runner
 from pytest_kvcache.campaign.against import AgainstCampaign
+from pytest_kvcache.campaign.arm import Side
 from pytest_kvcache.campaign.baseline import BaselineCampaign
 from pytest_kvcache.campaign.result import CellResult
-from pytest_kvcache.campaign.side import Side
+from pytest_kvcache.campaign.state import PerfState
 from pytest_kvcache.config.cautions import cautions
 from pytest_kvcache.errors import KvCacheError, RunError, SetupError, TierUnavailableError
-from pytest_kvcache.load import runner
 from pytest_kvcache.preflight import engine as engines
 from pytest_kvcache.preflight import gpus
 from pytest_kvcache.report import benchmark as rows_of_benchmark
 from pytest_kvcache.report import terminal
 from pytest_kvcache.report.rows import properties, status
 from pytest_kvcache.serving.pair import ServingPair
-from pytest_kvcache.state import PerfState
-from pytest_kvcache.tiers.base import Tier, TierContext
+from pytest_kvcache.serving.tier import Tier, TierContext
 from pytest_kvcache.tiers.none import NoTier
-from pytest_kvcache.verdict import shelf
 from pytest_kvcache.verdict.metrics import JUDGED, Metric
 
 SUCCEEDS = frozenset({"pass", "improved", "recorded", "updated", "measured"})
@@ -231,7 +231,7 @@ class BaselineCheck:
         others: list[str] = []
         if status(result, gate) == "no-baseline":
             with contextlib.suppress(KvCacheError):
-                others = shelf.elsewhere(shelf.scan(self.state.settings.options.baselines), result.cell)
+                others = files.elsewhere(files.scan(self.state.settings.options.baselines), result.cell)
         refresh = _refresh_command(self.state, result)
         return terminal.failure(result, gate, refresh=refresh, others=others)
 

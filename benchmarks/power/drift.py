@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from pytest_kvcache.verdict.interim import Policy
 from pytest_kvcache.verdict.interval import Outcome, judge
-from pytest_kvcache.verdict.looks import Policy
 from pytest_kvcache.verdict.spread import usual_leverage
 
 Floats = npt.NDArray[np.float64]

@@ -31,9 +31,9 @@ import pandas as pd
 
 from benchmarks.power import epochs
 from benchmarks.power.overlay import make
+from pytest_kvcache.baselines import files
 from pytest_kvcache.engine import setup
 from pytest_kvcache.home import home
-from pytest_kvcache.verdict import shelf
 from pytest_kvcache.verdict.cells import StoredCell
 
 HERE = Path(__file__).parents[2]
@@ -132,7 +132,7 @@ class Lab:
 
     def baseline(self, profile: str) -> StoredCell:
         """Return the first cell of a profile's baselines."""
-        found = [c for c in shelf.readable(shelf.scan(self.folder / "baselines")) if c.cell.profile == profile]
+        found = [c for c in files.readable(files.scan(self.folder / "baselines")) if c.cell.profile == profile]
         return min(found, key=lambda stored: stored.cell.context_tokens)
 
     def slowed(self, share: float) -> Path:
@@ -203,7 +203,7 @@ def main() -> None:
             continue
         print(job.kind, lab.run(job).drop(columns="kind").to_string(index=False), sep="\n", flush=True)
     print(lab.done().groupby(["kind", "kv_verdict"]).size().to_string())
-    cells = shelf.readable(shelf.scan(lab.folder / "baselines"))
+    cells = files.readable(files.scan(lab.folder / "baselines"))
     print(epochs.table(c for c in cells if c.cell.profile == "epochs").to_string(index=False))
 
 

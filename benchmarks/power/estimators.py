@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from pytest_kvcache.verdict import shelf, store
+from pytest_kvcache.baselines import files, store
 from pytest_kvcache.verdict.estimate import log_ttft
 
 STALL_S = 10.0
@@ -74,7 +74,7 @@ def main() -> None:
     args = parser.parse_args()
     columns, stalls = {}, []
     for root in args.baselines:
-        for stored in shelf.readable(shelf.scan(root)):
+        for stored in files.readable(files.scan(root)):
             requests = store.read_requests(root, stored)
             found = compare([rows for _, rows in requests.groupby("boot")]).set_index("estimator")
             columns[f"{stored.address} ({len(stored.boots)})"] = found["sd"].map("{:.1%}".format)

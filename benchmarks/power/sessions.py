@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
+from pytest_kvcache.verdict.interim import Policy
 from pytest_kvcache.verdict.interval import Bounds, Outcome, judge, pooled
-from pytest_kvcache.verdict.looks import Policy
 from pytest_kvcache.verdict.paired import PAIRS_AT_LOOK, judge_pairs
 
 Floats = npt.NDArray[np.float64]

@@ -25,8 +25,8 @@ from benchmarks.power.sessions import (
     play_pairs,
     usual_margin,
 )
+from pytest_kvcache.verdict.interim import Policy
 from pytest_kvcache.verdict.interval import Outcome
-from pytest_kvcache.verdict.looks import Policy
 
 SEED = 20261124
 _TIERS = {12: 2, 24: 4}

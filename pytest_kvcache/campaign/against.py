@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from pytest_kvcache.campaign import boots as booting
-from pytest_kvcache.campaign import why
+from pytest_kvcache.campaign import explanation
+from pytest_kvcache.campaign.arm import Side
 from pytest_kvcache.campaign.boots import BootResult
+from pytest_kvcache.campaign.comparability import machine_name
 from pytest_kvcache.campaign.result import CellResult
-from pytest_kvcache.campaign.side import Side
-from pytest_kvcache.state import PerfState
-from pytest_kvcache.verdict import paired, words
+from pytest_kvcache.campaign.state import PerfState
+from pytest_kvcache.verdict import headline, paired
 from pytest_kvcache.verdict.cells import Cell
-from pytest_kvcache.verdict.environment import machine_name
 from pytest_kvcache.verdict.paired import PAIRS_AT_LOOK, Pair, PairedVerdict
 from pytest_kvcache.verdict.procedure import Boot
 
@@ -71,7 +71,7 @@ class AgainstCampaign:
         for context, verdict in verdicts.items():
             self._verdicts[context] = verdict
             self._state.note_decided(verdict, fixed * minutes_a_pair)
-            known = words.after_pairs(verdict, minutes_a_pair=minutes_a_pair, more=more, fixed=fixed)
+            known = headline.after_pairs(verdict, minutes_a_pair=minutes_a_pair, more=more, fixed=fixed)
             self._state.say(f"B against A, context {context}, {known}")
 
     def _pairs(self, context: int) -> list[Pair]:
@@ -88,7 +88,7 @@ class AgainstCampaign:
             boots=tuple(_boot(each, context) for each in b),
             minutes=tuple(x.minutes + y.minutes for x, y in zip(a, b, strict=True)),
             verdict=verdict,
-            explanation=why.against_side(verdict, [each.runs[context] for each in a], runs),
+            explanation=explanation.against_side(verdict, [each.runs[context] for each in a], runs),
         )
 
 

@@ -7,20 +7,21 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from pytest_kvcache.baselines import store, update
+from pytest_kvcache.baselines.store import Write
 from pytest_kvcache.campaign import boots as booting
-from pytest_kvcache.campaign import why
+from pytest_kvcache.campaign import explanation
+from pytest_kvcache.campaign.arm import Side
+from pytest_kvcache.campaign.comparability import machine_name, workload_hash
 from pytest_kvcache.campaign.result import CellResult
-from pytest_kvcache.campaign.side import Side
+from pytest_kvcache.campaign.runner import RunResult
+from pytest_kvcache.campaign.state import PerfState
 from pytest_kvcache.errors import BaselineError
-from pytest_kvcache.load.runner import RunResult
 from pytest_kvcache.load.stopping import StopRule
-from pytest_kvcache.state import PerfState
 from pytest_kvcache.telemetry.revision import uncommitted
-from pytest_kvcache.verdict import procedure, rounds, store, update, words
+from pytest_kvcache.verdict import headline, procedure, rounds
 from pytest_kvcache.verdict.cells import Cell, StoredCell
-from pytest_kvcache.verdict.environment import machine_name, workload_hash
 from pytest_kvcache.verdict.procedure import Boot, CellVerdict, Evidence
-from pytest_kvcache.verdict.store import Write
 
 
 @dataclass
@@ -107,7 +108,7 @@ class BaselineCampaign:
             each = sum(cell.minutes) / len(cell.minutes)
             self._state.note_decided(cell.verdict, cell.verdict.fixed_boots * each)
             self._state.say(
-                f"{run.label}, context {run.context_tokens}: {words.after_look(cell.verdict, minutes_a_boot=each)}"
+                f"{run.label}, context {run.context_tokens}: {headline.after_look(cell.verdict, minutes_a_boot=each)}"
             )
 
     def _stop_rule(self, cell: _Open) -> StopRule | None:
@@ -164,7 +165,7 @@ class BaselineCampaign:
             verdict=cell.verdict,
             write=write,
             refused=refused,
-            explanation=why.against_baseline(cell.verdict, cell.stored, cell.runs, self._root),
+            explanation=explanation.against_baseline(cell.verdict, cell.stored, cell.runs, self._root),
         )
 
     def _refusals(self, cell: _Open) -> list[str]:

@@ -11,27 +11,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
-from pytest_kvcache.campaign import gpus
+from pytest_kvcache.campaign import gpus, runner
+from pytest_kvcache.campaign.arm import Side
+from pytest_kvcache.campaign.boot_probes import Looks, worth
+from pytest_kvcache.campaign.comparability import comparability
 from pytest_kvcache.campaign.gpus import GpuWatch
-from pytest_kvcache.campaign.looks import Looks, worth
-from pytest_kvcache.campaign.side import Side
+from pytest_kvcache.campaign.runner import RunResult
+from pytest_kvcache.campaign.state import PerfState
 from pytest_kvcache.config import environment
-from pytest_kvcache.load import runner
 from pytest_kvcache.load.plan import LoadPlan
-from pytest_kvcache.load.runner import RunResult
 from pytest_kvcache.load.stopping import StopRule
 from pytest_kvcache.probes.probe import Probed
 from pytest_kvcache.proof.judge import Served
 from pytest_kvcache.runs import signals
-from pytest_kvcache.serving import bucket as buckets
 from pytest_kvcache.serving import pair as pairs
 from pytest_kvcache.serving.offload import TierPlan
 from pytest_kvcache.serving.pair import ServingPair
 from pytest_kvcache.serving.plan import build_plan
-from pytest_kvcache.state import PerfState
+from pytest_kvcache.storage import bucket as buckets
 from pytest_kvcache.telemetry import canary
 from pytest_kvcache.telemetry.allotment import allotment
-from pytest_kvcache.verdict.environment import comparability
 
 PROBES = "probes.json"
 #: Users of one workload are numbered from a multiple of this, so that workloads on one boot share no user context.

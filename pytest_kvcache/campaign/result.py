@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pytest_kvcache.load.runner import RunResult
+from pytest_kvcache.baselines.store import Write
+from pytest_kvcache.campaign.runner import RunResult
 from pytest_kvcache.proof.explain import Explanation
 from pytest_kvcache.verdict.cells import Cell, StoredCell
 from pytest_kvcache.verdict.estimate import Estimates
 from pytest_kvcache.verdict.metrics import JUDGED
 from pytest_kvcache.verdict.paired import PairedVerdict
 from pytest_kvcache.verdict.procedure import Boot, CellVerdict
-from pytest_kvcache.verdict.store import Write
 
 _COUNTS = frozenset({"scheduled", "sent", "finished", "failed", "prompt_tokens", "generated_tokens"})
 _GEOMETRIC = frozenset(metric.key for metric in JUDGED)

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from pytest_kvcache import catalogue
+from pytest_kvcache.baselines import files, store, update
+from pytest_kvcache.baselines.files import Found
 from pytest_kvcache.errors import BaselineError, ConfigError
-from pytest_kvcache.verdict import shelf, store, update
+from pytest_kvcache.tiers import catalogue
 from pytest_kvcache.verdict.cells import SCHEMA, StoredCell, parse
-from pytest_kvcache.verdict.looks import Policy
+from pytest_kvcache.verdict.interim import Policy
 from pytest_kvcache.verdict.metrics import JUDGED
-from pytest_kvcache.verdict.shelf import Found
 
 Say = Callable[[str], None]
 
@@ -60,21 +60,21 @@ def run(args: argparse.Namespace, say: Say) -> int:
 
 
 def _list(args: argparse.Namespace, say: Say) -> int:
-    found = shelf.scan(args.kv_baselines)
-    say(_text(shelf.list_table(found)) if found else "no baselines")
+    found = files.scan(args.kv_baselines)
+    say(_text(files.list_table(found)) if found else "no baselines")
     return 1 if any(f.problem for f in found) else 0
 
 
 def _show(args: argparse.Namespace, say: Say) -> int:
-    found = shelf.scan(args.kv_baselines)
-    cells = shelf.readable(found)
+    found = files.scan(args.kv_baselines)
+    cells = files.readable(found)
     chosen = [c for c in cells if args.cell in {str(c.address), _long(c)}]
     if len(chosen) != 1:
         known = ", ".join(_long(c) for c in (chosen or cells)) or "none"
         what = "is there on several machines" if chosen else "is not there"
         raise BaselineError(f"{args.cell} {what}; known: {known}", where=str(args.kv_baselines))
     rules, family = _rules(args, chosen[0])
-    shown = shelf.show(chosen[0], cells, family=family, policy=rules)
+    shown = files.show(chosen[0], cells, family=family, policy=rules)
     say(f"{_long(chosen[0])}: {shown.label}")
     for table in (shown.levels, shown.boots, shown.keys):
         say("")
@@ -83,10 +83,10 @@ def _show(args: argparse.Namespace, say: Say) -> int:
 
 
 def _diff(args: argparse.Namespace, say: Say) -> int:
-    now = {c.address: c for c in shelf.readable(shelf.scan(args.kv_baselines))}
+    now = {c.address: c for c in files.readable(files.scan(args.kv_baselines))}
     other = Path(args.other)
     if other.is_dir():
-        before = {c.address: c for c in shelf.readable(shelf.scan(other))}
+        before = {c.address: c for c in files.readable(files.scan(other))}
     else:
         before = {c.address: c for c in _at_revision(args.kv_baselines, args.other)}
     changed = 0
@@ -124,13 +124,13 @@ def _at_revision(root: Path, revision: str) -> list[StoredCell]:
 
 def _prune(args: argparse.Namespace, say: Say) -> int:
     known = catalogue.load(catalogue.find(Path.cwd(), args.kv_config))
-    found = shelf.scan(args.kv_baselines)
+    found = files.scan(args.kv_baselines)
     drop = [f.cell for f in found if f.cell is not None and not _is_used(f, known)]
-    paths = shelf.removable(args.kv_baselines, drop)
+    paths = files.removable(args.kv_baselines, drop)
     for path in paths:
         say(str(path))
     if args.yes:
-        shelf.prune(args.kv_baselines, paths)
+        files.prune(args.kv_baselines, paths)
     say(f"{len(paths)} files {'removed' if args.yes else 'would be removed: --yes removes them'}")
     return 0
 
@@ -145,7 +145,7 @@ def _is_used(found: Found, known: catalogue.Catalogue) -> bool:
 
 
 def _migrate(args: argparse.Namespace, say: Say) -> int:
-    todo = shelf.migrations(args.kv_baselines, shelf.scan(args.kv_baselines))
+    todo = files.migrations(args.kv_baselines, files.scan(args.kv_baselines))
     writes = [each.write for each in todo if each.write is not None]
     for each in todo:
         say(f"{each.path}: schema {each.schema}: {each.reason or f'is carried over to {SCHEMA}'}")

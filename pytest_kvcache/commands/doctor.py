@@ -13,7 +13,9 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
-from pytest_kvcache import catalogue, preflight
+from pytest_kvcache import preflight
+from pytest_kvcache.campaign.settings import CPU_PROFILE, GPU_PROFILE
+from pytest_kvcache.check import Check, Finding, Result
 from pytest_kvcache.engine import floors, setup
 from pytest_kvcache.engine.base import BaseEngine
 from pytest_kvcache.engine.container import Mount, parse_mount
@@ -24,12 +26,11 @@ from pytest_kvcache.errors import ConfigError, SetupError
 from pytest_kvcache.home import home
 from pytest_kvcache.preflight import adapter, machine
 from pytest_kvcache.preflight import engine as engines
-from pytest_kvcache.preflight.check import Check, Finding, Result
 from pytest_kvcache.runs.ports import free_ports
 from pytest_kvcache.runs.session import RunSession
-from pytest_kvcache.settings import CPU_PROFILE, GPU_PROFILE
+from pytest_kvcache.serving.tier import Tier, TierContext, call_here
 from pytest_kvcache.telemetry.hardware import usable_gpus
-from pytest_kvcache.tiers.base import Tier, TierContext, call_here
+from pytest_kvcache.tiers import catalogue
 from pytest_kvcache.tiers.none import NoTier
 
 Say = Callable[[str], None]

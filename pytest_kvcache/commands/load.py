@@ -13,12 +13,12 @@ from urllib.parse import urlsplit
 
 import pandas as pd
 
-from pytest_kvcache.catalogue import validate
 from pytest_kvcache.load import records, validity, worker
 from pytest_kvcache.load.plan import LoadPlan
-from pytest_kvcache.proof.readings import growth
 from pytest_kvcache.report import terminal
 from pytest_kvcache.runs.files import replace_whole
+from pytest_kvcache.telemetry.counters import growth
+from pytest_kvcache.tiers.catalogue import validate
 from pytest_kvcache.verdict.estimate import Estimates, estimate
 from pytest_kvcache.workload import reference
 from pytest_kvcache.workload.base import Workload

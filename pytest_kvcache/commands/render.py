@@ -7,10 +7,10 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from pytest_kvcache import catalogue
 from pytest_kvcache.engine.container import parse_mount
 from pytest_kvcache.engine.named import engine_named
-from pytest_kvcache.render import render
+from pytest_kvcache.serving.render import render
+from pytest_kvcache.tiers import catalogue
 
 Say = Callable[[str], None]
 

@@ -9,8 +9,8 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_v
 
 from pytest_kvcache.config import environment, refused_args
 from pytest_kvcache.config.rules import Rules
-from pytest_kvcache.config.strict import Strict
 from pytest_kvcache.config.vllm_args import number_of
+from pytest_kvcache.strict import Strict
 from pytest_kvcache.workload.registry import AnyWorkload
 
 #: Name that asks for the small random-weight Qwen3 made on the spot (`engine/tiny_model.py`).

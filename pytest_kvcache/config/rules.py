@@ -6,8 +6,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
-from pytest_kvcache.config.strict import Strict
-from pytest_kvcache.verdict.looks import Policy
+from pytest_kvcache.strict import Strict
+from pytest_kvcache.verdict.interim import Policy
 from pytest_kvcache.verdict.metrics import JUDGED
 
 Share = Annotated[float, Field(gt=0, lt=10)]

@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from pytest_kvcache.config.strict import Strict
 from pytest_kvcache.load.stopping import StopRule
+from pytest_kvcache.strict import Strict
 from pytest_kvcache.workload.registry import AnyWorkload
 
 

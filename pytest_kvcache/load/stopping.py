@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from pydantic import PositiveFloat
 
-from pytest_kvcache.config.strict import Strict
 from pytest_kvcache.load import records
 from pytest_kvcache.load.records import RequestRecord
+from pytest_kvcache.strict import Strict
 
 
 class StopRule(Strict):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pytest_kvcache.preflight.check import Check, Checked, Finding, Result, run
-from pytest_kvcache.tiers.base import Tier, TierContext
+from pytest_kvcache.check import Check, Finding, Result, run
+from pytest_kvcache.serving.tier import CheckedTier, Tier, TierContext
 
-__all__ = ["Check", "Checked", "Finding", "Result", "blocking", "of_tier", "run", "stopping"]
+__all__ = ["Check", "Finding", "Result", "blocking", "of_tier", "run", "stopping"]
 
 #: A boot waits for this, and no longer.
 _BLOCKING_LIMIT_S = 30.0
@@ -51,7 +51,7 @@ def stopping(subject: str, checks: Sequence[Check]) -> list[str]:
 
 
 def _checks(tier: Tier, ctx: TierContext) -> Sequence[Check]:
-    return tier.checks(ctx) if isinstance(tier, Checked) else ()
+    return tier.checks(ctx) if isinstance(tier, CheckedTier) else ()
 
 
 def _available(tier: Tier, ctx: TierContext) -> Finding:

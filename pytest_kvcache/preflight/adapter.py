@@ -9,14 +9,14 @@ import subprocess
 from collections.abc import Mapping
 from typing import Any
 
+from pytest_kvcache.check import Finding
 from pytest_kvcache.errors import BootError
-from pytest_kvcache.preflight.check import Finding
 from pytest_kvcache.runs.session import RunSession
-from pytest_kvcache.serving import bucket as buckets
 from pytest_kvcache.serving import pair
 from pytest_kvcache.serving.launchers.process import ProcessLauncher
 from pytest_kvcache.serving.offload import TierPlan
 from pytest_kvcache.serving.plan import ServingPlan
+from pytest_kvcache.storage import bucket as buckets
 
 _KEYS, _ROUNDS, _SIZE_KIB = 16, 2, 512
 _LIMIT_S = 120.0

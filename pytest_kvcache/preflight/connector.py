@@ -5,10 +5,10 @@ from __future__ import annotations
 import subprocess
 from pathlib import PurePath
 
+from pytest_kvcache.check import Finding
 from pytest_kvcache.config.profile import Profile
 from pytest_kvcache.engine import connector
 from pytest_kvcache.engine.base import BaseEngine
-from pytest_kvcache.preflight.check import Finding
 
 _LOOK = (
     f"import importlib.metadata as m; d = m.distribution({connector.DISTRIBUTION!r}); "

@@ -5,11 +5,11 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Iterable
 
+from pytest_kvcache.check import Check, Finding
 from pytest_kvcache.config.profile import Profile
 from pytest_kvcache.engine.base import BaseEngine
 from pytest_kvcache.errors import SetupError
 from pytest_kvcache.preflight import connector
-from pytest_kvcache.preflight.check import Check, Finding
 from pytest_kvcache.serving import versions as older
 from pytest_kvcache.serving.offload import Offload
 

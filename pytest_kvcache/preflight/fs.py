@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pytest_kvcache.preflight.check import Finding
+from pytest_kvcache.check import Finding
 from pytest_kvcache.preflight.kvsize import Stored
-from pytest_kvcache.preflight.layouts import evidence, judge
-from pytest_kvcache.telemetry.mountstats import page_cache_options
-from pytest_kvcache.tiers.mounts import mount_of
-from pytest_kvcache.tiers.requirement import Require, unmet
+from pytest_kvcache.storage.layouts import evidence, judge
+from pytest_kvcache.storage.mounts import mount_of
+from pytest_kvcache.storage.mountstats import page_cache_options
+from pytest_kvcache.storage.requirement import Require, unmet
 
 #: A server may leave the first bytes of a file to itself; this is more than any such threshold known.
 PROBE_BYTES = 4 << 20

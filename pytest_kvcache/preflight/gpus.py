@@ -9,9 +9,9 @@ import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from pytest_kvcache.check import Check, Finding, run
 from pytest_kvcache.config.profile import Profile
 from pytest_kvcache.config.vllm_args import value_of
-from pytest_kvcache.preflight.check import Check, Finding, run
 from pytest_kvcache.preflight.others import Others
 from pytest_kvcache.telemetry.allotment import Allotment, allotment, dealt
 from pytest_kvcache.telemetry.hardware import gpus as models

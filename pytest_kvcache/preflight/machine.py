@@ -9,11 +9,11 @@ from pathlib import Path
 
 import psutil
 
+from pytest_kvcache.check import Check, Finding
 from pytest_kvcache.config import environment
 from pytest_kvcache.config.cautions import cautions
 from pytest_kvcache.config.profile import Profile
 from pytest_kvcache.preflight import gpus
-from pytest_kvcache.preflight.check import Check, Finding
 from pytest_kvcache.runs.ports import free_ports
 
 _GIB = 1 << 30

@@ -13,11 +13,11 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_kvcache.preflight.check import Check, Finding
-from pytest_kvcache.serving.bucket import Bucket, client
+from pytest_kvcache.check import Check, Finding
+from pytest_kvcache.storage.bucket import Bucket, client
 
 if TYPE_CHECKING:
-    from pytest_kvcache.tiers.base import Call
+    from pytest_kvcache.serving.tier import Call
 
 _TIMEOUT_S = 10.0
 _PROBE_BYTES = 1 << 20

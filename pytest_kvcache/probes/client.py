@@ -14,12 +14,12 @@ from pytest_kvcache.probes import answers
 from pytest_kvcache.probes.answers import Answer
 from pytest_kvcache.probes.sentinels import ANSWER_TOKENS, Sentinel
 from pytest_kvcache.proof.ledger import Tokens, build_ledger
-from pytest_kvcache.proof.moved import Moved, moved
-from pytest_kvcache.proof.moved import under_way as stores_under_way
-from pytest_kvcache.proof.readings import Counters, growth, lmcache_beside, lmcache_of, ranks_as_one, total
-from pytest_kvcache.proof.sizes import kv_bytes_per_token
 from pytest_kvcache.telemetry import internal_api
+from pytest_kvcache.telemetry.cache_sizes import kv_bytes_per_token
+from pytest_kvcache.telemetry.counters import Counters, growth, lmcache_beside, lmcache_of, ranks_as_one, total
 from pytest_kvcache.telemetry.prometheus import FOREIGN, scrape_all
+from pytest_kvcache.telemetry.transfers import Moved, moved
+from pytest_kvcache.telemetry.transfers import under_way as stores_under_way
 from pytest_kvcache.workload.tokens import ServedTokenizer, Tokenizer
 
 _REQUEST_TIMEOUT_S = 120.0

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from pytest_kvcache.probes.answers import Answer, Difference, compare
 from pytest_kvcache.probes.steps import Asked, Step
-from pytest_kvcache.proof.claims import Claim
-from pytest_kvcache.proof.readings import Counters, total
+from pytest_kvcache.serving.claim import Claim
+from pytest_kvcache.telemetry.counters import Counters, total
 
 #: Where KV may be, for people.
 _LEVELS = {

@@ -15,8 +15,8 @@ from pytest_kvcache.probes.client import ProbeError
 from pytest_kvcache.probes.judge import COMPUTED, Rules, computed, differences, judge, source, used
 from pytest_kvcache.probes.sentinels import Sentinel, sentinels
 from pytest_kvcache.probes.steps import Asked, Pair, Step
-from pytest_kvcache.proof.claims import Claim
-from pytest_kvcache.proof.readings import Counters
+from pytest_kvcache.serving.claim import Claim
+from pytest_kvcache.telemetry.counters import Counters
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from pytest_kvcache.probes.client import Served
 from pytest_kvcache.probes.sentinels import Sentinel
-from pytest_kvcache.proof.readings import Counters
+from pytest_kvcache.telemetry.counters import Counters
 from pytest_kvcache.workload.tokens import Tokenizer
 
 

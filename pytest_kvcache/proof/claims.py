@@ -4,21 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 
 from pytest_kvcache.proof.ledger import Ledger, Tokens
-from pytest_kvcache.proof.moved import Moved
-
-
-class Claim(StrEnum):
-    """Where a tier says that KV comes from, beyond the device cache."""
-
-    DEVICE = "device"
-    """Nowhere else: vLLM alone."""
-    L1 = "l1"
-    """LMCache's CPU RAM of the same server."""
-    L2 = "l2"
-    """A storage that the servers share, in front of it L1."""
+from pytest_kvcache.serving.claim import Claim
+from pytest_kvcache.telemetry.transfers import Moved
 
 
 @dataclass(frozen=True)

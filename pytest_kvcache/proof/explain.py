@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pytest_kvcache.proof.parts import GPU_FIGURES, PARTS, Figures
+from pytest_kvcache.proof.breakdown import GPU_FIGURES, PARTS, Figures
 
 #: Changes of a part that are smaller than these shares, of the old TTFT and of its change, are not named.
 _NAMED, _NAMED_OF_CHANGE = 0.05, 0.1

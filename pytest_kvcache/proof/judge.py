@@ -8,17 +8,19 @@ from typing import Any
 
 import pandas as pd
 
-from pytest_kvcache.proof import claims, expected, readings
-from pytest_kvcache.proof.asked import asks_of, expectable_from_rows
+from pytest_kvcache.proof import claims, expected_hits
 from pytest_kvcache.proof.balance import balance, client_tokens
-from pytest_kvcache.proof.claims import Claim, Expectable
-from pytest_kvcache.proof.expected import Expected, Hierarchy
-from pytest_kvcache.proof.gaps import gaps, warm
+from pytest_kvcache.proof.breakdown import components
+from pytest_kvcache.proof.claims import Expectable
+from pytest_kvcache.proof.expected_hits import Expected, Hierarchy
+from pytest_kvcache.proof.hit_differences import gaps, warm
 from pytest_kvcache.proof.ledger import Ledger, Tokens, build_ledger
-from pytest_kvcache.proof.parts import components
-from pytest_kvcache.proof.readings import Counters
-from pytest_kvcache.proof.sizes import DeviceCache, device_cache, kv_bytes_per_token
-from pytest_kvcache.proof.witnessed import Witnessed
+from pytest_kvcache.proof.oracle_requests import asks_of, expectable_from_rows
+from pytest_kvcache.proof.storage_account import Witnessed
+from pytest_kvcache.serving.claim import Claim
+from pytest_kvcache.telemetry import counters
+from pytest_kvcache.telemetry.cache_sizes import DeviceCache, device_cache, kv_bytes_per_token
+from pytest_kvcache.telemetry.counters import Counters
 from pytest_kvcache.workload.base import Workload
 from pytest_kvcache.workload.multi_round import MultiRoundQa
 
@@ -111,9 +113,9 @@ def judge(
         first_user: Users were numbered from the one after it.
         beyond_tokens: Prompt tokens of requests that were sent and are not in `rows`.
     """
-    unread = readings.faults(before, after)
-    before, after = readings.ranks_as_one(before), readings.ranks_as_one(after)
-    grown = readings.growth(before, after)
+    unread = counters.faults(before, after)
+    before, after = counters.ranks_as_one(before), counters.ranks_as_one(after)
+    grown = counters.growth(before, after)
     size = kv_bytes_per_token(after, chunk_tokens=served.chunk_tokens)
     ledger = build_ledger(grown, chunk_tokens=served.chunk_tokens, kv_bytes_per_token=size)
     if unread:
@@ -166,5 +168,5 @@ def _expected(
         shared_tokens=workload.shared_prompt_tokens,
         inside=served.in_process,
     )
-    whole = expected.simulate(asks, caches)
-    return whole, expected.expectable(whole, caches, asks)
+    whole = expected_hits.simulate(asks, caches)
+    return whole, expected_hits.expectable(whole, caches, asks)

@@ -23,8 +23,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
-from pytest_kvcache.proof.moved import Moved, moved
-from pytest_kvcache.proof.readings import Counters, by_label, has, lmcache_beside, total
+from pytest_kvcache.telemetry.counters import Counters, by_label, has, lmcache_beside, total
+from pytest_kvcache.telemetry.transfers import Moved, moved
 
 _SOURCE = "vllm:prompt_tokens_by_source_total"
 _IN_PROCESS = "lmcache:"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pytest_kvcache.proof.claims import Claim
 from pytest_kvcache.proof.ledger import Ledger
-from pytest_kvcache.proof.mounted import of_mount
-from pytest_kvcache.proof.witnessed import Said, Witnessed, claims, of_listing, of_server
-from pytest_kvcache.tiers.requirement import Require
-from pytest_kvcache.witness.account import Look
+from pytest_kvcache.proof.mount_account import of_mount
+from pytest_kvcache.proof.storage_account import Said, Witnessed, claims, of_listing, of_server
+from pytest_kvcache.serving.claim import Claim
+from pytest_kvcache.storage.account import Look
+from pytest_kvcache.storage.requirement import Require
 
 
 def hold(witness: str, require: Require, before: Look, after: Look, *, chunk_tokens: int) -> Witnessed:

@@ -7,15 +7,16 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from pytest_kvcache.baselines import update
+from pytest_kvcache.baselines.store import Write
 from pytest_kvcache.campaign.result import CellResult
 from pytest_kvcache.report.rows import gate_of, status
 from pytest_kvcache.report.series import FIGURES
-from pytest_kvcache.verdict import procedure, update, words
+from pytest_kvcache.verdict import headline, procedure
 from pytest_kvcache.verdict.estimate import Estimates
-from pytest_kvcache.verdict.looks import Policy
+from pytest_kvcache.verdict.interim import Policy
 from pytest_kvcache.verdict.metrics import Metric
 from pytest_kvcache.verdict.paired import PairedVerdict
-from pytest_kvcache.verdict.store import Write
 
 _COLUMNS = {
     "ttft_mean_s": ("TTFT mean", "{:.3f}"),
@@ -130,7 +131,7 @@ def gates_table(result: CellResult) -> str:
     """Return old, new, effect, interval and margin of every judged metric, with what follows from it."""
     if result.verdict is None:
         return ""
-    return "\n".join(f"  {words.gate_line(gate)}" for gate in result.verdict.gates)
+    return "\n".join(f"  {headline.gate_line(gate)}" for gate in result.verdict.gates)
 
 
 def explanation(result: CellResult) -> str:
@@ -196,7 +197,13 @@ def failure(result: CellResult, gate: Metric | None, *, refresh: str, others: Se
     reasons = [f"  {reason}" for reason in (verdict.reasons if verdict else result.refused)]
     notes = [f"note: {note}" for note in (verdict.notes if isinstance(verdict, procedure.CellVerdict) else ())]
     if found == "regressed" and about is not None:
-        parts = [f"{where} regressed: {words.gate_line(about)}", gates_table(result), *notes, explanation(result), data]
+        parts = [
+            f"{where} regressed: {headline.gate_line(about)}",
+            gates_table(result),
+            *notes,
+            explanation(result),
+            data,
+        ]
         parts += ["stay with A, or find out where B loses it" if paired else f"if the new values are right: {refresh}"]
     elif found == "no-baseline":
         parts = [f"{where} has no baseline for this machine ({result.cell.machine})"]
@@ -207,7 +214,7 @@ def failure(result: CellResult, gate: Metric | None, *, refresh: str, others: Se
         parts = [f"{where} is not comparable with its baseline{first}; what differs (baseline -> now):", *reasons]
         parts += [f"to record a new one: {refresh}"]
     elif found == "inconclusive":
-        head = words.gate_line(about) if about else (verdict.reasons[0] if verdict and verdict.reasons else "")
+        head = headline.gate_line(about) if about else (verdict.reasons[0] if verdict and verdict.reasons else "")
         parts = [
             f"{where} is inconclusive after {len(result.runs)} {'pairs' if paired else 'boots'}: {head}",
             *reasons,

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pytest_kvcache.proof.claims import Claim
-from pytest_kvcache.serving.bucket import Bucket
+from pytest_kvcache.serving.claim import Claim
 from pytest_kvcache.serving.component import Component
-from pytest_kvcache.witness.account import Witness
+from pytest_kvcache.storage.account import Witness
+from pytest_kvcache.storage.bucket import Bucket
 
 
 @dataclass(frozen=True)

@@ -1,77 +1,11 @@
-"""What a tier kind is: a validated table of `kvcache.toml` that says what it adds to a serving pair."""
+"""The base of the tier kinds: a validated table of `kvcache.toml` that says what it adds to a serving pair."""
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
-
 from pydantic import ConfigDict
 
-from pytest_kvcache.config.profile import Profile
-from pytest_kvcache.config.strict import Strict
-from pytest_kvcache.serving.offload import TierPlan
-
-
-class Call(Protocol):
-    """Runs a program that `tool` named to the end."""
-
-    def __call__(self, argv: Sequence[str], *, timeout_s: float) -> subprocess.CompletedProcess[str]:
-        """Return its exit code and what it said.
-
-        Raises:
-            OSError: It could not be started.
-            TimeoutExpired: It did not end in time.
-        """
-
-
-def call_here(argv: Sequence[str], *, timeout_s: float) -> subprocess.CompletedProcess[str]:
-    """Run a program of this machine."""
-    return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=timeout_s)
-
-
-@dataclass(frozen=True)
-class TierContext:
-    """What a tier may use while it plans; nothing here starts anything.
-
-    Args:
-        profile: The profile that will be served.
-        run_id: Names everything of this run that could meet another run's.
-        scratch: Folder that is removed when the run ends.
-        storage_home: Folder on a disk (not tmpfs) below which a stand-in folder may be made.
-        tool: Returns the path of a program (`rclone`) of the engine environment, or None.
-        port: Returns a TCP port that is leased to this run.
-        environ: The environment that credentials are read from.
-        call: Runs what `tool` named, which may be in an image.
-    """
-
-    profile: Profile
-    run_id: str
-    scratch: Path
-    storage_home: Path
-    tool: Callable[[str], Path | None]
-    port: Callable[[], int]
-    environ: Mapping[str, str]
-    call: Call = call_here
-
-
-class Tier(Protocol):
-    """A configured tier. Third parties register a class of their own in the group `pytest_kvcache.tiers`."""
-
-    @property
-    def name(self) -> str:
-        """The table's name in `kvcache.toml`; what `--tier` takes."""
-
-    def label(self, ctx: TierContext) -> str:
-        """The name for outputs, with what stands in for what."""
-
-    def unavailable(self, ctx: TierContext) -> str | None:
-        """Why the tier cannot run here, or None where it can."""
-
-    def plan(self, ctx: TierContext) -> TierPlan:
-        """What to add to the pair."""
+from pytest_kvcache.serving.tier import TierContext
+from pytest_kvcache.strict import Strict
 
 
 class TierModel(Strict):

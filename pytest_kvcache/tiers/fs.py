@@ -7,14 +7,15 @@ from typing import Literal
 
 from pydantic import Field
 
+from pytest_kvcache.check import Check
 from pytest_kvcache.preflight import fs as checks_of_fs
-from pytest_kvcache.preflight.check import Check
 from pytest_kvcache.preflight.kvsize import stored
 from pytest_kvcache.serving.offload import Offload, PerServer, TierPlan
-from pytest_kvcache.tiers.base import TierContext, TierModel
-from pytest_kvcache.tiers.mounts import Mount, mount_of
-from pytest_kvcache.tiers.requirement import Require, unmet
-from pytest_kvcache.witness.folder import UNFINISHED, FolderWitness
+from pytest_kvcache.serving.tier import TierContext
+from pytest_kvcache.storage.folder import UNFINISHED, FolderWitness
+from pytest_kvcache.storage.mounts import Mount, mount_of
+from pytest_kvcache.storage.requirement import Require, unmet
+from pytest_kvcache.tiers.base import TierModel
 
 #: Folder, below that of the objects, in which a server alone writes what is no object yet. Without one, servers that
 #: store the same chunk at the same time write one file `….tmp`, and who comes second finds it gone: of 120 simultaneous

@@ -8,7 +8,8 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from pytest_kvcache.serving.offload import Offload, TierPlan, salt_of
-from pytest_kvcache.tiers.base import TierContext, TierModel
+from pytest_kvcache.serving.tier import TierContext
+from pytest_kvcache.tiers.base import TierModel
 from pytest_kvcache.tiers.fs import OWN_TMP
 
 #: Adapters of LMCache that write files: servers on one folder need temporary folders of their own.

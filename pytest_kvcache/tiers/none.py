@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 from pytest_kvcache.serving.offload import TierPlan
-from pytest_kvcache.tiers.base import TierContext, TierModel
+from pytest_kvcache.serving.tier import TierContext
+from pytest_kvcache.tiers.base import TierModel
 
 
 class NoTier(TierModel):

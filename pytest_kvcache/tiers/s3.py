@@ -10,15 +10,16 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
+from pytest_kvcache.check import Check
 from pytest_kvcache.preflight import fs as checks_of_fs
 from pytest_kvcache.preflight import s3 as checks_of_s3
-from pytest_kvcache.preflight.check import Check
 from pytest_kvcache.preflight.kvsize import stored
-from pytest_kvcache.serving.bucket import Bucket
 from pytest_kvcache.serving.objectstore import LOCAL_BUCKET, rclone_server
 from pytest_kvcache.serving.offload import Offload, TierPlan, salt_of
-from pytest_kvcache.tiers.base import TierContext, TierModel
-from pytest_kvcache.witness.objects import BucketWitness, OwnServerWitness
+from pytest_kvcache.serving.tier import TierContext
+from pytest_kvcache.storage.bucket import Bucket
+from pytest_kvcache.storage.objects import BucketWitness, OwnServerWitness
+from pytest_kvcache.tiers.base import TierModel
 
 _KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 _REGION = "us-east-1"

@@ -17,7 +17,7 @@ from enum import IntEnum
 import numpy as np
 import numpy.typing as npt
 
-from pytest_kvcache.verdict.looks import Policy, pass_quantile, resolved_errors, standard_errors, t_quantile
+from pytest_kvcache.verdict.interim import Policy, pass_quantile, resolved_errors, standard_errors, t_quantile
 
 Floats = npt.NDArray[np.float64]
 Real = Floats | np.float64

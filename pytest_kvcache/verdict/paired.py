@@ -16,8 +16,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from pytest_kvcache.verdict.interim import Policy, t_quantile
 from pytest_kvcache.verdict.interval import Bounds, Outcome, classify, pooled
-from pytest_kvcache.verdict.looks import Policy, t_quantile
 from pytest_kvcache.verdict.metrics import JUDGED
 from pytest_kvcache.verdict.procedure import Boot, Gate, Status
 

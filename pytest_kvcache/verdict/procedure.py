@@ -13,9 +13,9 @@ from typing import Literal
 
 from pytest_kvcache.verdict import canary
 from pytest_kvcache.verdict.cells import StoredCell
-from pytest_kvcache.verdict.environment import differences
+from pytest_kvcache.verdict.comparability import differences
+from pytest_kvcache.verdict.interim import Policy
 from pytest_kvcache.verdict.interval import Outcome, judge
-from pytest_kvcache.verdict.looks import Policy
 from pytest_kvcache.verdict.metrics import JUDGED, Metric
 from pytest_kvcache.verdict.spread import degrees, level, mean, usable
 

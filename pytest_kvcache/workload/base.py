@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from pytest_kvcache.config.strict import Strict
+from pytest_kvcache.strict import Strict
 from pytest_kvcache.workload.script import Script
 from pytest_kvcache.workload.tokens import Tokenizer
 

@@ -18,8 +18,8 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
 
-from pytest_kvcache.config.strict import Strict
 from pytest_kvcache.errors import ConfigError, RunError
+from pytest_kvcache.strict import Strict
 from pytest_kvcache.workload.base import Workload
 from pytest_kvcache.workload.script import Conversation, Script, Turn
 from pytest_kvcache.workload.tokens import Texts, Tokenizer, message, texts

@@ -14,20 +14,20 @@ from typing import Any
 
 import pytest
 
-from pytest_kvcache import settings
+from pytest_kvcache.campaign import settings
+from pytest_kvcache.campaign.arm import Side
 from pytest_kvcache.campaign.boots import booted
-from pytest_kvcache.campaign.side import Side
-from pytest_kvcache.options import Options
+from pytest_kvcache.campaign.state import PerfState
+from pytest_kvcache.config.options import Options
 from pytest_kvcache.probes import steps
 from pytest_kvcache.probes.client import PairClient
 from pytest_kvcache.probes.judge import Rules, computed, judge, source
 from pytest_kvcache.probes.probe import Probed, Probes
 from pytest_kvcache.probes.sentinels import sentinels
-from pytest_kvcache.proof.claims import Claim
 from pytest_kvcache.runs.ports import free_ports
+from pytest_kvcache.serving.claim import Claim
 from pytest_kvcache.serving.objectstore import LOCAL_BUCKET, rclone_server
 from pytest_kvcache.serving.offload import TierPlan
-from pytest_kvcache.state import PerfState
 from tests.projects import Project, configure, run, run_folder
 
 pytestmark = pytest.mark.engine

@@ -15,8 +15,8 @@ import pytest
 
 from pytest_kvcache.preflight import s3
 from pytest_kvcache.runs.ports import free_ports
-from pytest_kvcache.serving.bucket import Bucket
 from pytest_kvcache.serving.objectstore import rclone_server
+from pytest_kvcache.storage.bucket import Bucket
 
 KEYS = {"AWS_ACCESS_KEY_ID": "AKID", "AWS_SECRET_ACCESS_KEY": "SECRET"}
 

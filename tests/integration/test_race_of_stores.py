@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from pytest_kvcache import catalogue
-from pytest_kvcache.render import render
+from pytest_kvcache.serving.render import render
+from pytest_kvcache.storage.folder import FolderWitness
+from pytest_kvcache.tiers import catalogue
 from pytest_kvcache.tiers.fs import FsTier
-from pytest_kvcache.witness.folder import FolderWitness
 from tests.integration.race_of_stores import CHUNK_BYTES, CHUNKS
 
 SCRIPT = Path(__file__).with_name("race_of_stores.py")

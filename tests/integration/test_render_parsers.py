@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from pytest_kvcache import catalogue
-from pytest_kvcache.render import render
+from pytest_kvcache.serving.render import render
+from pytest_kvcache.tiers import catalogue
 
 SCRIPT = Path(__file__).with_name("parse_commands.py")
 MODES = ("in-process", "mp")

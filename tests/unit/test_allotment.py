@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_kvcache import settings
+from pytest_kvcache.campaign import settings
+from pytest_kvcache.config.options import Options
 from pytest_kvcache.errors import ConfigError
-from pytest_kvcache.options import Options
-from pytest_kvcache.render import render
+from pytest_kvcache.serving.render import render
 from pytest_kvcache.telemetry import allotment as allotments
 from pytest_kvcache.telemetry import hardware
 from pytest_kvcache.telemetry.allotment import allotment, allotted, dealt

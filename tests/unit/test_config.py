@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pytest_kvcache import catalogue
-from pytest_kvcache.catalogue import Catalogue
 from pytest_kvcache.errors import ConfigError
+from pytest_kvcache.tiers import catalogue
+from pytest_kvcache.tiers.catalogue import Catalogue
 from pytest_kvcache.workload.multi_round import MultiRoundQa
 
 

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_kvcache.config import environment
-from pytest_kvcache.render import render
 from pytest_kvcache.serving.plan import build_plan
+from pytest_kvcache.serving.render import render
 from tests.projects import Project, configure, run, run_folder
 from tests.stubs.engine import toml
 from tests.unit.test_tiers import CATALOGUE, KEYS, QWEN, TINY, context

@@ -18,10 +18,10 @@ from pytest_kvcache.engine.environment import Engine
 from pytest_kvcache.engine.floors import Floor, Package, Without
 from pytest_kvcache.errors import SetupError
 from pytest_kvcache.preflight import engine as engines
-from pytest_kvcache.render import render
 from pytest_kvcache.serving import versions as older
 from pytest_kvcache.serving.offload import Offload
 from pytest_kvcache.serving.plan import ServingPlan, build_plan
+from pytest_kvcache.serving.render import render
 from tests.stubs.engine import make_engine, toml
 from tests.unit.test_tiers import CATALOGUE, QWEN, Tools, context
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_kvcache.proof.readings import faults
+from pytest_kvcache.telemetry.counters import faults
 from pytest_kvcache.telemetry.prometheus import FOREIGN, scrape
-from tests.unit.witness.test_folder import answering
+from tests.unit.storage.test_folder import answering
 
 COUNTED = {"vllm:x_total": 1.0}
 

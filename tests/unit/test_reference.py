@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from pytest_kvcache.catalogue import load
+from pytest_kvcache.tiers.catalogue import load
 from pytest_kvcache.workload import reference
 from pytest_kvcache.workload.multi_round import MultiRoundQa
 from pytest_kvcache.workload.script import Script

@@ -15,11 +15,11 @@ import pytest
 from pytest_kvcache.engine import setup
 from pytest_kvcache.engine.environment import Engine, inspect
 from pytest_kvcache.errors import SetupError
-from pytest_kvcache.proof.readings import growth
 from pytest_kvcache.runs import journal, processes, signals
 from pytest_kvcache.runs.journal import Journal
 from pytest_kvcache.runs.ports import PortLeases
 from pytest_kvcache.runs.session import RunSession
+from pytest_kvcache.telemetry.counters import growth
 from pytest_kvcache.telemetry.prometheus import parse
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from pytest_kvcache.baselines import files, store, update
 from pytest_kvcache.campaign import boots as booting
-from pytest_kvcache.verdict import rounds, shelf, store, update
+from pytest_kvcache.verdict import rounds
 from pytest_kvcache.verdict.metrics import JUDGED
 from pytest_kvcache.verdict.procedure import Boot
 from tests.projects import Project, commit, configure, run, run_folder
@@ -249,7 +250,7 @@ def test_a_boot_ends_early_when_it_says_enough(project: Project) -> None:
     configure(project, toml(duration_s=4))
     run(project, "--tier", "gpu", "--record-baselines").assert_outcomes(passed=3)
     root = project.path / "baselines"
-    (old,) = shelf.readable(shelf.scan(root))
+    (old,) = files.readable(files.scan(root))
     rows = store.read_requests(root, old)
     boots = []
     for factor in (0.7, 0.8, 0.95, 1.05, 1.2, 1.4):  # clocks that run at other speeds: every metric spreads

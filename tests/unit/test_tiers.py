@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from pytest_kvcache import catalogue
 from pytest_kvcache.config.profile import Profile
-from pytest_kvcache.render import render
 from pytest_kvcache.serving.plan import build_plan
-from pytest_kvcache.tiers import mounts
-from pytest_kvcache.tiers.base import TierContext
+from pytest_kvcache.serving.render import render
+from pytest_kvcache.serving.tier import TierContext
+from pytest_kvcache.storage import mounts
+from pytest_kvcache.storage.mounts import mount_of
+from pytest_kvcache.storage.requirement import Require
+from pytest_kvcache.tiers import catalogue
 from pytest_kvcache.tiers.fs import FsTier
 from pytest_kvcache.tiers.l2 import L2Tier
-from pytest_kvcache.tiers.mounts import mount_of
-from pytest_kvcache.tiers.requirement import Require
 from pytest_kvcache.tiers.s3 import S3Tier
 
 CATALOGUE = catalogue.load(None)

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_kvcache import catalogue
 from pytest_kvcache.config.cautions import cautions
 from pytest_kvcache.config.profile import Profile
 from pytest_kvcache.config.refused_args import REFUSED, refusals
 from pytest_kvcache.config.vllm_args import SHORT, key_of, kv_dtype, number_of, options, value_of
 from pytest_kvcache.errors import ConfigError
+from pytest_kvcache.tiers import catalogue
 from tests.unit.test_tiers import QWEN, TINY
 
 NAMES = sorted({name for row in REFUSED if not row.values for name in row.names})

@@ -9,9 +9,9 @@ from typing import Literal
 
 import pytest
 
-from pytest_kvcache.catalogue import load
 from pytest_kvcache.errors import ConfigError
 from pytest_kvcache.load.plan import LoadPlan
+from pytest_kvcache.tiers.catalogue import load
 from pytest_kvcache.workload import registry
 from pytest_kvcache.workload.base import Workload
 from pytest_kvcache.workload.multi_round import MultiRoundQa

@@ -10,9 +10,9 @@ import pytest
 from pytest_kvcache.engine.container import Container, Mount, parse_mount, same_path
 from pytest_kvcache.engine.image import ImageEngine
 from pytest_kvcache.errors import ConfigError
-from pytest_kvcache.render import render
 from pytest_kvcache.serving.component import Component
 from pytest_kvcache.serving.launchers.docker import container_of
+from pytest_kvcache.serving.render import render
 from tests.unit.test_tiers import CATALOGUE, KEYS, QWEN, TINY
 
 BIN = Path("/usr/local/bin")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_kvcache.campaign.side import Side
+from pytest_kvcache.campaign.arm import Side
 from pytest_kvcache.engine.named import engine_named
 from tests.projects import NOTHING, Project, configure, run, run_folder, traces
 from tests.stubs.docker import StubDocker, image_path

@@ -11,7 +11,8 @@ import pytest
 from pytest_kvcache import preflight
 from pytest_kvcache.preflight import Check, Finding
 from pytest_kvcache.serving.offload import TierPlan
-from pytest_kvcache.tiers.base import TierContext, TierModel
+from pytest_kvcache.serving.tier import TierContext
+from pytest_kvcache.tiers.base import TierModel
 from pytest_kvcache.tiers.cpu import CpuTier
 from tests.unit.test_tiers import context
 

@@ -10,9 +10,9 @@ import pytest
 from pytest_kvcache import preflight
 from pytest_kvcache.preflight import fs
 from pytest_kvcache.preflight.kvsize import Stored
-from pytest_kvcache.tiers import mounts
+from pytest_kvcache.storage import mounts
 from pytest_kvcache.tiers.fs import FsTier
-from tests.unit.test_mountstats import SAMPLES
+from tests.unit.storage.test_mountstats import SAMPLES
 from tests.unit.test_tiers import context
 
 

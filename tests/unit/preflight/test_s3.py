@@ -11,8 +11,8 @@ import pytest
 from botocore.exceptions import ClientError
 
 from pytest_kvcache.preflight import s3
-from pytest_kvcache.serving.bucket import Bucket
-from pytest_kvcache.tiers.base import call_here
+from pytest_kvcache.serving.tier import call_here
+from pytest_kvcache.storage.bucket import Bucket
 from pytest_kvcache.tiers.s3 import S3Tier
 from tests.stubs.engine import _script
 from tests.unit.test_tiers import KEYS, context

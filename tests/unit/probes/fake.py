@@ -8,9 +8,9 @@ from pytest_kvcache.probes.answers import Answer, Token
 from pytest_kvcache.probes.client import ProbeError, Served
 from pytest_kvcache.probes.sentinels import Sentinel
 from pytest_kvcache.probes.steps import Asked, across, again, cold, emptied, reloaded
-from pytest_kvcache.proof.claims import Claim
 from pytest_kvcache.proof.ledger import Tokens
-from pytest_kvcache.proof.readings import Counters
+from pytest_kvcache.serving.claim import Claim
+from pytest_kvcache.telemetry.counters import Counters
 from pytest_kvcache.workload.tokens import message
 
 SERVERS = ("vllm-0", "vllm-1")

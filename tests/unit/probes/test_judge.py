@@ -6,7 +6,7 @@ import pytest
 
 from pytest_kvcache.probes.judge import Rules, computed, differences, judge, source, used
 from pytest_kvcache.probes.steps import Step
-from pytest_kvcache.proof.claims import Claim
+from pytest_kvcache.serving.claim import Claim
 from tests.unit.probes.fake import CHUNK, FakePair, whole
 
 

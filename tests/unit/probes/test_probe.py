@@ -8,12 +8,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from pytest_kvcache.campaign import looks
+from pytest_kvcache.campaign import boot_probes
 from pytest_kvcache.load.plan import LoadPlan
 from pytest_kvcache.probes.judge import Rules
 from pytest_kvcache.probes.probe import Probed, Probes
 from pytest_kvcache.probes.sentinels import sentinels
-from pytest_kvcache.proof.claims import Claim
+from pytest_kvcache.serving.claim import Claim
 from pytest_kvcache.serving.offload import TierPlan, salt_of
 from pytest_kvcache.workload.multi_round import MultiRoundQa
 from pytest_kvcache.workload.script import Message
@@ -65,7 +65,7 @@ def test_what_the_probes_find_makes_a_run_invalid(project: Project) -> None:
 
 def test_a_run_that_is_invalid_before_its_load_is_short(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the probes found ends the loads of the boot early; they still run, for what their counters tell."""
-    monkeypatch.setattr(looks, "FAULTY_LOAD_S", 1.0)
+    monkeypatch.setattr(boot_probes, "FAULTY_LOAD_S", 1.0)
     configure(project, toml(duration_s=50, vllm_args='"--stub-fail", "corrupt"'))
     result = project.runpytest_inprocess("-p", "no:cacheprovider", "--tier", "gpu", "--record-baselines")
     result.assert_outcomes(failed=3)
@@ -92,7 +92,7 @@ def test_loads_are_short_only_where_they_prove_nothing(
         rows=tmp_path / "rows",
         summary=tmp_path / "load",
     )
-    kept = looks.worth(plan, Probed(faults))
+    kept = boot_probes.worth(plan, Probed(faults))
     assert kept.workload.duration_s == kept_s
     assert kept.model_copy(update={"workload": workload}) == plan
 

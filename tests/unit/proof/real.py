@@ -11,11 +11,11 @@ from typing import Any
 import pandas as pd
 
 from pytest_kvcache.load import records
-from pytest_kvcache.proof.claims import Claim
-from pytest_kvcache.proof.expected import Ask, Hierarchy
+from pytest_kvcache.proof.expected_hits import Ask, Hierarchy
 from pytest_kvcache.proof.ledger import Ledger, build_ledger
-from pytest_kvcache.proof.readings import growth, ranks_as_one
-from pytest_kvcache.proof.sizes import kv_bytes_per_token
+from pytest_kvcache.serving.claim import Claim
+from pytest_kvcache.telemetry.cache_sizes import kv_bytes_per_token
+from pytest_kvcache.telemetry.counters import growth, ranks_as_one
 from pytest_kvcache.workload.schedule import steady
 
 FOLDER = Path(__file__).parents[1] / "data" / "ledger"

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_kvcache.proof.claims import Claim, Expectable, check
+from pytest_kvcache.proof.claims import Expectable, check
 from pytest_kvcache.proof.ledger import Ledger, Tokens
-from pytest_kvcache.proof.moved import Moved
+from pytest_kvcache.serving.claim import Claim
 from pytest_kvcache.serving.offload import Offload, TierPlan
+from pytest_kvcache.telemetry.transfers import Moved
 from tests.unit.proof import real
 
 STORES = "lmcache_mp_l2_store_"

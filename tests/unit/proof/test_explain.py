@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pytest_kvcache.proof.breakdown import PARTS, components, of_rows
 from pytest_kvcache.proof.explain import explain
-from pytest_kvcache.proof.parts import PARTS, components, of_rows
-from pytest_kvcache.proof.tables import LedgerRow, ledger_table
+from pytest_kvcache.report.ledger import LedgerRow, ledger_table
 from tests.unit.proof import real
 
 FIGURES = st.fixed_dictionaries(dict.fromkeys(PARTS, st.floats(0, 10)))

@@ -7,9 +7,9 @@ import json
 import pandas as pd
 import pytest
 
-from pytest_kvcache.proof.asked import asks_of, expectable_from_rows
-from pytest_kvcache.proof.claims import Claim
 from pytest_kvcache.proof.judge import Proof, Served, judge
+from pytest_kvcache.proof.oracle_requests import asks_of, expectable_from_rows
+from pytest_kvcache.serving.claim import Claim
 from pytest_kvcache.workload.multi_round import MultiRoundQa
 from tests.unit.proof import real
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_kvcache.proof import readings
 from pytest_kvcache.proof.balance import balance, client_tokens
 from pytest_kvcache.proof.ledger import build_ledger
+from pytest_kvcache.telemetry import counters
 from pytest_kvcache.telemetry.prometheus import STARTED
 from tests.unit.proof import real
 
@@ -20,7 +20,7 @@ SOURCE = "vllm:prompt_tokens_by_source_total"
 def test_real_runs_balance_to_the_token(name: str) -> None:
     """Prompt and cached tokens of every server are, in every real run, exactly what its answers say."""
     run = real.load(name)
-    assert readings.faults(run.before, run.after) == []
+    assert counters.faults(run.before, run.after) == []
     assert balance(run.ledger, client_tokens(run.rows)) == []
 
 
@@ -130,7 +130,7 @@ def test_a_reset_counter() -> None:
     """A counter that fell is a restart within the run."""
     run = real.load("gpu-3500")
     run.after["vllm-1"] = dict.fromkeys(run.after["vllm-1"], 0.0)
-    (fault,) = readings.faults(run.before, run.after)
+    (fault,) = counters.faults(run.before, run.after)
     assert fault.startswith("vllm-1: ")
     assert "started anew" in fault
 
@@ -140,7 +140,7 @@ def test_a_restart_that_has_counted_more_since() -> None:
     run = real.load("gpu-3500")
     run.before["vllm-1"][STARTED], run.after["vllm-1"][STARTED] = 1000.0, 1020.0
     run.before["vllm-0"][STARTED] = run.after["vllm-0"][STARTED] = 1000.0
-    (fault,) = readings.faults(run.before, run.after)
+    (fault,) = counters.faults(run.before, run.after)
     assert fault.startswith("vllm-1: its process is not the one of before: it was started anew")
 
 
@@ -150,7 +150,7 @@ def test_a_restart_of_a_rank(rank: str) -> None:
     run = real.load("inside-pnfs-3500-tp2")
     assert STARTED not in run.after["vllm-0"]
     run.after[rank][STARTED] += 20.0
-    (fault,) = readings.faults(run.before, run.after)
+    (fault,) = counters.faults(run.before, run.after)
     assert fault.startswith(f"{rank}: its process is not the one of before: it was started anew")
 
 
@@ -159,7 +159,7 @@ def test_an_endpoint_that_is_gone() -> None:
     run = real.load("pnfs-3500")
     run.after["lmcache-1"] = {}
     run.before["vllm-0"] = {}
-    lmcache, vllm = readings.faults(run.before, run.after)
+    lmcache, vllm = counters.faults(run.before, run.after)
     assert lmcache.startswith("lmcache-1: its counters could not be read after the run")
     assert vllm.startswith("vllm-0: its counters could not be read before the run")
 
@@ -168,4 +168,4 @@ def test_gauges_may_fall() -> None:
     """LMCache names gauges `..._count`; only a histogram's count is one that may not fall."""
     before = {"vllm-0": {"lmcache:local_cpu_hot_cache_count": 9.0, "x": 1.0}}
     after = {"vllm-0": {"lmcache:local_cpu_hot_cache_count": 4.0}}
-    assert readings.faults(before, after) == []
+    assert counters.faults(before, after) == []

@@ -6,17 +6,17 @@ from dataclasses import replace
 
 import pytest
 
-from pytest_kvcache.proof.claims import Claim
 from pytest_kvcache.proof.ledger import Ledger, Tokens
-from pytest_kvcache.proof.mounted import of_mount
+from pytest_kvcache.proof.mount_account import of_mount
 from pytest_kvcache.proof.storage import hold, without
-from pytest_kvcache.proof.tables import LedgerRow, storage_table
-from pytest_kvcache.proof.witnessed import Claimed, Witnessed
+from pytest_kvcache.proof.storage_account import Claimed, Witnessed
+from pytest_kvcache.report.ledger import LedgerRow, storage_table
+from pytest_kvcache.serving.claim import Claim
+from pytest_kvcache.storage.account import Account, Look, MountAccount
+from pytest_kvcache.storage.rdma import Link
+from pytest_kvcache.storage.requirement import Require
 from pytest_kvcache.telemetry.prometheus import Counters
-from pytest_kvcache.telemetry.rdma import Link
-from pytest_kvcache.tiers.requirement import Require
-from pytest_kvcache.witness.account import Account, Look, MountAccount
-from tests.unit.test_mountstats import reading
+from tests.unit.storage.test_mountstats import reading
 
 CHUNK_TOKENS, CHUNK = 128, 524288
 #: Of the samples: written and read from the server; what programs read is twice that, half of it from the page cache.

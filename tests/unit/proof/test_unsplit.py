@@ -7,14 +7,15 @@ from collections.abc import Callable
 import pytest
 
 from pytest_kvcache.proof.balance import balance, client_tokens
-from pytest_kvcache.proof.claims import Claim, check
-from pytest_kvcache.proof.expected import simulate
+from pytest_kvcache.proof.breakdown import components
+from pytest_kvcache.proof.claims import check
+from pytest_kvcache.proof.expected_hits import simulate
 from pytest_kvcache.proof.explain import explain
-from pytest_kvcache.proof.gaps import gaps, warm
+from pytest_kvcache.proof.hit_differences import gaps, warm
 from pytest_kvcache.proof.ledger import Ledger, Tokens
-from pytest_kvcache.proof.moved import Moved
-from pytest_kvcache.proof.parts import components
-from pytest_kvcache.proof.tables import LedgerRow, ledger_table
+from pytest_kvcache.report.ledger import LedgerRow, ledger_table
+from pytest_kvcache.serving.claim import Claim
+from pytest_kvcache.telemetry.transfers import Moved
 from tests.unit.proof import real
 
 LOADED = "lmcache_mp_l2_prefetch_load_completed_chunks_total"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from pytest_kvcache.catalogue import load
+from pytest_kvcache.campaign.comparability import comparability, machine_name
 from pytest_kvcache.load.records import BROKEN, OK, RequestRecord, to_frame
 from pytest_kvcache.load.validity import suspicions
-from pytest_kvcache.proof.parts import components
+from pytest_kvcache.proof.breakdown import components
 from pytest_kvcache.report.terminal import run_lines
-from pytest_kvcache.verdict.environment import comparability, differences, machine_name
+from pytest_kvcache.tiers.catalogue import load
+from pytest_kvcache.verdict.comparability import differences
 from pytest_kvcache.verdict.estimate import estimate
 
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.power.sessions import INCONCLUSIVE, PASSED, REGRESSED, play_pairs
+from pytest_kvcache.verdict.interim import Policy
 from pytest_kvcache.verdict.interval import Outcome
-from pytest_kvcache.verdict.looks import Policy
 from pytest_kvcache.verdict.metrics import JUDGED
 from pytest_kvcache.verdict.paired import PAIRS_AT_LOOK, Pair, PairedVerdict, decide_pairs, order
 from tests.unit.verdict.make import boot

@@ -20,7 +20,7 @@ from benchmarks.power.sessions import (
     usual_margin,
 )
 from pytest_kvcache.verdict.cells import Cell
-from pytest_kvcache.verdict.looks import Policy
+from pytest_kvcache.verdict.interim import Policy
 from pytest_kvcache.verdict.metrics import JUDGED
 from pytest_kvcache.verdict.procedure import decide
 from tests.unit.verdict.make import boot, evidence, stored

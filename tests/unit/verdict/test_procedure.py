@@ -9,8 +9,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from pytest_kvcache.verdict.interim import Policy
 from pytest_kvcache.verdict.interval import Outcome
-from pytest_kvcache.verdict.looks import Policy
 from pytest_kvcache.verdict.metrics import JUDGED
 from pytest_kvcache.verdict.procedure import Boot, CellVerdict, decide, share
 from tests.unit.verdict.make import FAMILY, UNIT, boot, evidence, figures, sibling, stored

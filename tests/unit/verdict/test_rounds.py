@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_kvcache.verdict import canary, tables
-from pytest_kvcache.verdict.environment import workload_hash
+from pytest_kvcache.baselines import requests_table
+from pytest_kvcache.campaign.comparability import workload_hash
+from pytest_kvcache.verdict import canary
 from pytest_kvcache.verdict.estimate import estimate, goodput
 from pytest_kvcache.verdict.metrics import JUDGED
 from pytest_kvcache.verdict.rounds import cut, enough, judged_figures, prefix, rounds_of, spreads, within_boot_errors
@@ -142,8 +143,8 @@ def test_stopping_does_not_look_at_the_level(scale: float, seed: int) -> None:
 def test_the_baseline_is_cut_to_the_same_rounds() -> None:
     """Each boot's figures become those of its first rounds."""
     runs = [requests(noise=0.1, seed=n) for n in range(6)]
-    packed = tables.pack(runs)
-    whole = tables.unpack(packed, tables.describe(packed, sum(map(len, runs))), where="x")
+    packed = requests_table.pack(runs)
+    whole = requests_table.unpack(packed, requests_table.describe(packed, sum(map(len, runs))), where="x")
     base = stored().model_copy(update={"round_s": ROUND})
     short = cut(base, whole, rounds=3)
     for old, rows in zip(short.boots, runs, strict=True):

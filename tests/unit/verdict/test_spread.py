@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.power import drift
-from pytest_kvcache.verdict import spread, update, words
+from pytest_kvcache.baselines import update
+from pytest_kvcache.verdict import headline, spread
 from pytest_kvcache.verdict.cells import Cell, StoredCell
+from pytest_kvcache.verdict.interim import Policy
 from pytest_kvcache.verdict.interval import Outcome
-from pytest_kvcache.verdict.looks import Policy
 from pytest_kvcache.verdict.procedure import Boot, CellVerdict, decide
 from tests.unit.verdict.make import CELL, FAMILY, boot, evidence, stored
 
@@ -64,8 +65,8 @@ def test_a_regression_on_a_faster_machine_is_seen() -> None:
     verdict = say(*fast)
     assert verdict.status == "regressed"
     assert say(*fast, policy=PLAIN).status != "regressed"
-    assert "beside -2" in words.headline(verdict)
-    assert "by the machine's speed, margin" in words.headline(verdict)
+    assert "beside -2" in headline.headline(verdict)
+    assert "by the machine's speed, margin" in headline.headline(verdict)
     assert any("what the machine's speed does not explain" in note for note in verdict.notes)
 
 

@@ -1,0 +1,1 @@
+"""Baseline files: found, read, compared, written whole, carried over from older schemas."""

@@ -1,0 +1,300 @@
+"""All baselines below a folder: what `pytest-kvcache baselines list | show | diff | prune | migrate` tell.
+
+Nothing here prints. Tables are data frames of text, ready for `to_string(index=False)`.
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from pytest_kvcache.baselines import migrate
+from pytest_kvcache.baselines.store import Write, read_bytes
+from pytest_kvcache.baselines.update import levels
+from pytest_kvcache.errors import BaselineError
+from pytest_kvcache.verdict.cells import MAX_JSON_BYTES, SCHEMA, Cell, StoredCell, parse, parse_json, requests_path
+from pytest_kvcache.verdict.interim import Policy
+from pytest_kvcache.verdict.metrics import JUDGED
+from pytest_kvcache.verdict.procedure import tier_of
+
+_PREFIX, _SUFFIX = "context-", ".json"
+
+
+@dataclass(frozen=True)
+class Found:
+    """A file that is, or should be, a baseline.
+
+    Args:
+        path: The JSON file.
+        cell: Which, by its place; None where the place is none of a cell.
+        stored: What it holds; None where it cannot be read.
+        schema: Its schema version; None where not even that can be read.
+        problem: Why it cannot be read, "" where it can.
+    """
+
+    path: Path
+    cell: Cell | None
+    stored: StoredCell | None = None
+    schema: int | None = None
+    problem: str = ""
+
+
+def scan(root: Path) -> tuple[Found, ...]:
+    """Return every baseline file below `root`, damaged ones too, in the order of their cells.
+
+    Raises:
+        BaselineError: `root` is not a folder.
+    """
+    if not root.is_dir():
+        raise BaselineError("is not a folder", where=str(root))
+    found = [_look(path, root) for path in root.glob(f"*/*/*/*{_SUFFIX}") if not path.name.startswith(".")]
+    return tuple(sorted(found, key=_order))
+
+
+def readable(found: Sequence[Found]) -> tuple[StoredCell, ...]:
+    """Return the cells that could be read."""
+    return tuple(f.stored for f in found if f.stored is not None)
+
+
+def list_table(found: Sequence[Found], *, family: int | None = None, policy: Policy | None = None) -> pd.DataFrame:
+    """Return a line a file: cell, boots, sessions, dates, margin of TTFT, size, and what is wrong with it.
+
+    Args:
+        found: Of `scan`.
+        family: Declared gates, for the margin; None takes those of the file's profile and machine.
+        policy: The rules; the default ones for None.
+    """
+    policy = policy or Policy()
+    cells = readable(found)
+    lines = []
+    for item in found:
+        place = item.path.parts[-4:]
+        line = dict(zip(("profile", "machine", "tier"), place, strict=False))
+        line |= {"context": place[-1].removeprefix(_PREFIX).removesuffix(_SUFFIX)}
+        stored = item.stored
+        if stored is None:
+            lines.append(line | {"boots": "-", "sessions": "-", "recorded": "-", "margin": "-", "state": item.problem})
+            continue
+        gates = family or sum(_same_run(c, stored) for c in cells) * len(JUDGED)
+        margin = levels(tier_of(stored, cells), family=gates, policy=policy)[0].margin
+        dates = sorted(boot.recorded for boot in stored.boots)
+        few = len(stored.boots) < policy.least_boots
+        lines.append(
+            line
+            | {
+                "boots": str(len(stored.boots)),
+                "sessions": str(len({boot.run_id for boot in stored.boots})),
+                "recorded": dates[0] if dates[0] == dates[-1] else f"{dates[0]} … {dates[-1]}",
+                "margin": "-" if math.isnan(margin) or margin > 10 else f"{margin:+.0%}",
+                "state": f"too small: gates need {policy.least_boots} boots" if few else "ok",
+            }
+        )
+    columns = ["profile", "machine", "tier", "context", "boots", "sessions", "recorded", "margin", "state"]
+    return pd.DataFrame(lines, columns=columns)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """All that is known of a cell.
+
+    Args:
+        cell: Which.
+        label: The tier's name in outputs.
+        levels: A line a metric: mean, 95 % interval, sd of a boot, margin.
+        boots: A line a boot: session, date, judged figures, canary readings.
+        keys: A line a comparability key or version: `kind`, `key`, `value`.
+    """
+
+    cell: Cell
+    label: str
+    levels: pd.DataFrame
+    boots: pd.DataFrame
+    keys: pd.DataFrame
+
+
+def show(
+    stored: StoredCell, siblings: Sequence[StoredCell] = (), *, family: int, policy: Policy | None = None
+) -> Shown:
+    """Return what is known of a cell.
+
+    Args:
+        stored: Which.
+        siblings: The tier's other contexts, for the pooled spread.
+        family: Declared gates.
+        policy: The rules; the default ones for None.
+    """
+    rows = [
+        {
+            "metric": level.metric.label,
+            "mean": f"{level.mean:.4g}",
+            "95 % interval": "-" if math.isnan(level.low) else f"{level.low:.4g} … {level.high:.4g}",
+            "boot sd": "-" if math.isnan(level.sd) else f"{math.expm1(level.sd):.1%}",
+            "margin": "-" if math.isnan(level.margin) or level.margin > 10 else f"{level.margin:+.0%}",
+        }
+        for level in levels(tier_of(stored, siblings), family=family, policy=policy)
+    ]
+    boots = [
+        {"session": boot.run_id, "recorded": boot.recorded}
+        | {metric.label: f"{boot.figures[metric.key]:.4g}" for metric in JUDGED}
+        | {f"canary {name}": f"{value:.4g}" for name, value in sorted(boot.canary.items())}
+        for boot in stored.boots
+    ]
+    keys = [("must be equal", k, v) for k, v in sorted(stored.comparability.items())]
+    keys += [("must be equal", "workload hash", stored.workload)]
+    keys += [("recorded", k, v) for k, v in sorted(stored.versions.items())]
+    return Shown(
+        stored.address,
+        stored.label,
+        pd.DataFrame(rows),
+        pd.DataFrame(boots).fillna("-"),
+        pd.DataFrame(keys, columns=["kind", "key", "value"]),
+    )
+
+
+def unused(found: Sequence[Found], used: Collection[Cell]) -> tuple[Found, ...]:
+    """Return the cells that a full run did not use, of the profiles and machines that it had."""
+    had = {(cell.profile, cell.machine) for cell in used}
+    return tuple(f for f in found if f.cell and f.cell not in used and (f.cell.profile, f.cell.machine) in had)
+
+
+def elsewhere(found: Sequence[Found], cell: Cell) -> list[str]:
+    """Return the other machines that have a baseline of the same cell."""
+
+    def place(each: Cell) -> tuple[str, str, int]:
+        return each.profile, each.tier, each.context_tokens
+
+    cells = [f.cell for f in found if f.cell is not None and place(f.cell) == place(cell)]
+    return sorted({each.machine for each in cells} - {cell.machine})
+
+
+def removable(root: Path, drop: Collection[Cell] = ()) -> tuple[Path, ...]:
+    """Return the files that `prune` would remove: those of cells in `drop`, and what belongs to no cell.
+
+    The latter are tables of requests whose JSON file is gone and temporaries of a killed session. Damaged baselines are
+    not among them: a person decides about those. Links are never followed or removed.
+    """
+    wanted = {path for cell in drop for path in (cell.path(root), requests_path(cell.path(root)))}
+    for path in root.glob("*/*/*/*"):
+        orphan = path.name.endswith(".requests.parquet") and not _json_of(path).exists()
+        left = path.name.startswith(f".{_PREFIX}")
+        if orphan or left:
+            wanted.add(path)
+    return tuple(sorted(path for path in wanted if path.is_file() and not path.is_symlink()))
+
+
+def prune(root: Path, paths: Sequence[Path]) -> None:
+    """Remove files that `removable` gave, and folders below `root` that this leaves empty.
+
+    Raises:
+        BaselineError: A file is not below `root`, or cannot be removed.
+    """
+    base = root.resolve()
+    for path in paths:
+        if not path.parent.resolve().is_relative_to(base):
+            raise BaselineError("is not below the baselines' folder", where=str(path))
+    try:
+        for path in paths:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise BaselineError(f"cannot be removed: {error}", where=str(path)) from error
+    folders = {folder for path in paths for folder in path.parents if folder != root and root in folder.parents}
+    for folder in sorted(folders, key=lambda f: len(f.parts), reverse=True):
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+@dataclass(frozen=True)
+class Migration:
+    """A file of another schema.
+
+    Args:
+        path: Which.
+        schema: Its version.
+        reason: Why it cannot be carried over, "" where it can.
+        command: What records it anew; "" where that is not what helps.
+        write: It as it is to be, where it can be carried over.
+    """
+
+    path: Path
+    schema: int
+    reason: str = ""
+    command: str = ""
+    write: Write | None = None
+
+
+def migrations(root: Path, found: Sequence[Found]) -> tuple[Migration, ...]:
+    """Return what is to be done about each file of another schema; nothing is written.
+
+    Schema 2 is carried over (`migrate`). Schema 1 held the figures of one run, without its requests: it is no boot of
+    this schema and cannot be made into one, so it is refused with the command that records the cell anew.
+    """
+    result = []
+    for item in found:
+        if item.schema is None or item.schema == SCHEMA:
+            continue
+        if item.schema > SCHEMA:
+            result.append(Migration(item.path, item.schema, "a later pytest-kvcache wrote it: update", ""))
+            continue
+        reason = "it has the figures of one run and no boots"
+        if item.schema == migrate.FROM:
+            try:
+                result.append(Migration(item.path, item.schema, write=migrate.carry_over(root, item.path)))
+                continue
+            except BaselineError as error:
+                reason = error.what
+        cell = item.cell
+        argv = ["pytest", "-m", "perf"]
+        argv += ["--tier", cell.tier, "--kv-profile", cell.profile] if cell else []
+        result.append(Migration(item.path, item.schema, reason, shlex.join([*argv, "--update-baselines"])))
+    return tuple(result)
+
+
+def _look(path: Path, root: Path) -> Found:
+    cell = _cell_at(path)
+    schema = None
+    try:
+        data = read_bytes(path, root=root, limit=MAX_JSON_BYTES)
+        if data is None:
+            return Found(path, cell, problem="is gone")
+        version = _schema(parse_json(data, where=str(path)))
+        schema = version
+        stored = parse(data, where=str(path))
+        if stored.address != cell:
+            return Found(path, cell, schema=schema, problem=f"is the baseline of {stored.address}, not of this place")
+    except BaselineError as error:
+        return Found(path, cell, schema=schema, problem=error.what)
+    return Found(path, cell, stored, schema)
+
+
+def _schema(data: object) -> int | None:
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    return version if type(version) is int else None
+
+
+def _cell_at(path: Path) -> Cell | None:
+    profile, machine, tier, name = path.parts[-4:]
+    number = name.removeprefix(_PREFIX).removesuffix(_SUFFIX)
+    if name != f"{_PREFIX}{number}{_SUFFIX}" or not (number.isascii() and number.isdigit()) or len(number) > 9:
+        return None
+    try:
+        cell = Cell(profile, machine, tier, int(number))
+    except BaselineError:
+        return None
+    return cell if name == cell.path(Path()).name else None
+
+
+def _json_of(path: Path) -> Path:
+    return path.with_name(path.name.removesuffix(".requests.parquet") + _SUFFIX)
+
+
+def _same_run(one: StoredCell, other: StoredCell) -> bool:
+    return (one.cell.profile, one.cell.machine) == (other.cell.profile, other.cell.machine)
+
+
+def _order(found: Found) -> tuple[tuple[str, ...], int]:
+    return found.path.parts[-4:-1], found.cell.context_tokens if found.cell else 0

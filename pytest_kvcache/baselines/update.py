@@ -1,0 +1,266 @@
+"""Moving the centre: what makes a baseline of a session's boots, what refuses to, and what a change would be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from pytest_kvcache.baselines import requests_table
+from pytest_kvcache.baselines.store import Write
+from pytest_kvcache.errors import BaselineError
+from pytest_kvcache.verdict import spread
+from pytest_kvcache.verdict.cells import Cell, StoredBoot, StoredCell, name_of
+from pytest_kvcache.verdict.comparability import differences
+from pytest_kvcache.verdict.interim import Policy, resolution, t_quantile
+from pytest_kvcache.verdict.metrics import JUDGED, Metric
+from pytest_kvcache.verdict.procedure import Boot
+
+_CONFIDENCE = 0.95
+
+
+def refusals(boots: Sequence[Boot], *, dirty: str = "", least_boots: int = Policy.least_boots) -> list[str]:
+    """Return why these boots must not become a baseline, a line each; empty where they may.
+
+    Args:
+        boots: All of the cell.
+        dirty: What of the code under test is not committed, "" where everything is.
+        least_boots: Fewer are too few: 6 for a profile that gates. One that only records may ask for less; the decision
+            then says that its baseline is too small.
+    """
+    lines = [f"boot {n}: {fault}" for n, boot in enumerate(boots, start=1) for fault in boot.faults]
+    lines += [
+        f"boot {n}: {metric.label} could not be measured"
+        for n, boot in enumerate(boots, start=1)
+        for metric in JUDGED
+        if not 0 < boot.figures.get(metric.key, math.nan) < math.inf
+    ]
+    if dirty:
+        lines.append(f"uncommitted changes: {dirty}")
+    if len(boots) < least_boots:
+        lines.append(f"{len(boots)} boots are too few: a baseline needs {least_boots}")
+    return lines
+
+
+def record(
+    cell: Cell,
+    boots: Sequence[tuple[Boot, pd.DataFrame]],
+    *,
+    label: str,
+    run_id: str,
+    recorded: str,
+    comparability: Mapping[str, str],
+    versions: Mapping[str, str],
+    workload: str,
+    round_s: float | None = None,
+    old: StoredCell | None = None,
+) -> Write:
+    """Return the write that makes a baseline of boots and their requests.
+
+    Args:
+        cell: Where it belongs.
+        boots: Each with its table of requests. Ask `refusals` first.
+        label: The tier's name for outputs.
+        run_id: The session.
+        recorded: Its date, YYYY-MM-DD (UTC).
+        comparability: As in `StoredCell`.
+        versions: As in `StoredCell`.
+        workload: As in `StoredCell`.
+        round_s: As in `StoredCell`.
+        old: What stands there now.
+
+    Raises:
+        BaselineError: A value does not fit the schema.
+    """
+    packed = requests_table.pack([rows for _, rows in boots])
+    try:
+        new = StoredCell(
+            cell=name_of(cell),
+            label=label,
+            comparability=dict(comparability),
+            versions=dict(versions),
+            workload=workload,
+            round_s=round_s,
+            boots=tuple(
+                StoredBoot(
+                    run_id=run_id,
+                    recorded=recorded,
+                    figures={k: float(v) for k, v in boot.figures.items() if math.isfinite(v)},
+                    canary={k: float(v) for k, v in boot.canary.items()},
+                )
+                for boot, _ in boots
+            ),
+            requests=requests_table.describe(packed, sum(len(rows) for _, rows in boots)),
+        )
+    except ValueError as error:
+        raise BaselineError(f"cannot become a baseline: {error!s:.400}", where=str(cell)) from None
+    return Write(new, packed, old)
+
+
+def extend(write: Write, old: StoredCell, old_requests: pd.DataFrame) -> Write:
+    """Return the write that keeps the boots of `old` and adds those of `write`: a baseline taken over several days.
+
+    Args:
+        write: Of `record`.
+        old: What stands there now.
+        old_requests: Its requests (`store.read_requests`).
+
+    Raises:
+        BaselineError: The two are not of one cell, environment, workload and version, so that they have no common
+            centre; or `write` has no requests; or its session is in `old` already.
+    """
+    new, where = write.new, str(old.address)
+    why = [*differences(old.comparability, new.comparability), *differences(old.versions, new.versions)]
+    if (old.cell, old.workload, old.round_s) != (new.cell, new.workload, new.round_s):
+        why.append("another cell or workload")
+    if {b.run_id for b in old.boots} & {b.run_id for b in new.boots}:
+        why.append("the session's boots are in it already")
+    if write.requests is None or new.requests is None:
+        why.append("no requests")
+    if why or write.requests is None or new.requests is None:
+        raise BaselineError(f"cannot be extended: {'; '.join(why)}", where=where, todo="record all boots anew")
+    added = requests_table.unpack(write.requests, new.requests, where=where)
+    frames = [
+        rows[rows["boot"] == number]
+        for rows, cell in ((old_requests, old), (added, new))
+        for number in range(len(cell.boots))
+    ]
+    packed = requests_table.pack(frames)
+    about = requests_table.describe(packed, sum(map(len, frames)))
+    return Write(new.model_copy(update={"boots": old.boots + new.boots, "requests": about}), packed, old)
+
+
+@dataclass(frozen=True)
+class Level:
+    """Where a cell stands in one metric.
+
+    Args:
+        metric: Which.
+        boots: K.
+        mean: Geometric mean of the boots, natural unit.
+        low: Lower end of its 95 % t interval over boots, from the cell's own boots; NaN for one boot.
+        high: Upper end.
+        sd: Of a boot, pooled over the tier, log scale; NaN where there is no degree of freedom.
+        margin: What the cell can resolve, as a share, or the declared margin where that is larger; NaN without `sd`.
+    """
+
+    metric: Metric
+    boots: int
+    mean: float
+    low: float
+    high: float
+    sd: float
+    margin: float
+
+
+def levels(tier: Sequence[StoredCell], *, family: int, policy: Policy | None = None) -> tuple[Level, ...]:
+    """Return mean, interval, spread and margin of each judged metric of the first cell.
+
+    Args:
+        tier: The cell, then those it is pooled with (`procedure.tier_of`).
+        family: Declared gates.
+        policy: The rules; the default ones for None.
+    """
+    policy = policy or Policy()
+    count = len(tier[0].boots)
+    result = []
+    for index, metric in enumerate(JUDGED):
+        own = np.array([boot.logs(index) for boot in tier[0].boots])
+        sd, margin, half = math.nan, math.nan, math.nan
+        if spread.degrees(tier, adjust_for=policy.adjust_for) > 0:
+            known = spread.level(tier, index, adjust_for=policy.adjust_for)
+            sd = known.sd
+            resolved = sd * resolution(
+                policy, baseline_boots=count, df=known.df, family=family, usual_leverage=known.usual_leverage
+            )
+            # inf rather than an overflow where next to nothing can be told
+            margin = max(policy.margin_of(metric.key), float(np.expm1(min(resolved, 100.0))))
+        if count > 1:
+            half = t_quantile((1 - _CONFIDENCE) / 2, count - 1) * float(own.std(ddof=1)) / math.sqrt(count)
+        turned = -1 if metric.higher_is_better else 1
+        middle = turned * float(own.mean())
+        ends = [math.exp(middle + d) for d in (0.0, -half, half)]
+        result.append(Level(metric, count, ends[0], ends[1], ends[2], sd, margin))
+    return tuple(result)
+
+
+@dataclass(frozen=True)
+class Moved:
+    """One metric of two baselines of a cell.
+
+    Args:
+        metric: Which.
+        old: Geometric mean of the boots, natural unit.
+        new: The same, of the other.
+        ratio: New over old.
+        low: Lower end of the ratio's 95 % interval (Welch's t on logs: the spreads need not be alike); NaN where one
+            has a single boot.
+        high: Upper end.
+    """
+
+    metric: Metric
+    old: float
+    new: float
+    ratio: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Two baselines of a cell.
+
+    Args:
+        comparability: A line a key that differs: the ratios then compare different things.
+        versions: A line a version that differs.
+        metrics: Every judged metric, old → new.
+    """
+
+    comparability: tuple[str, ...]
+    versions: tuple[str, ...]
+    metrics: tuple[Moved, ...]
+
+    def table(self) -> pd.DataFrame:
+        """Return a line a metric: old, new, ratio and its interval."""
+        return pd.DataFrame(
+            {
+                "metric": m.metric.label,
+                "old": f"{m.old:.4g}",
+                "new": f"{m.new:.4g}",
+                "ratio": f"{m.ratio:.3f}",
+                "95 % interval": "-" if math.isnan(m.low) else f"{m.low:.3f} … {m.high:.3f}",
+            }
+            for m in self.metrics
+        )
+
+
+def diff(old: StoredCell, new: StoredCell) -> Difference:
+    """Return what changed from one baseline of a cell to another: what `--update-baselines` shows before it writes."""
+    keys = differences(old.comparability, new.comparability)
+    if old.workload != new.workload:
+        keys.append(f"workload hash: {old.workload:.12} -> {new.workload:.12}")
+    moved = tuple(_moved(index, old, new) for index in range(len(JUDGED)))
+    return Difference(tuple(keys), tuple(differences(old.versions, new.versions)), moved)
+
+
+def _moved(index: int, old: StoredCell, new: StoredCell) -> Moved:
+    metric = JUDGED[index]
+    one, two = (np.array([boot.logs(index) for boot in cell.boots]) for cell in (old, new))
+    turned = -1 if metric.higher_is_better else 1
+    effect, half = float(two.mean() - one.mean()), math.nan
+    if min(len(one), len(two)) > 1:
+        parts = [float(v.var(ddof=1)) / len(v) for v in (one, two)]
+        scale = sum(p**2 / (len(v) - 1) for p, v in zip(parts, (one, two), strict=True))
+        half = t_quantile((1 - _CONFIDENCE) / 2, max(1, int(sum(parts) ** 2 / scale))) if scale > 0 else 0.0
+        half *= math.sqrt(sum(parts))
+    return Moved(
+        metric,
+        old=math.exp(turned * float(one.mean())),
+        new=math.exp(turned * float(two.mean())),
+        ratio=math.exp(turned * effect),
+        low=math.exp(turned * effect - half),
+        high=math.exp(turned * effect + half),
+    )

@@ -1,0 +1,95 @@
+"""What is measured: an engine with a profile and a tier. One side against a baseline, or two against each other."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from pytest_kvcache.config.profile import Profile
+from pytest_kvcache.engine.base import BaseEngine
+from pytest_kvcache.engine.image import ImageEngine
+from pytest_kvcache.engine.models import model_folder
+from pytest_kvcache.home import home
+from pytest_kvcache.runs.session import RunSession
+from pytest_kvcache.serving.launchers.base import Launcher
+from pytest_kvcache.serving.launchers.docker import DockerLauncher
+from pytest_kvcache.serving.launchers.process import ProcessLauncher
+from pytest_kvcache.serving.offload import TierPlan
+from pytest_kvcache.serving.tier import Tier, TierContext
+from pytest_kvcache.telemetry.allotment import allotment
+
+
+@dataclass(frozen=True)
+class Side:
+    """One way to serve a tier.
+
+    Args:
+        name: For outputs where there are two.
+        engine: A folder's, or an image's.
+        profile: What is served and how.
+        tier: With what.
+    """
+
+    name: str
+    engine: BaseEngine
+    profile: Profile
+    tier: Tier
+
+    @cached_property
+    def model(self) -> Path | None:
+        """Folder of the model, made on the spot where it has to be; None where vLLM finds it by its name."""
+        return model_folder(self.profile, self.engine, home())
+
+    @property
+    def model_id(self) -> str:
+        """The model, with a digest where it was made on the spot."""
+        folder = self.model
+        return folder.name if folder else self.profile.model
+
+    @property
+    def launched_by(self) -> str:
+        """How its servers run: `process` or `docker`."""
+        return "docker" if isinstance(self.engine, ImageEngine) else "process"
+
+    def __str__(self) -> str:
+        """The engine, how it runs, and what is in it."""
+        versions = ", ".join(f"{name} {version}" for name, version in self.engine.versions.items())
+        return f"{self.engine.where} ({self.launched_by}): {versions}"
+
+    def launcher(self, run: RunSession, tier_plan: TierPlan) -> Launcher:
+        """Return what starts its servers.
+
+        Args:
+            run: The present one.
+            tier_plan: Its folders are seen by containers, too.
+        """
+        if not isinstance(self.engine, ImageEngine):
+            return ProcessLauncher(run)
+        return DockerLauncher(
+            run,
+            self.engine,
+            gpus=self.profile.gpus_per_server > 0,
+            allotted=allotment(os.environ) is not None,
+            reads=[self.model] if self.model else [],
+            writes=tier_plan.folders,
+        )
+
+    def context(self, run: RunSession, boot: str) -> TierContext:
+        """Return what the tier may use while it plans.
+
+        Args:
+            run: The present one.
+            boot: Names the boot: each has storage of its own, and so starts cold.
+        """
+        return TierContext(
+            profile=self.profile,
+            run_id=f"{run.id}-{boot}" if boot else run.id,
+            scratch=run.scratch,
+            storage_home=run.storage_home,
+            tool=self.engine.find,
+            port=run.ports.take,
+            environ=os.environ,
+            call=self.engine.call,
+        )

@@ -1,0 +1,68 @@
+"""The probes between the start of a pair and each of its loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pytest_kvcache.campaign.arm import Side
+from pytest_kvcache.load.plan import LoadPlan
+from pytest_kvcache.probes.client import PairClient
+from pytest_kvcache.probes.judge import Rules
+from pytest_kvcache.probes.probe import Probed, Probes
+from pytest_kvcache.runs.files import write_json
+from pytest_kvcache.serving.pair import ServingPair
+
+#: A load that no verdict may rest on runs this long at most: its counters tell where the KV went wrong.
+FAULTY_LOAD_S = 60.0
+
+
+class Looks:
+    """The probes of one boot: before its first load all of them, before each further one the resets.
+
+    Args:
+        side: What is served.
+        pair: Freshly booted.
+        facts: File for what was found.
+    """
+
+    def __init__(self, side: Side, pair: ServingPair, facts: Path) -> None:
+        self._pair, self._facts = pair, facts
+        self._found: Probed | None = None
+        profile, plan = side.profile, pair.plan
+        client = PairClient(
+            server_urls=plan.server_urls,
+            metrics_urls=plan.metrics_urls,
+            model=plan.model,
+            chunk_tokens=profile.chunk_tokens,
+            extra_body=plan.extra_body,
+        )
+        rules = Rules(
+            plan.tier.claim,
+            chunk_tokens=profile.chunk_tokens,
+            tolerance=profile.rules.logprob_tolerance,
+        )
+        self._probes = Probes(client, rules, plan.tier.folders) if profile.rules.probes else None
+
+    def look(self) -> Probed:
+        """Return what speaks against a load that is sent now.
+
+        Raises:
+            BootError: A component died under the probes.
+        """
+        if self._probes is None:
+            return Probed(unchecked=("cold start, cross-instance hits and integrity: probes = false",))
+        if self._found is None:
+            self._found = self._probes.boot()
+        else:
+            self._found = self._found.with_more(self._probes.between())
+        write_json(self._facts, self._found.facts())
+        self._pair.check_alive()
+        return self._found
+
+
+def worth(plan: LoadPlan, probed: Probed) -> LoadPlan:
+    """Return the load that is worth its time: a short one where probes have found the run invalid already."""
+    if not probed.faults or plan.workload.duration_s <= FAULTY_LOAD_S:
+        return plan
+    workload = plan.workload.model_copy(update={"duration_s": FAULTY_LOAD_S})
+    return plan.model_copy(update={"workload": workload})

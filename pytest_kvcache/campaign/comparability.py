@@ -1,0 +1,61 @@
+"""What must be equal for two results to be comparable, and what is merely recorded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+
+from pytest_kvcache.config.profile import Profile
+
+
+def comparability(
+    profile: Profile,
+    *,
+    context_tokens: int,
+    model_id: str,
+    hardware: Mapping[str, str],
+    storage: Mapping[str, str],
+    launcher: str,
+) -> dict[str, str]:
+    """Return the comparability keys: hardware, model and serving, workload, tier storage, launcher.
+
+    Args:
+        profile: What was served and how.
+        context_tokens: The context of the cell.
+        model_id: The model, with a digest where it was made on the spot.
+        hardware: Of the machine.
+        storage: The tier's facts.
+        launcher: How the components ran.
+    """
+    serving = profile.model_dump(exclude={"name", "description", "workload", "rules", "boot_timeout_s", "model"})
+    return {
+        **_prefixed("hardware", hardware),
+        **_prefixed("storage", storage),
+        **_prefixed("serving", {**serving, "model": model_id, "launcher": launcher}),
+        **_prefixed("workload", profile.workload.sent(context_tokens)),
+    }
+
+
+def machine_name(hardware: Mapping[str, str]) -> str:
+    """Return a short file name for a machine: its GPUs or its processor, and a digest of all its facts."""
+    gpus = hardware.get("gpus", "none")
+    what = gpus.split(",")[0] if gpus != "none" else f"{hardware['cpu']} {hardware['cores']} cores"
+    slug = re.sub(r"[^a-z0-9]+", "-", what.lower()).strip("-")
+    digest = hashlib.sha256(json.dumps(dict(hardware), sort_keys=True).encode()).hexdigest()[:6]
+    return f"{slug}-{digest}"
+
+
+def _prefixed(prefix: str, values: Mapping[str, object]) -> dict[str, str]:
+    return {f"{prefix}.{k}": v if isinstance(v, str) else json.dumps(v, sort_keys=True) for k, v in values.items()}
+
+
+def workload_hash(workload: Mapping[str, object]) -> str:
+    """Return the SHA-256 (hex) of what is to be sent: equal exactly if the parameters are, in whatever order.
+
+    Args:
+        workload: Everything that decides the requests (`Workload.sent`). Values must be what JSON has.
+    """
+    text = json.dumps(dict(workload), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()

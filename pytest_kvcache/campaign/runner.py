@@ -1,0 +1,262 @@
+"""Run a load plan in a process of its own against a running pair, and keep all that came of it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pytest_kvcache.errors import RunError
+from pytest_kvcache.load import records, validity
+from pytest_kvcache.load.plan import LoadPlan
+from pytest_kvcache.load.snapshot import look
+from pytest_kvcache.probes.probe import Probed
+from pytest_kvcache.proof import storage
+from pytest_kvcache.proof.gpus import GpuLoad
+from pytest_kvcache.proof.judge import Proof, Served, judge
+from pytest_kvcache.proof.ledger import Ledger
+from pytest_kvcache.proof.storage_account import Witnessed
+from pytest_kvcache.runs import signals
+from pytest_kvcache.runs.files import replace_whole, write_json
+from pytest_kvcache.serving.claim import Claim
+from pytest_kvcache.serving.component import Component
+from pytest_kvcache.serving.diagnosis.diagnose import diagnose_file, failed_storage
+from pytest_kvcache.serving.launchers.base import Handle
+from pytest_kvcache.serving.launchers.process import ProcessLauncher
+from pytest_kvcache.serving.pair import ServingPair
+from pytest_kvcache.storage.account import Look
+from pytest_kvcache.telemetry import counters
+from pytest_kvcache.telemetry.gpu.readings import Span
+from pytest_kvcache.verdict.estimate import Estimates, estimate
+from pytest_kvcache.workload import reference
+from pytest_kvcache.workload.multi_round import MultiRoundQa
+
+ROWS, RUN, LOAD, CSV = "requests.parquet", "run.json", "load.json", "summary.csv"
+_POLL_S = 0.2
+_SAVE_S = 6.0
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What one workload brought.
+
+    Args:
+        tier: Name of the tier.
+        label: Its name for outputs, with what stood in for what.
+        context_tokens: Length of the user context.
+        folder: Where rows, facts and logs are.
+        rows: A row a request.
+        estimates: The figures of the run.
+        faults: Why no verdict may rest on the run, empty where one may.
+        suspicions: What makes its times doubtful.
+        rounds: Whole rounds after which it was ended, since they said enough; None where all were sent.
+        proof: Where the KV of its prompts came from.
+        probed: What was found before it.
+        comparability: What must be equal for a comparison.
+        versions: Of what was tested.
+        lacks: What its engine, being older, did not tell.
+    """
+
+    tier: str
+    label: str
+    context_tokens: int
+    folder: Path
+    rows: pd.DataFrame
+    estimates: Estimates
+    faults: tuple[str, ...]
+    suspicions: tuple[str, ...]
+    rounds: int | None
+    proof: Proof
+    probed: Probed
+    comparability: Mapping[str, str]
+    versions: Mapping[str, str]
+    lacks: tuple[str, ...] = ()
+
+
+def run_load(
+    pair: ServingPair,
+    plan: LoadPlan,
+    launcher: ProcessLauncher,
+    *,
+    tier: str,
+    folder: Path,
+    comparability: Mapping[str, str],
+    versions: Mapping[str, str],
+    served: Served,
+    probed: Probed,
+    gpus: Callable[[Span], GpuLoad] = lambda _: GpuLoad(),
+) -> RunResult:
+    """Carry out `plan` against `pair` and return its result; rows and facts are in `folder` even if it fails.
+
+    `gpus` returns what the GPUs did in the load, once it is over.
+
+    Raises:
+        BootError: A component of the pair died.
+        RunError: The load process failed.
+    """
+    plan_file = folder / "plan.json"
+    plan_file.write_text(plan.model_dump_json(indent=2), encoding="utf-8")
+    component = Component(
+        name="load",
+        argv=(sys.executable, "-m", "pytest_kvcache.load.worker", str(plan_file)),
+        stage="load",
+    )
+    before = _look(pair, plan)
+    handle = launcher.start(component, folder)
+    try:
+        _wait(handle, pair)
+    finally:
+        _end(handle, launcher)
+        facts = _facts(pair, plan, tier=tier, comparability=dict(comparability), versions=dict(versions))
+        write_json(folder / RUN, facts)
+    if handle.exit_code() != 0 or not plan.rows.exists():
+        raise RunError(
+            f"the load process failed (exit code {handle.exit_code()}): {diagnose_file(handle.log).cause}",
+            where=str(handle.log),
+            todo="read the log above",
+        )
+    rows, load = records.read(plan.rows), facts["load"]
+    proof = judge(
+        rows,
+        load["counters_before"],
+        load["counters_after"],
+        served,
+        workload=plan.workload,
+        context_tokens=plan.context_tokens,
+        first_user=plan.first_user,
+        beyond_tokens=load["beyond_tokens"],
+    )
+    proof = proof.beside(_storage(pair, served, proof.ledger, before, _look(pair, plan)))
+    start_s: float = load["started_monotonic_s"]
+    seen = gpus(Span(plan.context_tokens, start_s, start_s + load["elapsed_s"]))
+    figures = estimate(rows, duration_s=_duration_s(plan, load)) | dict(proof.figures) | seen.figures
+    faults = [*seen.faults, *probed.faults, *_faults(rows, plan, load, proof), *_storage_errors(pair, served, proof)]
+    suspicions = [*validity.suspicions(rows, plan.workload), *proof.findings, *seen.suspicions]
+    more: dict[str, Any] = {"estimates": figures, "faults": faults, "suspicions": suspicions, "proof": proof.facts()}
+    more |= seen.facts()
+    if isinstance(plan.workload, MultiRoundQa) and plan.workload.mode == "compat":
+        table = reference.csv_table(rows, started_at=load["started_at"])
+        replace_whole(folder / CSV, lambda partial: table.to_csv(partial, index=False))
+        summed = reference.summary(table, started_at=load["started_at"], config_qps=plan.workload.qps)
+        more["reference_summary"] = asdict(summed) if summed else None
+    write_json(folder / RUN, facts | more)
+    return RunResult(
+        tier=tier,
+        label=pair.label,
+        context_tokens=plan.context_tokens,
+        folder=folder,
+        rows=rows,
+        estimates=figures,
+        faults=tuple(faults),
+        suspicions=tuple(suspicions),
+        rounds=load.get("stopped_after_rounds"),
+        proof=proof,
+        probed=probed,
+        comparability=comparability,
+        versions=versions,
+        lacks=pair.plan.lacks,
+    )
+
+
+def add_facts(folder: Path, more: Mapping[str, Any]) -> None:
+    """Add to what is known of a run, where it was said only later.
+
+    Args:
+        folder: Of the run.
+        more: What to add to `run.json`.
+    """
+    path = folder / RUN
+    write_json(path, json.loads(path.read_text(encoding="utf-8")) | dict(more))
+
+
+def _duration_s(plan: LoadPlan, load: Mapping[str, Any]) -> float:
+    rounds = load.get("stopped_after_rounds")
+    return plan.workload.duration_s if rounds is None or plan.stop is None else rounds * plan.stop.round_s
+
+
+def _wait(handle: Handle, pair: ServingPair) -> None:
+    while handle.exit_code() is None:
+        pair.check_alive()
+        time.sleep(_POLL_S)
+    pair.check_alive()  # a storage server that died with the last request has no counters that would be missed
+
+
+def _end(handle: Handle, launcher: ProcessLauncher) -> None:
+    """Let a load process that still runs save its rows, then end it."""
+    with signals.deferred():
+        if handle.exit_code() is None:
+            launcher.signal(handle, signal.SIGTERM)
+            deadline = time.monotonic() + _SAVE_S
+            while handle.exit_code() is None and time.monotonic() < deadline:
+                time.sleep(_POLL_S / 4)
+        launcher.stop([handle])
+
+
+def _faults(rows: pd.DataFrame, plan: LoadPlan, load: Mapping[str, Any], proof: Proof) -> list[str]:
+    """Return why no verdict may rest on the run; a server that was started anew first, since requests fail with it."""
+    of_load = validity.faults(rows, plan.workload, load)
+    first = counters.faults(load["counters_before"], load["counters_after"])
+    return [*first, *of_load, *(fault for fault in proof.faults if fault not in first)]
+
+
+def _look(pair: ServingPair, plan: LoadPlan) -> Look:
+    witness = pair.plan.tier.witness
+    return look(witness, plan.metrics_urls) if witness is not None else Look()
+
+
+def _storage(pair: ServingPair, served: Served, ledger: Ledger, before: Look, after: Look) -> Witnessed:
+    """Return what the tier's storage itself says of the load."""
+    witness = pair.plan.tier.witness
+    if witness is None:
+        return storage.without(served.claim, ledger)
+    if counters.faults(before.last, after.first):  # said already, and LMCache's account is not to be trusted
+        return Witnessed(witness.name)
+    return storage.hold(
+        witness.name,
+        witness.require,
+        before,
+        after,
+        chunk_tokens=served.chunk_tokens,
+    )
+
+
+def _storage_errors(pair: ServingPair, served: Served, proof: Proof) -> list[str]:
+    """Return what logs say of stores and loads that failed: counters and the storage's account say only that they did.
+
+    The S3 connector of an LMCache inside vLLM logs a failed store and counts it as stored, and a listing notices only
+    what neither server stored: there its log is read in any case, for causes that are known.
+    """
+    found = []
+    counted_as_stored = served.in_process and served.claim is Claim.L2
+    logs = {handle.component.name: handle.log for handle in pair.handles}
+    for server, moved in proof.ledger.moved.items():
+        failed = bool(moved.l2_unstored or moved.failed_loads or proof.storage.said.faults)
+        if not failed and not counted_as_stored:
+            continue
+        beside = counters.lmcache_beside(server)
+        name = beside if beside in logs else server
+        said = failed_storage(logs[name].read_text(encoding="utf-8", errors="replace"))
+        if said.cause and (failed or said.hint):
+            found.append(f"{name}'s log: {said.cause}" + (f"; {said.hint}" if said.hint else ""))
+        elif moved.l2_unstored:
+            found.append(f"{name}'s log has no error: wrong bucket or path, no right to write, or no space")
+    return found
+
+
+def _facts(pair: ServingPair, plan: LoadPlan, **more: Mapping[str, Any] | str) -> dict[str, Any]:
+    return {
+        "label": pair.label,
+        "settings": plan.model_dump(mode="json"),
+        "commands": {h.component.name: list(h.component.argv) for h in pair.handles},
+        "boot_s": round(pair.boot_s, 2),
+        "engine_lacks": list(pair.plan.lacks),
+        "load": json.loads(plan.summary.read_text(encoding="utf-8")) if plan.summary.exists() else {},
+        **more,
+    }

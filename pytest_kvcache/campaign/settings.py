@@ -1,0 +1,104 @@
+"""Options checked against the catalogue: everything a run needs to know before anything boots."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from pytest_kvcache.config.options import Options
+from pytest_kvcache.config.profile import Profile
+from pytest_kvcache.engine import image
+from pytest_kvcache.engine.container import Mount, parse_mount
+from pytest_kvcache.errors import ConfigError
+from pytest_kvcache.serving.tier import Tier
+from pytest_kvcache.telemetry import revision as revisions
+from pytest_kvcache.telemetry.hardware import usable_gpus
+from pytest_kvcache.tiers import catalogue
+from pytest_kvcache.tiers.catalogue import Catalogue
+from pytest_kvcache.verdict.metrics import JUDGED
+
+CPU_PROFILE, GPU_PROFILE = "cpu-tiny", "qwen3-8b"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A checked configuration.
+
+    Args:
+        options: As they were asked for.
+        catalogue: All profiles and tiers.
+        profile: The one to run.
+        tiers: Those to run, in order.
+        other: The catalogue of `--kv-against git:…`, None without.
+        mounts: What containers of an image get from this machine.
+    """
+
+    options: Options
+    catalogue: Catalogue
+    profile: Profile
+    tiers: tuple[Tier, ...]
+    other: Catalogue | None = None
+    mounts: tuple[Mount, ...] = ()
+
+    @property
+    def family(self) -> int:
+        """Number of declared gates: all tiers and contexts, whatever this session selects (docs/verdicts.md)."""
+        return len(self.catalogue.tiers) * len(self.profile.workload.context_tokens) * len(JUDGED)
+
+    def asked_by_name(self, tier: Tier) -> bool:
+        """Whether --tier names it: then it must run, and not be skipped."""
+        return tier.name in self.options.tiers
+
+
+def resolve(options: Options) -> Settings:
+    """Read and check all configuration.
+
+    Raises:
+        ConfigError: With file or option, key and what is allowed.
+    """
+    known = catalogue.load(catalogue.find(options.rootdir, options.config))
+    default = GPU_PROFILE if usable_gpus(os.environ) else CPU_PROFILE
+    profile = known.profile(options.profile or default)
+    profile.workload.check()
+    _check_against(options)
+    for engine in (options.engine, options.against):
+        if engine is not None and engine.startswith(image.PREFIX):
+            image.check(engine.removeprefix(image.PREFIX))
+    return Settings(
+        options=options,
+        catalogue=known,
+        profile=profile,
+        tiers=tuple(known.select(options.tiers)),
+        other=_other(options, profile.name),
+        mounts=tuple(parse_mount(text, "kv_image_mounts") for text in options.image_mounts),
+    )
+
+
+def _check_against(options: Options) -> None:
+    if options.against is None or options.against.startswith(("git:", image.PREFIX)):
+        return
+    if not (Path(options.against) / "bin" / "python").exists():
+        raise ConfigError(
+            f"{options.against} is no engine environment (no bin/python)",
+            where="--kv-against",
+            todo="make one with `pytest-kvcache setup --vllm VERSION --lmcache VERSION`, whose path --path prints",
+        )
+
+
+def _other(options: Options, profile: str) -> Catalogue | None:
+    """Return the catalogue of another revision of kvcache.toml, checked like ours."""
+    if options.against is None or not options.against.startswith("git:"):
+        return None
+    revision = options.against.removeprefix("git:")
+    name = str(options.config) if options.config else catalogue.FILE_NAME
+    text = revisions.show(options.rootdir, revision, name)
+    if text is None:
+        raise ConfigError(f"{name} is not there at revision {revision!r}", where="--kv-against")
+    with tempfile.NamedTemporaryFile("w", suffix=".toml", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        other = catalogue.load(Path(file.name))
+    other.profile(profile).workload.check()
+    return other

@@ -1,0 +1,165 @@
+"""The state of a pytest session that runs perf tests; lives in `config.stash` and nowhere else."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+
+import pytest
+
+from pytest_kvcache.baselines.store import Write
+from pytest_kvcache.campaign.arm import Side
+from pytest_kvcache.campaign.gpus import BootGpus
+from pytest_kvcache.campaign.result import CellResult
+from pytest_kvcache.campaign.settings import Settings
+from pytest_kvcache.config import environment
+from pytest_kvcache.config.profile import Profile
+from pytest_kvcache.engine import setup
+from pytest_kvcache.engine.base import BaseEngine
+from pytest_kvcache.engine.named import engine_named
+from pytest_kvcache.errors import KvCacheError, SetupError
+from pytest_kvcache.home import home
+from pytest_kvcache.runs import processes
+from pytest_kvcache.runs.session import RunSession
+from pytest_kvcache.serving.launchers.process import ProcessLauncher
+from pytest_kvcache.serving.tier import Tier
+from pytest_kvcache.telemetry.allotment import allotment, dealt
+from pytest_kvcache.telemetry.hardware import hardware
+from pytest_kvcache.telemetry.memory import MemoryWatch
+from pytest_kvcache.verdict.paired import PairedVerdict
+from pytest_kvcache.verdict.procedure import CellVerdict
+
+KEY = pytest.StashKey["PerfState"]()
+
+
+class PerfState:
+    """What the fixtures of one session share. Nothing is made before it is needed.
+
+    Args:
+        settings: The checked configuration.
+        say: Writes a line to the terminal.
+
+    Attributes:
+        results: What was measured, or why not, by tier and context.
+        writes: Baselines to write at the end of the session.
+        written: The files that were.
+        cut_short: The session ended before baselines that were asked for could be written.
+        undecided: Tests without a decision: node id, status, reason.
+        pairs: Tiers of which a shared pair is running.
+        preflight: By tier, why no pair should be booted; empty where nothing speaks against it.
+        gpus: What the GPUs of each boot did.
+        stopping: By profile, engine and whether it offloads, why no pair should be booted.
+        said: Cautions that were told, each once.
+        engine_minutes: For which pairs were running.
+        fixed_minutes: That designs without looks would have taken for the same verdicts.
+        peak_memory_bytes: Of the run, once it is closed.
+    """
+
+    def __init__(self, settings: Settings, say: Callable[[str], None]) -> None:
+        self.settings = settings
+        self.say = say
+        self.results: dict[tuple[str, int], CellResult | KvCacheError] = {}
+        self.writes: list[Write] = []
+        self.written: list[Path] = []
+        self.undecided: list[tuple[str, str, str]] = []
+        self.pairs: set[str] = set()
+        self.preflight: dict[str, tuple[str, ...]] = {}
+        self.gpus: list[BootGpus] = []
+        self.stopping: dict[tuple[str, str, bool], tuple[str, ...]] = {}
+        self.said: set[str] = set()
+        self.cut_short = False
+        self.engine_minutes = 0.0
+        self.fixed_minutes = 0.0
+        self.peak_memory_bytes = 0
+        self._memory: MemoryWatch | None = None
+
+    @property
+    def profile(self) -> Profile:
+        """The profile that runs."""
+        return self.settings.profile
+
+    @cached_property
+    def engine(self) -> BaseEngine:
+        """The engine.
+
+        Raises:
+            ConfigError: Its image cannot be used here.
+            SetupError: There is none, or it cannot be used.
+        """
+        if self.settings.options.engine is not None:
+            return engine_named(self.settings.options.engine, self.settings.mounts)
+        found = setup.installed(home())
+        if found is None:
+            raise SetupError(
+                "the engine environment is not there, or belongs to another lock",
+                where=str(setup.engine_path(home())),
+                todo="run `pytest-kvcache setup`, or name an existing environment with --kv-engine",
+            )
+        return found
+
+    @cached_property
+    def run(self) -> RunSession:
+        """The run: made, and earlier ones that were killed cleaned up after, at the first use."""
+        run = RunSession(home(), self.settings.options.runs, self.say)
+        if line := environment.told(os.environ):
+            self.say(line)
+        self._memory = MemoryWatch(lambda: processes.members(run.journal.record.leaders))
+        return run
+
+    @cached_property
+    def launcher(self) -> ProcessLauncher:
+        """Starts processes of this run, the load's among them."""
+        return ProcessLauncher(self.run)
+
+    @cached_property
+    def hardware(self) -> dict[str, str]:
+        """The machine, with the GPUs that servers use and no other one."""
+        names = dealt(allotment(os.environ), servers=self.profile.servers, each=self.profile.gpus_per_server)
+        return hardware([name for each in names for name in each])
+
+    def other_side(self, tier: Tier) -> Side | None:
+        """Return what `tier` is compared with under --kv-against, None where with baselines.
+
+        Raises:
+            ConfigError: The other configuration has no such tier.
+            SetupError: The other engine cannot be used.
+        """
+        against = self.settings.options.against
+        if against is None:
+            return None
+        if self.settings.other is not None:
+            (other,) = self.settings.other.select([tier.name])
+            return Side("B", self.engine, self.settings.other.profile(self.profile.name), other)
+        return Side("B", self.other_engine, self.profile, tier)
+
+    @cached_property
+    def other_engine(self) -> BaseEngine:
+        """The engine of --kv-against."""
+        return engine_named(self.settings.options.against or "", self.settings.mounts)
+
+    def note_decided(self, verdict: CellVerdict | PairedVerdict, fixed_minutes: float) -> None:
+        """Count what a final verdict would have cost without looks, in minutes; cells of one tier share their boots."""
+        if verdict.status in {"pass", "improved", "regressed", "inconclusive"}:
+            self.fixed_minutes += fixed_minutes / len(self.profile.workload.context_tokens)
+
+    def tier_folder(self, tier: str) -> Path:
+        """Return the folder of the results and logs of a tier."""
+        folder = self.run.folder / tier
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    @property
+    def has_run(self) -> bool:
+        """Whether anything was started."""
+        return "run" in self.__dict__
+
+    def close(self) -> None:
+        """End the run and leave nothing; a second call does nothing."""
+        if self._memory is not None:
+            self._memory.stop()
+            self.peak_memory_bytes = self._memory.peak_bytes
+            self._memory = None
+        if self.has_run:
+            self.run.close()

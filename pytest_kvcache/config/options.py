@@ -1,0 +1,43 @@
+"""What the command line and the ini file ask for, as data; `options.py` reads it from pytest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+UpdateMode = Literal["none", "missing", "all"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What was asked for, not yet checked against any file.
+
+    Args:
+        rootdir: pytest's.
+        tiers: Named with --tier; empty means all.
+        profile: Named, or None for the default of this machine.
+        engine: Folder of an existing environment, `image:…`, or None.
+        config: An explicit kvcache.toml, or None.
+        runs: Folder of results.
+        baselines: Folder of baselines.
+        update: Which baselines to write.
+        boots: Most boots of a tier in this session; None for as many as the profile's rules say.
+        strict: Whether a test without a decision fails.
+        against: An engine environment, `image:…`, or `git:REVISION` of the configuration, to compare with in place of
+            baselines.
+        image_mounts: What containers of images get from this machine, as `SOURCE[:TARGET][:ro|rw]`.
+    """
+
+    rootdir: Path
+    tiers: tuple[str, ...]
+    profile: str | None
+    engine: str | None
+    config: Path | None
+    runs: Path
+    baselines: Path
+    update: UpdateMode
+    boots: int | None
+    strict: bool
+    against: str | None
+    image_mounts: tuple[str, ...]

@@ -1,0 +1,57 @@
+"""What was asked of the servers, from the rows of a run: for the oracle, and where none knows the prompts (pure)."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from pytest_kvcache.proof.claims import Expectable
+from pytest_kvcache.proof.expected_hits import Ask
+from pytest_kvcache.workload.multi_round import MultiRoundQa
+
+
+def asks_of(rows: pd.DataFrame, workload: MultiRoundQa, context_tokens: int, first_user: int) -> list[Ask]:
+    """Return the requests of an exact multi-round run for the oracle, those before the clock among them.
+
+    Those were sent one by one in turn to the servers, so that the last of them went to the server before the one that
+    answered the first measured request.
+    """
+    sent = rows[rows["server"].ne("") & rows["prompt_tokens"].notna()].sort_values("actual_start_s")
+    turn = list(dict.fromkeys(sent["server"]))
+    if not turn:
+        return []
+    due = list(workload.due(first_user=first_user, before=True))
+    primed = [
+        Ask(
+            each.user,
+            workload.prompt_tokens(context_tokens, each.round),
+            workload.answer_tokens,
+            turn[(i - len(due)) % len(turn)],
+            measured=False,
+        )
+        for i, each in enumerate(due)
+    ]
+    columns = (sent[name] for name in ("user", "prompt_tokens", "generated_tokens", "server"))
+    return primed + [Ask(int(u), int(p), int(g), str(s)) for u, p, g, s in zip(*columns, strict=True)]
+
+
+def expectable_from_rows(rows: pd.DataFrame, chunk_tokens: int, device_tokens: float | None) -> Expectable:
+    """Return whether hits can be expected where no oracle knows the prompts: by who came back, and to which server.
+
+    Args:
+        rows: A row a request.
+        chunk_tokens: LMCache's chunk size.
+        device_tokens: Size of each device cache, None where not known.
+    """
+    done = rows[rows["prompt_tokens"].notna()]
+    if done.empty or float(done["prompt_tokens"].max()) < chunk_tokens:
+        why = f"no prompt is as long as a chunk of LMCache ({chunk_tokens} tokens)"
+        return Expectable(l1=why, l2=why)
+    if not done["user"].duplicated().any():
+        why = "every user asks once, so that no prompt comes back for certain"
+        return Expectable(l1=why, l2=why)
+    moves = (done.groupby("user")["server"].nunique() > 1).any()
+    stays = done.duplicated(["user", "server"]).any()
+    longest = done.groupby(["server", "user"])["prompt_tokens"].max().groupby("server").sum()
+    fits = device_tokens is not None and float(longest.max()) <= device_tokens
+    l1 = "" if stays and not fits else "the device cache holds all" if fits else "no user came back to the same server"
+    return Expectable(l1=l1, l2="" if moves else "no user changed servers")

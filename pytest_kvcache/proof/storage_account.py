@@ -1,0 +1,171 @@
+"""LMCache's account of a shared storage held against the storage's own (`witness/`), and which way each check can err.
+
+- Listing, since the boot: a chunk that several servers stored is one file, so that what is there lies between the most
+  that one LMCache stored and the sum over all of them. Less is a fault; so is more, since the storage is the boot's own
+  (LMCache inside vLLM counts with a delay of 10 s: there, more means nothing).
+- Bytes that an S3 server of the run's own moved, in the load: at least what LMCache stored and loaded. Others who use
+  it, and requests that were repeated, can only add.
+- Counters of an NFS mount, in the load: see `mounted`.
+
+Tolerance: 2 %, for headers of files and the rounding of a chunk's size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pytest_kvcache.storage.account import Account, Look
+from pytest_kvcache.telemetry.cache_sizes import kv_bytes_per_token
+from pytest_kvcache.telemetry.counters import Counters, growth, ranks_as_one
+from pytest_kvcache.telemetry.transfers import Moved, moved
+
+TOLERANCE = 0.02
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """What the LMCaches of a pair say of the shared storage, in bytes.
+
+    Args:
+        least: That must be there: the most that one of them stored since the boot.
+        most: That can be there: what all of them stored.
+        stored: In the load, by all of them.
+        loaded: Likewise.
+    """
+
+    least: float
+    most: float
+    stored: float
+    loaded: float
+
+
+@dataclass(frozen=True)
+class Said:
+    """What one check came to.
+
+    Args:
+        faults: Why LMCache's account does not hold, a line each.
+        findings: What makes times doubtful.
+        unchecked: What could not be checked and why.
+        figures: For the report, in bytes, numbers or shares, by name.
+    """
+
+    faults: tuple[str, ...] = ()
+    findings: tuple[str, ...] = ()
+    unchecked: tuple[str, ...] = ()
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+    def __add__(self, other: Said) -> Said:
+        return Said(
+            self.faults + other.faults,
+            self.findings + other.findings,
+            self.unchecked + other.unchecked,
+            {**self.figures, **other.figures},
+        )
+
+
+@dataclass(frozen=True)
+class Witnessed:
+    """What became of LMCache's account.
+
+    Args:
+        witness: Who spoke, "" where nobody could.
+        claimed: By LMCache; None where its counters or the storage could not be read.
+        said: All checks.
+    """
+
+    witness: str = ""
+    claimed: Claimed | None = None
+    said: Said = field(default_factory=Said)
+
+    def facts(self) -> dict[str, Any]:
+        """Return it for `run.json`."""
+        return {
+            "witness": self.witness,
+            "claimed_bytes": vars(self.claimed) if self.claimed else None,
+            "figures": dict(self.said.figures),
+        }
+
+
+def claims(before: Look, after: Look, *, chunk_tokens: int) -> Claimed:
+    """Return what LMCache says; each figure as small as the two readings allow, but for `most`.
+
+    Args:
+        before: The load.
+        after: The load.
+        chunk_tokens: LMCache's chunk size.
+    """
+    grown = _moves(ranks_as_one(before.last), ranks_as_one(after.first))
+    size = kv_bytes_per_token(ranks_as_one(after.last), chunk_tokens=chunk_tokens)
+    # Of a tier whose L1 is empty just now, the files tell how large a chunk is.
+    chunk = size * chunk_tokens if size else _file_bytes(after.account)
+
+    def stored(each: Moved) -> float:
+        # The file system adapter of an LMCache server before 0.5.3 counts chunks and no bytes.
+        return each.stored_bytes or (0.0 if each.in_process else each.l2_stored * chunk)
+
+    return Claimed(
+        least=max((stored(moved(own)) for own in ranks_as_one(after.first).values()), default=0.0),
+        most=sum(stored(moved(own)) for own in after.last.values()),
+        stored=sum(map(stored, grown)),
+        loaded=sum(each.loaded_bytes or each.l2_loaded * chunk for each in grown),
+    )
+
+
+def of_listing(account: Account, claimed: Claimed, *, settled: bool) -> Said:
+    """Hold the files of a boot against what LMCache stored in it.
+
+    Args:
+        account: After the load.
+        claimed: By LMCache.
+        settled: Whether all stores had ended.
+    """
+    figures = {"files": float(account.files), "file_bytes": float(account.bytes)}
+    there = f"{account.bytes / 1e6:.1f} MB in {account.files} files are there"
+    if account.bytes < claimed.least * (1 - TOLERANCE):
+        lost = (
+            f"LMCache says that it stored {claimed.least / 1e6:.1f} MB and more, and {there}: something removes or "
+            "shortens them, or the folder or bucket that is looked at is not the one that LMCache writes to"
+        )
+        return Said((lost,), figures=figures)
+    if settled and account.bytes > claimed.most * (1 + TOLERANCE):
+        foreign = (
+            f"LMCache says that it stored {claimed.most / 1e6:.1f} MB, and {there}: something else writes to the tier, "
+            "and may have answered for it"
+        )
+        return Said((foreign,), figures=figures)
+    open_ends = () if settled else ("whether more is in the storage than was stored: stores were still under way",)
+    return Said(unchecked=open_ends, figures=figures)
+
+
+def of_server(before: Account, after: Account, claimed: Claimed) -> Said:
+    """Hold the bytes that an S3 server moved in a load against what LMCache stored and loaded in it.
+
+    Args:
+        before: The load.
+        after: The load.
+        claimed: By LMCache.
+    """
+    if before.served_bytes is None or after.served_bytes is None:
+        return Said()
+    served, due = after.served_bytes - before.served_bytes, claimed.stored + claimed.loaded
+    figures = {"served_bytes": served}
+    if served < 0:
+        return Said(("the S3 server was started anew during the load: what it held may be lost",), figures=figures)
+    if served >= due * (1 - TOLERANCE):
+        return Said(figures=figures)
+    line = (
+        f"LMCache says that it stored {claimed.stored / 1e6:.1f} MB and loaded {claimed.loaded / 1e6:.1f}, and its S3 "
+        f"server moved {served / 1e6:.1f}: something else answered"
+    )
+    return Said((line,), figures=figures)
+
+
+def _moves(before: Mapping[str, Counters], after: Mapping[str, Counters]) -> list[Moved]:
+    return [moved(own) for own in growth(before, after).values()]
+
+
+def _file_bytes(account: Account | None) -> float:
+    return account.bytes / account.files if account and account.files else 0.0

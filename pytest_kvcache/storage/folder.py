@@ -1,0 +1,106 @@
+"""A folder as witness: its listing, and on NFS the kernel's counters of the mount."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pytest_kvcache.errors import RunError
+from pytest_kvcache.storage import rdma
+from pytest_kvcache.storage.account import Account, MountAccount
+from pytest_kvcache.storage.mounts import Mount, mount_of
+from pytest_kvcache.storage.requirement import Require
+
+#: What names of folders begin with in which a server writes what is no object yet; an object is moved out of it.
+UNFINISHED = ".tmp-"
+
+
+@dataclass(frozen=True)
+class FolderWitness:
+    """A folder that belongs to one boot.
+
+    Args:
+        folder: Made empty for it.
+        require: What the tier requires of its mount.
+        mount: Returns the mount that a folder is on.
+    """
+
+    folder: Path
+    require: Require = "none"
+    mount: Callable[[Path], Mount] = mount_of
+
+    @property
+    def name(self) -> str:
+        """The listing, and the mount's counters or why there are none."""
+        found = self.mount(self.folder)
+        return f"folder listing and mount counters: {found.describe()}" if found.nfs else _no_counters(found)
+
+    def read(self) -> Account:
+        """Return files and bytes of the folder, and what its mount counts.
+
+        What the page cache still owes the storage is written first: a mount counts it only then.
+
+        Raises:
+            RunError: The folder is gone or cannot be read.
+        """
+        try:
+            found = self.mount(self.folder)
+            if found.nfs:
+                _sync(self.folder)
+                found = self.mount(self.folder)
+            files, size = listing(self.folder)
+        except OSError as error:
+            todo = "is it still mounted, and nothing else at work there?"
+            raise RunError(f"cannot be listed: {error.strerror or error}", where=str(self.folder), todo=todo) from None
+        return Account(files, size, mount=_counted(found))
+
+
+def listing(folder: Path) -> tuple[int, int]:
+    """Return number and bytes of the files below a folder, but for unfinished ones.
+
+    A file that is removed meanwhile is not there.
+
+    Raises:
+        OSError: The folder is gone or cannot be read.
+    """
+    files = size = 0
+    pending = [os.fspath(folder)]
+    while pending:
+        with os.scandir(pending.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    if not entry.name.startswith(UNFINISHED):
+                        pending.append(entry.path)
+                    continue
+                try:
+                    size += entry.stat(follow_symlinks=False).st_size
+                except FileNotFoundError:
+                    continue
+                files += 1
+    return files, size
+
+
+def _no_counters(found: Mount) -> str:
+    return f"folder listing; no mount counters: {found.fstype}"
+
+
+def _counted(found: Mount) -> MountAccount | None:
+    if found.nfs is None:
+        return None
+    return MountAccount(
+        found.nfs, tuple(rdma.links(rdma.DEVICES)), connections=tuple(rdma.rpc_connections(rdma.SWITCHES))
+    )
+
+
+def _sync(folder: Path) -> None:
+    """Write what is dirty of the file system that holds `folder` (syncfs(2), which Python does not have)."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        if ctypes.CDLL(None, use_errno=True).syncfs(descriptor):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,92 @@
+"""Buckets as witnesses: of an S3 server of the run's own, and of the user's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import requests
+from prometheus_client.parser import text_string_to_metric_families
+
+from pytest_kvcache.errors import RunError
+from pytest_kvcache.storage import bucket as buckets
+from pytest_kvcache.storage.account import Account
+from pytest_kvcache.storage.bucket import Bucket
+from pytest_kvcache.storage.folder import FolderWitness
+from pytest_kvcache.storage.requirement import Require
+
+#: Bytes of objects that were put and got: rclone accounts for what `serve s3` takes and gives as for transfers.
+_SERVED = "rclone_bytes_transferred_total"
+_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True)
+class OwnServerWitness:
+    """rclone, and the folder in which it keeps its buckets.
+
+    Args:
+        folder: Made empty for this boot.
+        metrics_url: rclone's Prometheus endpoint (`--metrics-addr`).
+    """
+
+    folder: Path
+    metrics_url: str
+    require: Require = "none"
+
+    @property
+    def name(self) -> str:
+        """Listing and counter."""
+        return "bucket listing and the S3 server's own counter of bytes"
+
+    def read(self) -> Account:
+        """Return objects and bytes in the bucket, and the bytes that the server moved since its start.
+
+        Raises:
+            RunError: Folder or server do not answer.
+        """
+        stored = FolderWitness(self.folder).read()
+        return Account(stored.files, stored.bytes, served_bytes=self._served())
+
+    def _served(self) -> float:
+        try:
+            with requests.Session() as session:
+                session.trust_env = False
+                response = session.get(self.metrics_url, timeout=_TIMEOUT_S)
+                response.raise_for_status()
+        except requests.RequestException as error:
+            raise RunError(f"its counters cannot be read: {error}", where="S3 server", todo="read its log") from None
+        samples = (s for family in text_string_to_metric_families(response.text) for s in family.samples)
+        found = next((sample.value for sample in samples if sample.name == _SERVED), None)
+        if found is None:
+            raise RunError(f"does not count {_SERVED}", where="S3 server", todo="use rclone 1.70 or later")
+        return float(found)
+
+
+@dataclass(frozen=True)
+class BucketWitness:
+    """Objects of one boot in a bucket of the user's. What was read is not in a listing.
+
+    Args:
+        bucket: Where they are.
+        prefix: What their names begin with.
+        salt: What they end with.
+    """
+
+    bucket: Bucket
+    prefix: str
+    salt: str
+    require: Require = "none"
+
+    @property
+    def name(self) -> str:
+        """The listing only."""
+        return "bucket listing, of stores only"
+
+    def read(self) -> Account:
+        """Return number and bytes of the boot's objects.
+
+        Raises:
+            RunError: The bucket cannot be listed.
+        """
+        sizes = buckets.listing(self.bucket, prefix=self.prefix, salt=self.salt)
+        return Account(len(sizes), sum(sizes.values()))

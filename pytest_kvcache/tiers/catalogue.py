@@ -1,0 +1,209 @@
+"""Find, merge and validate `kvcache.toml`; every error names file, key and what is allowed."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from pytest_kvcache.config.profile import Profile
+from pytest_kvcache.errors import ConfigError
+from pytest_kvcache.serving.tier import Tier
+from pytest_kvcache.tiers.registry import tier_kinds
+from pytest_kvcache.workload.registry import DEFAULT_KIND, workload_kinds
+
+FILE_NAME = "kvcache.toml"
+_BUILTIN = Path(__file__).parents[1] / "config" / "builtin.toml"
+_SECTIONS = ("profiles", "tiers")
+
+Table = dict[str, Any]
+M = TypeVar("M", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """All profiles and tiers that a run may name.
+
+    Args:
+        profiles: By name.
+        tiers: By name, in the order in which they run.
+        source: The user's file, or None where only the built-in ones are known.
+    """
+
+    profiles: Mapping[str, Profile]
+    tiers: Mapping[str, Tier]
+    source: Path | None
+
+    def profile(self, name: str) -> Profile:
+        """Return the profile `name`.
+
+        Raises:
+            ConfigError: No such profile; the known ones are listed.
+        """
+        try:
+            return self.profiles[name]
+        except KeyError:
+            raise ConfigError(
+                f"unknown profile {name!r}; known: {', '.join(self.profiles)}", where="--kv-profile"
+            ) from None
+
+    def select(self, names: Sequence[str]) -> list[Tier]:
+        """Return the tiers `names`, or all where none is named, in the catalogue's order.
+
+        Raises:
+            ConfigError: No such tier; the known ones are listed.
+        """
+        unknown = [n for n in names if n not in self.tiers]
+        if unknown:
+            raise ConfigError(
+                f"unknown tier {', '.join(map(repr, unknown))}; known: {', '.join(self.tiers)}",
+                where="--tier",
+                todo=f"a tier of your own is a [tiers.NAME] table in {FILE_NAME}",
+            )
+        return [t for n, t in self.tiers.items() if not names or n in names]
+
+
+def find(rootdir: Path, explicit: Path | None = None) -> Path | None:
+    """Return the `kvcache.toml` to use: the one asked for, else the one in `rootdir`, else None.
+
+    Raises:
+        ConfigError: The file asked for is not there.
+    """
+    if explicit is not None:
+        if not explicit.is_file():
+            raise ConfigError("no such file", where=str(explicit), todo="check --kv-config")
+        return explicit
+    candidate = rootdir / FILE_NAME
+    return candidate if candidate.is_file() else None
+
+
+def load(source: Path | None) -> Catalogue:
+    """Read the built-in catalogue and lay the user's file over it.
+
+    A `[profiles.X]` table changes single keys of the built-in profile X; a new profile starts from the one
+    named by `extends`. A `[tiers.X]` table that gives a `kind` replaces X, one that does not changes keys of it.
+
+    Raises:
+        ConfigError: Unreadable TOML, an unknown key, a wrong type or value.
+    """
+    builtin = _read(_BUILTIN)
+    user = _read(source) if source else {}
+    where = str(source) if source else str(_BUILTIN)
+    for key in user:
+        if key not in _SECTIONS:
+            raise ConfigError(f"unknown key {key!r}; allowed: {', '.join(_SECTIONS)}", where=where)
+    for section in _SECTIONS:
+        for name, table in _table(user, section, where).items():
+            if not isinstance(table, dict):
+                raise ConfigError("must be a table", where=f"{where}: {section}.{name}")
+    profiles = _profiles(_table(builtin, "profiles", where), _table(user, "profiles", where), where)
+    tiers = _tiers(_table(builtin, "tiers", where), _table(user, "tiers", where), where)
+    return Catalogue(profiles=profiles, tiers=tiers, source=source)
+
+
+def _read(path: Path) -> Table:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"cannot be read: {error}", where=str(path)) from error
+
+
+def _table(data: Table, key: str, where: str) -> Table:
+    value = data.get(key, {})
+    if not isinstance(value, dict):
+        raise ConfigError(f"must be a table, not {type(value).__name__}", where=f"{where}: {key}")
+    return value
+
+
+def _merge(base: Table, over: Table) -> Table:
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _profiles(builtin: Table, user: Table, where: str) -> dict[str, Profile]:
+    raw: Table = {}
+    for name, table in (*builtin.items(), *user.items()):
+        key = f"{where}: profiles.{name}"
+        base_name = table.get("extends", name)
+        if "extends" in table and base_name not in raw:
+            raise ConfigError(f"{base_name!r} is not a profile; allowed: {', '.join(raw)}", where=f"{key}.extends")
+        over = {k: v for k, v in table.items() if k != "extends"}
+        raw[name] = _merge(_without_other_kind(raw.get(base_name, {}), over), over)
+    return {n: _profile(n, t, f"{where}: profiles.{n}") for n, t in raw.items()}
+
+
+def _without_other_kind(base: Table, over: Table) -> Table:
+    """Return `base` without its workload where `over` has one of another kind, whose keys are others."""
+    new, old = (t.get("workload") for t in (over, base))
+    if not isinstance(new, dict) or not isinstance(old, dict):
+        return base
+    other = new.get("kind", old.get("kind")) != old.get("kind")
+    return {k: v for k, v in base.items() if k != "workload"} if other else base
+
+
+def _profile(name: str, table: Table, key: str) -> Profile:
+    workload = table.get("workload")
+    if isinstance(workload, dict):
+        kinds = workload_kinds()
+        kind = workload.get("kind", DEFAULT_KIND)
+        if kind not in kinds:
+            raise ConfigError(f"{kind!r} is not allowed; allowed: {', '.join(kinds)}", where=f"{key}.workload.kind")
+        table = {**table, "workload": validate(kinds[kind].load(), workload, f"{key}.workload")}
+    return validate(Profile, {"name": name, **table}, key)
+
+
+def _tiers(builtin: Table, user: Table, where: str) -> dict[str, Tier]:
+    kinds = tier_kinds()
+    raw = dict(builtin)
+    for name, table in user.items():
+        raw[name] = table if "kind" in table else _merge(raw.get(name, {}), table)
+    tiers: dict[str, Tier] = {}
+    for name, table in raw.items():
+        key = f"{where}: tiers.{name}"
+        kind = table.get("kind")
+        if kind not in kinds:
+            what = "missing" if kind is None else f"{kind!r} is not allowed"
+            raise ConfigError(f"{what}; allowed: {', '.join(kinds)}", where=f"{key}.kind")
+        tiers[name] = validate(kinds[kind].load(), {"name": name, **table}, key)
+    return tiers
+
+
+def validate(model: type[M], data: Table, where: str) -> M:
+    """Build `model` from `data`; pydantic's findings become one line each with key and allowed values.
+
+    Raises:
+        ConfigError: With every finding.
+    """
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        lines = [_finding(model, e["loc"], e, where) for e in error.errors()]
+        raise ConfigError("\n".join(lines), todo="see docs/configuration.md for every key") from error
+
+
+def _finding(model: type[BaseModel], loc: tuple[int | str, ...], error: Any, where: str) -> str:
+    key = ".".join(str(part) for part in loc)
+    if error["type"] == "extra_forbidden":
+        allowed = ", ".join(sorted(_fields_at(model, loc[:-1]) - {"name"}))
+        return f"{where}.{key}: unknown key; allowed: {allowed}"
+    if error["type"] == "literal_error":
+        return f"{where}.{key}: {error['input']!r} is not allowed; allowed: {error['ctx']['expected']}"
+    return f"{where}{'.' if key else ''}{key}: {error['msg'].removeprefix('Value error, ')}"
+
+
+def _fields_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> set[str]:
+    current = model
+    for part in loc:
+        field = current.model_fields.get(str(part))
+        annotation = field.annotation if field else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return set()
+        current = annotation
+    return set(current.model_fields)

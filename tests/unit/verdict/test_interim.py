@@ -1,0 +1,136 @@
+"""Error spending, spreads and what a baseline resolves."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from pytest_kvcache.verdict.interim import (
+    PASS_PARTS,
+    REGRESSION_PARTS,
+    Policy,
+    pass_quantile,
+    resolution,
+    standard_errors,
+    t_quantile,
+)
+from pytest_kvcache.verdict.interval import Outcome, judge, pooled
+
+
+@pytest.mark.parametrize("looks", [1, 2, 3])
+@pytest.mark.parametrize("family", [1, 12, 24])
+def test_looks_never_add_error(looks: int, family: int) -> None:
+    """Whatever the number of looks, the error that they spend sums to the same budget."""
+    policy = Policy(looks=looks)
+    spent = sum(policy.regression_level(look, family) for look in range(1, looks + 1)) * family
+    assert spent == pytest.approx(policy.regression_error)
+    assert sum(map(policy.pass_level, range(1, looks + 1))) == pytest.approx(policy.pass_error)
+    assert len(REGRESSION_PARTS[looks]) == len(PASS_PARTS[looks]) == looks
+
+
+def test_there_is_no_look_after_the_last() -> None:
+    """A fourth look, a look zero and an empty family have no level."""
+    policy = Policy()
+    for look, family in ((4, 1), (0, 1), (1, 0)):
+        with pytest.raises(ValueError, match=r"look|family"):
+            policy.regression_level(look, family)
+    with pytest.raises(ValueError, match="look 4 of 3"):
+        policy.pass_level(4)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"looks": 4},
+        {"regression_error": 0.0},
+        {"pass_error": 0.5},
+        {"power": 1.0},
+        {"least_effect": 0.2},
+        {"margins": {"ttft_geomean_s": 0.01}},
+        {"least_boots": 1},
+        {"least_df": 0},
+    ],
+)
+def test_rules_that_contradict_each_other_are_refused(wrong: dict[str, object]) -> None:
+    """A policy that could not decide is no policy."""
+    with pytest.raises(ValueError, match=r"."):
+        Policy(**wrong)  # type: ignore[arg-type]
+
+
+def test_quantiles_are_student_s() -> None:
+    """The quantiles are those of scipy.stats."""
+    assert t_quantile(0.001, 10) == pytest.approx(stats.t.isf(0.001, 10))
+    assert standard_errors(6, 3) == pytest.approx(math.sqrt(0.5))
+
+
+@pytest.mark.parametrize(("boots", "df", "family"), [(6, 5, 12), (6, 10, 24), (10, 36, 24), (3, 4, 12)])
+def test_what_is_resolved_has_the_power_it_promises(boots: int, df: int, family: int) -> None:
+    """At the resolved effect the last look regresses with the power asked for plus what may have passed before."""
+    policy = Policy()
+    effect = resolution(policy, baseline_boots=boots, df=df, family=family)
+    level = policy.regression_level(3, family)
+    power = stats.nct.sf(stats.t.isf(level, df), df, effect / standard_errors(boots, 3))
+    assert power == pytest.approx(0.90 + 0.03, abs=1e-6)
+
+
+@pytest.mark.parametrize(("boots", "df", "family"), [(6, 5, 24), (6, 10, 12), (12, 44, 24)])
+def test_a_change_as_large_as_the_margin_passes_as_rarely_as_promised(boots: int, df: int, family: int) -> None:
+    """With a margin in units of the estimated spread the probability of a pass is the noncentral t's, at each look."""
+    policy = Policy()
+    effect = resolution(policy, baseline_boots=boots, df=df, family=family)
+    for look in (1, 2, 3):
+        noncentrality = effect / standard_errors(boots, look)
+        quantile = pass_quantile(policy, look, df=df, noncentrality=noncentrality)
+        assert quantile >= t_quantile(policy.pass_level(look), df)
+        passes = stats.nct.cdf(noncentrality - quantile, df, noncentrality)
+        assert passes <= policy.pass_level(look) * (1 + 1e-6)
+
+
+@given(st.integers(2, 30), st.integers(1, 200), st.integers(1, 100))
+def test_more_boots_resolve_more(boots: int, df: int, family: int) -> None:
+    """More boots or degrees of freedom resolve smaller effects; a larger family larger ones."""
+    policy = Policy()
+    now = resolution(policy, baseline_boots=boots, df=df, family=family)
+    assert resolution(policy, baseline_boots=boots + 1, df=df, family=family) <= now * (1 + 1e-9)
+    assert resolution(policy, baseline_boots=boots, df=df + 1, family=family) <= now * (1 + 1e-9)
+    assert resolution(policy, baseline_boots=boots, df=df, family=family + 1) >= now * (1 - 1e-9)
+
+
+def test_a_pooled_spread_is_the_textbook_s() -> None:
+    """Pooling weighs variances by their degrees of freedom, and a context that spreads more keeps its own."""
+    rng = np.random.default_rng(2)
+    groups = [rng.standard_normal(n) * scale for n, scale in ((6, 1.0), (8, 1.0), (4, 5.0))]
+    squares = [((g - g.mean()) ** 2).sum() for g in groups]
+    spread = pooled(squares, [5, 7, 3])
+    expected = math.sqrt(sum(g.var(ddof=1) * (len(g) - 1) for g in groups) / 15)
+    assert spread.sd == pytest.approx([expected, expected, groups[2].std(ddof=1)])
+    assert spread.df == 15
+
+
+def test_a_spread_needs_a_degree_of_freedom() -> None:
+    """One boot has no spread."""
+    with pytest.raises(ValueError, match="two boots"):
+        pooled([0.0], [0])
+    with pytest.raises(ValueError, match="two boots"):
+        pooled([], [])
+
+
+def test_arrays_and_single_gates_are_judged_alike() -> None:
+    """What the simulation calls with arrays is what a decision calls with one number."""
+    rng = np.random.default_rng(1)
+    differences, sds = rng.normal(0.05, 0.1, 200), rng.uniform(0.0, 0.08, 200)
+    rules = {"df": 10, "baseline_boots": 6, "new_boots": 2, "family": 12, "policy": Policy()}
+    together = judge(differences, sds, **rules)  # type: ignore[arg-type]
+    for i, (difference, sd) in enumerate(zip(differences, sds, strict=True)):
+        alone = judge(difference, sd, **rules)  # type: ignore[arg-type]
+        assert (alone.lower, alone.upper, alone.outcome) == (
+            together.lower[i],
+            together.upper[i],
+            together.outcome[i],
+        )
+    assert set(together.outcome.tolist()) >= {Outcome.OPEN, Outcome.PASS, Outcome.REGRESSED}
