@@ -34,12 +34,12 @@ class Check:
 
     Args:
         name: In a word or two.
-        look: Does it. May raise OSError, which is a failure of the check.
+        inspect: Does it. May raise OSError, which is a failure of the check.
         blocking: Whether it is cheap and sure enough to keep a pair from being booted.
     """
 
     name: str
-    look: Callable[[], Finding]
+    inspect: Callable[[], Finding]
     blocking: bool = False
 
 
@@ -62,14 +62,14 @@ def run(subject: str, check: Check, *, limit_s: float = LIMIT_S) -> Result:
     """Carry out a check, for at most `limit_s` (s)."""
     box: list[Finding | BaseException] = []
 
-    def look() -> None:
+    def inspect() -> None:
         try:
-            box.append(check.look())
+            box.append(check.inspect())
         except BaseException as error:
             box.append(error)
 
     # A daemon: a look that hangs in a system call must not hold the process at its end.
-    thread = threading.Thread(target=look, name=f"kvcache-check-{check.name}", daemon=True)
+    thread = threading.Thread(target=inspect, name=f"kvcache-check-{check.name}", daemon=True)
     thread.start()
     thread.join(limit_s)
     found = box[0] if box else Finding("fail", f"no answer within {limit_s:.0f} s", "is the server of the mount alive?")

@@ -15,7 +15,7 @@ from pytest_kvcache.baselines import files
 from pytest_kvcache.campaign import boots as booting
 from pytest_kvcache.campaign import runner
 from pytest_kvcache.campaign.against import AgainstCampaign
-from pytest_kvcache.campaign.arm import Side
+from pytest_kvcache.campaign.arm import Arm
 from pytest_kvcache.campaign.baseline import BaselineCampaign
 from pytest_kvcache.campaign.result import CellResult
 from pytest_kvcache.campaign.state import PerfState
@@ -56,13 +56,13 @@ def usable(tier: Tier, state: PerfState) -> Tier:
     something is wrong with it.
     """
     with _told_plainly():
-        side = _side(tier, state)
-        ctx = side.context(state.run, "")
+        arm = _arm(tier, state)
+        ctx = arm.context(state.run, "")
         reason = tier.unavailable(ctx)
         if reason is not None and state.settings.asked_by_name(tier):
             raise TierUnavailableError(f"cannot run here: {reason}", where=f"tier {tier.name}")
         if reason is None:
-            for each in (side, state.other_side(tier)):
+            for each in (arm, state.other_arm(tier)):
                 _fits(each, state)
             _preflight(tier, ctx, state)
     if reason is not None:
@@ -70,29 +70,29 @@ def usable(tier: Tier, state: PerfState) -> Tier:
     return tier
 
 
-def _fits(side: Side | None, state: PerfState) -> None:
+def _fits(arm: Arm | None, state: PerfState) -> None:
     """Look at whether machine and engine can serve a profile on a tier, and say what of the profile may go wrong.
 
     Raises:
         ConfigError: Too few GPUs are allotted.
         SetupError: A pair should not be booted.
     """
-    if side is None:
+    if arm is None:
         return
-    profile, offloads = side.profile, not isinstance(side.tier, NoTier)
+    profile, offloads = arm.profile, not isinstance(arm.tier, NoTier)
     for line in cautions(profile, offloads=offloads):
-        if line not in state.said:
+        if line not in state.cautions_told:
             state.say(f"profile {profile.name}: {line}")
-            state.said.add(line)
-    key = (profile.name, side.engine.where, offloads)
+            state.cautions_told.add(line)
+    key = (profile.name, arm.engine.where, offloads)
     if key not in state.stopping:
-        looks = engines.checks(side.engine, profile, imports=False, offloads=offloads)
-        state.stopping[key] = (*gpus.blocking(profile), *preflight.stopping("engine", looks))
+        checks = engines.checks(arm.engine, profile, imports=False, offloads=offloads)
+        state.stopping[key] = (*gpus.blocking(profile), *preflight.stopping("engine", checks))
     if found := state.stopping[key]:
-        raise SetupError("; ".join(found), where=side.engine.where, todo="the whole list: pytest-kvcache doctor")
+        raise SetupError("; ".join(found), where=arm.engine.where, todo="the whole list: pytest-kvcache doctor")
     # A plan that nothing comes of: it leases no port.
-    plan = side.tier.plan(replace(side.context(state.run, ""), port=lambda: 0))
-    engines.check_floors(side.engine, side.profile, plan.offload)
+    plan = arm.tier.plan(replace(arm.context(state.run, ""), port=lambda: 0))
+    engines.check_floors(arm.engine, arm.profile, plan.offload)
 
 
 def _preflight(tier: Tier, ctx: TierContext, state: PerfState) -> None:
@@ -116,10 +116,10 @@ def shared_pair(tier: Tier, state: PerfState) -> Iterator[ServingPair]:
     """Boot a pair for tests that talk to it themselves, and stop it."""
     with contextlib.ExitStack() as stack:
         with _told_plainly():
-            side = _side(tier, state)
-            plan = tier.plan(side.context(state.run, "pair"))
+            arm = _arm(tier, state)
+            plan = tier.plan(arm.context(state.run, "pair"))
             logs = state.tier_folder(tier.name) / "pair" / "logs"
-            pair = stack.enter_context(booting.booted(side, state, plan, logs=logs))
+            pair = stack.enter_context(booting.booted(arm, state, plan, logs=logs))
         state.pairs.add(tier.name)
         try:
             yield pair
@@ -162,8 +162,8 @@ class MultiRoundQa:
                 todo="use the two in different tests",
             )
         try:
-            b = state.other_side(tier)
-            a = _side(tier, state)
+            b = state.other_arm(tier)
+            a = _arm(tier, state)
             campaign = BaselineCampaign(state, a, contexts) if b is None else AgainstCampaign(state, a, b, contexts)
             for context, result in campaign.run().items():
                 state.results[tier.name, context] = result
@@ -236,8 +236,8 @@ class BaselineCheck:
         return terminal.failure(result, gate, refresh=refresh, others=others)
 
 
-def _side(tier: Tier, state: PerfState) -> Side:
-    return Side("", state.engine, state.profile, tier)
+def _arm(tier: Tier, state: PerfState) -> Arm:
+    return Arm("", state.engine, state.profile, tier)
 
 
 def _refresh_command(state: PerfState, result: CellResult) -> str:

@@ -34,7 +34,7 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Said:
+class AccountCheck:
     """What was said of many gates.
 
     Args:
@@ -50,7 +50,7 @@ class Said:
 
 def play(
     machine: Machine, sessions: int, seed: int, *, baseline_boots: int, adjust: bool, family: int, shift: float = 0.0
-) -> Said:
+) -> AccountCheck:
     """Return what gates say of a change by `shift`, each on a baseline and boots of its own."""
     rng, policy = np.random.default_rng(seed), Policy(widest_margin=9.0)
     old_speed = np.cumsum(rng.standard_normal((sessions, baseline_boots)) * machine.step, -1)
@@ -76,7 +76,7 @@ def play(
         still = outcome == Outcome.OPEN
         boots += still
         outcome, margin = np.where(still, said.outcome, outcome), np.asarray(said.margin)
-    return Said(outcome, margin, boots)
+    return AccountCheck(outcome, margin, boots)
 
 
 @dataclass(frozen=True)

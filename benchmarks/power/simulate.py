@@ -175,7 +175,7 @@ def drifting(sessions: int) -> Iterator[dict[str, str]]:
 
 
 def _drifted(machine: drift.Machine, sessions: int, boots: int, *, adjust: bool) -> dict[str, str]:
-    def play(shift: float) -> drift.Said:
+    def play(shift: float) -> drift.AccountCheck:
         return drift.play(machine, sessions, SEED, baseline_boots=boots, adjust=adjust, family=3, shift=shift)
 
     quiet = play(0.0)

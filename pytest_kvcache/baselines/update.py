@@ -134,7 +134,7 @@ def extend(write: Write, old: StoredCell, old_requests: pd.DataFrame) -> Write:
 
 
 @dataclass(frozen=True)
-class Level:
+class MetricLevel:
     """Where a cell stands in one metric.
 
     Args:
@@ -156,7 +156,7 @@ class Level:
     margin: float
 
 
-def levels(tier: Sequence[StoredCell], *, family: int, policy: Policy | None = None) -> tuple[Level, ...]:
+def levels(tier: Sequence[StoredCell], *, family: int, policy: Policy | None = None) -> tuple[MetricLevel, ...]:
     """Return mean, interval, spread and margin of each judged metric of the first cell.
 
     Args:
@@ -183,12 +183,12 @@ def levels(tier: Sequence[StoredCell], *, family: int, policy: Policy | None = N
         turned = -1 if metric.higher_is_better else 1
         middle = turned * float(own.mean())
         ends = [math.exp(middle + d) for d in (0.0, -half, half)]
-        result.append(Level(metric, count, ends[0], ends[1], ends[2], sd, margin))
+        result.append(MetricLevel(metric, count, ends[0], ends[1], ends[2], sd, margin))
     return tuple(result)
 
 
 @dataclass(frozen=True)
-class Moved:
+class MetricChange:
     """One metric of two baselines of a cell.
 
     Args:
@@ -210,7 +210,7 @@ class Moved:
 
 
 @dataclass(frozen=True)
-class Difference:
+class BaselineDifference:
     """Two baselines of a cell.
 
     Args:
@@ -221,7 +221,7 @@ class Difference:
 
     comparability: tuple[str, ...]
     versions: tuple[str, ...]
-    metrics: tuple[Moved, ...]
+    metrics: tuple[MetricChange, ...]
 
     def table(self) -> pd.DataFrame:
         """Return a line a metric: old, new, ratio and its interval."""
@@ -237,16 +237,16 @@ class Difference:
         )
 
 
-def diff(old: StoredCell, new: StoredCell) -> Difference:
+def diff(old: StoredCell, new: StoredCell) -> BaselineDifference:
     """Return what changed from one baseline of a cell to another: what `--update-baselines` shows before it writes."""
     keys = differences(old.comparability, new.comparability)
     if old.workload != new.workload:
         keys.append(f"workload hash: {old.workload:.12} -> {new.workload:.12}")
     moved = tuple(_moved(index, old, new) for index in range(len(JUDGED)))
-    return Difference(tuple(keys), tuple(differences(old.versions, new.versions)), moved)
+    return BaselineDifference(tuple(keys), tuple(differences(old.versions, new.versions)), moved)
 
 
-def _moved(index: int, old: StoredCell, new: StoredCell) -> Moved:
+def _moved(index: int, old: StoredCell, new: StoredCell) -> MetricChange:
     metric = JUDGED[index]
     one, two = (np.array([boot.logs(index) for boot in cell.boots]) for cell in (old, new))
     turned = -1 if metric.higher_is_better else 1
@@ -256,7 +256,7 @@ def _moved(index: int, old: StoredCell, new: StoredCell) -> Moved:
         scale = sum(p**2 / (len(v) - 1) for p, v in zip(parts, (one, two), strict=True))
         half = t_quantile((1 - _CONFIDENCE) / 2, max(1, int(sum(parts) ** 2 / scale))) if scale > 0 else 0.0
         half *= math.sqrt(sum(parts))
-    return Moved(
+    return MetricChange(
         metric,
         old=math.exp(turned * float(one.mean())),
         new=math.exp(turned * float(two.mean())),

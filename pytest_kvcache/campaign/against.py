@@ -7,14 +7,14 @@ from dataclasses import replace
 
 from pytest_kvcache.campaign import boots as booting
 from pytest_kvcache.campaign import explanation
-from pytest_kvcache.campaign.arm import Side
+from pytest_kvcache.campaign.arm import Arm
 from pytest_kvcache.campaign.boots import BootResult
 from pytest_kvcache.campaign.comparability import machine_name
 from pytest_kvcache.campaign.result import CellResult
 from pytest_kvcache.campaign.state import PerfState
 from pytest_kvcache.verdict import headline, paired
 from pytest_kvcache.verdict.cells import Cell
-from pytest_kvcache.verdict.paired import PAIRS_AT_LOOK, Pair, PairedVerdict
+from pytest_kvcache.verdict.paired import PAIRS_AT_LOOK, BootPair, PairedVerdict
 from pytest_kvcache.verdict.procedure import Boot
 
 
@@ -28,7 +28,7 @@ class AgainstCampaign:
         contexts: Lengths that tests of this session ask for.
     """
 
-    def __init__(self, state: PerfState, a: Side, b: Side, contexts: Sequence[int]) -> None:
+    def __init__(self, state: PerfState, a: Arm, b: Arm, contexts: Sequence[int]) -> None:
         self._state = state
         self._sides = {"a": replace(a, name="A"), "b": replace(b, name="B")}
         self._contexts = list(contexts)
@@ -51,9 +51,9 @@ class AgainstCampaign:
             wanted = [c for c in self._contexts if c not in self._verdicts or not _final(self._verdicts[c])]
             if not wanted or (look and allowed is not None and 2 * pairs > allowed):
                 break
-            for side in paired.order(pairs)[len(self._boots["a"]) + len(self._boots["b"]) :]:
-                number = len(self._boots[side]) + 1
-                self._boots[side].append(booting.measure(self._sides[side], self._state, wanted, number=number))
+            for arm in paired.order(pairs)[len(self._boots["a"]) + len(self._boots["b"]) :]:
+                number = len(self._boots[arm]) + 1
+                self._boots[arm].append(booting.measure(self._sides[arm], self._state, wanted, number=number))
             more = look + 1 < len(looks) and not (allowed is not None and 2 * looks[look + 1] > allowed)
             self._judge(wanted, more=looks[look + 1] - pairs if more else 0, fixed=looks[-1])
         return {context: self._result(context) for context in self._contexts}
@@ -74,21 +74,21 @@ class AgainstCampaign:
             known = headline.after_pairs(verdict, minutes_a_pair=minutes_a_pair, more=more, fixed=fixed)
             self._state.say(f"B against A, context {context}, {known}")
 
-    def _pairs(self, context: int) -> list[Pair]:
-        a, b = ([_boot(each, context) for each in self._boots[side] if context in each.runs] for side in ("a", "b"))
-        return [Pair(x, y) for x, y in zip(a, b, strict=True)]
+    def _pairs(self, context: int) -> list[BootPair]:
+        a, b = ([_boot(each, context) for each in self._boots[arm] if context in each.runs] for arm in ("a", "b"))
+        return [BootPair(x, y) for x, y in zip(a, b, strict=True)]
 
     def _result(self, context: int) -> CellResult:
-        a, b = ([each for each in self._boots[side] if context in each.runs] for side in ("a", "b"))
+        a, b = ([each for each in self._boots[arm] if context in each.runs] for arm in ("a", "b"))
         runs = tuple(each.runs[context] for each in b)
-        side, verdict = self._sides["b"], self._verdicts[context]
+        arm, verdict = self._sides["b"], self._verdicts[context]
         return CellResult(
-            cell=Cell(side.profile.name, machine_name(self._state.hardware), side.tier.name, context),
+            cell=Cell(arm.profile.name, machine_name(self._state.hardware), arm.tier.name, context),
             runs=runs,
             boots=tuple(_boot(each, context) for each in b),
             minutes=tuple(x.minutes + y.minutes for x, y in zip(a, b, strict=True)),
             verdict=verdict,
-            explanation=explanation.against_side(verdict, [each.runs[context] for each in a], runs),
+            explanation=explanation.against_arm(verdict, [each.runs[context] for each in a], runs),
         )
 
 

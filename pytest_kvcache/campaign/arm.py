@@ -22,7 +22,7 @@ from pytest_kvcache.telemetry.allotment import allotment
 
 
 @dataclass(frozen=True)
-class Side:
+class Arm:
     """One way to serve a tier.
 
     Args:

@@ -11,7 +11,7 @@ from pytest_kvcache.baselines import store, update
 from pytest_kvcache.baselines.store import Write
 from pytest_kvcache.campaign import boots as booting
 from pytest_kvcache.campaign import explanation
-from pytest_kvcache.campaign.arm import Side
+from pytest_kvcache.campaign.arm import Arm
 from pytest_kvcache.campaign.comparability import machine_name, workload_hash
 from pytest_kvcache.campaign.result import CellResult
 from pytest_kvcache.campaign.runner import RunResult
@@ -44,16 +44,16 @@ class BaselineCampaign:
 
     Args:
         state: The session's.
-        side: What is measured.
+        arm: What is measured.
         contexts: Lengths that tests of this session ask for, in the order in which a boot runs them.
     """
 
-    def __init__(self, state: PerfState, side: Side, contexts: Sequence[int]) -> None:
-        self._state, self._side = state, side
-        options, rules = state.settings.options, side.profile.rules
+    def __init__(self, state: PerfState, arm: Arm, contexts: Sequence[int]) -> None:
+        self._state, self._arm = state, arm
+        options, rules = state.settings.options, arm.profile.rules
         self._root, self._policy = options.baselines, rules.policy()
         self._family = state.settings.family
-        lengths = side.profile.workload.context_tokens
+        lengths = arm.profile.workload.context_tokens
         stored = {
             # What is only compared with may be damaged: its own test says so.
             length: self._read(self._cell(length), lenient=options.update == "all" or length not in contexts)
@@ -80,7 +80,7 @@ class BaselineCampaign:
             if not wanted:
                 break
             stop = {length: rule for length in wanted if (rule := self._stop_rule(self._cells[length])) is not None}
-            boot = booting.measure(self._side, self._state, wanted, number=number, stop=stop)
+            boot = booting.measure(self._arm, self._state, wanted, number=number, stop=stop)
             for length, run in boot.runs.items():
                 self._look(self._cells[length], run, boot.canary, boot.minutes)
         return {length: self._result(cell) for length, cell in self._cells.items()}
@@ -114,7 +114,7 @@ class BaselineCampaign:
     def _stop_rule(self, cell: _Open) -> StopRule | None:
         """Return when a boot may end early: never where the baseline cannot be cut to the same rounds."""
         stored = cell.stored
-        rules = self._side.profile.rules
+        rules = self._arm.profile.rules
         if cell.records or not rules.early_stop or stored is None or stored.round_s is None or stored.requests is None:
             return None
         try:
@@ -173,7 +173,7 @@ class BaselineCampaign:
         options = self._state.settings.options
         if options.update == "missing":
             return update.refusals(cell.boots, least_boots=1)
-        least = self._side.profile.rules.baseline_boots
+        least = self._arm.profile.rules.baseline_boots
         return update.refusals(cell.boots, dirty=uncommitted(options.rootdir), least_boots=least)
 
     def _write(self, cell: _Open) -> Write:
@@ -187,7 +187,7 @@ class BaselineCampaign:
             comparability=run.comparability,
             versions=run.versions,
             workload=self._hash(cell),
-            round_s=self._side.profile.workload.round_s(),
+            round_s=self._arm.profile.workload.round_s(),
             old=cell.stored,
         )
         if state.settings.options.update == "missing" and cell.stored is not None:
@@ -195,7 +195,7 @@ class BaselineCampaign:
         return write
 
     def _cell(self, length: int) -> Cell:
-        return Cell(self._side.profile.name, machine_name(self._state.hardware), self._side.tier.name, length)
+        return Cell(self._arm.profile.name, machine_name(self._state.hardware), self._arm.tier.name, length)
 
     def _read(self, cell: Cell, *, lenient: bool) -> StoredCell | None:
         if lenient:  # a damaged file is what an update repairs
@@ -205,4 +205,4 @@ class BaselineCampaign:
         return store.read(self._root, cell)
 
     def _hash(self, cell: _Open) -> str:
-        return workload_hash(self._side.profile.workload.sent(cell.cell.context_tokens))
+        return workload_hash(self._arm.profile.workload.sent(cell.cell.context_tokens))

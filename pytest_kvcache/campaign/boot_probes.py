@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pytest_kvcache.campaign.arm import Side
+from pytest_kvcache.campaign.arm import Arm
 from pytest_kvcache.load.plan import LoadPlan
 from pytest_kvcache.probes.client import PairClient
-from pytest_kvcache.probes.judge import Rules
+from pytest_kvcache.probes.judge import ProbeRules
 from pytest_kvcache.probes.probe import Probed, Probes
 from pytest_kvcache.runs.files import write_json
 from pytest_kvcache.serving.pair import ServingPair
@@ -16,19 +16,19 @@ from pytest_kvcache.serving.pair import ServingPair
 FAULTY_LOAD_S = 60.0
 
 
-class Looks:
+class BootProbes:
     """The probes of one boot: before its first load all of them, before each further one the resets.
 
     Args:
-        side: What is served.
+        arm: What is served.
         pair: Freshly booted.
         facts: File for what was found.
     """
 
-    def __init__(self, side: Side, pair: ServingPair, facts: Path) -> None:
+    def __init__(self, arm: Arm, pair: ServingPair, facts: Path) -> None:
         self._pair, self._facts = pair, facts
         self._found: Probed | None = None
-        profile, plan = side.profile, pair.plan
+        profile, plan = arm.profile, pair.plan
         client = PairClient(
             server_urls=plan.server_urls,
             metrics_urls=plan.metrics_urls,
@@ -36,14 +36,14 @@ class Looks:
             chunk_tokens=profile.chunk_tokens,
             extra_body=plan.extra_body,
         )
-        rules = Rules(
+        rules = ProbeRules(
             plan.tier.claim,
             chunk_tokens=profile.chunk_tokens,
             tolerance=profile.rules.logprob_tolerance,
         )
         self._probes = Probes(client, rules, plan.tier.folders) if profile.rules.probes else None
 
-    def look(self) -> Probed:
+    def probe(self) -> Probed:
         """Return what speaks against a load that is sent now.
 
         Raises:
@@ -60,7 +60,7 @@ class Looks:
         return self._found
 
 
-def worth(plan: LoadPlan, probed: Probed) -> LoadPlan:
+def shortened_if_faulty(plan: LoadPlan, probed: Probed) -> LoadPlan:
     """Return the load that is worth its time: a short one where probes have found the run invalid already."""
     if not probed.faults or plan.workload.duration_s <= FAULTY_LOAD_S:
         return plan

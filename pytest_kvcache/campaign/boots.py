@@ -12,8 +12,8 @@ from pathlib import Path
 from types import MappingProxyType
 
 from pytest_kvcache.campaign import gpus, runner
-from pytest_kvcache.campaign.arm import Side
-from pytest_kvcache.campaign.boot_probes import Looks, worth
+from pytest_kvcache.campaign.arm import Arm
+from pytest_kvcache.campaign.boot_probes import BootProbes, shortened_if_faulty
 from pytest_kvcache.campaign.comparability import comparability
 from pytest_kvcache.campaign.gpus import GpuWatch
 from pytest_kvcache.campaign.runner import RunResult
@@ -22,7 +22,7 @@ from pytest_kvcache.config import environment
 from pytest_kvcache.load.plan import LoadPlan
 from pytest_kvcache.load.stopping import StopRule
 from pytest_kvcache.probes.probe import Probed
-from pytest_kvcache.proof.judge import Served
+from pytest_kvcache.proof.judge import ServedCaches
 from pytest_kvcache.runs import signals
 from pytest_kvcache.serving import pair as pairs
 from pytest_kvcache.serving.offload import TierPlan
@@ -55,11 +55,11 @@ class BootResult:
 
 
 @contextlib.contextmanager
-def booted(side: Side, state: PerfState, tier_plan: TierPlan, *, logs: Path) -> Iterator[ServingPair]:
+def booted(arm: Arm, state: PerfState, tier_plan: TierPlan, *, logs: Path) -> Iterator[ServingPair]:
     """Boot a pair, stop it, and remove what it stored.
 
     Args:
-        side: What to serve.
+        arm: What to serve.
         state: The session's.
         tier_plan: With what storage.
         logs: Folder of the components' output.
@@ -72,19 +72,19 @@ def booted(side: Side, state: PerfState, tier_plan: TierPlan, *, logs: Path) -> 
             state.run.own_folder(folder)
             folder.mkdir(parents=True, exist_ok=True)
     plan = build_plan(
-        side.profile,
+        arm.profile,
         tier_plan,
-        tools=side.engine,
-        model=_linked_model(side, state),
+        tools=arm.engine,
+        model=_linked_model(arm, state),
         port=state.run.ports.take,
         scratch=state.run.scratch,
         gpus=allotment(os.environ),
     )
-    launcher = side.launcher(state.run, tier_plan)
-    pair = pairs.boot(plan, launcher, logs, timeout_s=side.profile.boot_timeout_s)
+    launcher = arm.launcher(state.run, tier_plan)
+    pair = pairs.boot(plan, launcher, logs, timeout_s=arm.profile.boot_timeout_s)
     try:
         state.run.note_shared_memory()
-        state.say(f"{pair.label}{_named(side)}: {side.profile.servers} servers ready in {pair.boot_s:.0f} s")
+        state.say(f"{pair.label}{_named(arm)}: {arm.profile.servers} servers ready in {pair.boot_s:.0f} s")
         yield pair
     finally:
         launcher.stop(list(pair.handles))
@@ -92,11 +92,11 @@ def booted(side: Side, state: PerfState, tier_plan: TierPlan, *, logs: Path) -> 
             shutil.rmtree(folder, ignore_errors=True)
             if folder.exists():
                 state.say(f"could not remove {folder}: is its file system read-only? Remove it by hand")
-        _remove_objects(side, state, tier_plan)
+        _remove_objects(arm, state, tier_plan)
 
 
 def measure(
-    side: Side,
+    arm: Arm,
     state: PerfState,
     contexts: Sequence[int],
     *,
@@ -106,7 +106,7 @@ def measure(
     """Boot once and run the workload at each context.
 
     Args:
-        side: What to serve.
+        arm: What to serve.
         state: The session's.
         contexts: In this order.
         number: Of the boot, from 1.
@@ -116,16 +116,16 @@ def measure(
         BootError: The pair did not start, or a component died.
         RunError: The load could not be sent.
     """
-    boot = f"{side.name.lower()}boot-{number}"
-    folder = state.tier_folder(side.tier.name) / boot
+    boot = f"{arm.name.lower()}boot-{number}"
+    folder = state.tier_folder(arm.tier.name) / boot
     folder.mkdir()
-    tier_plan = side.tier.plan(side.context(state.run, boot))
-    readings = canary.read([_existing(f) for f in tier_plan.folders]) if side.profile.rules.canary else {}
+    tier_plan = arm.tier.plan(arm.context(state.run, boot))
+    readings = canary.read([_existing(f) for f in tier_plan.folders]) if arm.profile.rules.canary else {}
     result = BootResult(number, readings)
     started = time.monotonic()
     try:
         with (
-            booted(side, state, tier_plan, logs=folder / "logs") as pair,
+            booted(arm, state, tier_plan, logs=folder / "logs") as pair,
             gpus.watched(
                 gpus.named(pair.plan.components),
                 state.launcher,
@@ -134,11 +134,13 @@ def measure(
                 tell=state.gpus.append,
             ) as watch,
         ):
-            looks = Looks(side, pair, folder / PROBES)
+            probes = BootProbes(arm, pair, folder / PROBES)
             for length in contexts:
-                probed = looks.look()
-                plan = _plan(side, pair, folder / f"context-{length}", length, stop.get(length))
-                result.runs[length] = _run(side, state, pair, worth(plan, probed), probed=probed, watch=watch)
+                probed = probes.probe()
+                plan = _plan(arm, pair, folder / f"context-{length}", length, stop.get(length))
+                result.runs[length] = _run(
+                    arm, state, pair, shortened_if_faulty(plan, probed), probed=probed, watch=watch
+                )
         if readings:
             result.canary = canary.read_after(readings)
         for run in result.runs.values():
@@ -149,10 +151,10 @@ def measure(
     return result
 
 
-def _remove_objects(side: Side, state: PerfState, tier_plan: TierPlan) -> None:
+def _remove_objects(arm: Arm, state: PerfState, tier_plan: TierPlan) -> None:
     if tier_plan.bucket is None:
         return
-    left = buckets.remove(tier_plan.bucket, model=_linked_model(side, state), salt=tier_plan.salt)
+    left = buckets.remove(tier_plan.bucket, model=_linked_model(arm, state), salt=tier_plan.salt)
     if left:
         state.say(left)
 
@@ -161,14 +163,14 @@ def _existing(folder: Path) -> Path:
     return next(each for each in (folder, *folder.parents) if each.is_dir())
 
 
-def _plan(side: Side, pair: ServingPair, folder: Path, length: int, stop: StopRule | None) -> LoadPlan:
+def _plan(arm: Arm, pair: ServingPair, folder: Path, length: int, stop: StopRule | None) -> LoadPlan:
     return LoadPlan(
         base_url=pair.base_url,
         model=pair.model,
-        workload=side.profile.workload,
+        workload=arm.profile.workload,
         context_tokens=length,
         # The same in every boot, so that all boots send the same bytes.
-        first_user=(_position(side, length) + 1) * USERS_APART,
+        first_user=(_position(arm, length) + 1) * USERS_APART,
         extra_body=pair.plan.extra_body,
         tokenizer_url=next(iter(pair.plan.server_urls.values())),
         metrics_urls=pair.plan.metrics_urls,
@@ -179,30 +181,30 @@ def _plan(side: Side, pair: ServingPair, folder: Path, length: int, stop: StopRu
 
 
 def _run(
-    side: Side, state: PerfState, pair: ServingPair, plan: LoadPlan, *, probed: Probed, watch: GpuWatch
+    arm: Arm, state: PerfState, pair: ServingPair, plan: LoadPlan, *, probed: Probed, watch: GpuWatch
 ) -> RunResult:
     folder = plan.rows.parent
     folder.mkdir()
-    inside = side.profile.lmcache_mode == "in-process"
+    inside = arm.profile.lmcache_mode == "in-process"
     return runner.run_load(
         pair,
         plan,
         state.launcher,
-        tier=side.tier.name,
+        tier=arm.tier.name,
         folder=folder,
         comparability=comparability(
-            side.profile,
+            arm.profile,
             context_tokens=plan.context_tokens,
-            model_id=side.model_id,
+            model_id=arm.model_id,
             hardware=state.hardware,
             storage=pair.plan.tier.facts,
-            launcher=side.launched_by,
+            launcher=arm.launched_by,
         ),
-        versions=side.engine.versions,
-        served=Served(
+        versions=arm.engine.versions,
+        served=ServedCaches(
             claim=pair.plan.tier.claim,
-            chunk_tokens=side.profile.chunk_tokens,
-            l1_bytes=side.profile.l1_size_gb * 2**30 * (side.profile.ranks if inside else 1),
+            chunk_tokens=arm.profile.chunk_tokens,
+            l1_bytes=arm.profile.l1_size_gb * 2**30 * (arm.profile.ranks if inside else 1),
             in_process=inside,
         ),
         probed=probed,
@@ -210,24 +212,24 @@ def _run(
     )
 
 
-def _position(side: Side, length: int) -> int:
-    lengths = side.profile.workload.context_tokens
+def _position(arm: Arm, length: int) -> int:
+    lengths = arm.profile.workload.context_tokens
     return lengths.index(length) if length in lengths else len(lengths)
 
 
-def _named(side: Side) -> str:
-    return f" [{side.name}]" if side.name else ""
+def _named(arm: Arm) -> str:
+    return f" [{arm.name}]" if arm.name else ""
 
 
-def _linked_model(side: Side, state: PerfState) -> str:
+def _linked_model(arm: Arm, state: PerfState) -> str:
     """Return what vLLM gets for the model: its name, or the name of a link in its working folder.
 
     LMCache's keys begin with the model as vLLM was given it. Its S3 adapter makes "//…" of an absolute path, and every
     store fails, silently but for its log: so no tier ever sees an absolute one.
     """
-    folder = side.model
+    folder = arm.model
     if folder is None:
-        return side.profile.model
+        return arm.profile.model
     link = state.run.scratch / folder.name
     if not link.is_symlink():
         link.symlink_to(folder)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pytest_kvcache.baselines import store
 from pytest_kvcache.campaign.runner import RunResult
-from pytest_kvcache.proof.breakdown import Figures, of_rows
+from pytest_kvcache.proof.breakdown import Figures, breakdown_of_rows
 from pytest_kvcache.proof.explain import Explanation, explain
 from pytest_kvcache.verdict import rounds
 from pytest_kvcache.verdict.cells import StoredCell
@@ -39,13 +39,13 @@ def against_baseline(
     if counts and stored.round_s is not None:
         count, round_s = min(counts), stored.round_s
         requests = rounds.prefix(store.read_requests(root, stored), rounds=count, round_s=round_s)
-        old = [of_rows(figures, requests[requests["boot"] == n]) for n, figures in enumerate(old)]
+        old = [breakdown_of_rows(figures, requests[requests["boot"] == n]) for n, figures in enumerate(old)]
         cut = (rounds.prefix(run.rows, rounds=count, round_s=round_s) for run in runs)
-        now = [of_rows(figures, rows) for figures, rows in zip(now, cut, strict=True)]
+        now = [breakdown_of_rows(figures, rows) for figures, rows in zip(now, cut, strict=True)]
     return explain(_means(old), _means(now))
 
 
-def against_side(verdict: PairedVerdict, a: Sequence[RunResult], b: Sequence[RunResult]) -> Explanation | None:
+def against_arm(verdict: PairedVerdict, a: Sequence[RunResult], b: Sequence[RunResult]) -> Explanation | None:
     """Return where B spends another time than A; None where nothing moved, or that is not known.
 
     Args:

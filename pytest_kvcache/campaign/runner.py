@@ -16,13 +16,13 @@ import pandas as pd
 from pytest_kvcache.errors import RunError
 from pytest_kvcache.load import records, validity
 from pytest_kvcache.load.plan import LoadPlan
-from pytest_kvcache.load.snapshot import look
+from pytest_kvcache.load.snapshot import Snapshot, take_snapshot
 from pytest_kvcache.probes.probe import Probed
 from pytest_kvcache.proof import storage
 from pytest_kvcache.proof.gpus import GpuLoad
-from pytest_kvcache.proof.judge import Proof, Served, judge
+from pytest_kvcache.proof.judge import Proof, ServedCaches, judge
 from pytest_kvcache.proof.ledger import Ledger
-from pytest_kvcache.proof.storage_account import Witnessed
+from pytest_kvcache.proof.storage_account import AccountProof
 from pytest_kvcache.runs import signals
 from pytest_kvcache.runs.files import replace_whole, write_json
 from pytest_kvcache.serving.claim import Claim
@@ -31,7 +31,6 @@ from pytest_kvcache.serving.diagnosis.diagnose import diagnose_file, failed_stor
 from pytest_kvcache.serving.launchers.base import Handle
 from pytest_kvcache.serving.launchers.process import ProcessLauncher
 from pytest_kvcache.serving.pair import ServingPair
-from pytest_kvcache.storage.account import Look
 from pytest_kvcache.telemetry import counters
 from pytest_kvcache.telemetry.gpu.readings import Span
 from pytest_kvcache.verdict.estimate import Estimates, estimate
@@ -89,7 +88,7 @@ def run_load(
     folder: Path,
     comparability: Mapping[str, str],
     versions: Mapping[str, str],
-    served: Served,
+    served: ServedCaches,
     probed: Probed,
     gpus: Callable[[Span], GpuLoad] = lambda _: GpuLoad(),
 ) -> RunResult:
@@ -133,7 +132,7 @@ def run_load(
         first_user=plan.first_user,
         beyond_tokens=load["beyond_tokens"],
     )
-    proof = proof.beside(_storage(pair, served, proof.ledger, before, _look(pair, plan)))
+    proof = proof.with_storage(_storage(pair, served, proof.ledger, before, _look(pair, plan)))
     start_s: float = load["started_monotonic_s"]
     seen = gpus(Span(plan.context_tokens, start_s, start_s + load["elapsed_s"]))
     figures = estimate(rows, duration_s=_duration_s(plan, load)) | dict(proof.figures) | seen.figures
@@ -206,28 +205,30 @@ def _faults(rows: pd.DataFrame, plan: LoadPlan, load: Mapping[str, Any], proof: 
     return [*first, *of_load, *(fault for fault in proof.faults if fault not in first)]
 
 
-def _look(pair: ServingPair, plan: LoadPlan) -> Look:
-    witness = pair.plan.tier.witness
-    return look(witness, plan.metrics_urls) if witness is not None else Look()
+def _look(pair: ServingPair, plan: LoadPlan) -> Snapshot:
+    storage_account = pair.plan.tier.storage_account
+    return take_snapshot(storage_account, plan.metrics_urls) if storage_account is not None else Snapshot()
 
 
-def _storage(pair: ServingPair, served: Served, ledger: Ledger, before: Look, after: Look) -> Witnessed:
+def _storage(
+    pair: ServingPair, served: ServedCaches, ledger: Ledger, before: Snapshot, after: Snapshot
+) -> AccountProof:
     """Return what the tier's storage itself says of the load."""
-    witness = pair.plan.tier.witness
-    if witness is None:
-        return storage.without(served.claim, ledger)
+    storage_account = pair.plan.tier.storage_account
+    if storage_account is None:
+        return storage.without_account(served.claim, ledger)
     if counters.faults(before.last, after.first):  # said already, and LMCache's account is not to be trusted
-        return Witnessed(witness.name)
-    return storage.hold(
-        witness.name,
-        witness.require,
+        return AccountProof(storage_account.name)
+    return storage.compare_accounts(
+        storage_account.name,
+        storage_account.require,
         before,
         after,
         chunk_tokens=served.chunk_tokens,
     )
 
 
-def _storage_errors(pair: ServingPair, served: Served, proof: Proof) -> list[str]:
+def _storage_errors(pair: ServingPair, served: ServedCaches, proof: Proof) -> list[str]:
     """Return what logs say of stores and loads that failed: counters and the storage's account say only that they did.
 
     The S3 connector of an LMCache inside vLLM logs a failed store and counts it as stored, and a listing notices only
@@ -236,8 +237,8 @@ def _storage_errors(pair: ServingPair, served: Served, proof: Proof) -> list[str
     found = []
     counted_as_stored = served.in_process and served.claim is Claim.L2
     logs = {handle.component.name: handle.log for handle in pair.handles}
-    for server, moved in proof.ledger.moved.items():
-        failed = bool(moved.l2_unstored or moved.failed_loads or proof.storage.said.faults)
+    for server, moved in proof.ledger.transfers.items():
+        failed = bool(moved.l2_unstored or moved.failed_loads or proof.storage.check.faults)
         if not failed and not counted_as_stored:
             continue
         beside = counters.lmcache_beside(server)

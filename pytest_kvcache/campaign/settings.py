@@ -10,7 +10,7 @@ from pathlib import Path
 from pytest_kvcache.config.options import Options
 from pytest_kvcache.config.profile import Profile
 from pytest_kvcache.engine import image
-from pytest_kvcache.engine.container import Mount, parse_mount
+from pytest_kvcache.engine.container import BindMount, parse_mount
 from pytest_kvcache.errors import ConfigError
 from pytest_kvcache.serving.tier import Tier
 from pytest_kvcache.telemetry import revision as revisions
@@ -40,7 +40,7 @@ class Settings:
     profile: Profile
     tiers: tuple[Tier, ...]
     other: Catalogue | None = None
-    mounts: tuple[Mount, ...] = ()
+    mounts: tuple[BindMount, ...] = ()
 
     @property
     def family(self) -> int:

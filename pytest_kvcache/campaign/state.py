@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pytest_kvcache.baselines.store import Write
-from pytest_kvcache.campaign.arm import Side
+from pytest_kvcache.campaign.arm import Arm
 from pytest_kvcache.campaign.gpus import BootGpus
 from pytest_kvcache.campaign.result import CellResult
 from pytest_kvcache.campaign.settings import Settings
@@ -51,7 +51,7 @@ class PerfState:
         preflight: By tier, why no pair should be booted; empty where nothing speaks against it.
         gpus: What the GPUs of each boot did.
         stopping: By profile, engine and whether it offloads, why no pair should be booted.
-        said: Cautions that were told, each once.
+        cautions_told: Cautions that were told, each once.
         engine_minutes: For which pairs were running.
         fixed_minutes: That designs without looks would have taken for the same verdicts.
         peak_memory_bytes: Of the run, once it is closed.
@@ -68,7 +68,7 @@ class PerfState:
         self.preflight: dict[str, tuple[str, ...]] = {}
         self.gpus: list[BootGpus] = []
         self.stopping: dict[tuple[str, str, bool], tuple[str, ...]] = {}
-        self.said: set[str] = set()
+        self.cautions_told: set[str] = set()
         self.cut_short = False
         self.engine_minutes = 0.0
         self.fixed_minutes = 0.0
@@ -103,7 +103,7 @@ class PerfState:
     def run(self) -> RunSession:
         """The run: made, and earlier ones that were killed cleaned up after, at the first use."""
         run = RunSession(home(), self.settings.options.runs, self.say)
-        if line := environment.told(os.environ):
+        if line := environment.inheritance_line(os.environ):
             self.say(line)
         self._memory = MemoryWatch(lambda: processes.members(run.journal.record.leaders))
         return run
@@ -119,7 +119,7 @@ class PerfState:
         names = dealt(allotment(os.environ), servers=self.profile.servers, each=self.profile.gpus_per_server)
         return hardware([name for each in names for name in each])
 
-    def other_side(self, tier: Tier) -> Side | None:
+    def other_arm(self, tier: Tier) -> Arm | None:
         """Return what `tier` is compared with under --kv-against, None where with baselines.
 
         Raises:
@@ -131,8 +131,8 @@ class PerfState:
             return None
         if self.settings.other is not None:
             (other,) = self.settings.other.select([tier.name])
-            return Side("B", self.engine, self.settings.other.profile(self.profile.name), other)
-        return Side("B", self.other_engine, self.profile, tier)
+            return Arm("B", self.engine, self.settings.other.profile(self.profile.name), other)
+        return Arm("B", self.other_engine, self.profile, tier)
 
     @cached_property
     def other_engine(self) -> BaseEngine:

@@ -16,7 +16,7 @@ import struct
 import time
 
 from pytest_kvcache.client.exchange import Exchange
-from pytest_kvcache.client.framing import Answer
+from pytest_kvcache.client.framing import StreamedAnswer
 
 _SO_TIMESTAMPING = 37
 # Documentation/networking/timestamping.rst, SOF_TIMESTAMPING_*: stamp what leaves, what arrives, hand the stamps out,
@@ -104,7 +104,7 @@ class Connection:
         self.sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         self.fd = self.sock.fileno()
         self.exchange: Exchange | None = None
-        self.answer = Answer([])
+        self.answer = StreamedAnswer([])
         #: An exchange was finished on it.
         self.used = False
         self.waits_to_send = False
@@ -134,7 +134,7 @@ class Connection:
 
     def begin(self, exchange: Exchange) -> None:
         """Work on `exchange`: encrypt its payload now, or once the handshake is over."""
-        self.exchange, self.answer, self._stamped = exchange, Answer(exchange.pieces), False
+        self.exchange, self.answer, self._stamped = exchange, StreamedAnswer(exchange.pieces), False
         if self.ready:
             self._write(exchange.payload)
 

@@ -26,7 +26,6 @@ class Exchange:
         sent_s: When the last byte of it left, by the kernel's stamp; where the kernel gives none, when it had the byte.
         pieces: What arrived, each with its arrival; interim responses (1xx) left out.
         failed: What went wrong with the connection, "" where nothing did.
-        ended_s: When it was over.
         resent: Sent a second time, since the server had closed the kept-alive connection before it read the first one.
     """
 
@@ -38,5 +37,4 @@ class Exchange:
     sent_s: float | None = None
     pieces: Pieces = field(default_factory=list)
     failed: str = ""
-    ended_s: float | None = None
     resent: bool = False

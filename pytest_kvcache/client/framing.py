@@ -86,7 +86,7 @@ def _chunk_size(line: bytes) -> int:
     return int(text, 16)
 
 
-class Answer:
+class StreamedAnswer:
     """Follows an answer while it arrives and knows when it is over.
 
     Args:
@@ -169,15 +169,6 @@ def status(pieces: Pieces) -> int:
     """Return the response's HTTP status, 0 where its first line did not arrive."""
     line = b"".join(piece for _, piece in pieces[:3]).split(b"\r\n", 1)[0].split()
     return int(line[1]) if len(line) > 1 and line[0].startswith(b"HTTP/") and line[1].isdigit() else 0
-
-
-def is_whole(pieces: Pieces) -> bool:
-    """Return whether the response is whole, were the connection closed now; one whose framing is broken is."""
-    answer = Answer([])
-    try:
-        return any(answer.take(at, data) for at, data in pieces) or answer.may_end()
-    except ValueError:
-        return True  # decoding will say so
 
 
 def body_pieces(pieces: Pieces) -> Iterator[tuple[float, bytes]]:  # noqa: PLR0912 - a branch for each state of the framing

@@ -290,5 +290,4 @@ class Wire:
         self._under_way.pop(exchange, None)
         exchange.failed = failed
         exchange.payload = b""  # its deadline keeps it for minutes yet
-        exchange.ended_s = time.monotonic()
         exchange.done(exchange)

@@ -18,7 +18,7 @@ from pytest_kvcache.campaign.settings import CPU_PROFILE, GPU_PROFILE
 from pytest_kvcache.check import Check, Finding, Result
 from pytest_kvcache.engine import floors, setup
 from pytest_kvcache.engine.base import BaseEngine
-from pytest_kvcache.engine.container import Mount, parse_mount
+from pytest_kvcache.engine.container import BindMount, parse_mount
 from pytest_kvcache.engine.environment import on_path
 from pytest_kvcache.engine.image import ImageEngine
 from pytest_kvcache.engine.named import engine_named
@@ -72,8 +72,8 @@ def run(args: argparse.Namespace, say: Say) -> int:
     engine, found = _engine(args.kv_engine, [parse_mount(text, "--kv-image-mount") for text in args.kv_image_mount])
     results.append(found)
     if engine is not None:
-        looks = engines.checks(engine, profile, imports=args.imports, offloads=offloads)
-        results += [preflight.run("engine", check, limit_s=_IMPORT_LIMIT_S) for check in looks]
+        checks = engines.checks(engine, profile, imports=args.imports, offloads=offloads)
+        results += [preflight.run("engine", check, limit_s=_IMPORT_LIMIT_S) for check in checks]
     with tempfile.TemporaryDirectory(prefix="kvc-doctor-") as scratch:
         context = TierContext(
             profile=profile,
@@ -125,7 +125,7 @@ def table(results: Sequence[Result]) -> list[str]:
     return lines
 
 
-def _engine(name: str | None, mounts: Sequence[Mount]) -> tuple[BaseEngine | None, Result]:
+def _engine(name: str | None, mounts: Sequence[BindMount]) -> tuple[BaseEngine | None, Result]:
     """Return the engine, and how finding it went."""
     try:
         engine = engine_named(name, mounts) if name else setup.installed(home())

@@ -136,7 +136,7 @@ def _workload(args: argparse.Namespace) -> Workload:
     return validate(MultiRoundQa, {**common, **users, **shared}, where)
 
 
-def _tell(plan: LoadPlan, rows: pd.DataFrame, table: pd.DataFrame, outcome: worker.Outcome, say: Say) -> None:
+def _tell(plan: LoadPlan, rows: pd.DataFrame, table: pd.DataFrame, outcome: worker.WorkerOutcome, say: Say) -> None:
     summed = reference.summary(
         table,
         started_at=outcome.started_at,

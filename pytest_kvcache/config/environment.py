@@ -199,7 +199,7 @@ def overriding(environ: Mapping[str, str]) -> list[str]:
     return list(filter(_is_setting, withheld(environ)))
 
 
-def told(environ: Mapping[str, str]) -> str:
+def inheritance_line(environ: Mapping[str, str]) -> str:
     """Return the line that says so, "" where there are none."""
     names = overriding(environ)
     if not names:

@@ -16,7 +16,7 @@ ALL_GPUS = ("all",)
 
 
 @dataclass(frozen=True)
-class Mount:
+class BindMount:
     """A file or folder of this machine in a container.
 
     Args:
@@ -34,12 +34,12 @@ class Mount:
         return f"{self.source}:{self.target}:{'rw' if self.writable else 'ro'}"
 
 
-def same_path(path: Path, *, writable: bool = False) -> Mount:
+def same_path(path: Path, *, writable: bool = False) -> BindMount:
     """Return the mount of `path` under its own name, so that command lines hold on both sides."""
-    return Mount(path, path, writable)
+    return BindMount(path, path, writable)
 
 
-def parse_mount(text: str, where: str) -> Mount:
+def parse_mount(text: str, where: str) -> BindMount:
     """Return the mount that `SOURCE[:TARGET][:ro|rw]` describes; read-only, and at its own path, where not said.
 
     Args:
@@ -56,7 +56,7 @@ def parse_mount(text: str, where: str) -> Mount:
     source = Path(parts[0]).expanduser()
     if not source.exists():
         raise ConfigError(f"{source} is not there", where=where, todo="docker would make an empty folder in its place")
-    return Mount(source, Path(parts[-1]).expanduser(), mode == "rw")
+    return BindMount(source, Path(parts[-1]).expanduser(), mode == "rw")
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Container:
     argv: tuple[str, ...]
     name: str | None = None
     env: Mapping[str, str] = field(default_factory=dict)
-    mounts: tuple[Mount, ...] = ()
+    mounts: tuple[BindMount, ...] = ()
     workdir: Path | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     gpus: tuple[str, ...] = ()

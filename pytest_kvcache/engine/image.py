@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_kvcache.engine.base import BaseEngine
-from pytest_kvcache.engine.container import Container, Mount, same_path
+from pytest_kvcache.engine.container import BindMount, Container, same_path
 from pytest_kvcache.engine.environment import VERSIONS, Engine, on_path
 from pytest_kvcache.errors import ConfigError, SetupError
 from pytest_kvcache.runs import containers
@@ -59,7 +59,7 @@ class ImageEngine(BaseEngine):
     versions: Mapping[str, str]
     interpreter: Path
     programs: Mapping[str, Path]
-    mounts: tuple[Mount, ...]
+    mounts: tuple[BindMount, ...]
     local: Mapping[str, Path]
 
     @property
@@ -118,7 +118,7 @@ def check(reference: str) -> str:
             ) from None
 
 
-def inspect_image(reference: str, mounts: Sequence[Mount], local: Engine | None) -> ImageEngine:
+def inspect_image(reference: str, mounts: Sequence[BindMount], local: Engine | None) -> ImageEngine:
     """Return the engine in an image.
 
     Args:
@@ -180,7 +180,7 @@ def _check_place(seen: Sequence[str], where: str) -> None:
 
 
 def _run(
-    image_id: str, script: str, args: Sequence[str], mounts: tuple[Mount, ...], *, timeout_s: float
+    image_id: str, script: str, args: Sequence[str], mounts: tuple[BindMount, ...], *, timeout_s: float
 ) -> tuple[str, str]:
     """Run a shell script with arguments in a container that removes itself; return its output and its errors.
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from pytest_kvcache.engine import environment, setup
 from pytest_kvcache.engine.base import BaseEngine
-from pytest_kvcache.engine.container import Mount
+from pytest_kvcache.engine.container import BindMount
 from pytest_kvcache.engine.image import PREFIX, inspect_image
 from pytest_kvcache.home import home
 
 
-def engine_named(name: str, mounts: Sequence[Mount] = ()) -> BaseEngine:
+def engine_named(name: str, mounts: Sequence[BindMount] = ()) -> BaseEngine:
     """Return the engine called `name`.
 
     Args:

@@ -36,7 +36,7 @@ _LISTED = 3
 
 
 @dataclass
-class Outcome:
+class WorkerOutcome:
     """What a run brought.
 
     Args:
@@ -83,13 +83,13 @@ def main() -> int:
     return 0
 
 
-def carry_out(plan: LoadPlan, say: Callable[[str], None]) -> Outcome:
+def carry_out(plan: LoadPlan, say: Callable[[str], None]) -> WorkerOutcome:
     """Run `plan`, write its files, and return what it brought. SIGINT and SIGTERM end it early.
 
     Raises:
         RunError: The workload does not fit the server.
     """
-    outcome = Outcome()
+    outcome = WorkerOutcome()
     with _Stop() as stop:
         key = os.environ.get(plan.api_key_env, "") if plan.api_key_env else ""
         script = _script(plan, key)

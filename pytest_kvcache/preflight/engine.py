@@ -74,7 +74,7 @@ def features(
     refused = [row for offload in meant for row in older.refusals(engine.versions, profile, offload)]
     lost = [line for offload in meant for line in older.losses(engine.versions, profile, offload, bench=bench)]
     if refused:
-        missing, todo = older.told(refused, engine.versions)
+        missing, todo = older.missing_features(refused, engine.versions)
         return Finding("fail", missing, f"{todo} into {engine.where}")
     if lost:
         return Finding("warn", ". ".join(dict.fromkeys(lost)), "a newer vLLM or LMCache tells it: docs/versions.md")
@@ -88,7 +88,7 @@ def check_floors(engine: BaseEngine, profile: Profile, offload: Offload | None) 
         SetupError: They lack what a run on that tier cannot do without.
     """
     if refused := older.refusals(engine.versions, profile, offload):
-        missing, todo = older.told(refused, engine.versions)
+        missing, todo = older.missing_features(refused, engine.versions)
         mode = f' in lmcache_mode = "{profile.lmcache_mode}"' if offload is not None else ""
         raise SetupError(f"too old for this tier{mode}: {missing}", where=engine.where, todo=todo)
 

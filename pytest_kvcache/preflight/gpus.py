@@ -31,7 +31,7 @@ _OTHERWISE = "take a profile that needs fewer, or another machine"
 
 
 @dataclass(frozen=True)
-class Gpu:
+class GpuState:
     """One NVIDIA GPU as `nvidia-smi` describes it; None where the GPU does not say.
 
     Args:
@@ -99,7 +99,7 @@ def of_profile(profile: Profile, environ: Mapping[str, str]) -> Finding:
     return gpus(profile.servers * profile.gpus_per_server, allowed=allotment(environ), share=share)
 
 
-def parse_gpus(text: str) -> list[Gpu]:
+def parse_gpus(text: str) -> list[GpuState]:
     """Return the GPUs in the answer to `QUERY`."""
     return [_gpu(row) for row in csv.reader(text.splitlines(), skipinitialspace=True) if len(row) == len(_FIELDS)]
 
@@ -135,7 +135,7 @@ def gpus(
         strange = [name for name, number in numbers.items() if number not in {gpu.index for gpu in given}]
         if strange:
             return Finding(
-                "fail", f"no GPU {', '.join(strange)} ({allowed.said}); here: {_described(given)}", _OTHERWISE
+                "fail", f"no GPU {', '.join(strange)} ({allowed.source}); here: {_described(given)}", _OTHERWISE
             )
     elif len(given) < needed:
         return Finding("fail", f"{len(given)} of {needed}: {_described(given)}", _OTHERWISE)
@@ -150,7 +150,7 @@ def _counted(needed: int) -> Finding:
     return Finding("fail", f"{len(known)} of {needed}", "take a profile with gpus_per_server = 0, or another machine")
 
 
-def _state(used: Sequence[Gpu], share: float | None, others: Others) -> Finding:
+def _state(used: Sequence[GpuState], share: float | None, others: Others) -> Finding:
     faults = [fault for gpu in used for fault in _faults(gpu, others)]
     text = "; ".join([_described(used), *faults])
     if share is not None and any(gpu.is_full(share) for gpu in used):
@@ -161,7 +161,7 @@ def _state(used: Sequence[Gpu], share: float | None, others: Others) -> Finding:
     return Finding("warn", text, "see nvidia-smi -q") if faults else Finding("pass", text)
 
 
-def _described(found: Sequence[Gpu]) -> str:
+def _described(found: Sequence[GpuState]) -> str:
     text = "; ".join(gpu.describe() for gpu in found) or "none"
     return f"{text}; driver {found[0].driver}" if found else text
 
@@ -173,10 +173,10 @@ def _ask() -> str:
     return done.stdout
 
 
-def _gpu(row: Sequence[str]) -> Gpu:
+def _gpu(row: Sequence[str]) -> GpuState:
     values = dict(zip(_FIELDS, row, strict=True))
     number = {name: _number(text) for name, text in values.items()}
-    return Gpu(
+    return GpuState(
         index=values["index"],
         name=values["name"],
         driver=values["driver_version"],
@@ -200,7 +200,7 @@ def _number(text: str) -> float | None:
         return None
 
 
-def _faults(gpu: Gpu, others: Others) -> list[str]:
+def _faults(gpu: GpuState, others: Others) -> list[str]:
     found = []
     if gpu.uncorrected:
         found.append(f"GPU {gpu.index} has {gpu.uncorrected:.0f} uncorrected memory errors")

@@ -24,7 +24,7 @@ class Token:
 
 
 @dataclass(frozen=True)
-class Answer:
+class ProbeAnswer:
     """What a server said.
 
     Args:
@@ -39,7 +39,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Difference:
+class LogprobDifference:
     """Two answers to one prompt, held against each other.
 
     Args:
@@ -51,7 +51,7 @@ class Difference:
     fault: str = ""
 
 
-def parse(body: Mapping[str, Any]) -> Answer:
+def parse(body: Mapping[str, Any]) -> ProbeAnswer:
     """Read a chat completion with log-probabilities, as vLLM answers it.
 
     Raises:
@@ -61,7 +61,7 @@ def parse(body: Mapping[str, Any]) -> Answer:
     # vLLM leaves the details out where nothing was cached.
     details = usage.get("prompt_tokens_details") or {}
     tokens = body["choices"][0]["logprobs"]["content"]
-    return Answer(
+    return ProbeAnswer(
         prompt_tokens=int(usage["prompt_tokens"]),
         cached_tokens=int(details.get("cached_tokens") or 0),
         tokens=tuple(
@@ -71,17 +71,17 @@ def parse(body: Mapping[str, Any]) -> Answer:
     )
 
 
-def without_numbers(prompt_tokens: int, cached_tokens: int) -> Answer:
+def without_numbers(prompt_tokens: int, cached_tokens: int) -> ProbeAnswer:
     """Return the answer of a server whose log-probabilities were no numbers, so that it could not write them down.
 
     Args:
         prompt_tokens: Length of the prompt.
         cached_tokens: Of those, not computed for this request.
     """
-    return Answer(prompt_tokens, cached_tokens, (Token("?", math.nan, {}),))
+    return ProbeAnswer(prompt_tokens, cached_tokens, (Token("?", math.nan, {}),))
 
 
-def compare(reference: Answer, answer: Answer, *, tolerance: float) -> Difference:
+def compare(reference: ProbeAnswer, answer: ProbeAnswer, *, tolerance: float) -> LogprobDifference:
     """Hold `answer` against `reference`.
 
     Where another token was chosen, and the reference had the two within the tolerance of each other, either is right:
@@ -95,18 +95,18 @@ def compare(reference: Answer, answer: Answer, *, tolerance: float) -> Differenc
     largest = 0.0
     for place, found in enumerate(answer.tokens, 1):
         if not all(map(math.isfinite, (found.logprob, *found.best.values()))):
-            return Difference(largest, f"log-probabilities of token {place} are no numbers")
+            return LogprobDifference(largest, f"log-probabilities of token {place} are no numbers")
     if len(reference.tokens) != len(answer.tokens):
-        return Difference(largest, f"{len(answer.tokens)} tokens and not {len(reference.tokens)}")
+        return LogprobDifference(largest, f"{len(answer.tokens)} tokens and not {len(reference.tokens)}")
     for place, (known, found) in enumerate(zip(reference.tokens, answer.tokens, strict=True), 1):
         largest = max(
             largest, *(abs(known.best[n] - found.best[n]) for n in known.best.keys() & found.best.keys()), 0.0
         )
         other = known.best.get(found.name)
         if known.name != found.name and (other is None or known.logprob - other > tolerance):
-            return Difference(largest, f"token {place} is {found.name} and not {known.name}")
+            return LogprobDifference(largest, f"token {place} is {found.name} and not {known.name}")
         if largest > tolerance:
-            return Difference(largest, f"log-probabilities of token {place} differ by {largest:.3g}")
+            return LogprobDifference(largest, f"log-probabilities of token {place} differ by {largest:.3g}")
         if known.name != found.name:
             break
-    return Difference(largest)
+    return LogprobDifference(largest)

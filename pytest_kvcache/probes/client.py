@@ -11,15 +11,14 @@ import requests
 
 from pytest_kvcache.errors import KvCacheError
 from pytest_kvcache.probes import answers
-from pytest_kvcache.probes.answers import Answer
+from pytest_kvcache.probes.answers import ProbeAnswer
 from pytest_kvcache.probes.sentinels import ANSWER_TOKENS, Sentinel
 from pytest_kvcache.proof.ledger import Tokens, build_ledger
 from pytest_kvcache.telemetry import internal_api
 from pytest_kvcache.telemetry.cache_sizes import kv_bytes_per_token
 from pytest_kvcache.telemetry.counters import Counters, growth, lmcache_beside, lmcache_of, ranks_as_one, total
 from pytest_kvcache.telemetry.prometheus import FOREIGN, scrape_all
-from pytest_kvcache.telemetry.transfers import Moved, moved
-from pytest_kvcache.telemetry.transfers import under_way as stores_under_way
+from pytest_kvcache.telemetry.transfers import Transfers, stores_under_way, transfers_of
 from pytest_kvcache.workload.tokens import ServedTokenizer, Tokenizer
 
 _REQUEST_TIMEOUT_S = 120.0
@@ -43,7 +42,7 @@ class ProbeError(KvCacheError):
 
 
 @dataclass(frozen=True)
-class Served:
+class ProbeReply:
     """How a prompt was answered.
 
     Args:
@@ -51,7 +50,7 @@ class Served:
         tokens: Where the prompt's KV came from, by the growth of the server's and its LMCache's counters.
     """
 
-    answer: Answer
+    answer: ProbeAnswer
     tokens: Tokens
 
 
@@ -98,7 +97,7 @@ class PairClient:
                 raise ProbeError("its /metrics is no Prometheus text", where=name, todo=todo)
         return ranks_as_one(found)
 
-    def ask(self, server: str, sentinel: Sentinel) -> Served:
+    def ask(self, server: str, sentinel: Sentinel) -> ProbeReply:
         """Send a sentinel to one server and wait until it is counted.
 
         Raises:
@@ -125,9 +124,9 @@ class PairClient:
             kv_bytes_per_token=kv_bytes_per_token(after, chunk_tokens=self.chunk_tokens),
         )
         tokens = ledger.servers[server]
-        return Served(answer or answers.without_numbers(round(tokens.total), round(tokens.cached)), tokens)
+        return ProbeReply(answer or answers.without_numbers(round(tokens.total), round(tokens.cached)), tokens)
 
-    def _answered(self, server: str, body: Mapping[str, Any]) -> Answer | None:
+    def _answered(self, server: str, body: Mapping[str, Any]) -> ProbeAnswer | None:
         """Return what a server answers, None where it has log-probabilities that are no numbers."""
         try:
             said = self._post(server, f"{self.server_urls[server]}/v1/chat/completions", body)
@@ -163,7 +162,7 @@ class PairClient:
             if stores := stores_under_way(beside):
                 idle_since_s = 0.0
                 return f"{stores:.0f} stores into the shared storage are still under way"
-            done = moved(beside)
+            done = transfers_of(beside)
             if done.l2_stored >= stored_chunks:
                 return ""
             idle_since_s = idle_since_s or time.monotonic()
@@ -266,7 +265,7 @@ def _lookups(counters: Counters) -> float:
     return sum(total(counters, name) for name in names)
 
 
-def _why_unstored(done: Moved) -> str:
+def _why_unstored(done: Transfers) -> str:
     """Return the likely cause why a prompt's chunks are not in the shared storage."""
     if done.l2_sent:
         return "wrong bucket or path, no right to write, or no space: its log says which"

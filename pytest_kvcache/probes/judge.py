@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pytest_kvcache.probes.answers import Answer, Difference, compare
-from pytest_kvcache.probes.steps import Asked, Step
+from pytest_kvcache.probes.answers import LogprobDifference, ProbeAnswer, compare
+from pytest_kvcache.probes.steps import SentinelAnswer, Step
 from pytest_kvcache.serving.claim import Claim
 from pytest_kvcache.telemetry.counters import Counters, total
 
@@ -31,7 +31,7 @@ _USED = (
 
 
 @dataclass(frozen=True)
-class Rules:
+class ProbeRules:
     """What is held against what.
 
     Args:
@@ -58,21 +58,21 @@ def used(counters: Mapping[str, Counters]) -> list[str]:
     return found
 
 
-def computed(asked: Sequence[Asked]) -> dict[str, Answer]:
+def computed(answers: Sequence[SentinelAnswer]) -> dict[str, ProbeAnswer]:
     """Return the first answer to each sentinel, by its home: what later ones are compared with."""
-    return {each.sentinel.home: each.served.answer for each in asked if each.step is Step.COLD}
+    return {each.sentinel.home: each.served.answer for each in answers if each.step is Step.COLD}
 
 
-def judge(asked: Sequence[Asked], known: Mapping[str, Answer], rules: Rules) -> list[str]:
+def judge(answers: Sequence[SentinelAnswer], known: Mapping[str, ProbeAnswer], rules: ProbeRules) -> list[str]:
     """Return why no verdict may rest on a boot, a line each.
 
     Args:
-        asked: In order.
+        answers: In order.
         known: The right answers (`computed`).
         rules: What is held against what.
     """
     found = []
-    for each in asked:
+    for each in answers:
         if each.step is Step.COLD:
             found += _cold(each, rules)
         elif each.step is Step.RELOADED:
@@ -81,19 +81,21 @@ def judge(asked: Sequence[Asked], known: Mapping[str, Answer], rules: Rules) -> 
             found += _across(each, rules)
         elif each.step is Step.EMPTIED:
             found += _emptied(each, rules)
-    return found + [_differs(each, d) for each, d in differences(asked, known, rules) if d.fault]
+    return found + [_differs(each, d) for each, d in differences(answers, known, rules) if d.fault]
 
 
-def differences(asked: Sequence[Asked], known: Mapping[str, Answer], rules: Rules) -> list[tuple[Asked, Difference]]:
+def differences(
+    answers: Sequence[SentinelAnswer], known: Mapping[str, ProbeAnswer], rules: ProbeRules
+) -> list[tuple[SentinelAnswer, LogprobDifference]]:
     """Return each later answer held against the first one to the same sentinel."""
     return [
         (each, compare(known[each.sentinel.home], each.served.answer, tolerance=rules.tolerance))
-        for each in asked
+        for each in answers
         if each.step is not Step.COLD and each.sentinel.home in known
     ]
 
 
-def source(each: Asked) -> str:
+def source(each: SentinelAnswer) -> str:
     """Return where most of a prompt's KV came from, `COMPUTED` where from nowhere."""
     tokens = each.served.tokens
     name = max(_LEVELS, key=lambda level: float(getattr(tokens, level)))
@@ -102,7 +104,7 @@ def source(each: Asked) -> str:
     return "a cache" if each.served.answer.cached_tokens else COMPUTED
 
 
-def _cold(each: Asked, rules: Rules) -> list[str]:
+def _cold(each: SentinelAnswer, rules: ProbeRules) -> list[str]:
     tokens = each.served.tokens
     if not _hit(each):
         return []
@@ -114,7 +116,7 @@ def _cold(each: Asked, rules: Rules) -> list[str]:
     return [f"warm start: {each.server} had {_how_much(each)} of a prompt that this boot had not sent before; {todo}"]
 
 
-def _reloaded(each: Asked, rules: Rules) -> list[str]:
+def _reloaded(each: SentinelAnswer, rules: ProbeRules) -> list[str]:
     if rules.claim is Claim.DEVICE or not _whole(each, rules) or each.served.tokens.external:
         return []
     return [
@@ -123,7 +125,7 @@ def _reloaded(each: Asked, rules: Rules) -> list[str]:
     ]
 
 
-def _across(each: Asked, rules: Rules) -> list[str]:
+def _across(each: SentinelAnswer, rules: ProbeRules) -> list[str]:
     cached, home = each.served.answer.cached_tokens, each.sentinel.home
     if rules.claim is not Claim.L2:
         if not _hit(each):
@@ -142,7 +144,7 @@ def _across(each: Asked, rules: Rules) -> list[str]:
     ]
 
 
-def _emptied(each: Asked, rules: Rules) -> list[str]:
+def _emptied(each: SentinelAnswer, rules: ProbeRules) -> list[str]:
     tokens = each.served.tokens
     kept = [_LEVELS["device"]] if tokens.device else []
     if tokens.l1 or (rules.claim is not Claim.L2 and _hit(each)):
@@ -152,7 +154,7 @@ def _emptied(each: Asked, rules: Rules) -> list[str]:
     return [f"{' and '.join(kept)} of {each.server} was emptied and had {_how_much(each)} of a prompt all the same"]
 
 
-def _differs(each: Asked, difference: Difference) -> str:
+def _differs(each: SentinelAnswer, difference: LogprobDifference) -> str:
     where = source(each)
     if where == COMPUTED:
         return (
@@ -166,20 +168,20 @@ def _differs(each: Asked, difference: Difference) -> str:
     )
 
 
-def _hit(each: Asked) -> bool:
+def _hit(each: SentinelAnswer) -> bool:
     tokens = each.served.tokens
     return bool(each.served.answer.cached_tokens or tokens.external or tokens.found)
 
 
-def _whole(each: Asked, rules: Rules) -> int:
+def _whole(each: SentinelAnswer, rules: ProbeRules) -> int:
     """Return the tokens in whole chunks; the last token of a prompt is always computed."""
     return (each.served.answer.prompt_tokens - 1) // rules.chunk_tokens * rules.chunk_tokens
 
 
-def _how_much(each: Asked) -> str:
+def _how_much(each: SentinelAnswer) -> str:
     tokens, answer = each.served.tokens, each.served.answer
     return f"{answer.cached_tokens or tokens.found:.0f} of {answer.prompt_tokens} tokens in {source(each)}"
 
 
-def _never_asked(each: Asked) -> str:
-    return "" if each.served.tokens.asked else " (its LMCache was never asked)"
+def _never_asked(each: SentinelAnswer) -> str:
+    return "" if each.served.tokens.requested else " (its LMCache was never asked)"

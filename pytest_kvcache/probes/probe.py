@@ -10,11 +10,11 @@ from typing import Any
 
 from pytest_kvcache.errors import RunError
 from pytest_kvcache.probes import steps
-from pytest_kvcache.probes.answers import Answer
+from pytest_kvcache.probes.answers import ProbeAnswer
 from pytest_kvcache.probes.client import ProbeError
-from pytest_kvcache.probes.judge import COMPUTED, Rules, computed, differences, judge, source, used
+from pytest_kvcache.probes.judge import COMPUTED, ProbeRules, computed, differences, judge, source, used
 from pytest_kvcache.probes.sentinels import Sentinel, sentinels
-from pytest_kvcache.probes.steps import Asked, Pair, Step
+from pytest_kvcache.probes.steps import ProbedPair, SentinelAnswer, Step
 from pytest_kvcache.serving.claim import Claim
 from pytest_kvcache.telemetry.counters import Counters
 
@@ -26,14 +26,14 @@ class Probed:
     Args:
         faults: Why no verdict may rest on it, a line each.
         unchecked: What could not be looked at, and why.
-        asked: Every sentinel that was sent.
+        answers: Every sentinel that was sent.
         largest: Largest difference of log-probabilities, by where the KV came from.
         took_s: In all.
     """
 
     faults: tuple[str, ...] = ()
     unchecked: tuple[str, ...] = ()
-    asked: tuple[Asked, ...] = ()
+    answers: tuple[SentinelAnswer, ...] = ()
     largest: dict[str, float] = field(default_factory=dict)
     took_s: float = 0.0
 
@@ -42,7 +42,7 @@ class Probed:
         """One line for people."""
         if self.faults:
             return f"probes: {len(self.faults)} faults in {self.took_s:.1f} s"
-        across = next((each for each in self.asked if each.step is Step.ACROSS), None)
+        across = next((each for each in self.answers if each.step is Step.ACROSS), None)
         parts = ["cold start"]
         if across is not None:
             answer = across.served.answer
@@ -71,7 +71,7 @@ class Probed:
                     "answer": [token.name for token in each.served.answer.tokens],
                     "tokens": vars(each.served.tokens),
                 }
-                for each in self.asked
+                for each in self.answers
             ],
         }
 
@@ -80,7 +80,7 @@ class Probed:
         return Probed(
             faults=(*self.faults, *other.faults),
             unchecked=tuple(dict.fromkeys((*self.unchecked, *other.unchecked))),
-            asked=(*self.asked, *other.asked),
+            answers=(*self.answers, *other.answers),
             largest={k: max(self.largest.get(k, 0.0), v) for k, v in (self.largest | other.largest).items()},
             took_s=self.took_s + other.took_s,
         )
@@ -95,10 +95,10 @@ class Probes:
         folders: Of the storage, where it is the run's own: nothing may be in them yet.
     """
 
-    def __init__(self, pair: Pair, rules: Rules, folders: Sequence[Path] = ()) -> None:
+    def __init__(self, pair: ProbedPair, rules: ProbeRules, folders: Sequence[Path] = ()) -> None:
         self._pair, self._rules, self._folders = pair, rules, folders
         self._sentinels: tuple[Sentinel, ...] = ()
-        self._known: dict[str, Answer] = {}
+        self._known: dict[str, ProbeAnswer] = {}
 
     def boot(self) -> Probed:
         """Look at a fresh pair, and leave device caches and L1 empty."""
@@ -110,15 +110,15 @@ class Probes:
             )
         except (ProbeError, RunError) as error:
             return Probed((_told(error),), took_s=time.monotonic() - started)
-        asked: list[Asked] = []
+        answers: list[SentinelAnswer] = []
         try:
             for found in self._steps():
-                asked += found
+                answers += found
         except ProbeError as error:
             faults.append(_told(error))
-        self._known = computed(asked)
-        done = self._judged(asked, started)
-        return replace(done, faults=(*faults, *done.faults), unchecked=tuple(self._unchecked(asked)))
+        self._known = computed(answers)
+        done = self._judged(answers, started)
+        return replace(done, faults=(*faults, *done.faults), unchecked=tuple(self._unchecked(answers)))
 
     def between(self) -> Probed:
         """Empty device caches and L1 between two loads, and look whether they are."""
@@ -130,7 +130,7 @@ class Probes:
         except ProbeError as error:
             return Probed((_told(error),), took_s=time.monotonic() - started)
 
-    def _steps(self) -> Iterable[list[Asked]]:
+    def _steps(self) -> Iterable[list[SentinelAnswer]]:
         pair, rules, made = self._pair, self._rules, self._sentinels
         first = steps.cold(pair, made)
         yield first
@@ -145,13 +145,13 @@ class Probes:
             )
         yield steps.emptied(pair, made)
 
-    def _judged(self, asked: Sequence[Asked], started_s: float) -> Probed:
+    def _judged(self, answers: Sequence[SentinelAnswer], started_s: float) -> Probed:
         largest: dict[str, float] = {}
-        for each, difference in differences(asked, self._known, self._rules):
+        for each, difference in differences(answers, self._known, self._rules):
             where = source(each) if source(each) != COMPUTED else "computed again"
             largest[where] = max(largest.get(where, 0.0), difference.largest)
-        faults = tuple(judge(asked, self._known, self._rules))
-        return Probed(faults, (), tuple(asked), largest, time.monotonic() - started_s)
+        faults = tuple(judge(answers, self._known, self._rules))
+        return Probed(faults, (), tuple(answers), largest, time.monotonic() - started_s)
 
     def _used(self) -> list[str]:
         found: dict[str, Counters] = {}
@@ -159,14 +159,14 @@ class Probes:
             found.update(self._pair.counters(server))
         return used(found)
 
-    def _unchecked(self, asked: Sequence[Asked]) -> Iterable[str]:
+    def _unchecked(self, answers: Sequence[SentinelAnswer]) -> Iterable[str]:
         rules = self._rules
         if len(self._pair.servers) < 2:
             yield "whether servers share what they store: there is one server"
-        longest = max((each.served.answer.prompt_tokens for each in asked), default=0)
-        if rules.claim is not Claim.DEVICE and asked and longest <= rules.chunk_tokens:
+        longest = max((each.served.answer.prompt_tokens for each in answers), default=0)
+        if rules.claim is not Claim.DEVICE and answers and longest <= rules.chunk_tokens:
             yield f"L1 and L2: no prompt that the model takes is as long as a chunk ({rules.chunk_tokens} tokens)"
-        if rules.claim is Claim.L2 and any(each.served.tokens.unsplit for each in asked):
+        if rules.claim is Claim.L2 and any(each.served.tokens.unsplit for each in answers):
             yield "that L1 is empty between contexts: this LMCache does not tell L1 from the shared storage"
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from pytest_kvcache.probes.client import Served
+from pytest_kvcache.probes.client import ProbeReply
 from pytest_kvcache.probes.sentinels import Sentinel
 from pytest_kvcache.telemetry.counters import Counters
 from pytest_kvcache.workload.tokens import Tokenizer
@@ -32,7 +32,7 @@ class Step(StrEnum):
 
 
 @dataclass(frozen=True)
-class Asked:
+class SentinelAnswer:
     """A sentinel that was sent.
 
     Args:
@@ -45,10 +45,10 @@ class Asked:
     step: Step
     server: str
     sentinel: Sentinel
-    served: Served
+    served: ProbeReply
 
 
-class Pair(Protocol):
+class ProbedPair(Protocol):
     """What the probes need of a pair (`client.PairClient`)."""
 
     @property
@@ -61,7 +61,7 @@ class Pair(Protocol):
     def counters(self, server: str) -> Mapping[str, Counters]:
         """Return the counters of a server and of the LMCache beside it, by component."""
 
-    def ask(self, server: str, sentinel: Sentinel) -> Served:
+    def ask(self, server: str, sentinel: Sentinel) -> ProbeReply:
         """Send a sentinel to one server."""
 
     def drain(self, server: str, *, stored_chunks: int = 0) -> None:
@@ -74,17 +74,17 @@ class Pair(Protocol):
         """Empty the L1 of the LMCache beside a server."""
 
 
-def cold(pair: Pair, sentinels: Sequence[Sentinel]) -> list[Asked]:
+def cold(pair: ProbedPair, sentinels: Sequence[Sentinel]) -> list[SentinelAnswer]:
     """Send each sentinel to its own server."""
     return _at_home(pair, sentinels, Step.COLD)
 
 
-def again(pair: Pair, sentinels: Sequence[Sentinel]) -> list[Asked]:
+def again(pair: ProbedPair, sentinels: Sequence[Sentinel]) -> list[SentinelAnswer]:
     """Send each of them there once more."""
     return _at_home(pair, sentinels, Step.AGAIN)
 
 
-def reloaded(pair: Pair, sentinels: Sequence[Sentinel]) -> list[Asked]:
+def reloaded(pair: ProbedPair, sentinels: Sequence[Sentinel]) -> list[SentinelAnswer]:
     """Empty the device caches and send each of them there once more."""
     for sentinel in sentinels:
         pair.drain(sentinel.home)
@@ -92,7 +92,7 @@ def reloaded(pair: Pair, sentinels: Sequence[Sentinel]) -> list[Asked]:
     return _at_home(pair, sentinels, Step.RELOADED)
 
 
-def across(pair: Pair, sentinels: Sequence[Sentinel], *, stored_chunks: int = 0) -> list[Asked]:
+def across(pair: ProbedPair, sentinels: Sequence[Sentinel], *, stored_chunks: int = 0) -> list[SentinelAnswer]:
     """Wait until what each server computed is stored, and send each sentinel to the next server.
 
     Args:
@@ -106,7 +106,7 @@ def across(pair: Pair, sentinels: Sequence[Sentinel], *, stored_chunks: int = 0)
     return [_ask(pair, names[names.index(each.home) + 1], each, Step.ACROSS) for each in sentinels]
 
 
-def emptied(pair: Pair, sentinels: Sequence[Sentinel]) -> list[Asked]:
+def emptied(pair: ProbedPair, sentinels: Sequence[Sentinel]) -> list[SentinelAnswer]:
     """Fill each server's caches with its sentinel, empty them, look whether they are empty, and empty them again."""
     for sentinel in sentinels:
         pair.ask(sentinel.home, sentinel)
@@ -116,22 +116,22 @@ def emptied(pair: Pair, sentinels: Sequence[Sentinel]) -> list[Asked]:
     return found
 
 
-def _empty(pair: Pair) -> None:
+def _empty(pair: ProbedPair) -> None:
     for what in _EMPTYING:
         for server in pair.servers:
             what(pair, server)
 
 
-_EMPTYING: tuple[Callable[[Pair, str], None], ...] = (
+_EMPTYING: tuple[Callable[[ProbedPair, str], None], ...] = (
     lambda pair, server: pair.drain(server),
     lambda pair, server: pair.reset_device(server),
     lambda pair, server: pair.clear_l1(server),
 )
 
 
-def _at_home(pair: Pair, sentinels: Sequence[Sentinel], step: Step) -> list[Asked]:
+def _at_home(pair: ProbedPair, sentinels: Sequence[Sentinel], step: Step) -> list[SentinelAnswer]:
     return [_ask(pair, each.home, each, step) for each in sentinels]
 
 
-def _ask(pair: Pair, server: str, sentinel: Sentinel, step: Step) -> Asked:
-    return Asked(step, server, sentinel, pair.ask(server, sentinel))
+def _ask(pair: ProbedPair, server: str, sentinel: Sentinel, step: Step) -> SentinelAnswer:
+    return SentinelAnswer(step, server, sentinel, pair.ask(server, sentinel))

@@ -95,7 +95,7 @@ def components(rows: pd.DataFrame, counters: Mapping[str, Counters]) -> dict[str
     return figures | ({"l2_load_bytes_per_s": speed} if speed else {})
 
 
-def of_rows(figures: Figures, rows: pd.DataFrame) -> dict[str, float]:
+def breakdown_of_rows(figures: Figures, rows: pd.DataFrame) -> dict[str, float]:
     """Return the figures of `components` as they are in some of a run's requests, its first rounds.
 
     Rows have TTFT, queue and first token; what counters split them into keeps its proportion, since counters are read

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from pytest_kvcache.proof.ledger import Ledger, Tokens
 from pytest_kvcache.serving.claim import Claim
-from pytest_kvcache.telemetry.transfers import Moved
+from pytest_kvcache.telemetry.transfers import Transfers
 
 
 @dataclass(frozen=True)
-class Checked:
+class ClaimCheck:
     """What became of a claim.
 
     Args:
@@ -45,7 +45,7 @@ _LOAD_FAILURES = {
 }
 
 
-def check(claim: Claim, ledger: Ledger, expectable: Expectable = Expectable()) -> Checked:
+def check_claim(claim: Claim, ledger: Ledger, expectable: Expectable = Expectable()) -> ClaimCheck:
     """Hold a tier's claim against the ledger of a run.
 
     Failures (stores, loads, dropped events) are faults whatever the workload; hits are asked for only where the
@@ -59,8 +59,8 @@ def check(claim: Claim, ledger: Ledger, expectable: Expectable = Expectable()) -
     tokens = ledger.total
     found = [*_routing(ledger)]
     if claim is Claim.DEVICE:
-        return Checked((*found, *_no_offload(ledger)))
-    for name, moved in ledger.moved.items():
+        return ClaimCheck((*found, *_no_offload(ledger)))
+    for name, moved in ledger.transfers.items():
         found += _failures(name, moved)
     unchecked = []
     if expectable.l1 and (claim is Claim.L1 or expectable.l2):
@@ -71,7 +71,7 @@ def check(claim: Claim, ledger: Ledger, expectable: Expectable = Expectable()) -
         unchecked.append(f"hits in L2 were not asked for: {expectable.l2}")
     else:
         found += _hits_in_l2(ledger)
-    loaded = sum(moved.l2_loaded for moved in ledger.moved.values())
+    loaded = sum(moved.l2_loaded for moved in ledger.transfers.values())
     if claim is Claim.L2 and tokens.unsplit:
         unchecked.append(
             f"which of {tokens.unsplit:.0f} tokens came from L1 and which from the shared storage: this LMCache does "
@@ -85,7 +85,7 @@ def check(claim: Claim, ledger: Ledger, expectable: Expectable = Expectable()) -
             f"{tokens.other:.0f} tokens came through vLLM's connector and LMCache did not find them: another connector "
             "is loaded, or LMCache's counters are not complete; compare --kv-transfer-config in run.json"
         )
-    return Checked(tuple(found), tuple(unchecked))
+    return ClaimCheck(tuple(found), tuple(unchecked))
 
 
 def _routing(ledger: Ledger) -> list[str]:
@@ -109,7 +109,7 @@ def _no_offload(ledger: Ledger) -> list[str]:
     ]
 
 
-def _failures(name: str, moved: Moved) -> list[str]:
+def _failures(name: str, moved: Transfers) -> list[str]:
     found = []
     if moved.l2_unstored:
         how_many = "none was" if not moved.l2_stored else f"{moved.l2_unstored:.0f} were not"
@@ -136,11 +136,11 @@ def _hits_in_l1(ledger: Ledger) -> list[str]:
     tokens = ledger.total
     if tokens.l1 + tokens.unsplit > 0:
         return []
-    return [f"no prompt token came from L1: {_why_nothing(tokens, ledger.moved)}"]
+    return [f"no prompt token came from L1: {_why_nothing(tokens, ledger.transfers)}"]
 
 
 def _hits_in_l2(ledger: Ledger) -> list[str]:
-    tokens, moves = ledger.total, ledger.moved.values()
+    tokens, moves = ledger.total, ledger.transfers.values()
     loaded = sum(m.l2_loaded for m in moves)
     if tokens.l2 > 0 and loaded > 0:
         return []
@@ -155,12 +155,12 @@ def _hits_in_l2(ledger: Ledger) -> list[str]:
     if elsewhere > 0 and loaded > 0:
         return []
     if elsewhere > 0:
-        why = _why_only_l1(ledger.moved)
+        why = _why_only_l1(ledger.transfers)
         return [f"no prompt token came from the shared storage, {elsewhere:.0f} from L1: {why}"]
-    return [f"no prompt token came from the shared storage: {_why_nothing(tokens, ledger.moved)}"]
+    return [f"no prompt token came from the shared storage: {_why_nothing(tokens, ledger.transfers)}"]
 
 
-def _why_only_l1(moves: Mapping[str, Moved]) -> str:
+def _why_only_l1(moves: Mapping[str, Transfers]) -> str:
     stored = sum(m.l2_stored for m in moves.values())
     if stored:
         return (
@@ -169,16 +169,15 @@ def _why_only_l1(moves: Mapping[str, Moved]) -> str:
         )
     if any(m.l2_sent for m in moves.values()):
         return "every store into it failed"
-    return (
-        f"nothing was stored there: {max(moves.values(), key=lambda m: m.in_process, default=Moved()).without_storage}"
-    )
+    without = max(moves.values(), key=lambda m: m.in_process, default=Transfers()).without_storage
+    return f"nothing was stored there: {without}"
 
 
-def _why_nothing(tokens: Tokens, moves: Mapping[str, Moved]) -> str:
+def _why_nothing(tokens: Tokens, moves: Mapping[str, Transfers]) -> str:
     lookups = sum(m.lookups for m in moves.values())
     if tokens.external:
         return f"{tokens.external:.0f} came from elsewhere"
-    if not lookups and not tokens.asked:
+    if not lookups and not tokens.requested:
         return (
             "LMCache was never asked. The connector is not loaded or does nothing: look at --kv-transfer-config in "
             "run.json and at vLLM's log for the connector's name"
@@ -192,8 +191,8 @@ def _why_nothing(tokens: Tokens, moves: Mapping[str, Moved]) -> str:
         )
     if not stored:
         why = "every store into the shared storage failed" if sent else "nothing was stored"
-        return f"LMCache was asked for {tokens.asked:.0f} tokens and had none: {why}; read its log"
+        return f"LMCache was asked for {tokens.requested:.0f} tokens and had none: {why}; read its log"
     return (
-        f"LMCache was asked for {tokens.asked:.0f} tokens and found none of what was stored: keys differ from request "
-        "to request (PYTHONHASHSEED, salt), or it was evicted at once (l1_size_gb)"
+        f"LMCache was asked for {tokens.requested:.0f} tokens and found none of what was stored: keys differ from "
+        "request to request (PYTHONHASHSEED, salt), or it was evicted at once (l1_size_gb)"
     )

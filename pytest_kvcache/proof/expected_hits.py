@@ -34,7 +34,7 @@ LEAST = 0.02
 
 
 @dataclass(frozen=True)
-class Ask:
+class OracleRequest:
     """One request, as the oracle sees it.
 
     Args:
@@ -96,7 +96,7 @@ class Expected:
         return sum(self.servers.values(), Tokens())
 
 
-def simulate(asks: Iterable[Ask], caches: Hierarchy) -> Expected:
+def simulate(asks: Iterable[OracleRequest], caches: Hierarchy) -> Expected:
     """Return what `caches` give for `asks`, which are in the order of their starts."""
     devices: dict[str, _Device] = {}
     l1s: dict[str, _L1] = {}
@@ -118,7 +118,7 @@ def simulate(asks: Iterable[Ask], caches: Hierarchy) -> Expected:
     return Expected(tuple(requests), servers)
 
 
-def _offloaded(ask: Ask, caches: Hierarchy, device_tokens: int, l1: _L1, l2: set[_Piece]) -> Tokens:
+def _offloaded(ask: OracleRequest, caches: Hierarchy, device_tokens: int, l1: _L1, l2: set[_Piece]) -> Tokens:
     if caches.claim is Claim.DEVICE:
         return Tokens(computed=ask.prompt_tokens - device_tokens, device=device_tokens)
     size = caches.chunk_tokens
@@ -148,11 +148,11 @@ def _offloaded(ask: Ask, caches: Hierarchy, device_tokens: int, l1: _L1, l2: set
         l2=taken["l2"],
         l1_found=found["l1"],
         l2_found=found["l2"],
-        asked=len(chunks) * size,
+        requested=len(chunks) * size,
     )
 
 
-def expectable(expected: Expected, caches: Hierarchy, asks: Sequence[Ask]) -> Expectable:
+def expectable(expected: Expected, caches: Hierarchy, asks: Sequence[OracleRequest]) -> Expectable:
     """Return whether the workload can have hits in L1 and L2, and else why not, for people."""
     tokens = expected.total
     least = LEAST * tokens.total
@@ -174,7 +174,7 @@ def expectable(expected: Expected, caches: Hierarchy, asks: Sequence[Ask]) -> Ex
     )
 
 
-def _longest_of_one_server(asks: Sequence[Ask]) -> int:
+def _longest_of_one_server(asks: Sequence[OracleRequest]) -> int:
     """Return the tokens of the longest prompts of all users of the server that has the most."""
     longest: dict[str, dict[int, int]] = {}
     for ask in asks:
@@ -183,7 +183,7 @@ def _longest_of_one_server(asks: Sequence[Ask]) -> int:
     return max((sum(own.values()) for own in longest.values()), default=0)
 
 
-def _pieces(ask: Ask, shared: int, size: int, known: int) -> list[_Piece]:
+def _pieces(ask: OracleRequest, shared: int, size: int, known: int) -> list[_Piece]:
     """Name the whole pieces of a prompt so that equal beginnings have equal names."""
     return [("all", i) if (i + 1) * size <= shared else (ask.user, i) for i in range(known // size)]
 

@@ -11,7 +11,7 @@ from pytest_kvcache.proof.ledger import Ledger, Tokens
 LARGE = 0.1
 
 
-def gaps(expected: Mapping[str, Tokens], measured: Ledger, *, large: float = LARGE) -> list[str]:
+def hit_differences(expected: Mapping[str, Tokens], measured: Ledger, *, large: float = LARGE) -> list[str]:
     """Return a line for each server and level whose hits are far from what an LRU hierarchy gives.
 
     Device and external hits are compared; L1 and L2 by what LMCache found there, which is counted and not split. Where
@@ -28,7 +28,7 @@ def gaps(expected: Mapping[str, Tokens], measured: Ledger, *, large: float = LAR
         whole = max(want.total, have.total)
         if not whole:
             continue
-        moved = measured.moved.get(server)
+        moved = measured.transfers.get(server)
         unstored = moved is not None and moved.l2_unstored > 0
         for level, wanted, got in (
             ("the device cache", want.device, have.device),
@@ -44,7 +44,7 @@ def gaps(expected: Mapping[str, Tokens], measured: Ledger, *, large: float = LAR
     return found
 
 
-def warm(expected: Mapping[str, Tokens], measured: Ledger, *, large: float = LARGE) -> list[str]:
+def warm_start_faults(expected: Mapping[str, Tokens], measured: Ledger, *, large: float = LARGE) -> list[str]:
     """Return a line for each server that had more of its prompts in caches than the run can have put there.
 
     An L2 without limit holds all that was computed before a request, so that what the oracle finds in all levels
@@ -85,6 +85,6 @@ def _cause(level: str, want: Tokens, have: Tokens, *, less: bool, unstored: bool
         )
     if unstored:
         return "stores failed"
-    if not have.asked:
+    if not have.requested:
         return "LMCache was never asked"
     return "it was evicted, was not stored yet when it was asked for, or has other keys on the other server"

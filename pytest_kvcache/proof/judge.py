@@ -13,10 +13,10 @@ from pytest_kvcache.proof.balance import balance, client_tokens
 from pytest_kvcache.proof.breakdown import components
 from pytest_kvcache.proof.claims import Expectable
 from pytest_kvcache.proof.expected_hits import Expected, Hierarchy
-from pytest_kvcache.proof.hit_differences import gaps, warm
+from pytest_kvcache.proof.hit_differences import hit_differences, warm_start_faults
 from pytest_kvcache.proof.ledger import Ledger, Tokens, build_ledger
-from pytest_kvcache.proof.oracle_requests import asks_of, expectable_from_rows
-from pytest_kvcache.proof.storage_account import Witnessed
+from pytest_kvcache.proof.oracle_requests import expectable_from_rows, oracle_requests
+from pytest_kvcache.proof.storage_account import AccountProof
 from pytest_kvcache.serving.claim import Claim
 from pytest_kvcache.telemetry import counters
 from pytest_kvcache.telemetry.cache_sizes import DeviceCache, device_cache, kv_bytes_per_token
@@ -28,7 +28,7 @@ _UNLIMITED = 1e12
 
 
 @dataclass(frozen=True)
-class Served:
+class ServedCaches:
     """What of a profile and tier the proof needs.
 
     Args:
@@ -64,16 +64,16 @@ class Proof:
     unchecked: tuple[str, ...] = ()
     findings: tuple[str, ...] = ()
     figures: Mapping[str, float] = field(default_factory=dict)
-    storage: Witnessed = field(default_factory=Witnessed)
+    storage: AccountProof = field(default_factory=AccountProof)
 
-    def beside(self, storage: Witnessed) -> Proof:
+    def with_storage(self, storage: AccountProof) -> Proof:
         """Return it with what the storage itself says."""
-        said = storage.said
+        check = storage.check
         return replace(
             self,
-            faults=(*self.faults, *said.faults),
-            unchecked=(*self.unchecked, *said.unchecked),
-            findings=(*self.findings, *said.findings),
+            faults=(*self.faults, *check.faults),
+            unchecked=(*self.unchecked, *check.unchecked),
+            findings=(*self.findings, *check.findings),
             storage=storage,
         )
 
@@ -81,7 +81,7 @@ class Proof:
         """Return it for `run.json`: tokens by server and source, the lines."""
         return {
             "servers": {name: vars(tokens) for name, tokens in self.ledger.servers.items()},
-            "moved": {name: vars(moved) for name, moved in self.ledger.moved.items()},
+            "moved": {name: vars(moved) for name, moved in self.ledger.transfers.items()},
             "expected": {name: vars(tokens) for name, tokens in self.expected.items()},
             "unchecked": list(self.unchecked),
             "findings": list(self.findings),
@@ -94,7 +94,7 @@ def judge(
     rows: pd.DataFrame,
     before: Mapping[str, Counters],
     after: Mapping[str, Counters],
-    served: Served,
+    served: ServedCaches,
     *,
     workload: Workload,
     context_tokens: int,
@@ -129,22 +129,22 @@ def judge(
         device=device_cache(after),
         size=size,
     )
-    checked = claims.check(served.claim, ledger, can)
+    checked = claims.check_claim(served.claim, ledger, can)
     unbalanced = balance(ledger, client_tokens(rows, beyond_tokens=beyond_tokens), beyond_tokens=beyond_tokens)
-    leftovers = warm(whole.servers, ledger) if whole is not None and served.claim is Claim.L2 else []
+    leftovers = warm_start_faults(whole.servers, ledger) if whole is not None and served.claim is Claim.L2 else []
     return Proof(
         ledger,
         expected=whole.servers if whole is not None else {},
         faults=(*leftovers, *unbalanced, *checked.faults),
         unchecked=checked.unchecked,
-        findings=tuple(gaps(whole.servers, ledger)) if whole is not None else (),
+        findings=tuple(hit_differences(whole.servers, ledger)) if whole is not None else (),
         figures=ledger.as_figures() | components(rows, grown),
     )
 
 
 def _expected(
     rows: pd.DataFrame,
-    served: Served,
+    served: ServedCaches,
     *,
     workload: Workload,
     context_tokens: int,
@@ -156,7 +156,7 @@ def _expected(
     unknown = expectable_from_rows(rows, served.chunk_tokens, device.tokens if device else None)
     if not isinstance(workload, MultiRoundQa) or workload.mode != "exact" or device is None:
         return None, unknown
-    asks = asks_of(rows, workload, context_tokens, first_user)
+    asks = oracle_requests(rows, workload, context_tokens, first_user)
     if not asks:
         return None, unknown
     caches = Hierarchy(

@@ -5,8 +5,7 @@ vLLM says how many tokens of its prompts it computed, had in its own prefix cach
 
 - LMCache looks up a prompt from its first token, whether or not vLLM has the beginning itself. What both have is
   counted by vLLM as a device hit, so external tokens are what LMCache found less that overlap. Which of L1 and L2 the
-  overlap is part of is in no counter: external tokens are split in proportion, and `l2_least` and `l2_most` say how far
-  that can be off.
+  overlap is part of is in no counter: external tokens are split in proportion.
 - LMCache's split by tokens counts as L1 only what L1 could have served from the first token on; chunks that L1 held
   behind one that came from L2 count as L2. The split by keys says what was really loaded, and is used where it is.
 - vLLM counts a token as external when it asks for it. Where the load fails then and the policy is to compute it again,
@@ -24,7 +23,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
 from pytest_kvcache.telemetry.counters import Counters, by_label, has, lmcache_beside, total
-from pytest_kvcache.telemetry.transfers import Moved, moved
+from pytest_kvcache.telemetry.transfers import Transfers, transfers_of
 
 _SOURCE = "vllm:prompt_tokens_by_source_total"
 _IN_PROCESS = "lmcache:"
@@ -49,7 +48,7 @@ class Tokens:
         l1_found: In L1 when LMCache was asked, also those that vLLM had itself.
         l2_found: Likewise in L2.
         unsplit_found: Likewise in one of the two.
-        asked: That LMCache was asked for, whole chunks.
+        requested: That LMCache was asked for, whole chunks.
     """
 
     computed: float = 0.0
@@ -63,7 +62,7 @@ class Tokens:
     l1_found: float = 0.0
     l2_found: float = 0.0
     unsplit_found: float = 0.0
-    asked: float = 0.0
+    requested: float = 0.0
 
     @property
     def total(self) -> float:
@@ -90,16 +89,6 @@ class Tokens:
         """Tokens that were not computed as vLLM reports them with an answer (`cached_tokens`)."""
         return self.device + self.external + self.lost_in_reading
 
-    @property
-    def l2_least(self) -> float:
-        """Tokens that came from L2 even if all that vLLM had itself was in L2."""
-        return max(0.0, self.l1 + self.l2 - self.l1_found)
-
-    @property
-    def l2_most(self) -> float:
-        """Tokens that came from L2 if nothing that vLLM had itself was in L2."""
-        return min(self.l1 + self.l2, self.l2_found) + self.unsplit
-
     def __add__(self, other: Tokens) -> Tokens:
         return Tokens(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
@@ -110,11 +99,11 @@ class Ledger:
 
     Args:
         servers: By name of the vLLM server.
-        moved: By the same names; nothing for a server without LMCache.
+        transfers: By the same names; nothing for a server without LMCache.
     """
 
     servers: Mapping[str, Tokens]
-    moved: Mapping[str, Moved]
+    transfers: Mapping[str, Transfers]
 
     @property
     def total(self) -> Tokens:
@@ -146,20 +135,20 @@ def build_ledger(
             tokens by what it wrote to L2 for each stored token.
     """
     servers: dict[str, Tokens] = {}
-    moves: dict[str, Moved] = {}
+    moves: dict[str, Transfers] = {}
     for name, counters in grown.items():
         if not name.startswith("vllm"):
             continue
         beside = grown.get(lmcache_beside(name))
         own = _engine(counters)
         if beside is None:
-            servers[name], moves[name] = own, Moved()
+            servers[name], moves[name] = own, Transfers()
         elif any(key.startswith(_IN_PROCESS) for key in beside):
             servers[name] = _in_process(own, beside, kv_bytes_per_token)
-            moves[name] = _in_chunks(moved(beside), chunk_tokens, kv_bytes_per_token)
+            moves[name] = _in_chunks(transfers_of(beside), chunk_tokens, kv_bytes_per_token)
         else:
-            servers[name], moves[name] = _multi_process(own, beside, chunk_tokens), moved(beside)
-    return Ledger(servers=servers, moved=moves)
+            servers[name], moves[name] = _multi_process(own, beside, chunk_tokens), transfers_of(beside)
+    return Ledger(servers=servers, transfers=moves)
 
 
 def _engine(grown: Counters) -> Tokens:
@@ -191,7 +180,7 @@ def _multi_process(own: Tokens, beside: Counters, chunk_tokens: int) -> Tokens:
         own,
         found=(hit - in_l2 - unsplit, in_l2),
         unsplit=unsplit,
-        asked=total(beside, "lmcache_mp_lookup_requested_tokens_total"),
+        requested=total(beside, "lmcache_mp_lookup_requested_tokens_total"),
         lost_of_external=not_read,
         lost_of_computed=not_loaded,
     )
@@ -209,13 +198,13 @@ def _in_process(own: Tokens, counters: Counters, kv_bytes_per_token: float | Non
     return _assign(
         own,
         found=(hit - l2, l2),
-        asked=total(counters, "lmcache:num_lookup_tokens_total"),
+        requested=total(counters, "lmcache:num_lookup_tokens_total"),
         lost_of_external=max(0.0, requested - hit),
         lost_of_computed=0.0,
     )
 
 
-def _in_chunks(inside: Moved, chunk_tokens: int, kv_bytes_per_token: float | None) -> Moved:
+def _in_chunks(inside: Transfers, chunk_tokens: int, kv_bytes_per_token: float | None) -> Transfers:
     """Return what an LMCache inside vLLM loaded in chunks: one read of S3 asks for several."""
     if not kv_bytes_per_token:
         return inside
@@ -226,7 +215,7 @@ def _assign(
     own: Tokens,
     *,
     found: tuple[float, float],
-    asked: float,
+    requested: float,
     lost_of_external: float,
     lost_of_computed: float,
     unsplit: float = 0.0,
@@ -250,5 +239,5 @@ def _assign(
         l1_found=found[0],
         l2_found=found[1],
         unsplit_found=unsplit,
-        asked=asked,
+        requested=requested,
     )

@@ -3,21 +3,21 @@
 Which way each check can err: others who use the mount on this machine can only add to what it counts. So less written
 than LMCache stored is a fault. Less read than LMCache loaded is not: the page cache answered, and the share of it is a
 finding, since times of that share are those of RAM. What is dirty is written before the mount is asked
-(`witness/folder.py`).
+(`storage/folder.py`).
 """
 
 from __future__ import annotations
 
 from pytest_kvcache.errors import RunError
-from pytest_kvcache.proof.storage_account import TOLERANCE, Claimed, Said
+from pytest_kvcache.proof.storage_account import TOLERANCE, AccountCheck, LmcacheAccount
 from pytest_kvcache.storage import layouts, mountstats
-from pytest_kvcache.storage.account import MountAccount
-from pytest_kvcache.storage.layouts import Evidence
+from pytest_kvcache.storage.account import MountReading
+from pytest_kvcache.storage.layouts import LayoutEvidence
 from pytest_kvcache.storage.mountstats import Delta, Reading
 from pytest_kvcache.storage.requirement import BLOCK_LAYOUTS, Require
 
 
-def of_mount(before: MountAccount, after: MountAccount, claimed: Claimed, require: Require) -> Said:
+def of_mount(before: MountReading, after: MountReading, claimed: LmcacheAccount, require: Require) -> AccountCheck:
     """Hold what a mount counted in a load against what LMCache stored and loaded in it.
 
     Args:
@@ -29,10 +29,10 @@ def of_mount(before: MountAccount, after: MountAccount, claimed: Claimed, requir
     try:
         grown = mountstats.delta(before.reading, after.reading)
     except RunError as error:
-        return Said((f"{error.where} {error.what}: {error.todo}",))
+        return AccountCheck((f"{error.where} {error.what}: {error.todo}",))
     changed = _way(before.reading), _way(after.reading)
     if changed[0] != changed[1]:
-        return Said((f"{after.reading.point} changed during the load: {changed[0]} -> {changed[1]}",))
+        return AccountCheck((f"{after.reading.point} changed during the load: {changed[0]} -> {changed[1]}",))
     return _bytes(grown, claimed) + _layouts(before, after, grown, claimed, require)
 
 
@@ -40,27 +40,29 @@ def _way(reading: Reading) -> str:
     return f"NFS {'.'.join(map(str, reading.version))} over {reading.proto or '?'}, {reading.layout or 'no pNFS'}"
 
 
-def _bytes(grown: Delta, claimed: Claimed) -> Said:
+def _bytes(grown: Delta, claimed: LmcacheAccount) -> AccountCheck:
     written, read = grown.bytes["server_write"], grown.bytes["server_read"]
     figures = {"mount_written_bytes": float(written), "mount_read_bytes": float(read)}
-    said = Said(figures=figures)
+    check = AccountCheck(figures=figures)
     if written < claimed.stored * (1 - TOLERANCE):
         line = (
             f"LMCache says that it stored {claimed.stored / 1e6:.1f} MB, and the mount wrote {written / 1e6:.1f} to "
             "its server: the tier's folder is not on this mount, or a cache holds it back"
         )
-        said += Said((line,))
+        check += AccountCheck((line,))
     cached = 1 - read / claimed.loaded if claimed.loaded else 0.0
     if cached > TOLERANCE:
         line = (
             f"the page cache served {cached:.0%} of what LMCache loaded ({read / 1e6:.1f} of "
             f"{claimed.loaded / 1e6:.1f} MB came from the server): times of that share are those of this machine's RAM"
         )
-        said += Said(findings=(line,), figures={"page_cache_share": cached})
-    return said
+        check += AccountCheck(findings=(line,), figures={"page_cache_share": cached})
+    return check
 
 
-def _layouts(before: MountAccount, after: MountAccount, grown: Delta, claimed: Claimed, require: Require) -> Said:
+def _layouts(
+    before: MountReading, after: MountReading, grown: Delta, claimed: LmcacheAccount, require: Require
+) -> AccountCheck:
     """Say by which way reads and writes went: by pNFS layouts, or through the metadata server."""
     beside = {name: _beside(grown, after.reading, name) for name in ("WRITE", "READ")}
     figures = {
@@ -70,25 +72,25 @@ def _layouts(before: MountAccount, after: MountAccount, grown: Delta, claimed: C
         "other_writes": float(beside["WRITE"]),
         "other_reads": float(beside["READ"]),
     }
-    said = Said(figures=figures)
+    check = AccountCheck(figures=figures)
     if require not in {"pnfs", "pnfs-rdma"}:
-        return said
+        return check
     written, read = grown.bytes["server_write"], grown.bytes["server_read"]
     if claimed.stored and written:
         found = layouts.judge(_evidence(before, after), require, written + read)
         if found.status == "fail":
-            return said + Said((f'require = "{require}": {found.found}; {found.todo}',))
+            return check + AccountCheck((f'require = "{require}": {found.found}; {found.todo}',))
         if found.status == "warn" and read == 0:
-            return said  # the page cache: said with its share
+            return check  # the page cache: said with its share
         if found.status == "warn" and grown.pnfs_reads:
-            said += Said(findings=(f'require = "{require}": {found.found}',))
+            check += AccountCheck(findings=(f'require = "{require}": {found.found}',))
     if read and not grown.pnfs_reads:
-        return said + Said((f'require = "{require}": {read / 1e6:.1f} MB were read, none of it by a layout',))
+        return check + AccountCheck((f'require = "{require}": {read / 1e6:.1f} MB were read, none of it by a layout',))
     for name, by_layout in (("WRITE", grown.pnfs_writes), ("READ", grown.pnfs_reads)):
         if beside[name] > TOLERANCE * (beside[name] + by_layout):
             whole = beside[name] + by_layout
-            said += Said(findings=(f"{beside[name]} of {whole} {name}s went through the metadata server",))
-    return said
+            check += AccountCheck(findings=(f"{beside[name]} of {whole} {name}s went through the metadata server",))
+    return check
 
 
 def _beside(grown: Delta, reading: Reading, name: str) -> int:
@@ -98,5 +100,5 @@ def _beside(grown: Delta, reading: Reading, name: str) -> int:
     return ops if reading.layout in BLOCK_LAYOUTS else max(0, ops - by_layout)
 
 
-def _evidence(before: MountAccount, after: MountAccount) -> Evidence:
-    return Evidence(before.reading, list(before.links), after.reading, after.links, after.connections)
+def _evidence(before: MountReading, after: MountReading) -> LayoutEvidence:
+    return LayoutEvidence(before.reading, list(before.links), after.reading, after.links, after.connections)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import pandas as pd
 
 from pytest_kvcache.proof.claims import Expectable
-from pytest_kvcache.proof.expected_hits import Ask
+from pytest_kvcache.proof.expected_hits import OracleRequest
 from pytest_kvcache.workload.multi_round import MultiRoundQa
 
 
-def asks_of(rows: pd.DataFrame, workload: MultiRoundQa, context_tokens: int, first_user: int) -> list[Ask]:
+def oracle_requests(
+    rows: pd.DataFrame, workload: MultiRoundQa, context_tokens: int, first_user: int
+) -> list[OracleRequest]:
     """Return the requests of an exact multi-round run for the oracle, those before the clock among them.
 
     Those were sent one by one in turn to the servers, so that the last of them went to the server before the one that
@@ -21,7 +23,7 @@ def asks_of(rows: pd.DataFrame, workload: MultiRoundQa, context_tokens: int, fir
         return []
     due = list(workload.due(first_user=first_user, before=True))
     primed = [
-        Ask(
+        OracleRequest(
             each.user,
             workload.prompt_tokens(context_tokens, each.round),
             workload.answer_tokens,
@@ -31,7 +33,7 @@ def asks_of(rows: pd.DataFrame, workload: MultiRoundQa, context_tokens: int, fir
         for i, each in enumerate(due)
     ]
     columns = (sent[name] for name in ("user", "prompt_tokens", "generated_tokens", "server"))
-    return primed + [Ask(int(u), int(p), int(g), str(s)) for u, p, g, s in zip(*columns, strict=True)]
+    return primed + [OracleRequest(int(u), int(p), int(g), str(s)) for u, p, g, s in zip(*columns, strict=True)]
 
 
 def expectable_from_rows(rows: pd.DataFrame, chunk_tokens: int, device_tokens: float | None) -> Expectable:

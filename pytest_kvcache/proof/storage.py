@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from pytest_kvcache.load.snapshot import Snapshot
 from pytest_kvcache.proof.ledger import Ledger
 from pytest_kvcache.proof.mount_account import of_mount
-from pytest_kvcache.proof.storage_account import Said, Witnessed, claims, of_listing, of_server
+from pytest_kvcache.proof.storage_account import AccountCheck, AccountProof, claims, of_listing, of_server
 from pytest_kvcache.serving.claim import Claim
-from pytest_kvcache.storage.account import Look
 from pytest_kvcache.storage.requirement import Require
 
 
-def hold(witness: str, require: Require, before: Look, after: Look, *, chunk_tokens: int) -> Witnessed:
+def compare_accounts(
+    storage_account: str, require: Require, before: Snapshot, after: Snapshot, *, chunk_tokens: int
+) -> AccountProof:
     """Hold what LMCache says of a load against what the storage says.
 
     Args:
-        witness: Who speaks.
+        storage_account: Who speaks.
         require: What the tier requires of its mount.
         before: The load.
         after: The load.
@@ -22,21 +24,21 @@ def hold(witness: str, require: Require, before: Look, after: Look, *, chunk_tok
     """
     unread = tuple(f"the storage does not say what it holds: {look.unread}" for look in (before, after) if look.unread)
     if before.account is None or after.account is None:
-        return Witnessed(witness, said=Said(unread))
+        return AccountProof(storage_account, check=AccountCheck(unread))
     claimed = claims(before, after, chunk_tokens=chunk_tokens)
-    said = of_listing(after.account, claimed, settled=not after.under_way)
-    said += of_server(before.account, after.account, claimed)
+    check = of_listing(after.account, claimed, settled=not after.under_way)
+    check += of_server(before.account, after.account, claimed)
     if before.account.mount is not None and after.account.mount is not None:
-        said += of_mount(before.account.mount, after.account.mount, claimed, require)
+        check += of_mount(before.account.mount, after.account.mount, claimed, require)
     elif before.account.mount is not None or after.account.mount is not None:
-        said += Said(("the tier's folder was mounted or unmounted during the load",))
+        check += AccountCheck(("the tier's folder was mounted or unmounted during the load",))
     elif after.account.served_bytes is None:
-        said += Said(unchecked=("bytes that were loaded: nothing of this storage counts reads",))
-    return Witnessed(witness, claimed, said)
+        check += AccountCheck(unchecked=("bytes that were loaded: nothing of this storage counts reads",))
+    return AccountProof(storage_account, claimed, check)
 
 
-def without(claim: Claim, ledger: Ledger) -> Witnessed:
-    """Return what is said of a tier that has no witness: where it claims an L2 that is told, else nothing.
+def without_account(claim: Claim, ledger: Ledger) -> AccountProof:
+    """Return what is said of a tier whose storage gives no account: where it claims an L2 that is told, else nothing.
 
     Where LMCache does not tell L1 from L2 the claim would have rested on the storage's account: then that is a fault.
 
@@ -45,12 +47,12 @@ def without(claim: Claim, ledger: Ledger) -> Witnessed:
         ledger: Of the run.
     """
     if claim is not Claim.L2:
-        return Witnessed()
+        return AccountProof()
     if ledger.total.unsplit:
         fault = (
-            "this LMCache does not tell L1 from the shared storage, and no witness is known for this adapter: that "
-            "anything came from the storage is not proved; LMCache 0.5.5 and newer tell it"
+            "this LMCache does not tell L1 from the shared storage, and no account of this adapter's storage is known: "
+            "that anything came from the storage is not proved; LMCache 0.5.5 and newer tell it"
         )
-        return Witnessed(said=Said((fault,)))
-    line = "the storage's own account: no witness is known for this adapter"
-    return Witnessed(said=Said(unchecked=(line,)))
+        return AccountProof(check=AccountCheck((fault,)))
+    line = "the storage's own account: none is known for this adapter"
+    return AccountProof(check=AccountCheck(unchecked=(line,)))

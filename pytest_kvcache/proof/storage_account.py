@@ -1,4 +1,4 @@
-"""LMCache's account of a shared storage held against the storage's own (`witness/`), and which way each check can err.
+"""LMCache's account of a shared storage held against what the storage says of itself, and which way each check can err.
 
 - Listing, since the boot: a chunk that several servers stored is one file, so that what is there lies between the most
   that one LMCache stored and the sum over all of them. Less is a fault; so is more, since the storage is the boot's own
@@ -16,16 +16,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pytest_kvcache.storage.account import Account, Look
+from pytest_kvcache.load.snapshot import Snapshot
+from pytest_kvcache.storage.account import StorageReading
 from pytest_kvcache.telemetry.cache_sizes import kv_bytes_per_token
 from pytest_kvcache.telemetry.counters import Counters, growth, ranks_as_one
-from pytest_kvcache.telemetry.transfers import Moved, moved
+from pytest_kvcache.telemetry.transfers import Transfers, transfers_of
 
 TOLERANCE = 0.02
 
 
 @dataclass(frozen=True)
-class Claimed:
+class LmcacheAccount:
     """What the LMCaches of a pair say of the shared storage, in bytes.
 
     Args:
@@ -42,7 +43,7 @@ class Claimed:
 
 
 @dataclass(frozen=True)
-class Said:
+class AccountCheck:
     """What one check came to.
 
     Args:
@@ -57,8 +58,8 @@ class Said:
     unchecked: tuple[str, ...] = ()
     figures: Mapping[str, float] = field(default_factory=dict)
 
-    def __add__(self, other: Said) -> Said:
-        return Said(
+    def __add__(self, other: AccountCheck) -> AccountCheck:
+        return AccountCheck(
             self.faults + other.faults,
             self.findings + other.findings,
             self.unchecked + other.unchecked,
@@ -67,29 +68,29 @@ class Said:
 
 
 @dataclass(frozen=True)
-class Witnessed:
+class AccountProof:
     """What became of LMCache's account.
 
     Args:
-        witness: Who spoke, "" where nobody could.
+        source: Who spoke, "" where nobody could.
         claimed: By LMCache; None where its counters or the storage could not be read.
-        said: All checks.
+        check: All checks.
     """
 
-    witness: str = ""
-    claimed: Claimed | None = None
-    said: Said = field(default_factory=Said)
+    source: str = ""
+    claimed: LmcacheAccount | None = None
+    check: AccountCheck = field(default_factory=AccountCheck)
 
     def facts(self) -> dict[str, Any]:
         """Return it for `run.json`."""
         return {
-            "witness": self.witness,
+            "storage_account": self.source,
             "claimed_bytes": vars(self.claimed) if self.claimed else None,
-            "figures": dict(self.said.figures),
+            "figures": dict(self.check.figures),
         }
 
 
-def claims(before: Look, after: Look, *, chunk_tokens: int) -> Claimed:
+def claims(before: Snapshot, after: Snapshot, *, chunk_tokens: int) -> LmcacheAccount:
     """Return what LMCache says; each figure as small as the two readings allow, but for `most`.
 
     Args:
@@ -102,19 +103,19 @@ def claims(before: Look, after: Look, *, chunk_tokens: int) -> Claimed:
     # Of a tier whose L1 is empty just now, the files tell how large a chunk is.
     chunk = size * chunk_tokens if size else _file_bytes(after.account)
 
-    def stored(each: Moved) -> float:
+    def stored(each: Transfers) -> float:
         # The file system adapter of an LMCache server before 0.5.3 counts chunks and no bytes.
         return each.stored_bytes or (0.0 if each.in_process else each.l2_stored * chunk)
 
-    return Claimed(
-        least=max((stored(moved(own)) for own in ranks_as_one(after.first).values()), default=0.0),
-        most=sum(stored(moved(own)) for own in after.last.values()),
+    return LmcacheAccount(
+        least=max((stored(transfers_of(own)) for own in ranks_as_one(after.first).values()), default=0.0),
+        most=sum(stored(transfers_of(own)) for own in after.last.values()),
         stored=sum(map(stored, grown)),
         loaded=sum(each.loaded_bytes or each.l2_loaded * chunk for each in grown),
     )
 
 
-def of_listing(account: Account, claimed: Claimed, *, settled: bool) -> Said:
+def of_listing(account: StorageReading, claimed: LmcacheAccount, *, settled: bool) -> AccountCheck:
     """Hold the files of a boot against what LMCache stored in it.
 
     Args:
@@ -129,18 +130,18 @@ def of_listing(account: Account, claimed: Claimed, *, settled: bool) -> Said:
             f"LMCache says that it stored {claimed.least / 1e6:.1f} MB and more, and {there}: something removes or "
             "shortens them, or the folder or bucket that is looked at is not the one that LMCache writes to"
         )
-        return Said((lost,), figures=figures)
+        return AccountCheck((lost,), figures=figures)
     if settled and account.bytes > claimed.most * (1 + TOLERANCE):
         foreign = (
             f"LMCache says that it stored {claimed.most / 1e6:.1f} MB, and {there}: something else writes to the tier, "
             "and may have answered for it"
         )
-        return Said((foreign,), figures=figures)
+        return AccountCheck((foreign,), figures=figures)
     open_ends = () if settled else ("whether more is in the storage than was stored: stores were still under way",)
-    return Said(unchecked=open_ends, figures=figures)
+    return AccountCheck(unchecked=open_ends, figures=figures)
 
 
-def of_server(before: Account, after: Account, claimed: Claimed) -> Said:
+def of_server(before: StorageReading, after: StorageReading, claimed: LmcacheAccount) -> AccountCheck:
     """Hold the bytes that an S3 server moved in a load against what LMCache stored and loaded in it.
 
     Args:
@@ -149,23 +150,25 @@ def of_server(before: Account, after: Account, claimed: Claimed) -> Said:
         claimed: By LMCache.
     """
     if before.served_bytes is None or after.served_bytes is None:
-        return Said()
+        return AccountCheck()
     served, due = after.served_bytes - before.served_bytes, claimed.stored + claimed.loaded
     figures = {"served_bytes": served}
     if served < 0:
-        return Said(("the S3 server was started anew during the load: what it held may be lost",), figures=figures)
+        return AccountCheck(
+            ("the S3 server was started anew during the load: what it held may be lost",), figures=figures
+        )
     if served >= due * (1 - TOLERANCE):
-        return Said(figures=figures)
+        return AccountCheck(figures=figures)
     line = (
         f"LMCache says that it stored {claimed.stored / 1e6:.1f} MB and loaded {claimed.loaded / 1e6:.1f}, and its S3 "
         f"server moved {served / 1e6:.1f}: something else answered"
     )
-    return Said((line,), figures=figures)
+    return AccountCheck((line,), figures=figures)
 
 
-def _moves(before: Mapping[str, Counters], after: Mapping[str, Counters]) -> list[Moved]:
-    return [moved(own) for own in growth(before, after).values()]
+def _moves(before: Mapping[str, Counters], after: Mapping[str, Counters]) -> list[Transfers]:
+    return [transfers_of(own) for own in growth(before, after).values()]
 
 
-def _file_bytes(account: Account | None) -> float:
+def _file_bytes(account: StorageReading | None) -> float:
     return account.bytes / account.files if account and account.files else 0.0

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from pytest_kvcache.proof.ledger import Ledger, Tokens
-from pytest_kvcache.proof.storage_account import Claimed, Witnessed
+from pytest_kvcache.proof.storage_account import AccountProof, LmcacheAccount
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class LedgerRow:
     context_tokens: int
     ledger: Ledger
     expected: Mapping[str, Tokens] = field(default_factory=dict)
-    storage: Witnessed = field(default_factory=Witnessed)
+    storage: AccountProof = field(default_factory=AccountProof)
 
 
 def ledger_table(rows: Sequence[LedgerRow], *, servers: bool = False) -> str:
@@ -47,7 +47,7 @@ def ledger_table(rows: Sequence[LedgerRow], *, servers: bool = False) -> str:
 
 
 def storage_table(rows: Sequence[LedgerRow]) -> str:
-    """Return what LMCache says of each tier's storage beside what the storage says, "" where no tier has a witness.
+    """Return what LMCache says of each tier's storage beside what the storage says, "" where no tier has an account.
 
     `there` is since the boot, the rest of the load alone: written and read by the mount, or both together by the S3
     server.
@@ -59,8 +59,8 @@ def storage_table(rows: Sequence[LedgerRow]) -> str:
     return pd.DataFrame(lines).fillna("-").to_string(index=False) if lines else ""
 
 
-def _storage_line(row: LedgerRow, claimed: Claimed) -> dict[str, str]:
-    found = row.storage.said.figures
+def _storage_line(row: LedgerRow, claimed: LmcacheAccount) -> dict[str, str]:
+    found = row.storage.check.figures
     line = {
         "tier": row.label,
         "context": str(row.context_tokens),
@@ -74,11 +74,11 @@ def _storage_line(row: LedgerRow, claimed: Claimed) -> dict[str, str]:
         line["by layout w/r"] = f"{found['pnfs_writes']:.0f}/{found['pnfs_reads']:.0f}"
     if "served_bytes" in found:
         line["server moved MB"] = f"{found['served_bytes'] / 1e6:.1f}"
-    return line | {"witness": row.storage.witness}
+    return line | {"account of": row.storage.source}
 
 
 def _line(row: LedgerRow, server: str, tokens: Tokens, expected: Tokens | None) -> dict[str, str]:
-    moves = row.ledger.moved.values() if server == "all" else [row.ledger.moved[server]]
+    moves = row.ledger.transfers.values() if server == "all" else [row.ledger.transfers[server]]
     line = {
         "tier": row.label,
         "context": str(row.context_tokens),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pytest_kvcache.campaign.result import CellResult
+from pytest_kvcache.verdict.headline import deciding_gate
 from pytest_kvcache.verdict.interval import Outcome
 from pytest_kvcache.verdict.metrics import Metric
 from pytest_kvcache.verdict.procedure import Gate, share
@@ -19,12 +20,12 @@ _STATUS = {
 
 
 def gate_of(result: CellResult, metric: Metric | None) -> Gate | None:
-    """Return the gate of a metric, the one to talk about where none is named; None where nothing was compared."""
-    if result.verdict is None or not result.verdict.gates:
+    """Return the gate of a metric, the one that decides where none is named; None where nothing was compared."""
+    if result.verdict is None:
         return None
     if metric is not None:
         return next((gate for gate in result.verdict.gates if gate.metric == metric), None)
-    return max(result.verdict.gates, key=lambda g: (g.outcome == Outcome.REGRESSED, g.effect))
+    return deciding_gate(result.verdict)
 
 
 def status(result: CellResult, metric: Metric | None) -> str:

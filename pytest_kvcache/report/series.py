@@ -95,13 +95,13 @@ def read(runs: Iterable[Path]) -> pd.DataFrame:
 
 def _row(path: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
     keys = facts["comparability"]
-    side = path.parts[-3].partition("boot-")[0]
+    arm = path.parts[-3].partition("boot-")[0]
     asked = [f"{keys[f'workload.{name}']} {name}" for name in ("users", "rounds") if f"workload.{name}" in keys]
     asked += [f"{keys['workload.qps']} requests/s"] if "workload.qps" in keys else []
     asked += [f"{float(keys['workload.duration_s']):g} s"] if "workload.duration_s" in keys else []
     gpus = keys["hardware.gpus"]
     row = {
-        "label": f"{facts['label']} ({side.upper()})" if side else facts["label"],
+        "label": f"{facts['label']} ({arm.upper()})" if arm else facts["label"],
         "context_tokens": int(keys[_AXIS]),
         "started_at": float(facts["load"]["started_at"]),
         "faults": "; ".join(facts["faults"]),

@@ -214,7 +214,9 @@ def failure(result: CellResult, gate: Metric | None, *, refresh: str, others: Se
         parts = [f"{where} is not comparable with its baseline{first}; what differs (baseline -> now):", *reasons]
         parts += [f"to record a new one: {refresh}"]
     elif found == "inconclusive":
-        head = headline.gate_line(about) if about else (verdict.reasons[0] if verdict and verdict.reasons else "")
+        undecided = about is not None and about.outcome in headline.UNDECIDED
+        reason = verdict.reasons[0] if verdict and verdict.reasons else ""
+        head = headline.gate_line(about) if about is not None and (undecided or not reason) else reason
         parts = [
             f"{where} is inconclusive after {len(result.runs)} {'pairs' if paired else 'boots'}: {head}",
             *reasons,

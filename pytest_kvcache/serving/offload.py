@@ -10,7 +10,7 @@ from typing import Any
 
 from pytest_kvcache.serving.claim import Claim
 from pytest_kvcache.serving.component import Component
-from pytest_kvcache.storage.account import Witness
+from pytest_kvcache.storage.account import StorageAccount
 from pytest_kvcache.storage.bucket import Bucket
 
 
@@ -66,7 +66,7 @@ class TierPlan:
         salt: Makes keys of this boot in a storage that is not the run's own and may hold what earlier runs left; ""
             where the storage is fresh.
         bucket: The user's, in which LMCache's objects with the salt are removed at the end.
-        witness: Says what the storage itself knows of what was stored and loaded; None where nothing does.
+        storage_account: Says what the storage itself knows of what was stored and loaded; None where nothing does.
         claims: What counters are to prove, where it is not what follows from `offload`.
     """
 
@@ -79,7 +79,7 @@ class TierPlan:
     facts: Mapping[str, str] = field(default_factory=dict)
     salt: str = ""
     bucket: Bucket | None = None
-    witness: Witness | None = None
+    storage_account: StorageAccount | None = None
     claims: Claim | None = None
 
     @property

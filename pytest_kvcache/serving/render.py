@@ -77,7 +77,7 @@ def render(
         gpus=allotment(environ),
     )
     if refused := older.refusals(tools.versions, profile, plan.tier.offload):
-        missing, todo = older.told(refused, tools.versions)
+        missing, todo = older.missing_features(refused, tools.versions)
         reason = reason or f"{missing}; {todo}"
     if isinstance(engine, ImageEngine):
         allotted = allotment(environ) is not None

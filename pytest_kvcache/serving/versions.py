@@ -57,7 +57,7 @@ def losses(versions: Mapping[str, str], profile: Profile, offload: Offload | Non
     return [f"{row.lacking(versions)}; lost: {row.lost}" for row in found]
 
 
-def told(rows: list[Floor], versions: Mapping[str, str]) -> tuple[str, str]:
+def missing_features(rows: list[Floor], versions: Mapping[str, str]) -> tuple[str, str]:
     """Return what is missing in one line, and what to do about it.
 
     Args:

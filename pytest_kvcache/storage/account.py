@@ -1,19 +1,17 @@
-"""What a witness said at one time, and what LMCache said around it (data only)."""
+"""What a tier's storage says of itself at one time: its files, its server's counters, its mount's."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from pytest_kvcache.storage.mountstats import Reading
 from pytest_kvcache.storage.rdma import Link
 from pytest_kvcache.storage.requirement import Require
-from pytest_kvcache.telemetry.prometheus import Counters
 
 
 @dataclass(frozen=True)
-class MountAccount:
+class MountReading:
     """What the kernel counts of an NFS mount and of the ways to it.
 
     Args:
@@ -28,7 +26,7 @@ class MountAccount:
 
 
 @dataclass(frozen=True)
-class Account:
+class StorageReading:
     """A storage at one time.
 
     Args:
@@ -41,10 +39,10 @@ class Account:
     files: int
     bytes: int
     served_bytes: float | None = None
-    mount: MountAccount | None = None
+    mount: MountReading | None = None
 
 
-class Witness(Protocol):
+class StorageAccount(Protocol):
     """Reads a tier's storage. It is asked before and after a load, never while one is running."""
 
     @property
@@ -55,31 +53,9 @@ class Witness(Protocol):
     def require(self) -> Require:
         """What the tier requires of a mount; "none" where it is on none."""
 
-    def read(self) -> Account:
+    def read(self) -> StorageReading:
         """Return what is there now.
 
         Raises:
             RunError: The storage does not say.
         """
-
-
-@dataclass(frozen=True)
-class Look:
-    """A storage and LMCache's counters, read together when nothing was under way.
-
-    What is stored between the readings is in `last` and not in `first`, so that `first` is never more than `account`
-    can have, and `last` never less.
-
-    Args:
-        first: Counters by component, read before the account.
-        account: None where the storage did not say.
-        last: Counters by component, read after it.
-        under_way: Stores that did not end within the time that was waited.
-        unread: Why there is no account.
-    """
-
-    first: Mapping[str, Counters] = field(default_factory=dict)
-    account: Account | None = None
-    last: Mapping[str, Counters] = field(default_factory=dict)
-    under_way: float = 0.0
-    unread: str = ""

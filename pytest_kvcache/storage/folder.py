@@ -1,4 +1,4 @@
-"""A folder as witness: its listing, and on NFS the kernel's counters of the mount."""
+"""What a folder says of itself: its listing, and on NFS the kernel's counters of the mount."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pytest_kvcache.errors import RunError
 from pytest_kvcache.storage import rdma
-from pytest_kvcache.storage.account import Account, MountAccount
+from pytest_kvcache.storage.account import MountReading, StorageReading
 from pytest_kvcache.storage.mounts import Mount, mount_of
 from pytest_kvcache.storage.requirement import Require
 
@@ -19,7 +19,7 @@ UNFINISHED = ".tmp-"
 
 
 @dataclass(frozen=True)
-class FolderWitness:
+class FolderAccount:
     """A folder that belongs to one boot.
 
     Args:
@@ -38,7 +38,7 @@ class FolderWitness:
         found = self.mount(self.folder)
         return f"folder listing and mount counters: {found.describe()}" if found.nfs else _no_counters(found)
 
-    def read(self) -> Account:
+    def read(self) -> StorageReading:
         """Return files and bytes of the folder, and what its mount counts.
 
         What the page cache still owes the storage is written first: a mount counts it only then.
@@ -55,7 +55,7 @@ class FolderWitness:
         except OSError as error:
             todo = "is it still mounted, and nothing else at work there?"
             raise RunError(f"cannot be listed: {error.strerror or error}", where=str(self.folder), todo=todo) from None
-        return Account(files, size, mount=_counted(found))
+        return StorageReading(files, size, mount=_counted(found))
 
 
 def listing(folder: Path) -> tuple[int, int]:
@@ -87,10 +87,10 @@ def _no_counters(found: Mount) -> str:
     return f"folder listing; no mount counters: {found.fstype}"
 
 
-def _counted(found: Mount) -> MountAccount | None:
+def _counted(found: Mount) -> MountReading | None:
     if found.nfs is None:
         return None
-    return MountAccount(
+    return MountReading(
         found.nfs, tuple(rdma.links(rdma.DEVICES)), connections=tuple(rdma.rpc_connections(rdma.SWITCHES))
     )
 

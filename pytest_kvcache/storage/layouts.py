@@ -19,7 +19,7 @@ _TO_SERVER = (
 
 
 @dataclass
-class Evidence:
+class LayoutEvidence:
     """What was counted around some I/O.
 
     Args:
@@ -38,16 +38,16 @@ class Evidence:
 
 
 @contextmanager
-def evidence(point: Path) -> Iterator[Evidence]:
+def evidence(point: Path) -> Iterator[LayoutEvidence]:
     """Yield what is counted of the mount at `point` around the body; complete when that has ended."""
-    seen = Evidence(before=_reading(point), links_before=rdma.links(rdma.DEVICES))
+    seen = LayoutEvidence(before=_reading(point), links_before=rdma.links(rdma.DEVICES))
     yield seen
     seen.after = _reading(point)
     seen.links_after = tuple(rdma.links(rdma.DEVICES))
     seen.connections = tuple(rdma.rpc_connections(rdma.SWITCHES))
 
 
-def judge(seen: Evidence, require: Require, moved: int) -> Finding:
+def judge(seen: LayoutEvidence, require: Require, moved: int) -> Finding:
     """Say whether the I/O went as `require` (`pnfs` or `pnfs-rdma`) asks.
 
     Args:
@@ -81,7 +81,7 @@ def _metadata_server(grown: Delta, after: Reading) -> str:
     return f"WRITE {writes}, GETDEVICEINFO {devices.ops} with {devices.errors} errors"
 
 
-def _over_rdma(seen: Evidence, text: str, moved: int) -> Finding:
+def _over_rdma(seen: LayoutEvidence, text: str, moved: int) -> Finding:
     """Judge the way of the data; mountstats has only the transport to the metadata server."""
     active = [link for link in seen.links_after if link.is_active]
     shown = "; ".join(link.describe() for link in active or seen.links_after) or "none"

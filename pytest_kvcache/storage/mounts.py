@@ -44,11 +44,6 @@ class Mount:
         """NFS version, (4, 2) for instance; (0, 0) for what is not NFS."""
         return nfs_version(self.options) if self.is_nfs else (0, 0)
 
-    @property
-    def is_pnfs_rdma(self) -> bool:
-        """Whether layouts are negotiated and the mount itself runs over RDMA."""
-        return self.fstype == "nfs4" and bool(self.pnfs) and self.options.get("proto") == "rdma"
-
     def describe(self) -> str:
         """Return a few words for a label: `ext4`, or `nfs4.2 over tcp, no pNFS`."""
         if not self.is_nfs:

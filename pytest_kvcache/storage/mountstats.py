@@ -26,7 +26,6 @@ _BYTES = (
 )  # fmt: skip
 #: The 14th and 15th number of an rdma transport (`xprt_rdma_print_stats`).
 _RDMA_REQUEST, _RDMA_REPLY = 13, 14
-_SENDS = 5
 
 
 @dataclass(frozen=True)
@@ -67,11 +66,6 @@ class Transport:
 
     kind: str
     numbers: tuple[int, ...]
-
-    @property
-    def sends(self) -> int:
-        """RPC requests sent."""
-        return self._number(_SENDS)
 
     @property
     def rdma_bytes(self) -> int:

@@ -1,4 +1,4 @@
-"""Buckets as witnesses: of an S3 server of the run's own, and of the user's."""
+"""What buckets say of themselves: that of an S3 server of the run's own, and the user's."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pytest_kvcache.errors import RunError
 from pytest_kvcache.storage import bucket as buckets
-from pytest_kvcache.storage.account import Account
+from pytest_kvcache.storage.account import StorageReading
 from pytest_kvcache.storage.bucket import Bucket
-from pytest_kvcache.storage.folder import FolderWitness
+from pytest_kvcache.storage.folder import FolderAccount
 from pytest_kvcache.storage.requirement import Require
 
 #: Bytes of objects that were put and got: rclone accounts for what `serve s3` takes and gives as for transfers.
@@ -21,7 +21,7 @@ _TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)
-class OwnServerWitness:
+class OwnServerAccount:
     """rclone, and the folder in which it keeps its buckets.
 
     Args:
@@ -38,14 +38,14 @@ class OwnServerWitness:
         """Listing and counter."""
         return "bucket listing and the S3 server's own counter of bytes"
 
-    def read(self) -> Account:
+    def read(self) -> StorageReading:
         """Return objects and bytes in the bucket, and the bytes that the server moved since its start.
 
         Raises:
             RunError: Folder or server do not answer.
         """
-        stored = FolderWitness(self.folder).read()
-        return Account(stored.files, stored.bytes, served_bytes=self._served())
+        stored = FolderAccount(self.folder).read()
+        return StorageReading(stored.files, stored.bytes, served_bytes=self._served())
 
     def _served(self) -> float:
         try:
@@ -63,7 +63,7 @@ class OwnServerWitness:
 
 
 @dataclass(frozen=True)
-class BucketWitness:
+class BucketAccount:
     """Objects of one boot in a bucket of the user's. What was read is not in a listing.
 
     Args:
@@ -82,11 +82,11 @@ class BucketWitness:
         """The listing only."""
         return "bucket listing, of stores only"
 
-    def read(self) -> Account:
+    def read(self) -> StorageReading:
         """Return number and bytes of the boot's objects.
 
         Raises:
             RunError: The bucket cannot be listed.
         """
         sizes = buckets.listing(self.bucket, prefix=self.prefix, salt=self.salt)
-        return Account(len(sizes), sum(sizes.values()))
+        return StorageReading(len(sizes), sum(sizes.values()))

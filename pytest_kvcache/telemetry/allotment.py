@@ -24,17 +24,17 @@ class Allotment:
 
     Args:
         devices: As `CUDA_VISIBLE_DEVICES` names them: numbers, `GPU-…` (maybe abbreviated) or `MIG-…`.
-        said: Who says so (`CUDA_VISIBLE_DEVICES=4,5`).
-        why: Why there are fewer than were written, "" where there are not.
+        source: Who says so (`CUDA_VISIBLE_DEVICES=4,5`).
+        shortfall: Why there are fewer than were written, "" where there are not.
     """
 
     devices: tuple[str, ...]
-    said: str
-    why: str = ""
+    source: str
+    shortfall: str = ""
 
     def __str__(self) -> str:
         """How many, and by what."""
-        return f"{len(self.devices)} allotted by {self.said}" + (f" ({self.why})" if self.why else "")
+        return f"{len(self.devices)} allotted by {self.source}" + (f" ({self.shortfall})" if self.shortfall else "")
 
 
 def allotment(environ: Mapping[str, str]) -> Allotment | None:
@@ -83,7 +83,7 @@ def dealt(allotted_: Allotment | None, *, servers: int, each: int) -> list[tuple
     if each > 1 and any(name.startswith("MIG-") for name in names):
         raise ConfigError(
             f"a process sees one MIG instance, and gpus_per_server = {each}",
-            where=allotted_.said if allotted_ else "gpus_per_server",
+            where=allotted_.source if allotted_ else "gpus_per_server",
             todo="take gpus_per_server = 1, or whole GPUs",
         )
     return [names[server * each : (server + 1) * each] for server in range(servers)]

@@ -12,7 +12,7 @@ _HARMLESS = frozenset({"l1_contended"})
 
 
 @dataclass(frozen=True)
-class Moved:
+class Transfers:
     """Traffic of one LMCache.
 
     Args:
@@ -55,7 +55,7 @@ class Moved:
         )
 
 
-def moved(grown: Counters) -> Moved:
+def transfers_of(grown: Counters) -> Transfers:
     """Return what an LMCache moved.
 
     Args:
@@ -65,7 +65,7 @@ def moved(grown: Counters) -> Moved:
     return _inside(grown) if in_process else _beside(grown)
 
 
-def under_way(counters: Counters) -> float:
+def stores_under_way(counters: Counters) -> float:
     """Return how many stores into the shared storage have not ended, or are not counted yet.
 
     Args:
@@ -77,12 +77,12 @@ def under_way(counters: Counters) -> float:
     return max(stores, total(counters, "lmcache_mp_event_bus_queue_depth"))
 
 
-def _beside(grown: Counters) -> Moved:
+def _beside(grown: Counters) -> Transfers:
     sent, stored = (total(grown, f"{_L2}_store_{what}_objects_chunks_total") for what in ("submitted", "completed"))
     begun, ended = (total(grown, f"{_L2}_store_{what}_requests_total") for what in ("submitted", "completed"))
     loads = by_label(grown, f"{_L2}_prefetch_failure_chunks_total", "reason")
     loads["read"] = total(grown, "lmcache_mp_l1_read_failure_chunks_total")
-    return Moved(
+    return Transfers(
         lookups=total(grown, "lmcache_mp_lookups_requests_total"),
         l1_stored=total(grown, "lmcache_mp_l1_write_chunks_total"),
         l2_sent=sent,
@@ -98,11 +98,11 @@ def _beside(grown: Counters) -> Moved:
     )
 
 
-def _inside(grown: Counters) -> Moved:
+def _inside(grown: Counters) -> Transfers:
     failed_puts = max(0.0, total(grown, "lmcache:put_failed_count"))
     failed_gets = max(0.0, total(grown, "lmcache:get_blocking_failed_count"))
     sent = total(grown, "lmcache:num_remote_write_requests_total")
-    return Moved(
+    return Transfers(
         lookups=total(grown, "lmcache:num_lookup_requests_total"),
         l1_stored=total(grown, "lmcache:num_stored_tokens_total"),
         l2_sent=sent + failed_puts,

@@ -12,7 +12,7 @@ from pytest_kvcache.preflight import fs as checks_of_fs
 from pytest_kvcache.preflight.kvsize import stored
 from pytest_kvcache.serving.offload import Offload, PerServer, TierPlan
 from pytest_kvcache.serving.tier import TierContext
-from pytest_kvcache.storage.folder import UNFINISHED, FolderWitness
+from pytest_kvcache.storage.folder import UNFINISHED, FolderAccount
 from pytest_kvcache.storage.mounts import Mount, mount_of
 from pytest_kvcache.storage.requirement import Require, unmet
 from pytest_kvcache.tiers.base import TierModel
@@ -91,7 +91,7 @@ class FsTier(TierModel):
             ),
             folders=(folder,),
             facts={"storage": "fs", "mount": mount.describe(), "stand_in": str(self._stands_in(ctx)).lower()},
-            witness=FolderWitness(folder, "none" if self._stands_in(ctx) else self.require),
+            storage_account=FolderAccount(folder, "none" if self._stands_in(ctx) else self.require),
         )
 
     def _is_there(self) -> bool:

@@ -18,7 +18,7 @@ from pytest_kvcache.serving.objectstore import LOCAL_BUCKET, rclone_server
 from pytest_kvcache.serving.offload import Offload, TierPlan, salt_of
 from pytest_kvcache.serving.tier import TierContext
 from pytest_kvcache.storage.bucket import Bucket
-from pytest_kvcache.storage.objects import BucketWitness, OwnServerWitness
+from pytest_kvcache.storage.objects import BucketAccount, OwnServerAccount
 from pytest_kvcache.tiers.base import TierModel
 
 _KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
@@ -122,7 +122,7 @@ class S3Tier(TierModel):
             facts={"storage": "s3", "endpoint": self.endpoint, "bucket": str(self.bucket)},
             salt=salt_of(ctx.run_id),
             bucket=self._bucket(ctx),
-            witness=BucketWitness(self._bucket(ctx), _first_part(ctx.profile.model), salt_of(ctx.run_id)),
+            storage_account=BucketAccount(self._bucket(ctx), _first_part(ctx.profile.model), salt_of(ctx.run_id)),
         )
 
     def _bucket(self, ctx: TierContext) -> Bucket:
@@ -143,7 +143,7 @@ class S3Tier(TierModel):
             folders=(folder, folder / LOCAL_BUCKET),
             secret_env=keys,
             facts={"storage": "s3", "endpoint": "rclone on loopback"},
-            witness=OwnServerWitness(folder, f"http://127.0.0.1:{metrics_port}/metrics"),
+            storage_account=OwnServerAccount(folder, f"http://127.0.0.1:{metrics_port}/metrics"),
         )
 
     def _offload(self, host: str, *, tls: bool) -> Offload:

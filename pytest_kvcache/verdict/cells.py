@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
+from pydantic import Field, StringConstraints, ValidationError, field_validator
 
 from pytest_kvcache.errors import BaselineError
+from pytest_kvcache.strict import Strict
 from pytest_kvcache.verdict.metrics import JUDGED
 
 SCHEMA = 3
@@ -34,10 +35,6 @@ Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Date = Annotated[str, StringConstraints(pattern=r"^\d{4}-\d\d-\d\d$")]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 @dataclass(frozen=True)
@@ -84,7 +81,7 @@ def requests_path(path: Path) -> Path:
     return path.with_suffix(".requests.parquet")
 
 
-class StoredBoot(_Strict):
+class StoredBoot(Strict, strict=True):
     """One boot of a baseline.
 
     Args:
@@ -114,7 +111,7 @@ class StoredBoot(_Strict):
         return metric.log(self.figures[metric.key])
 
 
-class RequestsFile(_Strict):
+class RequestsFile(Strict, strict=True):
     """The table of requests beside the file.
 
     Args:
@@ -126,7 +123,7 @@ class RequestsFile(_Strict):
     rows: Annotated[int, Field(ge=0, le=1_000_000)]
 
 
-class CellName(_Strict):
+class CellName(Strict, strict=True):
     """The cell that a file says it is of: a file that was moved to another place is not that place's baseline.
 
     Args:
@@ -142,7 +139,7 @@ class CellName(_Strict):
     context_tokens: Annotated[int, Field(gt=0, lt=10**9)]
 
 
-class StoredCell(_Strict):
+class StoredCell(Strict, strict=True):
     """The content of a cell's JSON file.
 
     Args:

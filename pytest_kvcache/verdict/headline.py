@@ -15,25 +15,44 @@ _STATES = {
 }
 
 
+#: Outcomes that say neither that a gate passed nor that it did not.
+UNDECIDED = frozenset({Outcome.OPEN, Outcome.TOO_WIDE})
+
+
 def gate_line(gate: Gate) -> str:
     """Return one metric in a line: old → new, by how much worse, the interval, the margin, what follows."""
     state = _STATES[gate.outcome]
     return f"{gate.metric.label}: {gate.old:.4g} -> {gate.new:.4g}, {_effect(gate)}: {state}"
 
 
+def deciding_gate(verdict: CellVerdict | PairedVerdict) -> Gate | None:
+    """Return the gate that a verdict is told by, None where nothing was compared.
+
+    A regressed gate stands before an undecided one, and that before all others. Of several regressed gates it is the
+    one with the largest effect; of several undecided ones the one that is farthest from passing; where the verdict is
+    `improved`, the one that improved most; else the one with the largest effect.
+    """
+    if not verdict.gates:
+        return None
+    if regressed := [g for g in verdict.gates if g.outcome == Outcome.REGRESSED]:
+        return max(regressed, key=lambda g: g.effect)
+    if undecided := [g for g in verdict.gates if g.outcome in UNDECIDED]:
+        return max(undecided, key=lambda g: g.upper - g.margin)
+    best = verdict.status == "improved"
+    return (min if best else max)(verdict.gates, key=lambda g: g.effect)
+
+
 def headline(verdict: CellVerdict | PairedVerdict) -> str:
     """Return the verdict in one line that stands alone: the status, and the metric or reason that decides it."""
-    if verdict.status == "regressed":
-        worst = max((g for g in verdict.gates if g.outcome == Outcome.REGRESSED), key=lambda g: g.effect)
-        return f"regressed: {worst.metric.label} {worst.old:.4g} -> {worst.new:.4g}, {_effect(worst)}"
-    if verdict.status == "improved":
-        best = min(verdict.gates, key=lambda g: g.effect)
-        return f"improved: {best.metric.label} {best.old:.4g} -> {best.new:.4g}: the baseline is stale"
+    gate = deciding_gate(verdict)
+    if verdict.status == "regressed" and gate is not None:
+        return f"regressed: {gate.metric.label} {gate.old:.4g} -> {gate.new:.4g}, {_effect(gate)}"
+    if verdict.status == "improved" and gate is not None:
+        return f"improved: {gate.metric.label} {gate.old:.4g} -> {gate.new:.4g}: the baseline is stale"
     if verdict.reasons:
         return f"{verdict.status}: {verdict.reasons[0]}"
-    undecided = [g for g in verdict.gates if g.outcome == Outcome.OPEN]
-    if undecided:
-        return f"{verdict.status}: {gate_line(max(undecided, key=lambda g: g.upper - g.margin))}"
+    if gate is not None and gate.outcome in UNDECIDED:
+        return f"{verdict.status}: {gate_line(gate)}"
     if verdict.status == "pass":
         widest = max(verdict.gates, key=lambda g: g.margin)
         return f"pass: nothing is worse by its margin ({widest.metric.label}: {share(widest.margin):.0%})"

@@ -26,7 +26,7 @@ PAIRS_AT_LOOK = (2, 4, 6)
 
 
 @dataclass(frozen=True)
-class Pair:
+class BootPair:
     """A boot of each engine, one right after the other.
 
     Args:
@@ -61,7 +61,7 @@ def order(pairs: int) -> tuple[Literal["a", "b"], ...]:
 
 
 def decide_pairs(
-    by_context: Mapping[int, Sequence[Pair]],
+    by_context: Mapping[int, Sequence[BootPair]],
     *,
     family: int,
     policy: Policy | None = None,
@@ -124,7 +124,7 @@ def judge_pairs(
     )
 
 
-def _gate(index: int, groups: Sequence[Sequence[Pair]], position: int, family: int, policy: Policy) -> Gate:
+def _gate(index: int, groups: Sequence[Sequence[BootPair]], position: int, family: int, policy: Policy) -> Gate:
     metric = JUDGED[index]
     logs = [
         [(metric.log(p.a.figures[metric.key]), metric.log(p.b.figures[metric.key])) for p in pairs] for pairs in groups
@@ -137,7 +137,7 @@ def _gate(index: int, groups: Sequence[Sequence[Pair]], position: int, family: i
     look, effect = PAIRS_AT_LOOK.index(count) + 1, means[position]
     bounds = judge_pairs(effect, sd, df=df, look=look, family=family, policy=policy, metric=metric.key)
     natural = -1 if metric.higher_is_better else 1
-    a, b = (math.fsum(pair[side] for pair in logs[position]) / count for side in (0, 1))
+    a, b = (math.fsum(pair[arm] for pair in logs[position]) / count for arm in (0, 1))
     return Gate(
         metric,
         Outcome(int(bounds.outcome)),
@@ -169,7 +169,7 @@ def _combine(gates: tuple[Gate, ...], *, more: bool) -> tuple[Status, tuple[Gate
     return ("improved" if Outcome.IMPROVED in outcomes else "pass"), gates, ()
 
 
-def _faults(pairs: Sequence[Pair]) -> tuple[str, ...]:
+def _faults(pairs: Sequence[BootPair]) -> tuple[str, ...]:
     lines = []
     for number, pair in enumerate(pairs, start=1):
         for name, boot in (("A", pair.a), ("B", pair.b)):

@@ -113,20 +113,9 @@ class CellVerdict:
     fixed_boots: int = 0
 
     @property
-    def succeeds(self) -> bool:
-        """Whether a test with this verdict passes."""
-        return self.status in {"pass", "improved"}
-
-    @property
     def final(self) -> bool:
         """Whether no further boot is wanted."""
         return self.status != "needs-boot"
-
-    @property
-    def worst(self) -> Gate | None:
-        """The gate to talk about: a regressed one before an undecided one before others, the largest effect first."""
-        rank = {Outcome.REGRESSED: 3, Outcome.TOO_WIDE: 2, Outcome.OPEN: 2, Outcome.PASS: 1, Outcome.IMPROVED: 0}
-        return max(self.gates, key=lambda g: (rank[g.outcome], g.effect), default=None)
 
 
 def share(log_ratio: float) -> float:

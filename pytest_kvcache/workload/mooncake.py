@@ -27,7 +27,7 @@ from pytest_kvcache.workload.tokens import Texts, Tokenizer, message, texts
 BLOCK_TOKENS = 512
 
 
-class Line(Strict):
+class TraceLine(Strict):
     """One request of a trace; keys beside these are ignored.
 
     Args:
@@ -89,7 +89,7 @@ class MooncakeTrace(Workload):
         return Script(tuple(conversations))
 
 
-def _blocks(line: Line, source: Texts, path: Path) -> list[tuple[int, int]]:
+def _blocks(line: TraceLine, source: Texts, path: Path) -> list[tuple[int, int]]:
     """Return hash id and length in words of each block; the template's tokens are taken from the last ones."""
     lengths = [BLOCK_TOKENS] * len(line.hash_ids)
     lengths[-1] = line.input_length - BLOCK_TOKENS * (len(line.hash_ids) - 1)
@@ -107,7 +107,7 @@ def _blocks(line: Line, source: Texts, path: Path) -> list[tuple[int, int]]:
     return [(hash_id, words) for hash_id, words in zip(line.hash_ids, lengths, strict=True) if words]
 
 
-def read(path: Path) -> Iterator[Line]:
+def read(path: Path) -> Iterator[TraceLine]:
     """Yield the requests of the trace.
 
     Raises:
@@ -122,9 +122,9 @@ def read(path: Path) -> Iterator[Line]:
         raise ConfigError(f"cannot be read: {error}", where=str(path)) from None
 
 
-def _line(text: str, where: str) -> Line:
+def _line(text: str, where: str) -> TraceLine:
     try:
-        line = Line.model_validate_json(text)
+        line = TraceLine.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"])) or "the line"

@@ -61,7 +61,7 @@ def _filler(tokens: int) -> str:
 
 
 @dataclass(frozen=True)
-class Asked:
+class ReferenceRequest:
     """One question.
 
     Args:
@@ -83,7 +83,7 @@ class Session:
     """
 
     user: int
-    turns: tuple[Asked, ...]
+    turns: tuple[ReferenceRequest, ...]
 
 
 def gap_s(*, users: int, qps: float) -> float:
@@ -153,7 +153,7 @@ class _Clock:
 
 
 def _session(user: int, first_question: int, times: list[float], duration_s: float) -> Session:
-    asked = (Asked(first_question + i, at) for i, at in enumerate(times))
+    asked = (ReferenceRequest(first_question + i, at) for i, at in enumerate(times))
     return Session(user, tuple(a for a in asked if a.at_s < duration_s))
 
 

@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 
 from pytest_kvcache.campaign import settings
-from pytest_kvcache.campaign.arm import Side
+from pytest_kvcache.campaign.arm import Arm
 from pytest_kvcache.campaign.boots import booted
 from pytest_kvcache.campaign.state import PerfState
 from pytest_kvcache.config.options import Options
 from pytest_kvcache.probes import steps
 from pytest_kvcache.probes.client import PairClient
-from pytest_kvcache.probes.judge import Rules, computed, judge, source
+from pytest_kvcache.probes.judge import ProbeRules, computed, judge, source
 from pytest_kvcache.probes.probe import Probed, Probes
 from pytest_kvcache.probes.sentinels import sentinels
 from pytest_kvcache.runs.ports import free_ports
@@ -57,7 +57,7 @@ class Served:
 
     plan: TierPlan
     client: PairClient
-    rules: Rules
+    rules: ProbeRules
 
     def probes(self) -> Probes:
         """Return the probes of this boot."""
@@ -97,9 +97,9 @@ def boot(tmp_path: Path, kvcache_home: Path, real_engine: Path) -> Iterator[Boot
         state = PerfState(settings.resolve(options), print)
         states.append(state)
         (chosen,) = state.settings.tiers
-        side = Side("", state.engine, state.profile, chosen)
-        plan = chosen.plan(side.context(state.run, name))
-        with booted(side, state, plan, logs=tmp_path / name) as pair:
+        arm = Arm("", state.engine, state.profile, chosen)
+        plan = chosen.plan(arm.context(state.run, name))
+        with booted(arm, state, plan, logs=tmp_path / name) as pair:
             client = PairClient(
                 pair.plan.server_urls,
                 pair.plan.metrics_urls,
@@ -107,7 +107,7 @@ def boot(tmp_path: Path, kvcache_home: Path, real_engine: Path) -> Iterator[Boot
                 state.profile.chunk_tokens,
                 pair.plan.extra_body,
             )
-            rules = Rules(plan.claim, state.profile.chunk_tokens, state.profile.rules.logprob_tolerance)
+            rules = ProbeRules(plan.claim, state.profile.chunk_tokens, state.profile.rules.logprob_tolerance)
             yield Served(plan, client, rules)
 
     yield start
@@ -117,7 +117,7 @@ def boot(tmp_path: Path, kvcache_home: Path, real_engine: Path) -> Iterator[Boot
 
 def sources(probed: Probed, home: str = "vllm-0") -> list[str]:
     """Return where each answer to the sentinel of `home` came from."""
-    return [source(each) for each in probed.asked if each.sentinel.home == home]
+    return [source(each) for each in probed.answers if each.sentinel.home == home]
 
 
 def flip(folder: Path, *, at: int, count: int) -> int:
@@ -135,7 +135,7 @@ def flip(folder: Path, *, at: int, count: int) -> int:
 def corrupted(served: Served, probed: Probed) -> list[str]:
     """Ask the other servers for what is in the storage, and return what is found now."""
     made = sentinels(served.client.tokenizer(), served.client.servers, chunk_tokens=served.rules.chunk_tokens)
-    return judge(steps.across(served.client, made), computed(probed.asked), served.rules)
+    return judge(steps.across(served.client, made), computed(probed.answers), served.rules)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_a_shared_folder_and_damaged_objects(boot: Boot, mode: str) -> None:
         print(probed.line)
         assert probed.faults == ()
         assert sources(probed)[3:] == ["the shared storage"] * 2
-        assert probed.asked[6].served.answer.cached_tokens == 8 * served.rules.chunk_tokens
+        assert probed.answers[6].served.answer.cached_tokens == 8 * served.rules.chunk_tokens
         assert flip(folder, at=100_000, count=4096) == 16
         found = corrupted(served, probed)
         print(found)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pytest_kvcache.serving.render import render
-from pytest_kvcache.storage.folder import FolderWitness
+from pytest_kvcache.storage.folder import FolderAccount
 from pytest_kvcache.tiers import catalogue
 from pytest_kvcache.tiers.fs import FsTier
 from tests.integration.race_of_stores import CHUNK_BYTES, CHUNKS
@@ -39,5 +39,5 @@ def test_no_store_fails(real_engine: Path, tmp_path: Path, mode: str) -> None:
     assert "RESULT" in done.stdout, done.stderr[-3000:]
     assert json.loads(done.stdout.partition("RESULT ")[2]) == [0, 0], done.stderr[-3000:]
     (folder,) = tmp_path.iterdir()
-    said = FolderWitness(folder).read()
+    said = FolderAccount(folder).read()
     assert (said.files, said.bytes) == (CHUNKS, CHUNKS * CHUNK_BYTES)

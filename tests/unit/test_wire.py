@@ -122,16 +122,18 @@ def test_an_answer_carries_its_arrivals(serve: Callable[..., Server]) -> None:
 def test_a_busy_loop_delays_no_stamp(serve: Callable[..., Server]) -> None:
     """While something else keeps the loop, the kernel stamps what arrives."""
     server = serve([0.1, HEAD + chunk(b"data: a\n\n") + b"0\r\n\r\n"])
-    done: list[Exchange] = []
+    done: list[tuple[float, Exchange]] = []
     line = Wire("127.0.0.1", server.port)
     due = time.monotonic() + 0.1
-    line.submit(Exchange(framing.request("h", "/", b""), due, due + 5, done.append))
+    line.submit(
+        Exchange(framing.request("h", "/", b""), due, due + 5, lambda each: done.append((time.monotonic(), each)))
+    )
     line.call_at(due + 0.05, lambda: time.sleep(0.5))
     line.run()
     line.close()
-    ((at, _),) = framing.events(done[0].pieces)
-    assert done[0].ended_s is not None
-    assert done[0].ended_s - due > 0.5
+    ((ended_s, exchange),) = done
+    ((at, _),) = framing.events(exchange.pieces)
+    assert ended_s - due > 0.5
     assert at - due < 0.4
 
 
@@ -211,8 +213,6 @@ def test_a_stream_that_stalls(serve: Callable[..., Server]) -> None:
     (exchange,) = ask(serve([HEAD + chunk(b"data: a\n\n"), 60.0]).port, stall_s=0.2)
     assert exchange.failed == "stalled: nothing arrived for 0.2 s"
     assert [data for _, data in framing.events(exchange.pieces)] == [b"a"]
-    assert exchange.ended_s is not None
-    assert exchange.ended_s - exchange.pieces[-1][0] == pytest.approx(0.2, abs=0.1)
     (exchange,) = ask(serve([60.0]).port, stall_s=0.2)
     assert exchange.failed.startswith(wire.STALLED)
 
@@ -419,5 +419,3 @@ def test_framing_does_not_depend_on_where_it_is_cut(parts: list[bytes], data: st
     events = list(framing.events(pieces))
     assert [event for _, event in events] == parts
     assert [at for at, _ in events] == sorted(at for at, _ in events)
-    assert framing.is_whole(pieces)
-    assert not framing.is_whole([(0.0, whole[:-5])])

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from pytest_kvcache.serving.diagnosis.statements import TRACEBACK, Line, is_exception
+from pytest_kvcache.serving.diagnosis.statements import TRACEBACK, LogLine, is_exception
 
 
-def tracebacks_of(lines: Sequence[Line], ends: Collection[int]) -> set[int]:
+def tracebacks_of(lines: Sequence[LogLine], ends: Collection[int]) -> set[int]:
     """Return where the lines are that list the calls of some exceptions.
 
     Args:
@@ -32,7 +32,7 @@ def tracebacks_of(lines: Sequence[Line], ends: Collection[int]) -> set[int]:
     return found
 
 
-def _goes_on(lines: Sequence[Line], ends: Collection[int], end: int) -> bool:
+def _goes_on(lines: Sequence[LogLine], ends: Collection[int], end: int) -> bool:
     """Whether the process goes on behind `end` with a traceback that it has begun before."""
     another = False
     for at in range(end + 1, len(lines)):

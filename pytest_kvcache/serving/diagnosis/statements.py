@@ -35,7 +35,7 @@ Kind = Literal["exception", "message"]
 
 
 @dataclass(frozen=True)
-class Line:
+class LogLine:
     """One line, without what a logger puts before it.
 
     Args:
@@ -98,19 +98,19 @@ class _Open:
     level: str = ""
     source: str = ""
 
-    def goes_on_with(self, line: Line) -> bool:
+    def goes_on_with(self, line: LogLine) -> bool:
         """Whether a line belongs to the message of the exception that was read last."""
         if self.statement is None or len(self.statement) >= _MOST_LINES:
             return False
         return not line.lmcache and line.source == self.source
 
 
-def read(log: str) -> list[Line]:
+def read(log: str) -> list[LogLine]:
     """Return the lines of a log."""
     return [_line(raw) for raw in log.splitlines()]
 
 
-def statements(lines: Sequence[Line]) -> list[Statement]:
+def statements(lines: Sequence[LogLine]) -> list[Statement]:
     """Return what is stated, in the order of first lines; each process's lines are read by themselves.
 
     Lines of information are left out, and with them what they say in passing of memory or keys.
@@ -125,7 +125,7 @@ def statements(lines: Sequence[Line]) -> list[Statement]:
     return [statement for _, statement in sorted(found, key=lambda each: each[0])]
 
 
-def _take(now: _Open, at: int, line: Line) -> Iterator[tuple[int, Statement]]:
+def _take(now: _Open, at: int, line: LogLine) -> Iterator[tuple[int, Statement]]:
     text = line.text
     if line.calm:
         yield from _close(now)
@@ -162,15 +162,15 @@ def is_exception(text: str) -> bool:
     return bool(_EXCEPTION.match(text))
 
 
-def _line(raw: str) -> Line:
+def _line(raw: str) -> LogLine:
     plain = _ANSI.sub("", raw.rstrip())
     speaker = _SPEAKER.match(plain)
     prefix = speaker.group() if speaker else ""
     rest = plain[len(prefix) :]
     prefix = prefix.strip()
     if found := _LMCACHE.match(rest):
-        return Line(_WHERE.sub("", rest[found.end() :]), prefix, found["level"], lmcache=True)
+        return LogLine(_WHERE.sub("", rest[found.end() :]), prefix, found["level"], lmcache=True)
     if found := _VLLM.match(rest):
-        return Line(rest[found.end() :], prefix, found["level"], (found["source"] or "").strip())
+        return LogLine(rest[found.end() :], prefix, found["level"], (found["source"] or "").strip())
     found = _OTHER.match(rest)
-    return Line(rest, prefix, found["level"] if found else "")
+    return LogLine(rest, prefix, found["level"] if found else "")

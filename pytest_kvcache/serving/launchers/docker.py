@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 
 from pytest_kvcache.config import environment
-from pytest_kvcache.engine.container import ALL_GPUS, Container, Mount, same_path
+from pytest_kvcache.engine.container import ALL_GPUS, BindMount, Container, same_path
 from pytest_kvcache.engine.image import ImageEngine
 from pytest_kvcache.errors import BootError, ConfigError
 from pytest_kvcache.runs import containers, signals
@@ -45,7 +45,7 @@ def container_of(
     log: Path,
     secrets: Path | None,
     scratch: Path,
-    mounts: Sequence[Mount],
+    mounts: Sequence[BindMount],
     labels: Mapping[str, str],
     gpus: bool,
     allotted: bool = False,

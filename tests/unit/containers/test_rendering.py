@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_kvcache.engine.container import Container, Mount, parse_mount, same_path
+from pytest_kvcache.engine.container import BindMount, Container, parse_mount, same_path
 from pytest_kvcache.engine.image import ImageEngine
 from pytest_kvcache.errors import ConfigError
 from pytest_kvcache.serving.component import Component
@@ -98,12 +98,12 @@ def test_secrets_are_in_no_argument() -> None:
 @pytest.mark.parametrize(
     ("text", "mount"),
     [
-        ("/usr", Mount(Path("/usr"), Path("/usr"))),
-        ("/usr:rw", Mount(Path("/usr"), Path("/usr"), True)),
-        ("/usr:/opt:ro", Mount(Path("/usr"), Path("/opt"))),
+        ("/usr", BindMount(Path("/usr"), Path("/usr"))),
+        ("/usr:rw", BindMount(Path("/usr"), Path("/usr"), True)),
+        ("/usr:/opt:ro", BindMount(Path("/usr"), Path("/opt"))),
     ],
 )
-def test_mounts_of_the_user(text: str, mount: Mount) -> None:
+def test_mounts_of_the_user(text: str, mount: BindMount) -> None:
     """A mount is read-only and at its own path unless it says otherwise."""
     assert parse_mount(text, "x") == mount
 

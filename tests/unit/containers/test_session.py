@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_kvcache.campaign.arm import Side
+from pytest_kvcache.campaign.arm import Arm
 from pytest_kvcache.engine.named import engine_named
 from tests.projects import NOTHING, Project, configure, run, run_folder, traces
 from tests.stubs.docker import StubDocker, image_path
@@ -53,8 +53,8 @@ def test_a_session_in_containers(image_project: Project, kvcache_home: Path) -> 
 
 def test_two_sides_say_what_they_are(daemon: StubDocker, stub_engine: Path) -> None:
     """In an A/B of a folder and an image each is named with how it runs and what is in it."""
-    folder = Side("A", engine_named(str(stub_engine)), TINY, CATALOGUE.tiers["cpu"])
-    image = Side("B", engine_named("image:kv:1"), TINY, CATALOGUE.tiers["cpu"])
+    folder = Arm("A", engine_named(str(stub_engine)), TINY, CATALOGUE.tiers["cpu"])
+    image = Arm("B", engine_named("image:kv:1"), TINY, CATALOGUE.tiers["cpu"])
     assert str(folder) == f"{stub_engine} (process): python 3.11.0, vllm 0.stub, lmcache 0.stub, vllm-router 0.stub"
     assert re.fullmatch(r"image:kv:1 \(docker\): python [\d.]+, vllm 0.stub, image sha256:1", str(image))
 

@@ -79,8 +79,8 @@ def test_without_the_cpu_connector_nothing_boots(tmp_path: Path, answer: str, st
     engine = Engine(make_engine(tmp_path / "e"), CPU)
     _script(engine.python, answer)
     (check,) = [c for c in engines.checks(engine, TINY, imports=False, offloads=True) if c.name == "connector"]
-    assert check.look().status == status
-    assert words in check.look().todo
+    assert check.inspect().status == status
+    assert words in check.inspect().todo
     assert [words in line for line in stopping("engine", [check])] == [True] * (status == "fail")
 
 

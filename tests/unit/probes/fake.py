@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from pytest_kvcache.probes.answers import Answer, Token
-from pytest_kvcache.probes.client import ProbeError, Served
+from pytest_kvcache.probes.answers import ProbeAnswer, Token
+from pytest_kvcache.probes.client import ProbeError, ProbeReply
 from pytest_kvcache.probes.sentinels import Sentinel
-from pytest_kvcache.probes.steps import Asked, across, again, cold, emptied, reloaded
+from pytest_kvcache.probes.steps import SentinelAnswer, across, again, cold, emptied, reloaded
 from pytest_kvcache.proof.ledger import Tokens
 from pytest_kvcache.serving.claim import Claim
 from pytest_kvcache.telemetry.counters import Counters
@@ -71,7 +71,7 @@ class FakePair:
         """Return counters of a server that nobody has asked."""
         return {server: {"vllm:prompt_tokens_total": 0.0}}
 
-    def ask(self, server: str, sentinel: Sentinel) -> Served:
+    def ask(self, server: str, sentinel: Sentinel) -> ProbeReply:
         """Answer from the first level that has the sentinel."""
         level = self._level(server, sentinel.home)
         self.device[server].add(sentinel.home)
@@ -81,11 +81,11 @@ class FakePair:
             self.l2.add(sentinel.home)
         cached = PROMPT // CHUNK * CHUNK if level else 0
         logprob = _WRONG if level in self.corrupt else _RIGHT
-        answer = Answer(PROMPT, cached, (Token("token_id:7", logprob, {"token_id:7": logprob}),))
+        answer = ProbeAnswer(PROMPT, cached, (Token("token_id:7", logprob, {"token_id:7": logprob}),))
         told = "unsplit" if level in {"l1", "l2"} and not self.split else level
         found = {f"{told}_found": cached} if level in {"l1", "l2"} else {}
         split = {told: cached} if level else {}
-        return Served(answer, Tokens(computed=PROMPT - cached, asked=PROMPT, **split, **found))
+        return ProbeReply(answer, Tokens(computed=PROMPT - cached, requested=PROMPT, **split, **found))
 
     def drain(self, server: str, *, stored_chunks: int = 0) -> None:
         """Complain where chunks were not stored."""
@@ -110,7 +110,7 @@ class FakePair:
         return "l2" if home in self.l2 and (self.shares or home == server) else ""
 
 
-def whole(pair: FakePair) -> list[Asked]:
+def whole(pair: FakePair) -> list[SentinelAnswer]:
     """Take all steps."""
     return [
         *cold(pair, SENTINELS),

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_kvcache.probes.answers import Answer, Token, compare, parse, without_numbers
+from pytest_kvcache.probes.answers import ProbeAnswer, Token, compare, parse, without_numbers
 
 
-def answer(*tokens: tuple[str, dict[str, float]]) -> Answer:
+def answer(*tokens: tuple[str, dict[str, float]]) -> ProbeAnswer:
     """Return an answer of tokens, each chosen among some."""
-    return Answer(100, 0, tuple(Token(name, best[name], best) for name, best in tokens))
+    return ProbeAnswer(100, 0, tuple(Token(name, best[name], best) for name, best in tokens))
 
 
 def test_equal_within_the_tolerance() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_kvcache.probes.judge import Rules, computed, differences, judge, source, used
+from pytest_kvcache.probes.judge import ProbeRules, computed, differences, judge, source, used
 from pytest_kvcache.probes.steps import Step
 from pytest_kvcache.serving.claim import Claim
 from tests.unit.probes.fake import CHUNK, FakePair, whole
@@ -13,7 +13,7 @@ from tests.unit.probes.fake import CHUNK, FakePair, whole
 def found(pair: FakePair, claim: Claim | None = None) -> list[str]:
     """Return the faults of all steps."""
     asked = whole(pair)
-    return judge(asked, computed(asked), Rules(claim or pair.claim, CHUNK, tolerance=0.01))
+    return judge(asked, computed(asked), ProbeRules(claim or pair.claim, CHUNK, tolerance=0.01))
 
 
 @pytest.mark.parametrize("claim", list(Claim))
@@ -103,7 +103,7 @@ def test_a_level_that_was_not_emptied(claim: Claim, level: str) -> None:
 def test_the_largest_difference_is_kept_by_level() -> None:
     """How much answers differ is known for each of them, also where they are the same."""
     asked = whole(FakePair(Claim.L2, corrupt=("l2",)))
-    sizes = {source(e): d.largest for e, d in differences(asked, computed(asked), Rules(Claim.L2, CHUNK, 5.0))}
+    sizes = {source(e): d.largest for e, d in differences(asked, computed(asked), ProbeRules(Claim.L2, CHUNK, 5.0))}
     assert sizes == {"the device cache": 0.0, "L1": 0.0, "the shared storage": 2.0}
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from pytest_kvcache.campaign import boot_probes
 from pytest_kvcache.load.plan import LoadPlan
-from pytest_kvcache.probes.judge import Rules
+from pytest_kvcache.probes.judge import ProbeRules
 from pytest_kvcache.probes.probe import Probed, Probes
 from pytest_kvcache.probes.sentinels import sentinels
 from pytest_kvcache.serving.claim import Claim
@@ -21,7 +21,7 @@ from tests.projects import Project, configure, run, run_folder
 from tests.stubs.engine import toml
 from tests.unit.probes.fake import CHUNK, SERVERS, FakePair, Words
 
-RULES = Rules(Claim.L2, CHUNK, 0.01)
+RULES = ProbeRules(Claim.L2, CHUNK, 0.01)
 
 
 def test_a_boot_is_probed_before_its_loads(project: Project) -> None:
@@ -45,7 +45,7 @@ def test_an_l1_that_nobody_sees_is_said() -> None:
     """Where LMCache does not tell its levels, that L1 was emptied is not looked at; where there is no L2, it is."""
     what = "that L1 is empty between contexts: this LMCache does not tell L1 from the shared storage"
     for claim, expected in ((Claim.L2, (what,)), (Claim.L1, ())):
-        probed = Probes(FakePair(claim, split=False), Rules(claim, CHUNK, 0.01)).boot()
+        probed = Probes(FakePair(claim, split=False), ProbeRules(claim, CHUNK, 0.01)).boot()
         assert (probed.faults, probed.unchecked) == ((), expected)
 
 
@@ -92,7 +92,7 @@ def test_loads_are_short_only_where_they_prove_nothing(
         rows=tmp_path / "rows",
         summary=tmp_path / "load",
     )
-    kept = boot_probes.worth(plan, Probed(faults))
+    kept = boot_probes.shortened_if_faulty(plan, Probed(faults))
     assert kept.workload.duration_s == kept_s
     assert kept.model_copy(update={"workload": workload}) == plan
 
@@ -101,7 +101,7 @@ def test_stores_that_fail_are_told(tmp_path: Path) -> None:
     """Where nothing that was computed reaches the storage, the probes end there, and keep what they saw before."""
     probed = Probes(FakePair(Claim.L2, stores=False), RULES).boot()
     assert probed.faults == ("probes: vllm-0: of 8 chunks that it computed 0 are in the shared storage",)
-    assert [each.step for each in probed.asked] == [s for s in ("cold", "again", "reloaded") for _ in SERVERS]
+    assert [each.step for each in probed.answers] == [s for s in ("cold", "again", "reloaded") for _ in SERVERS]
 
 
 def test_a_storage_with_files_is_a_warm_start(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_answers_after_a_reset_are_held_against_the_first(tmp_path: Path) -> Non
 
 def test_what_cannot_be_looked_at_is_said() -> None:
     """One server alone shares nothing."""
-    alone = Probes(FakePair(Claim.L1, servers=SERVERS[:1]), Rules(Claim.L1, CHUNK, 0.01)).boot()
+    alone = Probes(FakePair(Claim.L1, servers=SERVERS[:1]), ProbeRules(Claim.L1, CHUNK, 0.01)).boot()
     assert alone.faults == ()
     assert [line.partition(":")[0] for line in alone.unchecked] == ["whether servers share what they store"]
 

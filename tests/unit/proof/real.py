@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from pytest_kvcache.load import records
-from pytest_kvcache.proof.expected_hits import Ask, Hierarchy
+from pytest_kvcache.proof.expected_hits import Hierarchy, OracleRequest
 from pytest_kvcache.proof.ledger import Ledger, build_ledger
 from pytest_kvcache.serving.claim import Claim
 from pytest_kvcache.telemetry.cache_sizes import kv_bytes_per_token
@@ -75,7 +75,7 @@ class Run:
                     del counters[key]
         return self
 
-    def asks(self) -> list[Ask]:
+    def asks(self) -> list[OracleRequest]:
         """Return its requests, those before the clock among them."""
         w, rows = self.facts["workload"], self.rows
         first = w["shared_prompt_tokens"] + w["context_tokens"][0] + w["question_tokens"]
@@ -92,11 +92,13 @@ class Run:
         turn = [rows["server"][1], rows["server"][0]]
         step = w["answer_tokens"] + w["question_tokens"]
         asks = [
-            Ask(due.user, first + (due.round - 1) * step, w["answer_tokens"], turn[(len(before) - 1 - i) % 2], False)
+            OracleRequest(
+                due.user, first + (due.round - 1) * step, w["answer_tokens"], turn[(len(before) - 1 - i) % 2], False
+            )
             for i, due in enumerate(before)
         ]
         measured = zip(rows["user"], rows["prompt_tokens"], rows["generated_tokens"], rows["server"], strict=True)
-        return asks + [Ask(int(u), int(p), int(g), s) for u, p, g, s in measured]
+        return asks + [OracleRequest(int(u), int(p), int(g), s) for u, p, g, s in measured]
 
     def caches(self, claim: Claim) -> Hierarchy:
         """Return the caches of the profile."""

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_kvcache.proof.claims import Expectable, check
+from pytest_kvcache.proof.claims import Expectable, check_claim
 from pytest_kvcache.proof.ledger import Ledger, Tokens
 from pytest_kvcache.serving.claim import Claim
 from pytest_kvcache.serving.offload import Offload, TierPlan
-from pytest_kvcache.telemetry.transfers import Moved
+from pytest_kvcache.telemetry.transfers import Transfers
 from tests.unit.proof import real
 
 STORES = "lmcache_mp_l2_store_"
@@ -21,28 +21,28 @@ STORES = "lmcache_mp_l2_store_"
 @pytest.mark.parametrize("name", real.WORKING)
 def test_real_runs_keep_their_claim(name: str) -> None:
     """A tier that did its work is not accused."""
-    checked = check(real.claim_of(name), real.load(name).ledger)
+    checked = check_claim(real.claim_of(name), real.load(name).ledger)
     assert checked.faults == ()
     assert checked.unchecked == ()
 
 
 def test_a_connector_that_does_nothing() -> None:
     """The real run whose connector never asked LMCache: all answers came, and the claim does not hold."""
-    (fault,) = check(Claim.L2, real.load(real.IDLE).ledger).faults
+    (fault,) = check_claim(Claim.L2, real.load(real.IDLE).ledger).faults
     assert fault.startswith("no prompt token came from the shared storage: LMCache was never asked")
     assert "--kv-transfer-config" in fault
 
 
 def test_a_connector_where_none_should_be() -> None:
     """A tier of vLLM alone has no external hits; each server that has some is named."""
-    faults = check(Claim.DEVICE, real.load("pnfs-3500").ledger).faults
+    faults = check_claim(Claim.DEVICE, real.load("pnfs-3500").ledger).faults
     assert len(faults) == 2
     assert faults[0].startswith("vllm-0 took 33408 prompt tokens from a connector")
 
 
 def test_an_l2_in_the_tier_of_l1() -> None:
     """The CPU tier must not get anything from a shared storage."""
-    faults = check(Claim.L1, real.load("pnfs-3500").ledger).faults
+    faults = check_claim(Claim.L1, real.load("pnfs-3500").ledger).faults
     assert len(faults) == 1
     assert "L2 that this tier does not have" in faults[0]
 
@@ -111,7 +111,9 @@ def test_a_broken_tier_is_named(breaks: Callable[[real.Run], None], says: str) -
     """Each way in which a tier fails behind good answers is a fault with its likely cause."""
     run = real.load("pnfs-3500")
     breaks(run)
-    assert any(says in fault for fault in check(Claim.L2, run.ledger).faults), check(Claim.L2, run.ledger).faults
+    assert any(says in fault for fault in check_claim(Claim.L2, run.ledger).faults), check_claim(
+        Claim.L2, run.ledger
+    ).faults
 
 
 def _put_fails(run: real.Run) -> None:
@@ -174,7 +176,9 @@ def test_a_broken_tier_inside_vllm_is_named(breaks: Callable[[real.Run], None], 
     """The same for an LMCache inside vLLM, on the counters of a real run of it."""
     run = real.load("inside-pnfs-3500")
     breaks(run)
-    assert any(says in fault for fault in check(Claim.L2, run.ledger).faults), check(Claim.L2, run.ledger).faults
+    assert any(says in fault for fault in check_claim(Claim.L2, run.ledger).faults), check_claim(
+        Claim.L2, run.ledger
+    ).faults
 
 
 def test_a_rank_that_stores_nothing() -> None:
@@ -184,14 +188,14 @@ def test_a_rank_that_stores_nothing() -> None:
         key = f"lmcache:num_remote_write_{what}_total"
         run.after["lmcache-0.1"][key] = run.before["lmcache-0.1"][key]
     run.add("lmcache-0.1", **{"lmcache:put_failed_count": 60})
-    assert any("and none was stored" in fault for fault in check(Claim.L2, run.ledger).faults)
+    assert any("and none was stored" in fault for fault in check_claim(Claim.L2, run.ledger).faults)
 
 
 def test_a_store_under_way_is_no_failed_store() -> None:
     """A store that was submitted and not yet completed when the counters were read is not held against the tier."""
     run = real.load("pnfs-3500")
     run.add("lmcache-0", **{f"{STORES}submitted_objects_chunks_total": 2, f"{STORES}submitted_requests_total": 1})
-    assert check(Claim.L2, run.ledger).faults == ()
+    assert check_claim(Claim.L2, run.ledger).faults == ()
 
 
 def test_lost_tokens_are_in_the_ledger() -> None:
@@ -207,12 +211,12 @@ def test_hits_that_cannot_be_are_not_asked_for() -> None:
     """Where the workload can have no hit the claim is not checked, and the reason is said; failures still count."""
     nothing = Expectable(l1="every user asks once", l2="every user asks once")
     for claim in (Claim.L1, Claim.L2):
-        checked = check(claim, real.load(real.IDLE).ledger, nothing)
+        checked = check_claim(claim, real.load(real.IDLE).ledger, nothing)
         assert checked.faults == ()
         assert checked.unchecked[0].endswith("every user asks once")
     run = real.load(real.IDLE)
     _dropped(run)
-    assert check(Claim.L2, run.ledger, nothing).faults
+    assert check_claim(Claim.L2, run.ledger, nothing).faults
 
 
 @given(computed=st.integers(1, 10**6), l1=st.integers(0, 10**6), l2=st.integers(0, 10**6), more=st.integers(1, 10**6))
@@ -220,9 +224,9 @@ def test_more_hits_never_break_a_claim(computed: int, l1: int, l2: int, more: in
     """With more hits of the kind that a tier claims, no fault is added."""
 
     def faults(l1: int, l2: int, claim: Claim) -> int:
-        own = Tokens(computed=computed, l1=l1, l2=l2, l1_found=l1, l2_found=l2, asked=l1 + l2 + computed)
-        moved = Moved(lookups=1, l1_stored=1, l2_sent=1, l2_stored=1, l2_loaded=float(l2 > 0))
-        return len(check(claim, Ledger({"vllm-0": own}, {"vllm-0": moved})).faults)
+        own = Tokens(computed=computed, l1=l1, l2=l2, l1_found=l1, l2_found=l2, requested=l1 + l2 + computed)
+        moved = Transfers(lookups=1, l1_stored=1, l2_sent=1, l2_stored=1, l2_loaded=float(l2 > 0))
+        return len(check_claim(claim, Ledger({"vllm-0": own}, {"vllm-0": moved})).faults)
 
     assert faults(l1, l2 + more, Claim.L2) <= faults(l1, l2, Claim.L2)
     assert faults(l1 + more, 0, Claim.L1) <= faults(l1, 0, Claim.L1)

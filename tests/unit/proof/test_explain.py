@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_kvcache.proof.breakdown import PARTS, components, of_rows
+from pytest_kvcache.proof.breakdown import PARTS, breakdown_of_rows, components
 from pytest_kvcache.proof.explain import explain
 from pytest_kvcache.report.ledger import LedgerRow, ledger_table
 from tests.unit.proof import real
@@ -92,11 +92,11 @@ def test_parts_of_the_first_rounds() -> None:
     """Of a run that is cut short TTFT, queue and first token are those of its rows, split as in the whole run."""
     run = real.load("pnfs-3500-boot")
     whole = components(run.rows, run.grown)
-    assert of_rows(whole, run.rows) == pytest.approx(
+    assert breakdown_of_rows(whole, run.rows) == pytest.approx(
         whole | {"cached_share": run.ledger.total.cached / 62520}, rel=1e-6
     )
     first = run.rows.head(6)
-    cut = of_rows(whole, first)
+    cut = breakdown_of_rows(whole, first)
     assert cut["part_ttft_s"] == pytest.approx((first["first_token_s"] - first["actual_start_s"]).mean())
     assert sum(cut.get(key, 0.0) for key in PARTS) == pytest.approx(cut["part_ttft_s"], abs=1e-5)
     assert cut["part_lookup_s"] / cut["part_queue_s"] == pytest.approx(whole["part_lookup_s"] / whole["part_queue_s"])

@@ -7,8 +7,8 @@ import json
 import pandas as pd
 import pytest
 
-from pytest_kvcache.proof.judge import Proof, Served, judge
-from pytest_kvcache.proof.oracle_requests import asks_of, expectable_from_rows
+from pytest_kvcache.proof.judge import Proof, ServedCaches, judge
+from pytest_kvcache.proof.oracle_requests import expectable_from_rows, oracle_requests
 from pytest_kvcache.serving.claim import Claim
 from pytest_kvcache.workload.multi_round import MultiRoundQa
 from tests.unit.proof import real
@@ -21,7 +21,7 @@ def proof(run: real.Run, claim: Claim) -> Proof:
         run.rows,
         run.before,
         run.after,
-        Served(claim, chunk_tokens=128, l1_bytes=0.5e9, in_process=run.inside),
+        ServedCaches(claim, chunk_tokens=128, l1_bytes=0.5e9, in_process=run.inside),
         workload=workload,
         context_tokens=workload.context_tokens[0],
         first_user=run.facts["first_user"],
@@ -57,7 +57,7 @@ def test_requests_before_the_clock() -> None:
     """The priming is reconstructed: the last users before the start, in turn to the servers."""
     run = real.load("gpu-3500")
     workload = MultiRoundQa.model_validate(run.facts["workload"])
-    assert asks_of(run.rows, workload, 3500, run.facts["first_user"]) == run.asks()
+    assert oracle_requests(run.rows, workload, 3500, run.facts["first_user"]) == run.asks()
 
 
 def rows(*asked: tuple[int, str, int]) -> pd.DataFrame:

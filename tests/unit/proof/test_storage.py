@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import pytest
 
+from pytest_kvcache.load.snapshot import Snapshot
 from pytest_kvcache.proof.ledger import Ledger, Tokens
 from pytest_kvcache.proof.mount_account import of_mount
-from pytest_kvcache.proof.storage import hold, without
-from pytest_kvcache.proof.storage_account import Claimed, Witnessed
+from pytest_kvcache.proof.storage import compare_accounts, without_account
+from pytest_kvcache.proof.storage_account import AccountProof, LmcacheAccount
 from pytest_kvcache.report.ledger import LedgerRow, storage_table
 from pytest_kvcache.serving.claim import Claim
-from pytest_kvcache.storage.account import Account, Look, MountAccount
+from pytest_kvcache.storage.account import MountReading, StorageReading
 from pytest_kvcache.storage.rdma import Link
 from pytest_kvcache.storage.requirement import Require
 from pytest_kvcache.telemetry.prometheus import Counters
@@ -33,27 +34,27 @@ def lmcache(stored: int = 0, loaded: int = 0) -> Counters:
     }
 
 
-def look(account: Account, *servers: Counters, under_way: float = 0) -> Look:
+def look(account: StorageReading, *servers: Counters, under_way: float = 0) -> Snapshot:
     """Return a look at which nothing changed between its two readings of counters."""
     counters = {f"lmcache-{n}": own for n, own in enumerate(servers)}
-    return Look(counters, account, counters, under_way=under_way)
+    return Snapshot(counters, account, counters, under_way=under_way)
 
 
-def held(before: Look, after: Look, *, require: Require = "none") -> Witnessed:
+def held(before: Snapshot, after: Snapshot, *, require: Require = "none") -> AccountProof:
     """Hold one load's looks."""
-    return hold("who", require, before, after, chunk_tokens=CHUNK_TOKENS)
+    return compare_accounts("who", require, before, after, chunk_tokens=CHUNK_TOKENS)
 
 
-EMPTY = look(Account(0, 0), lmcache(), lmcache())
+EMPTY = look(StorageReading(0, 0), lmcache(), lmcache())
 
 
 def test_what_lmcache_stored_is_there() -> None:
     """A chunk that both servers stored is one file; everything between that and no common chunk is sound."""
     for files in (40, 60, 100):
-        found = held(EMPTY, look(Account(files, files * CHUNK), lmcache(60), lmcache(40)))
-        assert (found.said.faults == ()) is (files >= 60)
-    assert found.claimed == Claimed(least=60 * CHUNK, most=100 * CHUNK, stored=100 * CHUNK, loaded=0)
-    assert found.said.unchecked == ("bytes that were loaded: nothing of this storage counts reads",)
+        found = held(EMPTY, look(StorageReading(files, files * CHUNK), lmcache(60), lmcache(40)))
+        assert (found.check.faults == ()) is (files >= 60)
+    assert found.claimed == LmcacheAccount(least=60 * CHUNK, most=100 * CHUNK, stored=100 * CHUNK, loaded=0)
+    assert found.check.unchecked == ("bytes that were loaded: nothing of this storage counts reads",)
 
 
 def test_an_adapter_that_counts_no_bytes() -> None:
@@ -65,30 +66,30 @@ def test_an_adapter_that_counts_no_bytes() -> None:
         return counters | {"lmcache_mp_l2_usage_bytes": 0.0}
 
     for files, sound in ((40, False), (60, True), (100, True), (110, False)):
-        found = held(EMPTY, look(Account(files, files * CHUNK), old(60), old(40)))
-        assert (found.said.faults == ()) is sound
-    assert found.claimed == Claimed(least=60 * CHUNK, most=100 * CHUNK, stored=100 * CHUNK, loaded=0)
+        found = held(EMPTY, look(StorageReading(files, files * CHUNK), old(60), old(40)))
+        assert (found.check.faults == ()) is sound
+    assert found.claimed == LmcacheAccount(least=60 * CHUNK, most=100 * CHUNK, stored=100 * CHUNK, loaded=0)
 
 
 def test_stored_chunks_that_are_not_there() -> None:
     """Fewer bytes than one LMCache stored are a fault with both figures."""
-    (fault,) = held(EMPTY, look(Account(50, 50 * CHUNK), lmcache(60), lmcache(40))).said.faults
+    (fault,) = held(EMPTY, look(StorageReading(50, 50 * CHUNK), lmcache(60), lmcache(40))).check.faults
     assert fault.startswith("LMCache says that it stored 31.5 MB and more, and 26.2 MB in 50 files are there: ")
 
 
 def test_somebody_else_writes_to_the_tier() -> None:
     """More bytes than all LMCaches stored are a fault, unless stores are under way."""
-    more = Account(110, 110 * CHUNK)
-    (fault,) = held(EMPTY, look(more, lmcache(60), lmcache(40))).said.faults
+    more = StorageReading(110, 110 * CHUNK)
+    (fault,) = held(EMPTY, look(more, lmcache(60), lmcache(40))).check.faults
     assert "57.7 MB in 110 files are there: something else writes to the tier" in fault
-    open_ended = held(EMPTY, look(more, lmcache(60), lmcache(40), under_way=1)).said
+    open_ended = held(EMPTY, look(more, lmcache(60), lmcache(40), under_way=1)).check
     assert (open_ended.faults, "still under way" in open_ended.unchecked[0]) == ((), True)
 
 
-def served(before: float, after: float) -> Witnessed:
+def served(before: float, after: float) -> AccountProof:
     """Hold a load in which 10 chunks were stored and 30 loaded against what an S3 server moved in it."""
-    first = look(Account(5, 5 * CHUNK, served_bytes=before), lmcache(5, 7))
-    last = look(Account(15, 15 * CHUNK, served_bytes=after), lmcache(15, 37))
+    first = look(StorageReading(5, 5 * CHUNK, served_bytes=before), lmcache(5, 7))
+    last = look(StorageReading(15, 15 * CHUNK, served_bytes=after), lmcache(15, 37))
     return held(first, last)
 
 
@@ -96,32 +97,32 @@ def test_the_s3_server_moved_it() -> None:
     """Bytes put and got account for what LMCache stored and loaded; more is somebody else's and no fault."""
     for moved in (40, 60):
         found = served(100, 100 + moved * CHUNK)
-        assert (found.said.faults, found.said.unchecked) == ((), ())
-        assert found.said.figures["served_bytes"] == moved * CHUNK
+        assert (found.check.faults, found.check.unchecked) == ((), ())
+        assert found.check.figures["served_bytes"] == moved * CHUNK
 
 
 def test_the_s3_server_moved_too_little() -> None:
     """Fewer bytes than stores and loads together mean that something else answered."""
-    (fault,) = served(0, 20 * CHUNK).said.faults
+    (fault,) = served(0, 20 * CHUNK).check.faults
     assert fault.startswith("LMCache says that it stored 5.2 MB and loaded 15.7, and its S3 server moved 10.5: ")
-    assert "started anew" in served(5 * CHUNK, 0).said.faults[0]
+    assert "started anew" in served(5 * CHUNK, 0).check.faults[0]
 
 
-def mounts(sample: str, *, words: int = M100) -> tuple[MountAccount, MountAccount]:
+def mounts(sample: str, *, words: int = M100) -> tuple[MountReading, MountReading]:
     """Return a real mount before and after its load, on a machine whose RDMA link carried so many words each way."""
     links = [
         Link("mlx5_0", "1", "ACTIVE", "100 Gb/sec", "Ethernet", {"port_xmit_data": n, "port_rcv_data": n})
         for n in (0, words)
     ]
     return (
-        MountAccount(reading(f"{sample}.before"), (links[0],)),
-        MountAccount(reading(f"{sample}.after"), (links[1],), (("rdma", "10.0.0.1"),)),
+        MountReading(reading(f"{sample}.before"), (links[0],)),
+        MountReading(reading(f"{sample}.after"), (links[1],), (("rdma", "10.0.0.1"),)),
     )
 
 
-def claimed(stored: float, loaded: float) -> Claimed:
+def claimed(stored: float, loaded: float) -> LmcacheAccount:
     """Return a claim of so many bytes in a load."""
-    return Claimed(least=0, most=stored, stored=stored, loaded=loaded)
+    return LmcacheAccount(least=0, most=stored, stored=stored, loaded=loaded)
 
 
 @pytest.mark.parametrize(
@@ -214,35 +215,35 @@ def test_a_change_of_transport_is_a_fault() -> None:
 
 
 def test_a_storage_that_says_nothing_is_a_fault() -> None:
-    """Where a witness is there and does not answer, nothing is proved; where the mount comes or goes, too."""
-    mute = Look(unread="/mnt/kv: cannot be listed")
-    assert held(EMPTY, mute).said.faults == ("the storage does not say what it holds: /mnt/kv: cannot be listed",)
-    mounted = Account(0, 0, mount=mounts("pnfs-flexfiles-rdma")[0])
-    assert "mounted or unmounted" in held(look(mounted, lmcache()), EMPTY).said.faults[0]
+    """Where a storage can be asked and does not answer, nothing is proved; where the mount comes or goes, too."""
+    mute = Snapshot(unread="/mnt/kv: cannot be listed")
+    assert held(EMPTY, mute).check.faults == ("the storage does not say what it holds: /mnt/kv: cannot be listed",)
+    mounted = StorageReading(0, 0, mount=mounts("pnfs-flexfiles-rdma")[0])
+    assert "mounted or unmounted" in held(look(mounted, lmcache()), EMPTY).check.faults[0]
 
 
-def test_what_has_no_witness_is_said() -> None:
-    """An adapter whose storage nobody can ask is not proved; a tier without shared storage needs no witness."""
+def test_what_gives_no_account_is_said() -> None:
+    """An adapter whose storage nobody can ask is not proved; a tier without shared storage needs no account."""
     split = Ledger({"vllm-0": Tokens(l1=10, l2=10)}, {})
-    line = "the storage's own account: no witness is known for this adapter"
-    assert without(Claim.L2, split).said.unchecked == (line,)
-    assert without(Claim.L1, split) == without(Claim.DEVICE, split) == Witnessed()
+    line = "the storage's own account: none is known for this adapter"
+    assert without_account(Claim.L2, split).check.unchecked == (line,)
+    assert without_account(Claim.L1, split) == without_account(Claim.DEVICE, split) == AccountProof()
 
 
-def test_without_a_split_the_claim_needs_a_witness() -> None:
+def test_without_a_split_the_claim_needs_an_account() -> None:
     """Where LMCache does not tell L1 from L2, and nobody can ask the storage, nothing proves a claim on L2."""
     unsplit = Ledger({"vllm-0": Tokens(unsplit=20)}, {})
-    (fault,) = without(Claim.L2, unsplit).said.faults
+    (fault,) = without_account(Claim.L2, unsplit).check.faults
     assert "LMCache 0.5.5 and newer tell it" in fault
-    assert without(Claim.L1, unsplit) == Witnessed()
+    assert without_account(Claim.L1, unsplit) == AccountProof()
 
 
 def test_the_table() -> None:
-    """A line a tier that has a witness, with the columns of what it counts."""
+    """A line a tier whose storage gives an account, with the columns of what it counts."""
     s3 = served(0, 40 * CHUNK)
-    nfs = look(Account(400, 400 * CHUNK, mount=mounts("pnfs-flexfiles-rdma")[1]), lmcache(400, 400))
-    pnfs = held(look(Account(0, 0, mount=mounts("pnfs-flexfiles-rdma")[0]), lmcache()), nfs, require="pnfs-rdma")
-    assert pnfs.said.faults == ()
+    nfs = look(StorageReading(400, 400 * CHUNK, mount=mounts("pnfs-flexfiles-rdma")[1]), lmcache(400, 400))
+    pnfs = held(look(StorageReading(0, 0, mount=mounts("pnfs-flexfiles-rdma")[0]), lmcache()), nfs, require="pnfs-rdma")
+    assert pnfs.check.faults == ()
     rows = [LedgerRow(label, 3500, Ledger({}, {}), storage=s) for label, s in (("s3", s3), ("pnfs", pnfs))]
     head, *lines = storage_table([*rows, LedgerRow("gpu", 3500, Ledger({}, {}))]).splitlines()
     assert "mount wrote/read MB" in head

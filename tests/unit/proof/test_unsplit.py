@@ -8,14 +8,14 @@ import pytest
 
 from pytest_kvcache.proof.balance import balance, client_tokens
 from pytest_kvcache.proof.breakdown import components
-from pytest_kvcache.proof.claims import check
+from pytest_kvcache.proof.claims import check_claim
 from pytest_kvcache.proof.expected_hits import simulate
 from pytest_kvcache.proof.explain import explain
-from pytest_kvcache.proof.hit_differences import gaps, warm
+from pytest_kvcache.proof.hit_differences import hit_differences, warm_start_faults
 from pytest_kvcache.proof.ledger import Ledger, Tokens
 from pytest_kvcache.report.ledger import LedgerRow, ledger_table
 from pytest_kvcache.serving.claim import Claim
-from pytest_kvcache.telemetry.transfers import Moved
+from pytest_kvcache.telemetry.transfers import Transfers
 from tests.unit.proof import real
 
 LOADED = "lmcache_mp_l2_prefetch_load_completed_chunks_total"
@@ -30,7 +30,6 @@ def test_nothing_is_booked_as_l1(name: str) -> None:
     assert untold.unsplit == told.l1 + told.l2 == untold.offloaded == told.offloaded
     assert untold.unsplit_found == told.l1_found + told.l2_found == untold.found
     assert (untold.total, untold.external, untold.cached) == (told.total, told.external, told.cached)
-    assert (untold.l2_least, untold.l2_most) == (0, untold.unsplit)
     run = real.load(name).unsplit()
     assert balance(run.ledger, client_tokens(run.rows)) == []
 
@@ -38,7 +37,7 @@ def test_nothing_is_booked_as_l1(name: str) -> None:
 @pytest.mark.parametrize("name", OFFLOADING)
 def test_a_claim_on_l2_rests_on_chunks_loaded(name: str) -> None:
     """With chunks loaded from the storage the claim holds, and what it rests on is said."""
-    checked = check(Claim.L2, real.load(name).unsplit().ledger)
+    checked = check_claim(Claim.L2, real.load(name).unsplit().ledger)
     assert checked.faults == ()
     (line,) = checked.unchecked
     assert "which from the shared storage: this LMCache does not say (0.5.5 and newer do)" in line
@@ -67,7 +66,7 @@ def test_a_claim_on_l2_without_loads_is_invalid(breaks: Callable[[real.Run], Non
     """Hits alone prove nothing of the storage: without one chunk loaded from it the run is invalid."""
     run = real.load("pnfs-3500").unsplit()
     breaks(run)
-    (fault,) = check(Claim.L2, run.ledger).faults
+    (fault,) = check_claim(Claim.L2, run.ledger).faults
     assert fault.startswith("no prompt token came from the shared storage, ")
     assert says in fault
 
@@ -75,11 +74,11 @@ def test_a_claim_on_l2_without_loads_is_invalid(breaks: Callable[[real.Run], Non
 def test_a_claim_on_l1() -> None:
     """The tier of L1 has its hits, and chunks loaded from an L2 that it does not have are a fault."""
     run = real.load("pnfs-3500").unsplit()
-    (fault,) = check(Claim.L1, run.ledger).faults
+    (fault,) = check_claim(Claim.L1, run.ledger).faults
     assert "chunks came from an L2 that this tier does not have" in fault
     _nothing_loaded(run)
-    assert check(Claim.L1, run.ledger).faults == ()
-    assert check(Claim.L1, run.ledger).unchecked == ()
+    assert check_claim(Claim.L1, run.ledger).faults == ()
+    assert check_claim(Claim.L1, run.ledger).unchecked == ()
 
 
 def test_the_table_shows_one_column() -> None:
@@ -101,10 +100,10 @@ def test_no_gap_of_a_level_that_is_not_known() -> None:
     run = real.load("pnfs-3500-boot")
     want = simulate(run.asks(), run.caches(Claim.L2)).servers
     ledger = real.load("pnfs-3500-boot").unsplit().ledger
-    assert gaps(want, ledger) == []
-    assert warm(want, ledger) == []
+    assert hit_differences(want, ledger) == []
+    assert warm_start_faults(want, ledger) == []
     none = Ledger({server: Tokens(computed=t.total) for server, t in ledger.servers.items()}, {})
-    assert any("from LMCache" in line for line in gaps(want, none))
+    assert any("from LMCache" in line for line in hit_differences(want, none))
 
 
 def test_an_explanation_across_versions() -> None:
@@ -120,9 +119,9 @@ def test_an_explanation_across_versions() -> None:
 
 def test_a_plugin_that_was_not_loaded() -> None:
     """LMCache inside vLLM without its remote storage sends nobody to `--l2-adapter`: it has none."""
-    moved = Moved(lookups=4, l1_stored=2048, in_process=True)
-    ledger = Ledger({"vllm-0": Tokens(computed=1000, l1=1000, l1_found=1000, asked=2000)}, {"vllm-0": moved})
-    (fault,) = check(Claim.L2, ledger).faults
+    moved = Transfers(lookups=4, l1_stored=2048, in_process=True)
+    ledger = Ledger({"vllm-0": Tokens(computed=1000, l1=1000, l1_found=1000, requested=2000)}, {"vllm-0": moved})
+    (fault,) = check_claim(Claim.L2, ledger).faults
     assert "remote_storage_plugins" in fault
     assert "vLLM's log" in fault
     assert "--l2-adapter" not in fault

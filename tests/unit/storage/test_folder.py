@@ -1,4 +1,4 @@
-"""Folders and buckets as witnesses: what they say, and what they do where they cannot."""
+"""What folders and buckets say of themselves, and what they do where they cannot."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import pytest
 
 from pytest_kvcache.errors import RunError
 from pytest_kvcache.load import snapshot as looks
-from pytest_kvcache.storage.account import Account
+from pytest_kvcache.storage.account import StorageReading
 from pytest_kvcache.storage.bucket import Bucket
-from pytest_kvcache.storage.folder import FolderWitness
+from pytest_kvcache.storage.folder import FolderAccount
 from pytest_kvcache.storage.mounts import Mount
-from pytest_kvcache.storage.objects import BucketWitness, OwnServerWitness
+from pytest_kvcache.storage.objects import BucketAccount, OwnServerAccount
 from tests.unit.storage.test_mountstats import reading
 
 
@@ -31,9 +31,9 @@ def fill(folder: Path) -> None:
 def test_a_local_folder_is_listed(tmp_path: Path) -> None:
     """All files below the folder are counted; of a local disk there are no mount counters, which its name says."""
     fill(tmp_path)
-    witness = FolderWitness(tmp_path)
-    assert witness.read() == Account(files=3, bytes=300)
-    assert witness.name.startswith("folder listing; no mount counters: ")
+    storage_account = FolderAccount(tmp_path)
+    assert storage_account.read() == StorageReading(files=3, bytes=300)
+    assert storage_account.name.startswith("folder listing; no mount counters: ")
 
 
 def test_what_is_no_object_yet_is_not_counted(tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_what_is_no_object_yet_is_not_counted(tmp_path: Path) -> None:
     fill(tmp_path)
     (tmp_path / ".tmp-0").mkdir()
     (tmp_path / ".tmp-0" / "one.data").write_bytes(b"x")
-    assert FolderWitness(tmp_path).read() == Account(files=3, bytes=300)
+    assert FolderAccount(tmp_path).read() == StorageReading(files=3, bytes=300)
 
 
 def test_a_folder_on_nfs_brings_the_mounts_counters(tmp_path: Path) -> None:
@@ -49,17 +49,17 @@ def test_a_folder_on_nfs_brings_the_mounts_counters(tmp_path: Path) -> None:
     nfs = reading("pnfs-flexfiles-rdma.after")
     mount = Mount(nfs.point, nfs.fstype, nfs.source, dict(nfs.options), nfs)
     fill(tmp_path)
-    witness = FolderWitness(tmp_path, "pnfs-rdma", mount=lambda _: mount)
-    said = witness.read()
+    storage_account = FolderAccount(tmp_path, "pnfs-rdma", mount=lambda _: mount)
+    said = storage_account.read()
     assert said.mount is not None
     assert (said.files, said.mount.reading) == (3, nfs)
-    assert witness.name == "folder listing and mount counters: nfs v4.2 over rdma, LAYOUT_FLEX_FILES"
+    assert storage_account.name == "folder listing and mount counters: nfs v4.2 over rdma, LAYOUT_FLEX_FILES"
 
 
 def test_a_folder_that_is_gone_is_an_error(tmp_path: Path) -> None:
     """A folder that cannot be listed is an error that names it, not an empty account."""
     with pytest.raises(RunError, match="gone: cannot be listed: No such file"):
-        FolderWitness(tmp_path / "gone").read()
+        FolderAccount(tmp_path / "gone").read()
 
 
 @contextmanager
@@ -85,17 +85,17 @@ def test_an_s3_server_of_our_own_says_what_it_moved(tmp_path: Path) -> None:
     """The bucket's folder is listed, and the server's counter of bytes is read."""
     fill(tmp_path)
     with answering("rclone_speed 0\nrclone_bytes_transferred_total 6.291456e+08\n") as url:
-        assert OwnServerWitness(tmp_path, url).read() == Account(3, 300, served_bytes=629145600)
+        assert OwnServerAccount(tmp_path, url).read() == StorageReading(3, 300, served_bytes=629145600)
 
 
 def test_a_server_that_says_nothing_is_an_error(tmp_path: Path) -> None:
     """Without the counter, or without an answer, there is no account."""
     with answering("rclone_speed 0\n") as url:
         with pytest.raises(RunError, match="does not count rclone_bytes_transferred_total"):
-            OwnServerWitness(tmp_path, url).read()
+            OwnServerAccount(tmp_path, url).read()
         closed = url.replace("/metrics", "")
     with pytest.raises(RunError, match="its counters cannot be read"):
-        OwnServerWitness(tmp_path, closed).read()
+        OwnServerAccount(tmp_path, closed).read()
 
 
 def test_a_bucket_of_the_users_is_listed_by_the_boots_own_objects(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +111,7 @@ def test_a_bucket_of_the_users_is_listed_by_the_boots_own_objects(monkeypatch: p
             return [{"Contents": objects}, {}, {"Contents": [{"Key": "Qwen/x@4@s1", "Size": 5}]}]
 
     monkeypatch.setattr("pytest_kvcache.storage.bucket.client", lambda _: Pages())
-    assert BucketWitness(Bucket("http://h", "kv", "r", {}), "Qwen", "s1").read() == Account(3, 25)
+    assert BucketAccount(Bucket("http://h", "kv", "r", {}), "Qwen", "s1").read() == StorageReading(3, 25)
 
 
 def counters(submitted: float, completed: float, queue: float = 0) -> dict[str, dict[str, float]]:
@@ -130,15 +130,15 @@ def test_a_look_waits_for_stores_and_events(tmp_path: Path, monkeypatch: pytest.
     said = iter([counters(2, 1), counters(2, 2, queue=1), counters(2, 2), counters(3, 3)])
     monkeypatch.setattr(looks, "scrape_all", lambda _: next(said))
     monkeypatch.setattr("time.sleep", lambda _: None)
-    found = looks.look(FolderWitness(tmp_path), {})
+    found = looks.take_snapshot(FolderAccount(tmp_path), {})
     assert (found.first, found.last) == (counters(2, 2), counters(3, 3))
-    assert (found.account, found.under_way, found.unread) == (Account(0, 0), 0, "")
+    assert (found.account, found.under_way, found.unread) == (StorageReading(0, 0), 0, "")
 
 
 def test_a_look_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A store that does not end is said, and a storage that does not answer too."""
     monkeypatch.setattr(looks, "scrape_all", lambda _: counters(2, 1))
     monkeypatch.setattr(looks, "_SETTLE_S", 0.0)
-    found = looks.look(FolderWitness(tmp_path / "gone"), {})
+    found = looks.take_snapshot(FolderAccount(tmp_path / "gone"), {})
     assert (found.account, found.under_way) == (None, 1)
     assert "cannot be listed" in found.unread

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from pytest_kvcache.storage.layouts import Evidence, judge
+from pytest_kvcache.storage.layouts import LayoutEvidence, judge
 from pytest_kvcache.storage.rdma import Link
 from pytest_kvcache.storage.requirement import Require
 from tests.unit.storage.test_mountstats import reading
@@ -15,10 +15,10 @@ MOVED = 4 << 20
 IDLE = Link("mlx5_0", "1", "ACTIVE", "100 Gb/sec", "Ethernet", {"port_xmit_data": 0, "port_rcv_data": 0})
 
 
-def seen(sample: str, *, link: Link | None = None, words: int = 0, over: str = "rdma") -> Evidence:
+def seen(sample: str, *, link: Link | None = None, words: int = 0, over: str = "rdma") -> LayoutEvidence:
     """Return what was counted around the load of a sample, on a machine with this link."""
     after = replace(link, counters={"port_xmit_data": words, "port_rcv_data": words}) if link else None
-    return Evidence(
+    return LayoutEvidence(
         before=reading(f"{sample}.before"),
         links_before=[link] if link else [],
         after=reading(f"{sample}.after"),
@@ -84,4 +84,4 @@ def test_reads_that_came_from_elsewhere(require: Require) -> None:
 
 def test_a_mount_that_went_away() -> None:
     """Without counters there is nothing to judge."""
-    assert judge(Evidence(before=None, links_before=[]), "pnfs", MOVED).status == "fail"
+    assert judge(LayoutEvidence(before=None, links_before=[]), "pnfs", MOVED).status == "fail"

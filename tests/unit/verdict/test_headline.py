@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 
-from pytest_kvcache.verdict.headline import after_look, after_pairs, gate_line, headline
-from pytest_kvcache.verdict.paired import Pair, decide_pairs
-from pytest_kvcache.verdict.procedure import CellVerdict, decide
+import pytest
+
+from pytest_kvcache.verdict.headline import UNDECIDED, after_look, after_pairs, deciding_gate, gate_line, headline
+from pytest_kvcache.verdict.interval import Outcome
+from pytest_kvcache.verdict.metrics import JUDGED
+from pytest_kvcache.verdict.paired import BootPair, decide_pairs
+from pytest_kvcache.verdict.procedure import CellVerdict, Gate, Status, decide
 from tests.unit.verdict.make import FAMILY, boot, evidence, sibling, stored
 
 
@@ -30,6 +34,31 @@ def test_a_pass_says_what_it_can_tell() -> None:
     assert gate_line(say(0.0).gates[0]).endswith(": pass")
 
 
+@pytest.mark.parametrize(
+    ("status", "effects", "decides"),
+    [
+        # effect, upper bound, outcome of each gate; the margin is 0.1
+        ("inconclusive", [(0.09, 0.095, "PASS"), (0.02, 0.3, "OPEN")], 1),
+        ("inconclusive", [(0.09, 0.095, "PASS"), (0.02, 0.3, "TOO_WIDE"), (0.04, 0.2, "OPEN")], 1),
+        ("needs-boot", [(-0.3, -0.2, "IMPROVED"), (0.02, 0.11, "OPEN")], 1),
+        ("regressed", [(0.02, 0.9, "OPEN"), (0.3, 0.4, "REGRESSED"), (0.2, 0.8, "REGRESSED")], 1),
+        ("improved", [(0.02, 0.05, "PASS"), (-0.3, -0.2, "IMPROVED"), (-0.4, -0.3, "IMPROVED")], 2),
+        ("pass", [(0.01, 0.05, "PASS"), (0.03, 0.06, "PASS")], 1),
+    ],
+)
+def test_which_gate_decides(status: Status, effects: list[tuple[float, float, str]], decides: int) -> None:
+    """A regressed gate stands before an undecided one, and one that passed never speaks for a verdict that did not."""
+    gates = [
+        Gate(metric, Outcome[outcome], 1.0, math.exp(effect), effect, 2 * effect - upper, upper, 0.1, 0.05, 5)
+        for metric, (effect, upper, outcome) in zip(JUDGED, effects, strict=False)
+    ]
+    verdict = CellVerdict(status, tuple(gates), boots=1)
+    assert deciding_gate(verdict) is gates[decides]
+    if status in {"inconclusive", "needs-boot"}:
+        assert gates[decides].outcome in UNDECIDED
+        assert headline(verdict) == f"{status}: {gate_line(gates[decides])}"
+
+
 def test_what_is_known_and_what_the_next_boot_costs() -> None:
     """An undecided look shows the open metric and the price of going on; a final one what was spent and saved."""
     look = after_look(say(0.07), minutes_a_boot=2.5)
@@ -49,7 +78,7 @@ def test_verdicts_without_a_comparison() -> None:
 
 def test_pairs_have_the_same_words() -> None:
     """An A/B is told like a comparison with a baseline."""
-    pairs = [Pair(boot(), boot(0.3 + d)) for d in (0.01, -0.01, 0.02, -0.02)]
+    pairs = [BootPair(boot(), boot(0.3 + d)) for d in (0.01, -0.01, 0.02, -0.02)]
     decided = decide_pairs({1: pairs, 2: pairs}, family=6)[1]
     assert headline(decided).startswith("regressed: ")
     told = after_pairs(decided, minutes_a_pair=2.5, more=0, fixed=6)
@@ -60,7 +89,7 @@ def test_pairs_have_the_same_words() -> None:
 
 def test_an_open_a_b_says_what_the_next_look_costs() -> None:
     """Two pairs that do not decide name the price of two more."""
-    pairs = [Pair(boot(), boot(0.05 + d)) for d in (0.04, -0.04)]
+    pairs = [BootPair(boot(), boot(0.05 + d)) for d in (0.04, -0.04)]
     told = after_pairs(decide_pairs({1: pairs}, family=6)[1], minutes_a_pair=2.5, more=2, fixed=6)
     assert told.startswith("after 2 pairs: needs-boot: ")
     assert told.endswith("; 2 more pairs cost 5.0 engine minutes")

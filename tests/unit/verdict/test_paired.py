@@ -14,16 +14,16 @@ from benchmarks.power.sessions import INCONCLUSIVE, PASSED, REGRESSED, play_pair
 from pytest_kvcache.verdict.interim import Policy
 from pytest_kvcache.verdict.interval import Outcome
 from pytest_kvcache.verdict.metrics import JUDGED
-from pytest_kvcache.verdict.paired import PAIRS_AT_LOOK, Pair, PairedVerdict, decide_pairs, order
+from pytest_kvcache.verdict.paired import PAIRS_AT_LOOK, BootPair, PairedVerdict, decide_pairs, order
 from tests.unit.verdict.make import boot
 
 NOISE = np.array([0.01, -0.01, 0.005, -0.005, 0.008, -0.008])
 differences = st.sampled_from(PAIRS_AT_LOOK).flatmap(lambda n: st.lists(st.floats(-0.5, 0.5), min_size=n, max_size=n))
 
 
-def pairs(worse: Sequence[float], level: Sequence[float] | None = None) -> list[Pair]:
+def pairs(worse: Sequence[float], level: Sequence[float] | None = None) -> list[BootPair]:
     """Return pairs whose B is worse by these log ratios, on days of these levels."""
-    return [Pair(boot(a), boot(a + w)) for w, a in zip(worse, level or [0.0] * len(worse), strict=True)]
+    return [BootPair(boot(a), boot(a + w)) for w, a in zip(worse, level or [0.0] * len(worse), strict=True)]
 
 
 def say(*contexts: Sequence[float], family: int = 6, **more: object) -> PairedVerdict:
@@ -70,7 +70,7 @@ def test_other_numbers_of_pairs_are_refused() -> None:
 
 def test_a_fault_is_invalid_and_lends_no_spread() -> None:
     """A context with a fault is invalid; the others are decided without it."""
-    broken = [Pair(boot(faults=["a server failed"]), boot()), *pairs([9.0])]
+    broken = [BootPair(boot(faults=["a server failed"]), boot()), *pairs([9.0])]
     verdicts = decide_pairs({1000: broken, 2000: pairs(NOISE[:4].tolist())}, family=6)
     assert (verdicts[1000].status, verdicts[1000].reasons) == ("invalid", ("pair 1, A: a server failed",))
     assert verdicts[2000].gates[0].df == 3
@@ -91,7 +91,7 @@ def test_only_differences_count(worse: list[float], days: list[float]) -> None:
 def test_exchanging_a_and_b_mirrors_the_verdict(worse: list[float]) -> None:
     """B regressed against A exactly where A improved on B."""
     one = decide_pairs({1: pairs(worse)}, family=6)[1]
-    two = decide_pairs({1: [Pair(p.b, p.a) for p in pairs(worse)]}, family=6)[1]
+    two = decide_pairs({1: [BootPair(p.b, p.a) for p in pairs(worse)]}, family=6)[1]
     for there, back in zip(one.gates, two.gates, strict=True):
         if min(abs(there.lower), abs(abs(there.effect) - math.log(1.05))) > 1e-9:
             assert (there.outcome == Outcome.REGRESSED) == (back.outcome == Outcome.IMPROVED)
@@ -124,7 +124,9 @@ def test_simulated_pairs_decide_as_the_product_does() -> None:
             for count in PAIRS_AT_LOOK:
                 groups = {
                     c: [
-                        Pair(boot(), boot(dict(zip((m.key for m in JUDGED), values[c, :, i].tolist(), strict=True))))
+                        BootPair(
+                            boot(), boot(dict(zip((m.key for m in JUDGED), values[c, :, i].tolist(), strict=True)))
+                        )
                         for i in range(count)
                     ]
                     for c in range(2)
