@@ -6,8 +6,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: perf article test engine-test versions faults docker-test bench power lint format setup clean
+.DEFAULT_GOAL := help
+.PHONY: help perf article test engine-test versions faults docker-test bench power lint format setup clean
 .DELETE_ON_ERROR:
+
+help: ## Print these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 perf: setup ## One boot of every tier that this machine has: add it to baselines that need more, compare with the others
 	$(BIN)/pytest -m perf --record-baselines --kv-boots 1 --benchmark-disable tests/perf
@@ -46,11 +50,11 @@ lint: $(READY) ## ruff, mypy (strict) and the layers of the packages
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: $(READY)
+format: $(READY) ## Format, and mend what ruff can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-setup: $(READY)
+setup: $(READY) ## The engine environment alone, once for each lock
 	$(BIN)/pytest-kvcache setup
 
 # Made anew when pyproject.toml changes.

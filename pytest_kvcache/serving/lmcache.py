@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from pytest_kvcache.config.profile import Profile
 from pytest_kvcache.engine import floors
 from pytest_kvcache.serving.component import Component
@@ -125,25 +127,13 @@ def in_process_yaml(profile: Profile, offload: Offload) -> str:
     """Return the YAML that LMCACHE_CONFIG_FILE names, keys and order as in the reference article.
 
     The chunk size is written only where the profile sets it, as the article's file has none.
-    Written by hand: every value is a bool, a number, a list of names or one flat mapping.
     """
-    config: dict[str, Any] = {"local_cpu": True, "max_local_cpu_size": profile.l1_size_gb}
+    size_gb = profile.l1_size_gb
+    config: dict[str, Any] = {
+        "local_cpu": True,
+        "max_local_cpu_size": int(size_gb) if size_gb.is_integer() else size_gb,
+    }
     if "chunk_tokens" in profile.model_fields_set:
         config["chunk_size"] = profile.chunk_tokens
     config |= {"save_decode_cache": True, **offload.engine_config}
-    return "".join(_yaml_item(key, value) for key, value in config.items())
-
-
-def _yaml_item(key: str, value: Any) -> str:
-    if isinstance(value, Mapping):
-        return f"{key}:\n" + "".join(f"  {k}: {_yaml_scalar(v)}\n" for k, v in value.items())
-    return f"{key}: {_yaml_scalar(value)}\n"
-
-
-def _yaml_scalar(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value)
-    if isinstance(value, float):
-        return f"{value:g}"
-    # JSON strings and lists are YAML flow scalars and sequences.
-    return json.dumps(value)
+    return yaml.safe_dump(config, sort_keys=False)

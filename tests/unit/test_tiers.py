@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from pytest_kvcache.config.profile import Profile
@@ -176,7 +177,7 @@ extra_config:
 
 
 def test_the_articles_yaml() -> None:
-    """The pnfs tier of qwen3-8b writes the article's YAML; the folder is one of the run's own.
+    """The pnfs tier of qwen3-8b writes the article's keys and values in their order; the folder is one of the run's own.
 
     One key of ours comes by the environment: the article's two servers write one `.tmp` file for the same chunk, and
     stores fail (`tiers.fs.OWN_TMP`).
@@ -186,7 +187,9 @@ def test_the_articles_yaml() -> None:
     servers = [c for c in shown["components"] if c["files"]]
     assert len(servers) == 2
     for index, server in enumerate(servers):
-        assert list(server["files"].values()) == [ARTICLE.replace("/mnt/kvcache", folder)]
+        (text,) = server["files"].values()
+        article = yaml.safe_load(ARTICLE.replace("/mnt/kvcache", folder))
+        assert list(yaml.safe_load(text).items()) == list(article.items())
         assert json.loads(server["env"]["LMCACHE_EXTRA_CONFIG"]) == {
             "remote_storage_plugin.fs.base_path": folder,
             "fs_connector_relative_tmp_dir": f".tmp-{index}",
