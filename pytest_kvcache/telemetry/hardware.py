@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from pytest_kvcache.telemetry.allotment import allotted, device_nodes, in_container
-from pytest_kvcache.telemetry.listing import LISTING, listed
+from pytest_kvcache.telemetry.listing import LISTING, Listed, listed
 
 _DRIVER = Path("/proc/driver/nvidia/gpus")
 
@@ -44,6 +44,22 @@ def models_of(names: Sequence[str]) -> list[str]:
             found += _instances(name)[:1]
         else:
             found += _by_uuid(name, cards)
+    return found
+
+
+def unique_names(names: Sequence[str]) -> list[str]:
+    """Return the UUID of each GPU or MIG instance that `CUDA_VISIBLE_DEVICES` would name so.
+
+    A GPU whose UUID neither nvidia-smi nor the driver tells keeps the name that it has.
+    """
+    here = _listing()
+    cards = [] if here else _nvidia()
+    found = []
+    for name in names:
+        listed_ = next((each.uuid for each in here if each.is_named(name)), "")
+        number = int(name) if name.isdecimal() else len(cards)
+        by_driver = cards[number].uuid if number < len(cards) and "?" not in cards[number].uuid else ""
+        found.append(listed_ or by_driver or name)
     return found
 
 
@@ -86,10 +102,21 @@ def _by_uuid(name: str, cards: Sequence[_Card]) -> list[str]:
 
 def _instances(name: str) -> list[str]:
     """Return the model of a MIG instance, with that of its GPU."""
-    if shutil.which(LISTING[0]) is None:
+    here = _listing()
+    if not here:
         return ["NVIDIA MIG instance"]
-    done = subprocess.run(LISTING, capture_output=True, text=True, check=False, timeout=30)
-    return [f"{each.model} {each.profile}" for each in listed(done.stdout) if each.is_named(name) and each.profile]
+    return [f"{each.model} {each.profile}" for each in here if each.is_named(name) and each.profile]
+
+
+def _listing() -> list[Listed]:
+    """Return what nvidia-smi lists, nothing where it is not there or does not answer."""
+    if shutil.which(LISTING[0]) is None:
+        return []
+    try:
+        done = subprocess.run(LISTING, capture_output=True, text=True, check=False, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return list(listed(done.stdout))
 
 
 def _field(text: str, name: str) -> str:

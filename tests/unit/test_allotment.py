@@ -151,6 +151,25 @@ def test_facts_of_the_gpus_in_use(names: list[str] | None, said: str) -> None:
     assert hardware.hardware(names)["gpus"] == said
 
 
+@pytest.mark.parametrize(
+    ("names", "smi", "unique"),
+    [
+        (["1", "0"], False, ["GPU-3c1f5b0e-0b5a-9d2e-7c11-6a1a4e0a3a11", "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6"]),
+        (["7"], False, ["7"]),
+        (["GPU-3c1f"], False, ["GPU-3c1f"]),
+        (["0", "GPU-8932"], True, ["GPU-8932f937-d72c-4106-c12f-20bd9faed9f6"] * 2),
+        (["MIG-a28ad590"], True, ["MIG-a28ad590-3fda-56dd-84fc-0a0b96edc58d"]),
+    ],
+)
+@pytest.mark.usefixtures("cards")
+def test_names_that_no_two_gpus_share(
+    monkeypatch: pytest.MonkeyPatch, names: list[str], smi: bool, unique: list[str]
+) -> None:
+    """Numbers and abbreviations of UUIDs become whole UUIDs, so that two sessions call a GPU by one name."""
+    monkeypatch.setattr(hardware, "_listing", lambda: list(listed(LISTING)) if smi else [])
+    assert hardware.unique_names(names) == unique
+
+
 def test_a_driver_that_hides_uuids(cards: Path) -> None:
     """The driver shows question marks until a GPU is used: the model is told where all are of one."""
     for path in cards.rglob("information"):

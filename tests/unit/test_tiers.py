@@ -177,7 +177,7 @@ extra_config:
 
 
 def test_the_articles_yaml() -> None:
-    """The pnfs tier of qwen3-8b writes the article's keys and values in their order; the folder is one of the run's own.
+    """The pnfs tier of qwen3-8b writes the article's keys and values in order; the folder is one of the run's own.
 
     One key of ours comes by the environment: the article's two servers write one `.tmp` file for the same chunk, and
     stores fail (`tiers.fs.OWN_TMP`).
