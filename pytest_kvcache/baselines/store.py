@@ -17,6 +17,9 @@ from pytest_kvcache.baselines import requests_table
 from pytest_kvcache.errors import BaselineError
 from pytest_kvcache.verdict.cells import MAX_JSON_BYTES, RECORD_ANEW, Cell, StoredCell, parse, requests_path
 
+#: What Git LFS leaves in a file's place where it has not fetched it (its specification, version 1).
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
 
 @dataclass(frozen=True)
 class Write:
@@ -24,7 +27,8 @@ class Write:
 
     Args:
         new: What is to stand there.
-        requests: The Parquet file beside it (`tables.pack`), as `new.requests` describes it; None where there is none.
+        requests: The Parquet file beside it (`requests_table.pack`), as `new.requests` describes it; None where there
+            is none.
         old: What stands there now, for reports.
     """
 
@@ -50,6 +54,18 @@ def read(root: Path, cell: Cell) -> StoredCell | None:
     return stored
 
 
+def read_whole(root: Path, cell: Cell) -> StoredCell | None:
+    """Return the baseline of a cell as `read` does, once its table of requests has been read too.
+
+    Raises:
+        BaselineError: As `read` and `read_requests` do.
+    """
+    stored = read(root, cell)
+    if stored is not None and stored.requests is not None:
+        read_requests(root, stored)
+    return stored
+
+
 def read_file(path: Path, *, root: Path) -> StoredCell | None:
     """Return the baseline in a file, None where there is no file; raises BaselineError as `read` does."""
     data = read_bytes(path, root=root, limit=MAX_JSON_BYTES)
@@ -57,7 +73,7 @@ def read_file(path: Path, *, root: Path) -> StoredCell | None:
 
 
 def read_requests(root: Path, stored: StoredCell) -> pd.DataFrame:
-    """Return the requests of a cell's boots, as `tables.unpack` does.
+    """Return the requests of a cell's boots, as `requests_table.unpack` does.
 
     Raises:
         BaselineError: There are none, or the file is damaged or not the one that the cell names.
@@ -73,8 +89,8 @@ def read_bytes(path: Path, *, root: Path, limit: int) -> bytes | None:
     """Return a file below `root`, None where there is none.
 
     Raises:
-        BaselineError: It leads out of `root` through a link, is no regular file, is longer than `limit` bytes or cannot
-            be read.
+        BaselineError: It leads out of `root` through a link, is no regular file, is longer than `limit` bytes, is a
+            pointer of Git LFS, or cannot be read.
     """
     try:
         real = path.resolve(strict=True)
@@ -93,6 +109,8 @@ def read_bytes(path: Path, *, root: Path, limit: int) -> bytes | None:
         return None
     except (OSError, RuntimeError, ValueError) as error:
         raise BaselineError(f"cannot be read: {error}", where=str(path)) from error
+    if data.startswith(_LFS_POINTER):
+        raise BaselineError("is a Git LFS pointer and not the file", where=str(path), todo="run `git lfs pull`")
     if len(data) > limit:
         raise BaselineError(f"is not a baseline: longer than {limit} bytes", where=str(path), todo=RECORD_ANEW)
     return data

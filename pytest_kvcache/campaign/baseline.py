@@ -202,7 +202,7 @@ class BaselineCampaign:
             with contextlib.suppress(BaselineError):
                 return store.read(self._root, cell)
             return None
-        return store.read(self._root, cell)
+        return store.read_whole(self._root, cell)
 
     def _hash(self, cell: _Open) -> str:
         return workload_hash(self._arm.profile.workload.sent(cell.cell.context_tokens))

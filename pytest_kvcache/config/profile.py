@@ -11,6 +11,7 @@ from pytest_kvcache.config import environment, refused_args
 from pytest_kvcache.config.rules import Rules
 from pytest_kvcache.config.vllm_args import number_of
 from pytest_kvcache.strict import Strict
+from pytest_kvcache.verdict.cells import FolderName
 from pytest_kvcache.workload.registry import AnyWorkload
 
 #: Name that asks for the small random-weight Qwen3 made on the spot (`engine/tiny_model.py`).
@@ -20,7 +21,7 @@ TINY_MODEL = "tiny-qwen3"
 class Profile(Strict):
     """A named way to run: what is served, how, and what load it gets."""
 
-    name: str
+    name: FolderName
     description: str = ""
     model: str = Field(description=f"Hugging Face id, a folder, or {TINY_MODEL!r}")
     servers: PositiveInt = Field(default=2, description="vLLM servers behind the router")

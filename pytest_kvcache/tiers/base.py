@@ -6,6 +6,7 @@ from pydantic import ConfigDict
 
 from pytest_kvcache.serving.tier import TierContext
 from pytest_kvcache.strict import Strict
+from pytest_kvcache.verdict.cells import FolderName
 
 
 class TierModel(Strict):
@@ -13,7 +14,7 @@ class TierModel(Strict):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str
+    name: FolderName
 
     def label(self, ctx: TierContext) -> str:  # noqa: ARG002 - part of the protocol
         """The tier's name: nothing stands in for it."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
-from pydantic import Field, StringConstraints, ValidationError, field_validator
+from pydantic import AfterValidator, Field, StringConstraints, ValidationError, field_validator
 
 from pytest_kvcache.errors import BaselineError
 from pytest_kvcache.strict import Strict
@@ -28,13 +28,28 @@ MIGRATE = "`pytest-kvcache baselines migrate` carries it over, or says what reco
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,99}")
 _DIGITS = 6
+_NAME_TODO = "use letters, digits and . _ + -"
+#: Bounds of what is judged: a request of a nanosecond, or one that takes thirty years.
+_LEAST, _MOST = 1e-9, 1e9
 
+
+def _names_a_folder(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{name!r:.120} cannot name a folder of baselines; {_NAME_TODO}")
+    return name
+
+
+#: A name that may stand in the path of a baseline.
+FolderName = Annotated[str, AfterValidator(_names_a_folder)]
 Text = Annotated[str, StringConstraints(max_length=4000)]
 Key = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Date = Annotated[str, StringConstraints(pattern=r"^\d{4}-\d\d-\d\d$")]
-Number = Annotated[float, Field(allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+#: Beyond these bounds no figure of a run can lie (seconds, bytes, tokens a second), and sums of squares overflow.
+Number = Annotated[float, Field(ge=-1e18, le=1e18, allow_inf_nan=False)]
+Positive = Annotated[float, Field(ge=1e-12, le=1e12, allow_inf_nan=False)]
+#: Seconds of a round of all users.
+RoundSeconds = Annotated[float, Field(ge=1e-3, le=1e7, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
@@ -62,9 +77,7 @@ class Cell:
         for what in ("profile", "machine", "tier"):
             name = getattr(self, what)
             if not isinstance(name, str) or not _NAME.fullmatch(name):
-                raise BaselineError(
-                    f"{what} {name!r:.120} cannot name a folder", todo="use letters, digits and . _ + -"
-                )
+                raise BaselineError(f"{what} {name!r:.120} cannot name a folder", todo=_NAME_TODO)
         if type(self.context_tokens) is not int or not 0 < self.context_tokens < 10**9:
             raise BaselineError(f"a context of {self.context_tokens!r:.40} tokens cannot name a file")
 
@@ -87,8 +100,8 @@ class StoredBoot(Strict, strict=True):
     Args:
         run_id: The session that it was taken in.
         recorded: Date (UTC), YYYY-MM-DD.
-        figures: Estimates in natural units by name, unit last. Those of `metrics.JUDGED` are there and positive; the
-            others are for reports.
+        figures: Estimates in natural units by name, unit last. Those of `metrics.JUDGED` are there and between 1e-9
+            and 1e9; the others are for reports.
         canary: Readings around the boot, in seconds, by name.
     """
 
@@ -101,8 +114,8 @@ class StoredBoot(Strict, strict=True):
     @classmethod
     def _judged_are_there(cls, figures: dict[str, float]) -> dict[str, float]:
         for metric in JUDGED:
-            if not figures.get(metric.key, math.nan) > 0:
-                raise ValueError(f"{metric.key} is missing or not positive")
+            if not _LEAST <= figures.get(metric.key, math.nan) <= _MOST:
+                raise ValueError(f"{metric.key} is missing, or not between {_LEAST:g} and {_MOST:g}")
         return figures
 
     def logs(self, metric_index: int) -> float:
@@ -160,7 +173,7 @@ class StoredCell(Strict, strict=True):
     comparability: Annotated[dict[Key, Text], Field(max_length=500)]
     versions: Annotated[dict[Key, Text], Field(max_length=500)]
     workload: Digest
-    round_s: Positive | None = None
+    round_s: RoundSeconds | None = None
     boots: Annotated[tuple[StoredBoot, ...], Field(min_length=1, max_length=500)]
     requests: RequestsFile | None = None
 

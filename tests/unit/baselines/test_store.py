@@ -18,9 +18,12 @@ from hypothesis import strategies as st
 
 from pytest_kvcache.baselines import requests_table, store, update
 from pytest_kvcache.baselines.store import Write
+from pytest_kvcache.baselines.update import levels
 from pytest_kvcache.errors import BaselineError
 from pytest_kvcache.verdict.cells import Cell, RequestsFile, StoredCell, parse, requests_path
-from tests.unit.verdict.make import CELL, HASH, KEYS, boot, requests, sibling, stored
+from pytest_kvcache.verdict.metrics import JUDGED
+from pytest_kvcache.verdict.procedure import decide
+from tests.unit.verdict.make import CELL, HASH, KEYS, boot, evidence, requests, sibling, stored
 
 ROWS = [requests(noise=0.05, seed=n) for n in range(3)]
 PACKED = requests_table.pack(ROWS)
@@ -121,6 +124,8 @@ def test_no_file_is_no_baseline(tmp_path: Path) -> None:
         TEXT.replace(SOME, "Infinity"),
         TEXT.replace(SOME, "1e999"),
         TEXT.replace(SOME, "-1"),
+        TEXT.replace(SOME, "1e300"),
+        TEXT.replace(SOME, "1e-300"),
         TEXT.replace('"tokens_per_s"', '"tokens"'),
         TEXT.replace('"run-0"', "5"),
         TEXT.replace('"run-0"', '"\\ud800"'),
@@ -142,6 +147,44 @@ def test_a_damaged_file_is_a_clear_error(tmp_path: Path, text: str) -> None:
         store.read(tmp_path, CELL)
     assert caught.value.todo
     assert len(str(caught.value)) < 1000
+
+
+@given(
+    st.sampled_from([metric.key for metric in JUDGED]), st.floats(min_value=0, allow_infinity=False), st.integers(0, 5)
+)
+def test_figures_within_bounds_can_be_judged(key: str, value: float, number: int) -> None:
+    """A figure that a file may hold never overflows in a verdict: what would is refused when the file is read."""
+    data = json.loads(TEXT)
+    data["boots"][number]["figures"][key] = value
+    try:
+        cell = parse(json.dumps(data).encode(), where="x")
+    except BaselineError as error:
+        assert key in error.what  # noqa: PT017 - either is right
+        return
+    decide(evidence(boot()), cell, family=12)
+    levels([cell], family=12)
+
+
+@pytest.mark.parametrize("damage", ["pointer", "gone", "cut", "another"])
+def test_requests_are_read_with_their_cell(tmp_path: Path, damage: str) -> None:
+    """A cell that is to be compared with is whole, its table of requests too, and the error says what it is instead."""
+    path = requests_path(CELL.path(tmp_path))
+    store.write_all(tmp_path, [recorded()])
+    assert store.read_whole(tmp_path, CELL) == store.read(tmp_path, CELL)
+    found = {
+        "pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n",
+        "cut": path.read_bytes()[:-1],
+        "another": b"PAR1",
+    }
+    path.unlink()
+    if damage in found:
+        path.write_bytes(found[damage])
+    with pytest.raises(BaselineError, match=r"context-1000\.requests") as caught:
+        store.read_whole(tmp_path, CELL)
+    assert ("git lfs pull" in caught.value.todo) is (damage == "pointer")
+    CELL.path(tmp_path).write_bytes(found["pointer"])
+    with pytest.raises(BaselineError, match="Git LFS pointer"):
+        store.read(tmp_path, CELL)
 
 
 def test_bytes_that_are_no_text(tmp_path: Path) -> None:
