@@ -14,6 +14,7 @@ import pytest
 from pytest_kvcache.baselines import files, store, update
 from pytest_kvcache.campaign import boots as booting
 from pytest_kvcache.verdict import rounds
+from pytest_kvcache.verdict.cells import requests_path
 from pytest_kvcache.verdict.metrics import JUDGED
 from pytest_kvcache.verdict.procedure import Boot
 from tests.projects import Project, commit, configure, run, run_folder
@@ -417,16 +418,20 @@ def test_unused_baselines_are_reported(project: Project) -> None:
 
 
 def test_damaged_baseline_is_an_error_without_a_traceback(project: Project) -> None:
-    """A damaged baseline file fails with its path and the way out, before anything boots."""
+    """A damaged baseline, its table of requests too, fails with path and way out, before anything boots."""
     configure(project, toml())
     run(project, "-m", "perf", "--tier", "gpu", "--record-baselines").assert_outcomes(passed=3)
     (cell,) = (project.path / "baselines").rglob("*.json")
-    cell.write_text('{"label": 3')
-    result = run(project, "-m", "perf", "--tier", "gpu")
-    result.assert_outcomes(failed=3)
-    result.stdout.fnmatch_lines([f"*{cell.name}: is not a baseline*", "*--update-baselines"])
-    assert "Traceback" not in result.stdout.str()
-    assert "servers ready" not in result.stdout.str()
+    requests, whole = requests_path(cell), cell.read_text()
+    for damaged, told in ((cell, "*context-50.json: is not a baseline*"), (requests, "*are not there*")):
+        cell.write_text('{"label": 3' if damaged == cell else whole)
+        if damaged == requests:
+            requests.unlink()
+        result = run(project, "-m", "perf", "--tier", "gpu")
+        result.assert_outcomes(failed=3)
+        result.stdout.fnmatch_lines([told, "*--update-baselines"])
+        assert "Traceback" not in result.stdout.str()
+        assert "servers ready" not in result.stdout.str()
 
 
 def test_unknown_tier_is_a_usage_error(project: Project) -> None:
