@@ -22,8 +22,6 @@ _INI = {
 }
 
 
-#: What is no folder of this machine.
-_NOT_PATHS = ("git:", "image:")
 _PATH_OPTIONS = ("--kv-engine", "--kv-config", "--kv-runs", "--kv-baselines", "--kv-against")
 
 
@@ -96,41 +94,30 @@ def from_config(config: pytest.Config) -> Options:
 
     Raises:
         pytest.UsageError: A folder was given such that pytest took it for a test path.
+        ConfigError: A value is no path, or names a configuration file that is not there.
     """
+    from pytest_kvcache.config import project  # noqa: PLC0415 - only where perf tests were asked for
+
     _check_rootdir(config)
-    root = config.rootpath
-
-    def value(name: str) -> str | None:
-        return config.getoption(name) or config.getini(name) or None
-
-    def engine() -> str | None:
-        named = value("kv_engine")
-        return named if named and named.startswith(_NOT_PATHS) else str(path("kv_engine") or "") or None
-
-    def path(name: str) -> Path | None:
-        given: str | None = config.getoption(name)
-        if given:
-            return (config.invocation_params.dir / given).absolute()
-        ini = config.getini(name)
-        return (root / ini).absolute() if ini else None
-
+    here = project.Project(config.rootpath, config.inipath, config.getini, config.invocation_params.dir, addopts={})
+    found = project.locate(here, {name: config.getoption(name) for name in (*project.PATHS, *project.TEXTS)})
     if config.getoption("update_baselines"):
         update: UpdateMode = "all"
     else:
         update = "missing" if config.getoption("record_baselines") else "none"
     return Options(
-        rootdir=root,
+        rootdir=found.rootdir,
         tiers=tuple(dict.fromkeys(config.getoption("tier"))),
-        profile=value("kv_profile"),
-        engine=engine(),
-        config=path("kv_config"),
-        runs=path("kv_runs") or root / ".kvcache" / "runs",
-        baselines=path("kv_baselines") or root / "baselines",
+        profile=found.profile,
+        engine=found.engine,
+        config=found.config,
+        runs=found.runs,
+        baselines=found.baselines,
         update=update,
         boots=_boots(config),
         strict=_strict(config),
         against=_against(config, update),
-        image_mounts=(*config.getini("kv_image_mounts"), *config.getoption("kv_image_mount")),
+        image_mounts=(*found.image_mounts, *config.getoption("kv_image_mount")),
     )
 
 
@@ -147,11 +134,13 @@ def _strict(config: pytest.Config) -> bool:
 
 
 def _against(config: pytest.Config, update: UpdateMode) -> str | None:
+    from pytest_kvcache.config import project  # noqa: PLC0415 - only where perf tests were asked for
+
     against: str | None = config.getoption("kv_against")
     if against and update != "none":
         raise pytest.UsageError("--kv-against compares two engines and stores nothing: leave out --update-baselines")
-    if against and not against.startswith(_NOT_PATHS):
-        return str((config.invocation_params.dir / against).absolute())
+    if against and not against.startswith(project.NO_PATHS):
+        return str((config.invocation_params.dir / project.expanded(against, where="--kv-against")).absolute())
     return against or None
 
 

@@ -2,10 +2,86 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+import types
+from pathlib import Path
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo, field_validator
 
 
 class Strict(BaseModel):
-    """Base of all settings: unknown keys are errors and values do not change."""
+    """Base of all settings: unknown keys are errors, values do not change, and one type is not taken for another.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    Of what pydantic would turn into a number or a truth, it takes none: TOML and JSON have types of their own, and
+    `qps = true` is no rate. Infinity and NaN are no numbers of a setting.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _keeps_its_type(cls, value: Any, info: ValidationInfo) -> Any:
+        field = cls.model_fields.get(info.field_name or "")
+        if field is not None:
+            _refuse_another_type(value, field.annotation)
+        return value
+
+
+def _expanded(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise ValueError(str(error)) from None
+
+
+#: A path that a person writes: a leading `~` is the home folder.
+UserPath = Annotated[Path, AfterValidator(_expanded)]
+
+
+def _refuse_another_type(value: Any, annotation: Any) -> None:
+    """Raise ValueError where a number is asked for and something else is given, or a truth and something else."""
+    wanted = _plain_types(annotation)
+    numeric = bool(wanted & {int, float})
+    if isinstance(value, bool):
+        if numeric and bool not in wanted:
+            raise ValueError(f"must be a number, not {str(value).lower()}")
+    elif isinstance(value, str | int | float):
+        if wanted and wanted <= {bool, type(None)}:
+            raise ValueError(f"must be true or false, not {value!r:.40}")
+        if isinstance(value, str) and numeric and not wanted & {str}:
+            raise ValueError(f"must be a number, not {value!r:.40}")
+    elif isinstance(value, list | tuple):
+        for inner in _element_types(annotation):
+            for each in value:
+                _refuse_another_type(each, inner)
+    elif isinstance(value, dict):
+        for inner in _value_types(annotation):
+            for each in value.values():
+                _refuse_another_type(each, inner)
+
+
+def _alternatives(annotation: Any) -> tuple[Any, ...]:
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _alternatives(get_args(annotation)[0])
+    if origin in (Union, types.UnionType):
+        return tuple(each for one in get_args(annotation) for each in _alternatives(one))
+    return (annotation,)
+
+
+def _plain_types(annotation: Any) -> set[type]:
+    return {each for each in _alternatives(annotation) if isinstance(each, type)}
+
+
+def _element_types(annotation: Any) -> list[Any]:
+    return [
+        each
+        for one in _alternatives(annotation)
+        if get_origin(one) in (list, tuple, set, frozenset)
+        for each in get_args(one)
+        if each is not Ellipsis
+    ]
+
+
+def _value_types(annotation: Any) -> list[Any]:
+    return [get_args(one)[1] for one in _alternatives(annotation) if get_origin(one) is dict]

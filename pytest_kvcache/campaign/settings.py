@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from pytest_kvcache.config import project
 from pytest_kvcache.config.options import Options
 from pytest_kvcache.config.profile import Profile
 from pytest_kvcache.engine import image
@@ -58,7 +58,7 @@ def resolve(options: Options) -> Settings:
     Raises:
         ConfigError: With file or option, key and what is allowed.
     """
-    known = catalogue.load(catalogue.find(options.rootdir, options.config))
+    known = catalogue.load(options.config)
     default = GPU_PROFILE if usable_gpus(os.environ) else CPU_PROFILE
     profile = known.profile(options.profile or default)
     profile.workload.check()
@@ -92,13 +92,12 @@ def _other(options: Options, profile: str) -> Catalogue | None:
     if options.against is None or not options.against.startswith("git:"):
         return None
     revision = options.against.removeprefix("git:")
-    name = str(options.config) if options.config else catalogue.FILE_NAME
-    text = revisions.show(options.rootdir, revision, name)
+    path = options.config or options.rootdir / project.FILE_NAME
+    text = revisions.show(path.parent, revision, path.name)
     if text is None:
-        raise ConfigError(f"{name} is not there at revision {revision!r}", where="--kv-against")
-    with tempfile.NamedTemporaryFile("w", suffix=".toml", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        other = catalogue.load(Path(file.name))
+        raise ConfigError(
+            f"{path.name} is not there at revision {revision!r}", where="--kv-against", todo=f"see {path}"
+        )
+    other = catalogue.parse(text, source=path, where=f"{revision}:{path.name}")
     other.profile(profile).workload.check()
     return other

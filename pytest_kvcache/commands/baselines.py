@@ -11,6 +11,7 @@ import pandas as pd
 
 from pytest_kvcache.baselines import files, store, update
 from pytest_kvcache.baselines.files import Found
+from pytest_kvcache.commands.located import add_config_argument, located
 from pytest_kvcache.errors import BaselineError, ConfigError
 from pytest_kvcache.tiers import catalogue
 from pytest_kvcache.verdict.cells import SCHEMA, StoredCell, parse
@@ -23,9 +24,9 @@ Say = Callable[[str], None]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the subcommands."""
     parser.add_argument(
-        "--kv-baselines", type=Path, default=Path("baselines"), metavar="DIR", help="default: baselines"
+        "--kv-baselines", metavar="DIR", help="default: as for pytest (ini key kv_baselines, baselines)"
     )
-    parser.add_argument("--kv-config", type=Path, metavar="FILE", help="default: kvcache.toml of this folder")
+    add_config_argument(parser)
     what = parser.add_subparsers(required=True, metavar="WHAT")
 
     each = what.add_parser("list", help="every baseline: boots, dates, what it can tell, what is wrong with it")
@@ -55,7 +56,10 @@ def run(args: argparse.Namespace, say: Say) -> int:
 
     Raises:
         BaselineError: There is no such cell or folder.
+        ConfigError: A flag or the project's configuration is wrong.
     """
+    args.located = located(args)
+    args.kv_baselines = args.located.baselines
     return int(args.what(args, say))
 
 
@@ -123,7 +127,7 @@ def _at_revision(root: Path, revision: str) -> list[StoredCell]:
 
 
 def _prune(args: argparse.Namespace, say: Say) -> int:
-    known = catalogue.load(catalogue.find(Path.cwd(), args.kv_config))
+    known = catalogue.load(args.located.config)
     found = files.scan(args.kv_baselines)
     drop = [f.cell for f in found if f.cell is not None and not _is_used(f, known)]
     paths = files.removable(args.kv_baselines, drop)
@@ -161,7 +165,7 @@ def _migrate(args: argparse.Namespace, say: Say) -> int:
 
 def _rules(args: argparse.Namespace, stored: StoredCell) -> tuple[Policy, int]:
     """Return the rules of the cell's profile and the number of its gates, the default ones where it is no more."""
-    known = catalogue.load(catalogue.find(Path.cwd(), args.kv_config))
+    known = catalogue.load(args.located.config)
     try:
         profile = known.profile(stored.cell.profile)
     except ConfigError:

@@ -16,6 +16,7 @@ from pathlib import Path
 from pytest_kvcache import preflight
 from pytest_kvcache.campaign.settings import CPU_PROFILE, GPU_PROFILE
 from pytest_kvcache.check import Check, Finding, Result
+from pytest_kvcache.commands.located import add_config_argument, located
 from pytest_kvcache.engine import floors, setup
 from pytest_kvcache.engine.base import BaseEngine
 from pytest_kvcache.engine.container import BindMount, parse_mount
@@ -47,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     parser.add_argument("--tier", action="append", default=[], metavar="NAME", help="repeatable (default: all)")
     parser.add_argument("--kv-profile", metavar="NAME", help="default: as pytest would take")
-    parser.add_argument("--kv-config", type=Path, metavar="FILE", help="default: kvcache.toml of this folder")
+    add_config_argument(parser)
     parser.add_argument("--kv-engine", metavar="ENGINE", help="folder, or image:… (default: the one `setup` makes)")
     parser.add_argument("--kv-image-mount", action="append", default=[], metavar="MOUNT", help="as for pytest")
     parser.add_argument("--import", dest="imports", action="store_true", help="import vLLM and LMCache too (slow)")
@@ -64,12 +65,14 @@ def run(args: argparse.Namespace, say: Say) -> int:
     Raises:
         ConfigError: A flag or kvcache.toml is wrong.
     """
-    known = catalogue.load(catalogue.find(Path.cwd(), args.kv_config))
-    profile = known.profile(args.kv_profile or (GPU_PROFILE if usable_gpus(os.environ) else CPU_PROFILE))
+    place = located(args)
+    known = catalogue.load(place.config)
+    profile = known.profile(place.profile or (GPU_PROFILE if usable_gpus(os.environ) else CPU_PROFILE))
     tiers = known.select(args.tier)
     offloads = any(not isinstance(tier, NoTier) for tier in tiers)
     results = [preflight.run("machine", check) for check in machine.checks(profile, offloads=offloads)]
-    engine, found = _engine(args.kv_engine, [parse_mount(text, "--kv-image-mount") for text in args.kv_image_mount])
+    mounts = [parse_mount(text, "--kv-image-mount") for text in (*place.image_mounts, *args.kv_image_mount)]
+    engine, found = _engine(place.engine, mounts)
     results.append(found)
     if engine is not None:
         checks = engines.checks(engine, profile, imports=args.imports, offloads=offloads)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable
-from pathlib import Path
 
+from pytest_kvcache.commands.located import add_config_argument, located
 from pytest_kvcache.engine.container import parse_mount
 from pytest_kvcache.engine.named import engine_named
 from pytest_kvcache.serving.render import render
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     parser.add_argument("--kv-profile", required=True, metavar="NAME")
     parser.add_argument("--tier", required=True, metavar="NAME")
-    parser.add_argument("--kv-config", type=Path, metavar="FILE", help="default: kvcache.toml of this folder")
+    add_config_argument(parser)
     parser.add_argument("--kv-engine", metavar="ENGINE", help="folder, or image:REPO[:TAG]: name its programs")
     parser.add_argument("--kv-image-mount", action="append", default=[], metavar="MOUNT", help="as for pytest")
     parser.add_argument("--json", action="store_true", help="for programs: components with argv, env and files")
@@ -32,9 +32,10 @@ def run(args: argparse.Namespace, say: Say) -> int:
         ConfigError: A flag or kvcache.toml is wrong.
         SetupError: There is no vLLM in the engine.
     """
-    known = catalogue.load(catalogue.find(Path.cwd(), args.kv_config))
+    found = located(args)
+    known = catalogue.load(found.config)
     (tier,) = known.select([args.tier])
-    mounts = [parse_mount(text, "--kv-image-mount") for text in args.kv_image_mount]
-    engine = engine_named(args.kv_engine, mounts) if args.kv_engine else None
+    mounts = [parse_mount(text, "--kv-image-mount") for text in (*found.image_mounts, *args.kv_image_mount)]
+    engine = engine_named(found.engine, mounts) if found.engine else None
     say(render(known.profile(args.kv_profile), tier, engine, os.environ, as_json=args.json))
     return 0

@@ -6,13 +6,12 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from pytest_kvcache.commands.located import located
 from pytest_kvcache.errors import ConfigError
 from pytest_kvcache.report import chart, series
 from pytest_kvcache.runs.files import replace_whole
 
 Say = Callable[[str], None]
-
-_RUNS = Path(".kvcache/runs")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,8 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="*",
         metavar="RUN",
-        help="folders of runs, such as those of one CI job a tier (default: the newest of .kvcache/runs)",
+        help="folders of runs, such as those of one CI job a tier (default: the newest of the folder of runs)",
     )
+    parser.add_argument("--kv-runs", metavar="DIR", help="folder of runs; default: as for pytest")
     parser.add_argument("--chart", type=Path, default=Path("kvcache.svg"), metavar="FILE", help=".svg, .png or .pdf")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="the chart's data too: a row a boot")
     parser.add_argument(
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace, say: Say) -> int:
     Raises:
         ConfigError: There is nothing to draw, or not so, or not there.
     """
-    rows = series.read(args.runs or [_newest()])
+    rows = series.read(args.runs or [_newest(located(args).runs)])
     table = series.means(rows)
     say(table.to_string(index=False, float_format="{:.4g}".format))
     for best in series.best_tables(table, against=args.against or series.YARDSTICKS):
@@ -56,8 +56,8 @@ def run(args: argparse.Namespace, say: Say) -> int:
     return 0
 
 
-def _newest() -> Path:
-    found = sorted(path for path in _RUNS.glob("*") if any(path.rglob("run.json"))) if _RUNS.is_dir() else []
+def _newest(runs: Path) -> Path:
+    found = sorted(path for path in runs.glob("*") if any(path.rglob("run.json"))) if runs.is_dir() else []
     if not found:
-        raise ConfigError("no run is there", where=str(_RUNS), todo="name one, or run `pytest -m perf` first")
+        raise ConfigError("no run is there", where=str(runs), todo="name one, or run `pytest -m perf` first")
     return found[-1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
@@ -51,6 +52,14 @@ class Profile(Strict):
                 f"max_model_len {self.max_model_len} is less than the longest prompt with its answer, {longest} tokens"
             )
         return self
+
+    @field_validator("model")
+    @classmethod
+    def _folder_of_the_home(cls, value: str) -> str:
+        try:
+            return str(Path(value).expanduser()) if value.startswith("~") else value
+        except RuntimeError as error:
+            raise ValueError(str(error)) from None
 
     @field_validator("vllm_args")
     @classmethod

@@ -1,4 +1,4 @@
-"""Find, merge and validate `kvcache.toml`; every error names file, key and what is allowed."""
+"""Merge and validate `kvcache.toml`; every error names file, key and what is allowed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from pytest_kvcache.serving.tier import Tier
 from pytest_kvcache.tiers.registry import tier_kinds
 from pytest_kvcache.workload.registry import DEFAULT_KIND, workload_kinds
 
-FILE_NAME = "kvcache.toml"
 _BUILTIN = Path(__file__).parents[1] / "config" / "builtin.toml"
 _SECTIONS = ("profiles", "tiers")
 
@@ -62,23 +61,9 @@ class Catalogue:
             raise ConfigError(
                 f"unknown tier {', '.join(map(repr, unknown))}; known: {', '.join(self.tiers)}",
                 where="--tier",
-                todo=f"a tier of your own is a [tiers.NAME] table in {FILE_NAME}",
+                todo="a tier of your own is a [tiers.NAME] table in kvcache.toml",
             )
         return [t for n, t in self.tiers.items() if not names or n in names]
-
-
-def find(rootdir: Path, explicit: Path | None = None) -> Path | None:
-    """Return the `kvcache.toml` to use: the one asked for, else the one in `rootdir`, else None.
-
-    Raises:
-        ConfigError: The file asked for is not there.
-    """
-    if explicit is not None:
-        if not explicit.is_file():
-            raise ConfigError("no such file", where=str(explicit), todo="check --kv-config")
-        return explicit
-    candidate = rootdir / FILE_NAME
-    return candidate if candidate.is_file() else None
 
 
 def load(source: Path | None) -> Catalogue:
@@ -90,9 +75,31 @@ def load(source: Path | None) -> Catalogue:
     Raises:
         ConfigError: Unreadable TOML, an unknown key, a wrong type or value.
     """
-    builtin = _read(_BUILTIN)
-    user = _read(source) if source else {}
-    where = str(source) if source else str(_BUILTIN)
+    text = "" if source is None else _read(source)
+    return parse(text, source=source, where=str(source or _BUILTIN))
+
+
+def parse(text: str, *, source: Path | None, where: str) -> Catalogue:
+    """Lay the text of a kvcache.toml over the built-in catalogue, as `load` does.
+
+    Args:
+        text: Of the user's file.
+        source: That file.
+        where: What errors call it.
+
+    Raises:
+        ConfigError: As `load` does.
+    """
+    return laid_over(_parsed(text, where), source=source, where=where)
+
+
+def laid_over(user: Table, *, source: Path | None, where: str) -> Catalogue:
+    """Lay the tables of a kvcache.toml over the built-in catalogue, as `parse` does.
+
+    Raises:
+        ConfigError: As `load` does.
+    """
+    builtin = _parsed(_read(_BUILTIN), str(_BUILTIN))
     for key in user:
         if key not in _SECTIONS:
             raise ConfigError(f"unknown key {key!r}; allowed: {', '.join(_SECTIONS)}", where=where)
@@ -100,16 +107,29 @@ def load(source: Path | None) -> Catalogue:
         for name, table in _table(user, section, where).items():
             if not isinstance(table, dict):
                 raise ConfigError("must be a table", where=f"{where}: {section}.{name}")
+            if "name" in table:
+                raise ConfigError(
+                    "unknown key; the table's own name is the name", where=f"{where}: {section}.{name}.name"
+                )
     profiles = _profiles(_table(builtin, "profiles", where), _table(user, "profiles", where), where)
     tiers = _tiers(_table(builtin, "tiers", where), _table(user, "tiers", where), where)
     return Catalogue(profiles=profiles, tiers=tiers, source=source)
 
 
-def _read(path: Path) -> Table:
+def _read(path: Path) -> str:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        return path.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
+    except (UnicodeDecodeError, OSError, ValueError) as error:
         raise ConfigError(f"cannot be read: {error}", where=str(path)) from error
+
+
+def _parsed(text: str, where: str) -> Table:
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ConfigError("cannot be read: nested too deeply", where=where) from None
+    except ValueError as error:
+        raise ConfigError(f"cannot be read: {error}", where=where) from error
 
 
 def _table(data: Table, key: str, where: str) -> Table:
@@ -132,7 +152,7 @@ def _profiles(builtin: Table, user: Table, where: str) -> dict[str, Profile]:
     for name, table in (*builtin.items(), *user.items()):
         key = f"{where}: profiles.{name}"
         base_name = table.get("extends", name)
-        if "extends" in table and base_name not in raw:
+        if "extends" in table and (not isinstance(base_name, str) or base_name not in raw):
             raise ConfigError(f"{base_name!r} is not a profile; allowed: {', '.join(raw)}", where=f"{key}.extends")
         over = {k: v for k, v in table.items() if k != "extends"}
         raw[name] = _merge(_without_other_kind(raw.get(base_name, {}), over), over)
@@ -153,7 +173,7 @@ def _profile(name: str, table: Table, key: str) -> Profile:
     if isinstance(workload, dict):
         kinds = workload_kinds()
         kind = workload.get("kind", DEFAULT_KIND)
-        if kind not in kinds:
+        if not isinstance(kind, str) or kind not in kinds:
             raise ConfigError(f"{kind!r} is not allowed; allowed: {', '.join(kinds)}", where=f"{key}.workload.kind")
         table = {**table, "workload": validate(kinds[kind].load(), workload, f"{key}.workload")}
     return validate(Profile, {"name": name, **table}, key)
@@ -168,7 +188,7 @@ def _tiers(builtin: Table, user: Table, where: str) -> dict[str, Tier]:
     for name, table in raw.items():
         key = f"{where}: tiers.{name}"
         kind = table.get("kind")
-        if kind not in kinds:
+        if not isinstance(kind, str) or kind not in kinds:
             what = "missing" if kind is None else f"{kind!r} is not allowed"
             raise ConfigError(f"{what}; allowed: {', '.join(kinds)}", where=f"{key}.kind")
         tiers[name] = validate(kinds[kind].load(), {"name": name, **table}, key)

@@ -15,6 +15,7 @@ from pytest_kvcache.serving.tier import TierContext
 from pytest_kvcache.storage.folder import UNFINISHED, FolderAccount
 from pytest_kvcache.storage.mounts import Mount, mount_of
 from pytest_kvcache.storage.requirement import Require, unmet
+from pytest_kvcache.strict import UserPath
 from pytest_kvcache.tiers.base import TierModel
 
 #: Folder, below that of the objects, in which a server alone writes what is no object yet. Without one, servers that
@@ -31,7 +32,7 @@ class FsTier(TierModel):
     """
 
     kind: Literal["fs"]
-    path: Path | None = Field(default=None, description="folder on the mount")
+    path: UserPath | None = Field(default=None, description="folder on the mount")
     require: Require = Field(
         default="none",
         description="what the folder must be on, wherever it is not a stand-in; else the tier cannot run",

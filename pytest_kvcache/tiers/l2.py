@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any, Literal
 
@@ -38,6 +39,10 @@ class L2Tier(TierModel):
                 f"{', '.join(secret)} would be readable in the process list; leave it out and set the "
                 "adapter's environment variable instead"
             )
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"cannot be written as JSON: {error}") from None
         return value
 
     def unavailable(self, ctx: TierContext) -> str | None:

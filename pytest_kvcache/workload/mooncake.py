@@ -19,7 +19,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
 
 from pytest_kvcache.errors import ConfigError, RunError
-from pytest_kvcache.strict import Strict
+from pytest_kvcache.strict import Strict, UserPath
 from pytest_kvcache.workload.base import Workload
 from pytest_kvcache.workload.script import Conversation, Script, Turn
 from pytest_kvcache.workload.tokens import Texts, Tokenizer, message, texts
@@ -49,7 +49,7 @@ class MooncakeTrace(Workload):
     """Parameters of a run of a trace; `context_tokens` is the longest prompt that is sent."""
 
     kind: Literal["mooncake-trace"] = "mooncake-trace"
-    path: Path = Field(description="the trace")
+    path: UserPath = Field(description="the trace")
     speed: PositiveFloat = Field(default=1.0, description="2 sends twice as fast as the trace was taken")
 
     def check(self) -> None:

@@ -23,7 +23,7 @@ def workload_kinds() -> dict[str, EntryPoint]:
 def _of_its_kind(value: Any) -> Any:
     if isinstance(value, dict):
         kind = value.get("kind", DEFAULT_KIND)
-        if kind not in workload_kinds():
+        if not isinstance(kind, str) or kind not in workload_kinds():
             raise ValueError(f"kind {kind!r} is not allowed; allowed: {', '.join(workload_kinds())}")
         return workload_kinds()[kind].load().model_validate(value)
     return value

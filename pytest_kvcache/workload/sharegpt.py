@@ -19,6 +19,7 @@ from typing import Any, Literal
 from pydantic import Field, PositiveInt
 
 from pytest_kvcache.errors import ConfigError, RunError
+from pytest_kvcache.strict import UserPath
 from pytest_kvcache.workload.schedule import Due
 from pytest_kvcache.workload.script import Message, Script, Turn
 from pytest_kvcache.workload.steady import SteadyWorkload
@@ -46,7 +47,7 @@ class ShareGpt(SteadyWorkload):
     """Parameters of a run of a ShareGPT-style file; conversations of fewer than `rounds` rounds are left out."""
 
     kind: Literal["sharegpt"] = "sharegpt"
-    path: Path = Field(description="the file")
+    path: UserPath = Field(description="the file")
     answer_tokens: PositiveInt = Field(description="longest answer")
 
     def check(self) -> None:

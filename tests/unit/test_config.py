@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from pytest_kvcache.config.profile import Profile
+from pytest_kvcache.config.rules import Rules
 from pytest_kvcache.errors import ConfigError
 from pytest_kvcache.tiers import catalogue
+from pytest_kvcache.tiers.base import TierModel
 from pytest_kvcache.tiers.catalogue import Catalogue
+from pytest_kvcache.tiers.cpu import CpuTier
+from pytest_kvcache.tiers.fs import FsTier
+from pytest_kvcache.tiers.l2 import L2Tier
+from pytest_kvcache.tiers.none import NoTier
+from pytest_kvcache.tiers.s3 import S3Tier
+from pytest_kvcache.workload.mooncake import MooncakeTrace
 from pytest_kvcache.workload.multi_round import MultiRoundQa
+from pytest_kvcache.workload.sharegpt import ShareGpt
 
 
 def load(tmp_path: Path, text: str) -> Catalogue:
@@ -118,6 +131,18 @@ def test_a_profile_can_extend_another(tmp_path: Path) -> None:
             "[profiles.cpu-tiny]\nlmcache_mode = 'both'\n",
             ["lmcache_mode: 'both' is not allowed; allowed: 'in-process'"],
         ),
+        ("[tiers.x]\nkind = ['fs']\n", ["tiers.x.kind: ['fs'] is not allowed; allowed:"]),
+        ("[profiles.x]\nextends = ['x']\n", ["profiles.x.extends: ['x'] is not a profile"]),
+        ("[tiers.cpu]\nname = 'gpu'\n", ["tiers.cpu.name: unknown key"]),
+        ("[profiles.cpu-tiny]\nname = 'qwen3-8b'\n", ["profiles.cpu-tiny.name: unknown key"]),
+        ("[profiles.cpu-tiny.workload]\nqps = inf\n", ["workload.qps", "finite"]),
+        ("[profiles.cpu-tiny.workload]\nqps = nan\n", ["workload.qps", "finite"]),
+        ("[profiles.cpu-tiny.workload]\nqps = true\n", ["workload.qps: must be a number, not true"]),
+        ("[profiles.cpu-tiny.workload]\nqps = '3'\n", ["workload.qps: must be a number, not '3'"]),
+        ("[profiles.cpu-tiny.workload]\ncontext_tokens = [true]\n", ["context_tokens: must be a number, not true"]),
+        ("[profiles.cpu-tiny.rules]\nprobes = 1\n", ["rules.probes: must be true or false, not 1"]),
+        ("[profiles.cpu-tiny.rules]\nmargins = {tokens_per_s = true}\n", ["rules.margins: must be a number, not true"]),
+        ("[profiles.cpu-tiny.workload]\nkind = 3\n", ["workload.kind: 3 is not allowed; allowed:"]),
         ("[tier.x]\n", ["unknown key 'tier'; allowed: profiles, tiers"]),
         ("tiers = 3\n", ["tiers: must be a table"]),
         ("[tiers]\nx = 3\n", ["tiers.x: must be a table"]),
@@ -149,13 +174,92 @@ def test_unknown_names_list_the_known_ones() -> None:
         known.select(["gpu", "x"])
 
 
-def test_the_file_is_found_from_rootdir(tmp_path: Path) -> None:
-    """kvcache.toml of rootdir is used; without one, only what is built in."""
-    assert catalogue.find(tmp_path) is None
-    (tmp_path / "kvcache.toml").touch()
-    assert catalogue.find(tmp_path) == tmp_path / "kvcache.toml"
-    with pytest.raises(ConfigError, match="no such file"):
-        catalogue.find(tmp_path, tmp_path / "other.toml")
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"\xff\xfe", "cannot be read"),
+        (b"[profiles.x]\x00\n", "cannot be read"),
+        (b"x = " + b"[" * 3000 + b"]" * 3000, "cannot be read"),
+        (b"x = " + b"1" * 5000, "cannot be read"),
+        (None, "cannot be read"),
+    ],
+    ids=["latin", "nul", "deep", "long", "folder"],
+)
+def test_what_is_no_toml(tmp_path: Path, content: bytes | None, said: str) -> None:
+    """Whatever lies in the file's place is an error with its name."""
+    path = tmp_path / "kvcache.toml"
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(ConfigError, match=said) as caught:
+        catalogue.load(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_byte_order_mark_is_no_key(tmp_path: Path) -> None:
+    """A file that an editor began with a byte order mark is read like any other."""
+    path = tmp_path / "kvcache.toml"
+    path.write_bytes(b"\xef\xbb\xbf[tiers.ram]\nkind = 'cpu'\n")
+    assert "ram" in catalogue.load(path).tiers
+
+
+def test_a_leading_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paths that a person writes may begin with it, and a user who is not there is said."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    text = "[tiers.x]\nkind = 'fs'\npath = '~/kv'\n[profiles.cpu-tiny]\nmodel = '~/m'\n"
+    known = load(tmp_path, text)
+    assert isinstance(known.tiers["x"], FsTier)
+    assert (known.tiers["x"].path, known.profile("cpu-tiny").model) == (tmp_path / "kv", f"{tmp_path}/m")
+    assert "tiers.x.path" in refusal(tmp_path, "[tiers.x]\nkind = 'fs'\npath = '~nobody-here/kv'\n")
+
+
+_SCALARS = st.one_of(
+    st.booleans(),
+    st.integers(-(10**20), 10**20),
+    st.floats(),
+    st.sampled_from(["", "fs", "gpu", "cpu-tiny", "~", "~nobody-here/x", "a b", "5", "inf", "\0", "--x"]),
+    st.text(max_size=5),
+    st.dates(),
+)
+_VALUES = st.recursive(
+    _SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+_KINDS: dict[str, type[TierModel]] = {"fs": FsTier, "s3": S3Tier, "lmcache-l2": L2Tier, "cpu": CpuTier, "none": NoTier}
+_TIER_KEYS = [(kind, key) for kind, model in _KINDS.items() for key in ("kind", "name", *model.model_fields)]
+_PROFILE_KEYS = [
+    *((key,) for key in ("extends", *Profile.model_fields)),
+    *(("rules", key) for key in Rules.model_fields),
+    *(("workload", key) for model in (MultiRoundQa, ShareGpt, MooncakeTrace) for key in model.model_fields),
+]
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow], max_examples=2000)
+@given(st.sampled_from(_TIER_KEYS), _VALUES)
+def test_no_value_of_a_tier_is_more_than_an_error(at: tuple[str, str], value: object) -> None:
+    """Whatever stands at a key of a tier is taken, or refused with that key; a tier stays the tier of its name."""
+    kind, key = at
+    try:
+        known = catalogue.laid_over({"tiers": {"x": {"kind": kind, key: value}}}, source=None, where="kvcache.toml")
+    except ConfigError as error:
+        assert "kvcache.toml: tiers.x" in str(error)  # noqa: PT017 - either is right
+        return
+    assert {name: tier.name for name, tier in known.tiers.items()} == {name: name for name in known.tiers}
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow], max_examples=200)
+@given(st.sampled_from(_PROFILE_KEYS), st.sampled_from(["multi-round-qa", "sharegpt", "mooncake-trace"]), _VALUES)
+def test_no_value_of_a_profile_is_more_than_an_error(at: tuple[str, ...], kind: str, value: object) -> None:
+    """Whatever stands at a key of a profile, rules or workload is taken, or refused with the profile's name."""
+    table: dict[str, object] = {"workload": {"kind": kind}} if at[0] != "workload" else {}
+    table[at[0]] = value if len(at) == 1 else {"kind": kind, at[1]: value} if at[0] == "workload" else {at[1]: value}
+    try:
+        known = catalogue.laid_over({"profiles": {"cpu-tiny": table}}, source=None, where="kvcache.toml")
+    except ConfigError as error:
+        assert "kvcache.toml: profiles.cpu-" in str(error)  # noqa: PT017 - either is right
+        return
+    profile = known.profile("cpu-tiny")
+    assert profile.name == "cpu-tiny"
+    json.dumps(profile.model_dump(mode="json"), allow_nan=False)
 
 
 def test_readings_that_are_not_taken_adjust_nothing(tmp_path: Path) -> None:
