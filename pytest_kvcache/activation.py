@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Mapping, Sequence
 
 import pytest
@@ -16,6 +17,7 @@ from pytest_kvcache.report import benchmark as rows_of_benchmark
 from pytest_kvcache.report.session import SessionReport
 from pytest_kvcache.runs import signals
 from pytest_kvcache.serving.tier import Tier
+from pytest_kvcache.showable import showable
 from pytest_kvcache.verdict.metrics import JUDGED
 
 _NO_RERUNS = "perf tests are not run again when they fail: a verdict that is repeated until it passes is none"
@@ -40,7 +42,7 @@ def activate(config: pytest.Config) -> None:
         if reporter is not None:
             with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
                 reporter.ensure_newline()
-                reporter.write_line(f"kvcache: {line}")
+                reporter.write_line(showable(f"kvcache: {line}", sys.stdout))
 
     state = PerfState(chosen, say)
     config.stash[KEY] = state
