@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 
 import pytest
 
-from pytest_kvcache import options
+from pytest_kvcache import options, parameters
 from pytest_kvcache.baselines import store
 from pytest_kvcache.campaign import settings
 from pytest_kvcache.campaign.state import KEY, PerfState
@@ -16,6 +17,7 @@ from pytest_kvcache.report import benchmark as rows_of_benchmark
 from pytest_kvcache.report.session import SessionReport
 from pytest_kvcache.runs import signals
 from pytest_kvcache.serving.tier import Tier
+from pytest_kvcache.showable import showable
 from pytest_kvcache.verdict.metrics import JUDGED
 
 _NO_RERUNS = "perf tests are not run again when they fail: a verdict that is repeated until it passes is none"
@@ -40,7 +42,7 @@ def activate(config: pytest.Config) -> None:
         if reporter is not None:
             with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
                 reporter.ensure_newline()
-                reporter.write_line(f"kvcache: {line}")
+                reporter.write_line(showable(f"kvcache: {line}", sys.stdout))
 
     state = PerfState(chosen, say)
     config.stash[KEY] = state
@@ -49,17 +51,20 @@ def activate(config: pytest.Config) -> None:
     config.add_cleanup(restore)
 
 
-def parametrize(metafunc: pytest.Metafunc) -> None:
-    """Give a test its tiers (session scope), its contexts and its gates."""
+def parametrize(metafunc: pytest.Metafunc, asked: Sequence[str]) -> None:
+    """Give a test its tiers (session scope), its contexts and its gates: those of them that it asks the plugin for.
+
+    They are names and numbers. Reports keep them (Allure, pytest-benchmark), and know a test by them again.
+    """
+    if wrong := parameters.too_short_for_a_pair(metafunc):
+        pytest.fail(f"{metafunc.definition.nodeid}: {wrong}", pytrace=False)
     chosen = metafunc.config.stash[KEY].settings
-    if "kv_tier" in metafunc.fixturenames:
-        tiers = chosen.tiers
-        metafunc.parametrize("kv_tier", tiers, ids=[t.name for t in tiers], indirect=True, scope="session")
-    if "kv_context" in metafunc.fixturenames:
-        lengths = chosen.profile.workload.context_tokens
-        metafunc.parametrize("kv_context", lengths, ids=[str(n) for n in lengths], indirect=True)
-    if "kv_gate" in metafunc.fixturenames:
-        metafunc.parametrize("kv_gate", JUDGED, ids=[metric.short for metric in JUDGED], indirect=True)
+    if "kv_tier" in asked:
+        metafunc.parametrize("kv_tier", [tier.name for tier in chosen.tiers], indirect=True, scope="session")
+    if "kv_context" in asked:
+        metafunc.parametrize("kv_context", chosen.profile.workload.context_tokens, indirect=True)
+    if "kv_gate" in asked:
+        metafunc.parametrize("kv_gate", [metric.short for metric in JUDGED], indirect=True)
 
 
 def prepare(items: list[pytest.Item]) -> None:
@@ -69,8 +74,7 @@ def prepare(items: list[pytest.Item]) -> None:
         pytest.UsageError: A perf test is marked to be run again when it fails.
     """
     for item in items:
-        names = getattr(item, "fixturenames", ())
-        if "kv_baseline" in names:
+        if "kv_baseline" in getattr(item, "fixturenames", ()):
             if item.get_closest_marker("flaky"):
                 raise pytest.UsageError(f"{item.nodeid}: {_NO_RERUNS}")
             rows_of_benchmark.mark(item)
@@ -80,15 +84,23 @@ def prepare(items: list[pytest.Item]) -> None:
 
 
 def selected_contexts(items: Sequence[pytest.Item], tier: Tier) -> list[int]:
-    """Return the contexts at which the session's tests measure `tier`, in the profile's order."""
-    params = [item.callspec.params for item in items if hasattr(item, "callspec") and _tier_of(item) == tier.name]
-    found = {each["kv_context"] for each in params if "kv_context" in each}
-    return sorted(found)
+    """Return the contexts at which the session's tests measure `tier`, shortest first.
+
+    Where no test names the tier, one that a fixture of the project's own brings, tests that name none count.
+    """
+    named = [item for item in items if _tier_of(item) == tier.name]
+    params = [_params(item) for item in named or items if _tier_of(item) in {"", tier.name}]
+    lengths = {each.get("kv_context") for each in params}
+    return sorted(length for length in lengths if isinstance(length, int) and not isinstance(length, bool))
 
 
 def _tier_of(item: pytest.Item) -> str:
-    tier = getattr(item, "callspec", None) and item.callspec.params.get("kv_tier")  # type: ignore[attr-defined]
-    return tier.name if tier is not None else ""
+    tier = _params(item).get("kv_tier", "")
+    return str(getattr(tier, "name", tier))
+
+
+def _params(item: pytest.Item) -> Mapping[str, object]:
+    return item.callspec.params if hasattr(item, "callspec") else {}
 
 
 def finish(session: pytest.Session, exitstatus: int) -> None:

@@ -10,6 +10,7 @@ from functools import partial
 from importlib import import_module
 
 from pytest_kvcache.errors import KvCacheError
+from pytest_kvcache.showable import make_showable
 
 #: Each is a module of `commands` with `add_arguments` and `run`.
 COMMANDS = {
@@ -24,6 +25,8 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand; return the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        make_showable(stream)
     given = sys.argv[1:] if argv is None else argv
     args = _parser(next(iter(given), "")).parse_args(given)
     try:
@@ -31,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `| head` has seen enough; Python would complain once more at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except KvCacheError as error:
+    except (KvCacheError, OSError) as error:  # an OSError names its file: a folder that is read-only, a full disk
         print(f"pytest-kvcache: {error}", file=sys.stderr)
         return 1
 

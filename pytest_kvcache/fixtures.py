@@ -35,7 +35,7 @@ def _state(config: pytest.Config) -> PerfState:
 
 @pytest.fixture(scope="session")
 def kv_profile(pytestconfig: pytest.Config) -> Profile:
-    """The profile that runs: model, sizes, workload, tolerances."""
+    """The profile that runs: model, sizes, workload, tolerances. A session runs one, which --kv-profile names."""
     return _state(pytestconfig).profile
 
 
@@ -43,39 +43,50 @@ def kv_profile(pytestconfig: pytest.Config) -> Profile:
 def kv_tier(request: pytest.FixtureRequest) -> Tier:
     """The tier of this test; one that cannot run here is skipped, or fails where --tier names it."""
     state = _state(request.config)
-    from pytest_kvcache import perf  # noqa: PLC0415 - heavy
+    from pytest_kvcache import perf, values  # noqa: PLC0415 - heavy
 
-    return perf.usable(request.param, state)
+    with perf.told_plainly():
+        name = values.given(request, [tier.name for tier in state.settings.tiers])
+    return perf.usable(name, state)
 
 
 @pytest.fixture
 def kv_context(request: pytest.FixtureRequest) -> int:
     """The length of the user context (tokens): one test for each of the profile's."""
-    length: int = request.param
-    return length
+    state = _state(request.config)
+    from pytest_kvcache import perf, values  # noqa: PLC0415 - heavy
+
+    with perf.told_plainly():
+        return values.context(values.given(request, state.profile.workload.context_tokens), state.profile)
 
 
 @pytest.fixture
 def kv_gate(request: pytest.FixtureRequest) -> Metric:
     """A metric that is judged (TTFT, processing speed, decode throughput): one test for each."""
-    metric: Metric = request.param
-    return metric
+    _state(request.config)
+    from pytest_kvcache import perf, values  # noqa: PLC0415 - heavy
+    from pytest_kvcache.verdict import metrics  # noqa: PLC0415 - heavy
+
+    with perf.told_plainly():
+        return values.gate(values.given(request, [metric.short for metric in metrics.JUDGED]))
 
 
 @pytest.fixture(scope="session")
-def vllm_pair(kv_tier: Tier, pytestconfig: pytest.Config) -> Iterator[ServingPair]:
+def vllm_pair(kv_tier: Tier, kv_profile: Profile, pytestconfig: pytest.Config) -> Iterator[ServingPair]:
     """A pair of vLLM servers on the tier, behind a round-robin router, for tests that talk to it themselves.
 
     Booted once a tier. Its OpenAI endpoint is `vllm_pair.base_url`, with the model `vllm_pair.model`.
     """
+    state = _state(pytestconfig)
     from pytest_kvcache import perf  # noqa: PLC0415 - heavy
 
-    with perf.shared_pair(kv_tier, _state(pytestconfig)) as pair:
+    perf.check_profile(kv_profile, state)
+    with perf.shared_pair(perf.usable(kv_tier, state), state) as pair:
         yield pair
 
 
 @pytest.fixture
-def multi_round_qa(kv_tier: Tier, request: pytest.FixtureRequest) -> MultiRoundQa:
+def multi_round_qa(kv_tier: Tier, kv_profile: Profile, request: pytest.FixtureRequest) -> MultiRoundQa:
     """Measure the tier with the profile's workload, by default LMCache's multi-round QA.
 
     `multi_round_qa(context_tokens=2000)` boots pairs of its own, as many as the verdicts need, and serves all contexts
@@ -84,13 +95,32 @@ def multi_round_qa(kv_tier: Tier, request: pytest.FixtureRequest) -> MultiRoundQ
     state = _state(request.config)
     from pytest_kvcache import activation, perf  # noqa: PLC0415 - heavy
 
-    return perf.MultiRoundQa(state, kv_tier, activation.selected_contexts(request.session.items, kv_tier))
+    perf.check_profile(kv_profile, state)
+    tier = perf.usable(kv_tier, state)
+    return perf.MultiRoundQa(state, tier, activation.selected_contexts(request.session.items, tier))
 
 
 @pytest.fixture
-def kv_baseline(request: pytest.FixtureRequest, benchmark: object) -> BaselineCheck:
+def _kv_benchmark_clock(request: pytest.FixtureRequest) -> None:
+    """Give the test's `benchmark` a clock that replays what was measured; to be asked for before `benchmark` is.
+
+    Tests that name `kv_baseline` got theirs when they were collected: this is for `getfixturevalue("kv_baseline")`.
+    """
+    _state(request.config)
+    from pytest_kvcache.report.benchmark import mark  # noqa: PLC0415 - heavy
+
+    mark(request.node)
+
+
+@pytest.fixture
+def kv_baseline(
+    request: pytest.FixtureRequest, _kv_benchmark_clock: None, benchmark: object
+) -> Iterator[BaselineCheck]:
     """Hold a result against the stored baseline: `kv_baseline.check(result, kv_gate)`."""
     state = _state(request.config)
     from pytest_kvcache import perf  # noqa: PLC0415 - heavy
 
-    return perf.BaselineCheck(state, request.node, benchmark)
+    yield perf.BaselineCheck(state, request.node, benchmark)
+    if hasattr(benchmark, "skipped"):
+        # A test that ended before `check` has said why. pytest-benchmark would add that its fixture was not used.
+        benchmark.skipped = True

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pytest_kvcache import preflight
+from pytest_kvcache import preflight, values
 from pytest_kvcache.baselines import files
 from pytest_kvcache.campaign import boots as booting
 from pytest_kvcache.campaign import runner
@@ -37,7 +37,7 @@ UNDECIDED = frozenset({"inconclusive", "incomparable"})
 
 
 @contextlib.contextmanager
-def _told_plainly() -> Iterator[None]:
+def told_plainly() -> Iterator[None]:
     """Turn an error meant for the person at the terminal into a failure without a traceback."""
     told = ""
     try:
@@ -49,13 +49,25 @@ def _told_plainly() -> Iterator[None]:
         raise pytest.fail.Exception(told, pytrace=False) from None
 
 
-def usable(tier: Tier, state: PerfState) -> Tier:
-    """Return `tier` where it can run here; skip the test where not, or fail it where --tier names the tier.
+def check_profile(profile: object, state: PerfState) -> None:
+    """Fail a test whose `kv_profile` is not the session's."""
+    with told_plainly():
+        values.check_profile(profile, state)
 
+
+def usable(value: object, state: PerfState) -> Tier:
+    """Return a tier, or the one of that name, where it can run here; skip the test where not.
+
+    Where --tier names the tier, the test fails in place of being skipped. Where --tier names others, it is skipped.
     A tier that can run, and whose storage then fails the preflight, fails in either case: its storage is there, and
     something is wrong with it.
     """
-    with _told_plainly():
+    with told_plainly():
+        tier = values.tier(value, state)
+        if tier in state.usable:
+            return tier
+        if state.settings.options.tiers and not state.settings.asked_by_name(tier):
+            pytest.skip(f"--tier names {', '.join(state.settings.options.tiers)}, and not tier {tier.name}")
         arm = _arm(tier, state)
         ctx = arm.context(state.run, "")
         reason = tier.unavailable(ctx)
@@ -67,6 +79,7 @@ def usable(tier: Tier, state: PerfState) -> Tier:
             _preflight(tier, ctx, state)
     if reason is not None:
         pytest.skip(f"tier {tier.name} cannot run here: {reason}")
+    state.usable.append(tier)
     return tier
 
 
@@ -115,7 +128,7 @@ def _preflight(tier: Tier, ctx: TierContext, state: PerfState) -> None:
 def shared_pair(tier: Tier, state: PerfState) -> Iterator[ServingPair]:
     """Boot a pair for tests that talk to it themselves, and stop it."""
     with contextlib.ExitStack() as stack:
-        with _told_plainly():
+        with told_plainly():
             arm = _arm(tier, state)
             plan = tier.plan(arm.context(state.run, "pair"))
             logs = state.tier_folder(tier.name) / "pair" / "logs"
@@ -144,7 +157,8 @@ class MultiRoundQa:
     def __call__(self, *, context_tokens: int) -> CellResult:
         """Return what was measured with user contexts of `context_tokens`; the first call does all the work."""
         state, key = self.state, (self.tier.name, context_tokens)
-        with _told_plainly():
+        with told_plainly():
+            values.context(context_tokens, state.profile)
             if key not in state.results:
                 contexts = list(self.selected) if context_tokens in self.selected else [context_tokens]
                 self._run([c for c in contexts if (self.tier.name, c) not in state.results])
@@ -203,12 +217,17 @@ class BaselineCheck:
     item: pytest.Item
     benchmark: Any
 
-    def check(self, result: CellResult, gate: Metric | None = None) -> None:
+    def check(self, result: CellResult, gate: Metric | str | None = None) -> None:
         """Pass or fail the test by the verdict on `gate`, or on the whole cell where none is named.
 
+        A gate is what `kv_gate` brings, or its short name: `ttft`, `speed` or `decode`.
         `pass` and `improved` succeed, and so does what was recorded. `inconclusive` and `incomparable` are shown as
         such and fail under --kv-strict. Everything else fails.
         """
+        with told_plainly():
+            self._check(result, None if gate is None else values.gate(gate))
+
+    def _check(self, result: CellResult, gate: Metric | None) -> None:
         state = self.state
         outcome = properties(result, gate)
         for name, value in outcome.items():

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_kvcache import options
+from pytest_kvcache import options, parameters
 from pytest_kvcache.fixtures import (
     NoBenchmark,
+    _kv_benchmark_clock,
     kv_baseline,
     kv_context,
     kv_gate,
@@ -21,9 +22,16 @@ from pytest_kvcache.fixtures import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["kv_baseline", "kv_context", "kv_gate", "kv_profile", "kv_tier", "multi_round_qa", "vllm_pair"]
-
-_PARAMETERS = ("kv_tier", "kv_context", "kv_gate")
+__all__ = [
+    "_kv_benchmark_clock",
+    "kv_baseline",
+    "kv_context",
+    "kv_gate",
+    "kv_profile",
+    "kv_tier",
+    "multi_round_qa",
+    "vllm_pair",
+]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -42,17 +50,18 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(NoBenchmark(), "kvcache-no-benchmark")
 
 
-@pytest.hookimpl(tryfirst=True)
+# The last of its kind: what the author of a test parametrizes is left alone.
+@pytest.hookimpl(trylast=True)
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Parametrize tests that ask for `kv_tier`, `kv_context` and `kv_gate`."""
-    asked = [name for name in _PARAMETERS if name in metafunc.fixturenames]
+    asked = parameters.asked(metafunc)
     if asked and not options.wants_perf(metafunc.config):
         for name in asked:
             metafunc.parametrize(name, [pytest.param(None, id="inactive")], indirect=True)
-    elif asked:
+    elif options.wants_perf(metafunc.config):
         from pytest_kvcache import activation  # noqa: PLC0415 - heavy
 
-        activation.parametrize(metafunc)
+        activation.parametrize(metafunc, asked)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

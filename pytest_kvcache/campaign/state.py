@@ -48,6 +48,7 @@ class PerfState:
         cut_short: The session ended before baselines that were asked for could be written.
         undecided: Tests without a decision: node id, status, reason.
         pairs: Tiers of which a shared pair is running.
+        usable: Tiers that were found to be able to run here.
         preflight: By tier, why no pair should be booted; empty where nothing speaks against it.
         gpus: What the GPUs of each boot did.
         stopping: By profile, engine and whether it offloads, why no pair should be booted.
@@ -65,6 +66,7 @@ class PerfState:
         self.written: list[Path] = []
         self.undecided: list[tuple[str, str, str]] = []
         self.pairs: set[str] = set()
+        self.usable: list[Tier] = []
         self.preflight: dict[str, tuple[str, ...]] = {}
         self.gpus: list[BootGpus] = []
         self.stopping: dict[tuple[str, str, bool], tuple[str, ...]] = {}

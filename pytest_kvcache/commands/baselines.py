@@ -114,7 +114,11 @@ def _at_revision(root: Path, revision: str) -> list[StoredCell]:
     """Return the baselines below `root` as git has them at a revision."""
     top = ["git", "-C", str(root)]
     listed = subprocess.run(
-        [*top, "ls-tree", "-r", "--name-only", revision, "."], capture_output=True, text=True, check=False
+        [*top, "ls-tree", "-r", "--name-only", revision, "."],
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
     )
     if listed.returncode != 0:
         raise BaselineError(f"git has no revision {revision!r} here: {listed.stderr.strip()[:200]}", where=str(root))

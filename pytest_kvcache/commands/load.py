@@ -6,6 +6,7 @@ The flags are those of LMCache's `multi-round-qa.py`, and some more.
 from __future__ import annotations
 
 import argparse
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,7 @@ def run(args: argparse.Namespace, say: Say) -> int:
 
     Raises:
         ConfigError: A flag or a file is wrong.
+        OSError: The folder of --output cannot be written; nothing was sent.
         RunError: The workload does not fit the server.
     """
     workload = _workload(args)
@@ -99,7 +101,10 @@ def run(args: argparse.Namespace, say: Say) -> int:
         rows=args.output.with_suffix(".parquet"),
         summary=args.output.with_suffix(".json"),
     )
-    args.output.absolute().parent.mkdir(parents=True, exist_ok=True)
+    folder = args.output.absolute().parent
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):  # a load whose rows could not be kept is not sent
+        pass
     say(f"{workload.kind}: preparing prompts, warming up")
     outcome = worker.carry_out(plan, say)
     rows = records.to_frame(outcome.rows)

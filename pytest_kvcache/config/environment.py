@@ -64,8 +64,8 @@ WITHHELD = (
     ),
     Names(
         ("PYTHON*", "VIRTUAL_ENV", "CONDA_*"),
-        "of the environment that pytest runs in; the engine has another one",
-        but=("PYTHONNOUSERSITE", "PYTHONUTF8", "PYTHONIOENCODING", "PYTHONPYCACHEPREFIX"),
+        "of the environment that pytest runs in; the engine has another one, and its logs are read as UTF-8",
+        but=("PYTHONNOUSERSITE", "PYTHONPYCACHEPREFIX"),
     ),
     Names(("PYTEST_*", "COV_*", "COVERAGE_*"), "pytest's own; nothing of a run is measured for coverage"),
     Names(

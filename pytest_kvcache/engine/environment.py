@@ -65,7 +65,9 @@ class Engine(BaseEngine):
         timeout_s: float,
     ) -> subprocess.CompletedProcess[str]:
         """Run a program to the end."""
-        return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=timeout_s)
+        return subprocess.run(
+            argv, capture_output=True, encoding="utf-8", errors="replace", check=False, timeout=timeout_s
+        )
 
 
 def on_path(name: str) -> Path | None:
@@ -88,7 +90,14 @@ def inspect(path: Path) -> Engine:
             todo="give --kv-engine the folder that holds bin/, or leave it out and run `pytest-kvcache setup`",
         )
     try:
-        done = subprocess.run([str(python), "-c", _PROBE], capture_output=True, text=True, check=False, timeout=60)
+        done = subprocess.run(
+            [str(python), "-c", _PROBE],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
+            timeout=60,
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise SetupError(f"its Python does not answer: {error}", where=str(path)) from None
     if done.returncode != 0:

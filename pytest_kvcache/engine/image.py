@@ -89,7 +89,9 @@ class ImageEngine(BaseEngine):
     ) -> subprocess.CompletedProcess[str]:
         """Run a program to the end, in a container of its own."""
         if self.is_local(argv[0]):
-            return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=timeout_s)
+            return subprocess.run(
+                argv, capture_output=True, encoding="utf-8", errors="replace", check=False, timeout=timeout_s
+            )
         mounts = (*self.mounts, *map(same_path, reads), *(same_path(path, writable=True) for path in writes))
         out, errors = _run(self.image_id, _CALL, argv, mounts, timeout_s=timeout_s)
         said, _, code = errors.rstrip().rpartition("exit ")

@@ -248,7 +248,9 @@ def _without(lock: str, names: set[str]) -> str:
 def inspect_version(path: Path, distribution: str) -> str:
     """Return the installed version of `distribution` in the environment at `path`."""
     code = f"import importlib.metadata as m; print(m.version({distribution!r}))"
-    done = subprocess.run([str(path / "bin" / "python"), "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [str(path / "bin" / "python"), "-c", code], capture_output=True, encoding="utf-8", errors="replace", check=True
+    )
     return done.stdout.strip()
 
 

@@ -62,4 +62,6 @@ def _requires(distribution: str) -> str:
 
 
 def _ask(python: Path, code: str) -> str:
-    return subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=True).stdout
+    return subprocess.run(
+        [str(python), "-c", code], capture_output=True, encoding="utf-8", errors="replace", check=True
+    ).stdout

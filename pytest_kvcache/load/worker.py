@@ -23,6 +23,7 @@ from pytest_kvcache.load.driver import Driver, Encoder
 from pytest_kvcache.load.plan import LoadPlan
 from pytest_kvcache.load.records import RequestRecord
 from pytest_kvcache.runs.files import write_json
+from pytest_kvcache.showable import make_showable
 from pytest_kvcache.telemetry.prometheus import scrape_all
 from pytest_kvcache.workload.script import Script, Turn
 from pytest_kvcache.workload.tokens import ServedTokenizer
@@ -74,6 +75,7 @@ class WorkerOutcome:
 
 def main() -> int:
     """Read the plan, run it, write rows and facts."""
+    make_showable(sys.stdout)
     plan = LoadPlan.model_validate_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
     try:
         carry_out(plan, lambda line: print(line, flush=True))

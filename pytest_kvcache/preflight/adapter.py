@@ -70,7 +70,8 @@ def bench(lmcache: str, adapter: Mapping[str, Any], env: Mapping[str, str]) -> F
             env={**env, "L2_ADAPTER_JSON": json.dumps(dict(adapter)), "LMCACHE_DISABLE_BANNER": "1"},
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             check=False,
             timeout=_LIMIT_S,
         )

@@ -167,7 +167,7 @@ def _described(found: Sequence[GpuState]) -> str:
 
 
 def _ask() -> str:
-    done = subprocess.run(QUERY, capture_output=True, text=True, check=False, timeout=30)
+    done = subprocess.run(QUERY, capture_output=True, encoding="utf-8", errors="replace", check=False, timeout=30)
     if done.returncode != 0:
         raise OSError(f"nvidia-smi: {(done.stderr or done.stdout).strip()[:200]}")
     return done.stdout

@@ -15,7 +15,7 @@ def ask(argv: Sequence[str]) -> str:
     """Return what a program says, "" where it is not there or fails."""
     if shutil.which(argv[0]) is None:
         return ""
-    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=30)
+    done = subprocess.run(argv, capture_output=True, encoding="utf-8", errors="replace", check=False, timeout=30)
     return done.stdout if done.returncode == 0 else ""
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from pytest_kvcache.campaign.result import CellResult
-from pytest_kvcache.verdict.metrics import JUDGED, Metric
+from pytest_kvcache.verdict.metrics import Metric
 
 _CLOCK = pytest.StashKey["ReplayClock"]()
 FIXTURE = "benchmark"
@@ -51,15 +51,12 @@ _GROUPS = {
 
 
 def mark(item: pytest.Item) -> None:
-    """Give an item's benchmark the replayed clock and a group, beside what its own marker says."""
-    if not item.config.pluginmanager.hasplugin("benchmark"):
+    """Give an item's benchmark the replayed clock, beside what its own marker says."""
+    if not item.config.pluginmanager.hasplugin("benchmark") or _CLOCK in item.stash:
         return
-    clock = item.stash.setdefault(_CLOCK, ReplayClock())
+    clock = item.stash[_CLOCK] = ReplayClock()
     own = item.get_closest_marker(FIXTURE)
     options: dict[str, Any] = dict(own.kwargs) if own else {}
-    params = getattr(getattr(item, "callspec", None), "params", {})
-    gate = params.get("kv_gate")
-    options.setdefault("group", _GROUPS[gate.key if isinstance(gate, Metric) else JUDGED[0].key])
     options |= {"timer": clock.timer, "warmup": False}
     item.add_marker(pytest.mark.benchmark(**options), append=False)
 
@@ -81,6 +78,7 @@ def publish(benchmark: Any, item: pytest.Item, result: CellResult, gate: Metric,
     if not samples:
         return
     benchmark.extra_info.update(facts)
+    benchmark.group = benchmark.group or _GROUPS[gate.key]
     clock.take(samples)
     benchmark.pedantic(_nothing, rounds=len(samples), iterations=1)
 

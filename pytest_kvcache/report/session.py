@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -13,6 +14,7 @@ from pytest_kvcache.errors import ConfigError
 from pytest_kvcache.report import chart, series, terminal
 from pytest_kvcache.report.gpus import gpu_lines
 from pytest_kvcache.report.ledger import LedgerRow, ledger_table, storage_table
+from pytest_kvcache.showable import showable
 from pytest_kvcache.verdict.interim import Policy
 
 _SECTION = "kvcache"
@@ -37,22 +39,27 @@ class SessionReport:
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Print what was measured, each tier against the first two, and what became of the baselines."""
-        state, out = self._state, terminalreporter
+        state = self._state
+
+        def line(text: str) -> None:
+            for each in text.split("\n"):  # pytest would escape the line ends too of what it cannot show
+                terminalreporter.line(showable(each, sys.stdout))
+
         results = [each for each in state.results.values() if isinstance(each, CellResult)]
         if results:
-            out.section(f"{_SECTION}: {state.profile.name}")
+            terminalreporter.section(f"{_SECTION}: {state.profile.name}")
             for block in self._blocks(results):
-                out.line(block)
-                out.line("")
-            out.line(f"peak memory {state.peak_memory_bytes / 1e9:.1f} GB (PSS of all processes of the run)")
-        for line in gpu_lines(state.gpus):  # also of boots that failed: an XID may be why
-            out.line(line)
+                line(block)
+                line("")
+            line(f"peak memory {state.peak_memory_bytes / 1e9:.1f} GB (PSS of all processes of the run)")
+        for each in gpu_lines(state.gpus):  # also of boots that failed: an XID may be why
+            line(each)
         if state.results:  # also of boots that failed
-            out.line(f"rows, counters and logs: {state.run.folder}")
+            line(f"rows, counters and logs: {state.run.folder}")
         if state.cut_short:
-            out.line("no baseline was written: the session did not come to its end")
+            line("no baseline was written: the session did not come to its end")
         for nodeid, status, reason in state.undecided:
-            out.line(f"{status.upper()} {nodeid} - {reason}")
+            line(f"{status.upper()} {nodeid} - {reason}")
 
     def _blocks(self, results: list[CellResult]) -> Iterator[str]:
         state = self._state

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -28,6 +29,9 @@ class RunSession:
         runs: Folder of results; this run's is made in it and is never an existing one.
         say: Gets a line where an earlier run was cleaned up after, or where this one cannot clean up.
 
+    Raises:
+        ConfigError: One of the folders cannot be written, or has a name that cannot be written down.
+
     Attributes:
         id: Names the run everywhere.
         folder: Results, kept.
@@ -35,6 +39,17 @@ class RunSession:
     """
 
     def __init__(self, home: Path, runs: Path, say: Callable[[str], None]) -> None:
+        _check_name(home, runs)
+        try:
+            self._make(home, runs, say)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot be written: {error.strerror}",
+                where=str(error.filename or home),
+                todo="name folders that can: --kv-runs=FOLDER for results, PYTEST_KVCACHE_HOME=FOLDER for the rest",
+            ) from None
+
+    def _make(self, home: Path, runs: Path, say: Callable[[str], None]) -> None:
         journals = home / "journal"
         clean_up_after_the_dead(journals, say)
         self.id = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
@@ -45,12 +60,13 @@ class RunSession:
         self.ports = PortLeases(home / "ports")
         self._closed = False
         self._say = say
+        # Folders that may be read-only come first: where one is, nothing has been made that had to be removed.
+        self.storage_home.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True)
         with signals.deferred():
             self.journal = Journal(journals, self.id)
             self.own_folder(self.scratch)
             self.scratch.mkdir(mode=0o700)
-            self.storage_home.mkdir(parents=True, exist_ok=True)
-        self.folder.mkdir(parents=True)
 
     def own_folder(self, folder: Path) -> None:
         """Have `folder` removed at the end; to be called before it is made."""
@@ -112,3 +128,20 @@ class RunSession:
             self._say(f"containers with the label {containers.LABEL}={self.id} may be left: {error}")
             return False
         return True
+
+
+def _check_name(*folders: Path) -> None:
+    """Look at whether the names of folders can stand in files.
+
+    Raises:
+        ConfigError: One has bytes that Python could not read in this locale.
+    """
+    for folder in folders:
+        try:
+            str(folder).encode()
+        except UnicodeEncodeError:
+            raise ConfigError(
+                f"its name has characters that the encoding {sys.getfilesystemencoding()} of this session has not",
+                where=str(folder),
+                todo="set LC_ALL=C.UTF-8, and leave out PYTHONUTF8=0; or name a folder in plain letters",
+            ) from None

@@ -27,7 +27,7 @@ class Call(Protocol):
 
 def call_here(argv: Sequence[str], *, timeout_s: float) -> subprocess.CompletedProcess[str]:
     """Run a program of this machine."""
-    return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=timeout_s)
+    return subprocess.run(argv, capture_output=True, encoding="utf-8", errors="replace", check=False, timeout=timeout_s)
 
 
 @dataclass(frozen=True)

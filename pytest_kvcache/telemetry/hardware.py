@@ -113,7 +113,7 @@ def _listing() -> list[Listed]:
     if shutil.which(LISTING[0]) is None:
         return []
     try:
-        done = subprocess.run(LISTING, capture_output=True, text=True, check=False, timeout=30)
+        done = subprocess.run(LISTING, capture_output=True, encoding="utf-8", errors="replace", check=False, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
         return []
     return list(listed(done.stdout))

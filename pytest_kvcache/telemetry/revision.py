@@ -17,7 +17,8 @@ def uncommitted(folder: Path) -> str:
         done = subprocess.run(
             ["git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no"],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             check=False,
             timeout=20,
         )
@@ -35,7 +36,8 @@ def show(folder: Path, revision: str, path: str) -> str | None:
     done = subprocess.run(
         ["git", "-C", str(folder), "show", f"{revision}:./{path}"],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         check=False,
         timeout=20,
     )

@@ -1,0 +1,40 @@
+"""Text for terminals, pipes and logs whose encoding cannot show all of it: plainer there, and never an error."""
+
+from __future__ import annotations
+
+import codecs
+import io
+
+_HANDLER = "pytest_kvcache.plainer"
+
+#: What is written in place of a character; all others become escapes, `\\u2588` for instance.
+_PLAINER = {
+    "…": "...", "→": "->", "←": "<-", "·": "*", "•": "*", "±": "+/-", "≤": "<=", "≥": ">=", "µ": "u", "°": "deg ",
+    "\N{MULTIPLICATION SIGN}": "x", "\N{MINUS SIGN}": "-", "\N{EN DASH}": "-", "\N{EM DASH}": "-",
+    "\N{NON-BREAKING HYPHEN}": "-", "\N{LEFT SINGLE QUOTATION MARK}": "'", "\N{RIGHT SINGLE QUOTATION MARK}": "'",
+    "\N{LEFT DOUBLE QUOTATION MARK}": '"', "\N{RIGHT DOUBLE QUOTATION MARK}": '"', "\N{NO-BREAK SPACE}": " ",
+}  # fmt: skip
+
+
+def make_showable(stream: object) -> None:
+    """Have a text stream write plainer characters for those that it cannot show; no other object is changed."""
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors=_HANDLER)
+
+
+def showable(text: str, stream: object) -> str:
+    """Return `text` as a text stream can show it."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return text.encode(encoding, _HANDLER).decode(encoding, "backslashreplace")
+
+
+def _plainer(error: UnicodeError) -> tuple[str | bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    character, after = error.object[error.start], error.start + 1
+    if "\udc80" <= character <= "\udcff":  # Python's sign for a byte of a file name that it could not decode
+        return bytes([ord(character) - 0xDC00]), after
+    return _PLAINER.get(character, character.encode("ascii", "backslashreplace").decode("ascii")), after
+
+
+codecs.register_error(_HANDLER, _plainer)

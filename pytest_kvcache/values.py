@@ -1,0 +1,110 @@
+"""What the values of `kv_tier`, `kv_context`, `kv_gate` and `kv_profile` stand for, whoever gives them.
+
+A test's parameters are short strings and numbers: they stand in reports that are compared over months.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from pytest_kvcache.campaign.state import PerfState
+from pytest_kvcache.config.profile import Profile
+from pytest_kvcache.errors import ConfigError
+from pytest_kvcache.serving.tier import Tier
+from pytest_kvcache.verdict.metrics import JUDGED, Metric
+
+#: What a test without a value of its own can do instead.
+_INSTEAD = {
+    "kv_tier": "choose one with --tier NAME",
+    "kv_context": "write multi_round_qa(context_tokens=NUMBER)",
+    "kv_gate": "judge all of them with kv_baseline.check(result)",
+}
+
+
+def given(request: pytest.FixtureRequest, known: Sequence[object]) -> object:
+    """Return the value that a test is parametrized with, or the only one that there is.
+
+    Args:
+        request: Of the fixture whose value it is.
+        known: All values of this session.
+
+    Raises:
+        ConfigError: There are several, and nothing says which: the test cannot be run once for each.
+    """
+    if hasattr(request, "param"):
+        return request.param
+    if len(known) == 1:
+        return known[0]
+    name = str(request.fixturename)
+    raise ConfigError(
+        f"this test would have to run once for each of {', '.join(map(str, known))}, which pytest cannot do for "
+        "methods of unittest.TestCase, nor for what getfixturevalue asks for",
+        where=name,
+        todo=f"name {name} in the arguments of a test function, or in its usefixtures; or {_INSTEAD[name]}",
+    )
+
+
+def tier(value: object, state: PerfState) -> Tier:
+    """Return the tier that a name stands for; a tier stands for itself.
+
+    Raises:
+        ConfigError: There is none of that name, or it is no name.
+    """
+    if isinstance(value, str):
+        if value not in state.settings.catalogue.tiers:
+            raise ConfigError(
+                f"unknown tier {value!r}; known: {', '.join(state.settings.catalogue.tiers)}", where="kv_tier"
+            )
+        return state.settings.catalogue.tiers[value]
+    if not isinstance(getattr(value, "name", None), str) or not hasattr(value, "plan"):
+        raise ConfigError(f"must be the name of a tier, not {value!r}", where="kv_tier")
+    return value  # type: ignore[return-value] # a protocol: third parties' tiers need no base class
+
+
+def context(value: object, profile: Profile) -> int:
+    """Return a length of user contexts, in tokens.
+
+    Raises:
+        ConfigError: It is none, or the profile's servers would refuse such prompts.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigError(f"must be a whole number of tokens, at least 1, not {value!r}", where="context_tokens")
+    longest = profile.workload.model_copy(update={"context_tokens": (value,)}).longest_tokens()
+    if longest is not None and profile.max_model_len is not None and longest > profile.max_model_len:
+        raise ConfigError(
+            f"{value} makes a longest prompt, with its answer, of {longest} tokens; max_model_len of profile "
+            f"{profile.name} is {profile.max_model_len}",
+            where="context_tokens",
+        )
+    return value
+
+
+def gate(value: object) -> Metric:
+    """Return the judged metric that its short name or key stands for; a metric stands for itself.
+
+    Raises:
+        ConfigError: It is not judged.
+    """
+    found = next((metric for metric in JUDGED if value in (metric, metric.short, metric.key)), None)
+    if found is None:
+        known = ", ".join(metric.short for metric in JUDGED)
+        raise ConfigError(f"must be one of {known}, not {value!r}", where="kv_gate")
+    return found
+
+
+def check_profile(value: object, state: PerfState) -> None:
+    """Look at whether what a test has as `kv_profile` is the session's.
+
+    Raises:
+        ConfigError: It is another one, which nothing would follow from.
+    """
+    name = value.name if isinstance(value, Profile) else value
+    if name != state.profile.name or (isinstance(value, Profile) and value != state.profile):
+        raise ConfigError(
+            f"a session runs one profile, {state.profile.name}: no fixture or parametrize can change it",
+            where="kv_profile",
+            todo="choose with --kv-profile NAME, or with kv_profile in the ini file; a profile of your own is a "
+            "[profiles.NAME] table in kvcache.toml",
+        )
