@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
-from pydantic import AfterValidator, Field, StringConstraints, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
 
 from pytest_kvcache.errors import BaselineError
-from pytest_kvcache.strict import Strict
 from pytest_kvcache.verdict.metrics import JUDGED
 
 SCHEMA = 3
@@ -50,6 +49,12 @@ Number = Annotated[float, Field(ge=-1e18, le=1e18, allow_inf_nan=False)]
 Positive = Annotated[float, Field(ge=1e-12, le=1e12, allow_inf_nan=False)]
 #: Seconds of a round of all users.
 RoundSeconds = Annotated[float, Field(ge=1e-3, le=1e7, allow_inf_nan=False)]
+
+
+class BaselineModel(BaseModel):
+    """Base of what stands in a baseline file, which is JSON: of each value the type is given, and none is converted."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,7 @@ def requests_path(path: Path) -> Path:
     return path.with_suffix(".requests.parquet")
 
 
-class StoredBoot(Strict, strict=True):
+class StoredBoot(BaselineModel):
     """One boot of a baseline.
 
     Args:
@@ -124,7 +129,7 @@ class StoredBoot(Strict, strict=True):
         return metric.log(self.figures[metric.key])
 
 
-class RequestsFile(Strict, strict=True):
+class RequestsFile(BaselineModel):
     """The table of requests beside the file.
 
     Args:
@@ -136,7 +141,7 @@ class RequestsFile(Strict, strict=True):
     rows: Annotated[int, Field(ge=0, le=1_000_000)]
 
 
-class CellName(Strict, strict=True):
+class CellName(BaselineModel):
     """The cell that a file says it is of: a file that was moved to another place is not that place's baseline.
 
     Args:
@@ -152,7 +157,7 @@ class CellName(Strict, strict=True):
     context_tokens: Annotated[int, Field(gt=0, lt=10**9)]
 
 
-class StoredCell(Strict, strict=True):
+class StoredCell(BaselineModel):
     """The content of a cell's JSON file.
 
     Args:
