@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import pytest
 
-from pytest_kvcache import options, parameters
+from pytest_kvcache import neighbours, options, parameters, selection
 from pytest_kvcache.baselines import store
 from pytest_kvcache.campaign import settings
-from pytest_kvcache.campaign.state import KEY, PerfState
+from pytest_kvcache.campaign.key import KEY
+from pytest_kvcache.campaign.settings import Settings
+from pytest_kvcache.campaign.state import PerfState
 from pytest_kvcache.errors import BaselineError, ConfigError
 from pytest_kvcache.report import benchmark as rows_of_benchmark
 from pytest_kvcache.report.session import SessionReport
@@ -20,21 +22,42 @@ from pytest_kvcache.serving.tier import Tier
 from pytest_kvcache.showable import showable
 from pytest_kvcache.verdict.metrics import JUDGED
 
-_NO_RERUNS = "perf tests are not run again when they fail: a verdict that is repeated until it passes is none"
+_SETTINGS = pytest.StashKey["Settings | ConfigError"]()
 
 
-def activate(config: pytest.Config) -> None:
-    """Check all configuration, register the fixtures and make the session's state.
+def resolved(config: pytest.Config) -> Settings | None:
+    """Return the checked configuration of the session, None where it is wrong: `activate` says how.
+
+    It is looked at while tests are collected, since tiers and contexts are their parameters. That it is wrong matters
+    only if one of them is left to run.
+    """
+    found = config.stash.get(_SETTINGS, None)
+    if found is None:
+        try:
+            found = settings.resolve(options.from_config(config))
+        except ConfigError as error:
+            found = error
+            config.stash[selection.WRONG] = str(error)
+        config.stash[_SETTINGS] = found
+    return found if isinstance(found, Settings) else None
+
+
+def activate(config: pytest.Config, items: Sequence[pytest.Item]) -> PerfState:
+    """Make the session's state, once perf tests are left to run.
+
+    Args:
+        config: The session's.
+        items: The perf tests that are left.
 
     Raises:
-        pytest.UsageError: The configuration is wrong, or the session is distributed.
+        pytest.UsageError: The configuration is wrong, or something else in this session would spoil their verdicts.
     """
-    _refuse_xdist(config)
-    _refuse_reruns(config)
-    try:
-        chosen = settings.resolve(options.from_config(config))
-    except ConfigError as error:
-        raise pytest.UsageError(str(error)) from None
+    if state := config.stash.get(KEY, None):
+        return state
+    neighbours.refuse_reruns(config, items)
+    chosen = resolved(config)
+    if chosen is None:
+        raise pytest.UsageError(str(config.stash[_SETTINGS]))
 
     def say(line: str) -> None:
         reporter = config.pluginmanager.get_plugin("terminalreporter")
@@ -44,43 +67,60 @@ def activate(config: pytest.Config) -> None:
                 reporter.ensure_newline()
                 reporter.write_line(showable(f"kvcache: {line}", sys.stdout))
 
+    cautions = neighbours.short_timeouts(config, items, chosen.profile)
     state = PerfState(chosen, say)
     config.stash[KEY] = state
-    config.pluginmanager.register(SessionReport(state), "kvcache-report")
+    config.pluginmanager.register(SessionReport(state, cautions), "kvcache-report")
     restore = signals.end_like_ctrl_c(lambda name: pytest.exit(f"{name} received", returncode=143))
     config.add_cleanup(restore)
+    return state
 
 
-def parametrize(metafunc: pytest.Metafunc, asked: Sequence[str]) -> None:
+def parametrize(metafunc: pytest.Metafunc, asked: Sequence[str]) -> bool:
     """Give a test its tiers (session scope), its contexts and its gates: those of them that it asks the plugin for.
 
     They are names and numbers. Reports keep them (Allure, pytest-benchmark), and know a test by them again.
+
+    Returns:
+        False where the configuration is wrong, so that there is nothing to give.
     """
     if wrong := parameters.too_short_for_a_pair(metafunc):
         pytest.fail(f"{metafunc.definition.nodeid}: {wrong}", pytrace=False)
-    chosen = metafunc.config.stash[KEY].settings
+    chosen = resolved(metafunc.config)
+    if chosen is None:
+        return False
     if "kv_tier" in asked:
         metafunc.parametrize("kv_tier", [tier.name for tier in chosen.tiers], indirect=True, scope="session")
     if "kv_context" in asked:
         metafunc.parametrize("kv_context", chosen.profile.workload.context_tokens, indirect=True)
     if "kv_gate" in asked:
         metafunc.parametrize("kv_gate", [metric.short for metric in JUDGED], indirect=True)
+    return True
 
 
-def prepare(items: list[pytest.Item]) -> None:
-    """Refuse what would rerun perf tests, give the others their benchmark clock, and order those of a tier.
+def order(items: list[pytest.Item], ours: Collection[pytest.Item]) -> None:
+    """Order the tests of a tier: those that boot pairs of their own come before those that share one.
 
-    Raises:
-        pytest.UsageError: A perf test is marked to be run again when it fails.
+    So the two never run side by side. Tests that are not ours stay where they are.
+
+    Args:
+        items: All of the session, ordered in place.
+        ours: Perf tests among them.
     """
-    for item in items:
+    tiers = {tier: n for n, tier in enumerate(dict.fromkeys(_tier_of(item) for item in items if item in ours))}
+    ordered = sorted(
+        (item for item in items if item in ours),
+        key=lambda item: (tiers[_tier_of(item)], "vllm_pair" in getattr(item, "fixturenames", ())),
+    )
+    turn = iter(ordered)
+    items[:] = [next(turn) if item in ours else item for item in items]
+
+
+def prepare(ours: Sequence[pytest.Item]) -> None:
+    """Give perf tests their benchmark clock."""
+    for item in ours:
         if "kv_baseline" in getattr(item, "fixturenames", ()):
-            if item.get_closest_marker("flaky"):
-                raise pytest.UsageError(f"{item.nodeid}: {_NO_RERUNS}")
             rows_of_benchmark.mark(item)
-    # Tests that boot pairs of their own come before those that share one, so that the two never run side by side.
-    order = {tier: n for n, tier in enumerate(dict.fromkeys(_tier_of(item) for item in items))}
-    items.sort(key=lambda item: (order[_tier_of(item)], "vllm_pair" in getattr(item, "fixturenames", ())))
 
 
 def selected_contexts(items: Sequence[pytest.Item], tier: Tier) -> list[int]:
@@ -109,7 +149,8 @@ def finish(session: pytest.Session, exitstatus: int) -> None:
     if state is None:
         return
     state.close()
-    if exitstatus not in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}:
+    ended = exitstatus in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}
+    if not ended or session.shouldfail or session.shouldstop:  # -x and --maxfail stop with tests that never ran
         state.cut_short = state.settings.options.update != "none"
         return
     try:
@@ -124,16 +165,3 @@ def close(config: pytest.Config) -> None:
     state = config.stash.get(KEY, None)
     if state is not None:
         state.close()
-
-
-def _refuse_reruns(config: pytest.Config) -> None:
-    if config.getoption("reruns", None) or config.getoption("force_flaky", None):
-        raise pytest.UsageError(_NO_RERUNS)
-
-
-def _refuse_xdist(config: pytest.Config) -> None:
-    workers = config.getoption("numprocesses", None)
-    if workers or hasattr(config, "workerinput"):
-        raise pytest.UsageError(
-            "perf tests measure one pair at a time and cannot be distributed: leave out -n, or -m perf / --tier"
-        )

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_kvcache import options, selection
+from pytest_kvcache.campaign.key import KEY
+
 if TYPE_CHECKING:
     from pytest_kvcache.campaign.state import PerfState
     from pytest_kvcache.config.profile import Profile
@@ -24,25 +27,37 @@ class NoBenchmark:
         """Nothing."""
 
 
-def _state(config: pytest.Config) -> PerfState:
-    from pytest_kvcache.campaign.state import KEY  # noqa: PLC0415 - heavy
+def _state(request: pytest.FixtureRequest) -> PerfState:
+    """Return the session's state; make it where a test that asks for a fixture only as it runs is the first to."""
+    state = request.config.stash.get(KEY, None)
+    if state is not None:
+        return state
+    item: pytest.Item = request._pyfuncitem  # for a fixture of the session, too, the test that asks for it
+    if not selection.is_asked_for(item, request.config):
+        tier = options.spelled(request.config, "--tier")
+        pytest.fail(f"this needs `-m perf` or `{tier} NAME` on the command line", pytrace=False)
+    if selection.is_distributed(request.config):
+        pytest.fail("perf tests measure one pair at a time and cannot be distributed: leave out -n", pytrace=False)
+    from pytest_kvcache import activation  # noqa: PLC0415 - heavy
 
-    state = config.stash.get(KEY, None)
-    if state is None:
-        pytest.fail("this needs `-m perf` or `--tier NAME` on the command line", pytrace=False)
-    return state
+    told = ""
+    try:
+        return activation.activate(request.config, [item])
+    except pytest.UsageError as error:
+        told = str(error)
+    pytest.fail(told, pytrace=False)
 
 
 @pytest.fixture(scope="session")
-def kv_profile(pytestconfig: pytest.Config) -> Profile:
+def kv_profile(request: pytest.FixtureRequest) -> Profile:
     """The profile that runs: model, sizes, workload, tolerances. A session runs one, which --kv-profile names."""
-    return _state(pytestconfig).profile
+    return _state(request).profile
 
 
 @pytest.fixture(scope="session")
 def kv_tier(request: pytest.FixtureRequest) -> Tier:
     """The tier of this test; one that cannot run here is skipped, or fails where --tier names it."""
-    state = _state(request.config)
+    state = _state(request)
     from pytest_kvcache import perf, values  # noqa: PLC0415 - heavy
 
     with perf.told_plainly():
@@ -53,7 +68,7 @@ def kv_tier(request: pytest.FixtureRequest) -> Tier:
 @pytest.fixture
 def kv_context(request: pytest.FixtureRequest) -> int:
     """The length of the user context (tokens): one test for each of the profile's."""
-    state = _state(request.config)
+    state = _state(request)
     from pytest_kvcache import perf, values  # noqa: PLC0415 - heavy
 
     with perf.told_plainly():
@@ -63,7 +78,7 @@ def kv_context(request: pytest.FixtureRequest) -> int:
 @pytest.fixture
 def kv_gate(request: pytest.FixtureRequest) -> Metric:
     """A metric that is judged (TTFT, processing speed, decode throughput): one test for each."""
-    _state(request.config)
+    _state(request)
     from pytest_kvcache import perf, values  # noqa: PLC0415 - heavy
     from pytest_kvcache.verdict import metrics  # noqa: PLC0415 - heavy
 
@@ -72,12 +87,12 @@ def kv_gate(request: pytest.FixtureRequest) -> Metric:
 
 
 @pytest.fixture(scope="session")
-def vllm_pair(kv_tier: Tier, kv_profile: Profile, pytestconfig: pytest.Config) -> Iterator[ServingPair]:
+def vllm_pair(kv_tier: Tier, kv_profile: Profile, request: pytest.FixtureRequest) -> Iterator[ServingPair]:
     """A pair of vLLM servers on the tier, behind a round-robin router, for tests that talk to it themselves.
 
     Booted once a tier. Its OpenAI endpoint is `vllm_pair.base_url`, with the model `vllm_pair.model`.
     """
-    state = _state(pytestconfig)
+    state = _state(request)
     from pytest_kvcache import perf  # noqa: PLC0415 - heavy
 
     perf.check_profile(kv_profile, state)
@@ -92,7 +107,7 @@ def multi_round_qa(kv_tier: Tier, kv_profile: Profile, request: pytest.FixtureRe
     `multi_round_qa(context_tokens=2000)` boots pairs of its own, as many as the verdicts need, and serves all contexts
     that the session's tests ask for on each.
     """
-    state = _state(request.config)
+    state = _state(request)
     from pytest_kvcache import activation, perf  # noqa: PLC0415 - heavy
 
     perf.check_profile(kv_profile, state)
@@ -106,7 +121,7 @@ def _kv_benchmark_clock(request: pytest.FixtureRequest) -> None:
 
     Tests that name `kv_baseline` got theirs when they were collected: this is for `getfixturevalue("kv_baseline")`.
     """
-    _state(request.config)
+    _state(request)
     from pytest_kvcache.report.benchmark import mark  # noqa: PLC0415 - heavy
 
     mark(request.node)
@@ -117,7 +132,7 @@ def kv_baseline(
     request: pytest.FixtureRequest, _kv_benchmark_clock: None, benchmark: object
 ) -> Iterator[BaselineCheck]:
     """Hold a result against the stored baseline: `kv_baseline.check(result, kv_gate)`."""
-    state = _state(request.config)
+    state = _state(request)
     from pytest_kvcache import perf  # noqa: PLC0415 - heavy
 
     yield perf.BaselineCheck(state, request.node, benchmark)

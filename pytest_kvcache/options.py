@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pytest_kvcache.config.options import Options, UpdateMode
 
 MARKER = "perf"
+#: Short names of options, with destination and action. Other plugins may have taken them; the long ones always work.
+SHORT = {
+    "--tier": ("kv_tier", "append"),
+    "--update-baselines": ("kv_update_baselines", "store_true"),
+    "--record-baselines": ("kv_record_baselines", "store_true"),
+}
+_GROUP = "KV cache offloading (pytest-kvcache)"
 
 _INI = {
     "kv_profile": "profile that perf tests run (see kvcache.toml)",
@@ -27,17 +34,17 @@ _PATH_OPTIONS = ("--kv-engine", "--kv-config", "--kv-runs", "--kv-baselines", "-
 
 def add_options(parser: pytest.Parser) -> None:
     """Register options and ini keys; each `--kv-x` has the ini key `kv_x` behind it."""
-    group = parser.getgroup("kvcache", "KV cache offloading (pytest-kvcache)")
+    group = parser.getgroup("kvcache", _GROUP)
     group.addoption(
-        "--tier", action="append", default=[], metavar="NAME", help="run perf tests on this tier; repeatable"
+        "--kv-tier", action="append", default=[], metavar="NAME", help="run perf tests on this tier; repeatable"
     )
     group.addoption(
-        "--update-baselines",
+        "--kv-update-baselines",
         action="store_true",
         help="store what this run measures as the new baselines, in place of comparing",
     )
     group.addoption(
-        "--record-baselines",
+        "--kv-record-baselines",
         action="store_true",
         help="store baselines only where this machine has none yet, or too few boots; compare the others",
     )
@@ -72,11 +79,37 @@ def add_options(parser: pytest.Parser) -> None:
     parser.addini("kv_image_mounts", type="linelist", default=[], help="as --kv-image-mount, one a line")
 
 
-def wants_perf(config: pytest.Config) -> bool:
-    """Return whether this session was asked to run perf tests: by --tier, or by -m naming the marker."""
-    if config.getoption("tier"):
-        return True
-    return re.search(rf"\b{MARKER}\b", config.getoption("markexpr", "") or "") is not None
+def add_short_options(parser: pytest.Parser) -> None:
+    """Register the short names of options, those that no plugin and no conftest.py has taken for itself.
+
+    To be called once all of them had their turn: who registers a name that is there already gets an error.
+    """
+    group = parser.getgroup("kvcache", _GROUP)
+    groups = [parser._anonymous, *parser._groups]  # pytest has no public list of what is registered
+    taken = {name for each in groups for option in each.options for name in option.names()}
+    for short, (dest, action) in SHORT.items():
+        if short in taken:
+            continue
+        more: dict[str, Any] = {"metavar": "NAME", "default": []} if action == "append" else {}
+        group.addoption(short, dest=dest, action=action, help=f"short for --{dest.replace('_', '-')}", **more)
+
+
+def tiers_named(config: pytest.Config) -> list[str]:
+    """Return the tiers that the command line names."""
+    return list(config.getoption("kv_tier", None) or [])
+
+
+def writes_baselines(config: pytest.Config) -> bool:
+    """Return whether the session is to write baselines."""
+    return bool(config.getoption("kv_update_baselines") or config.getoption("kv_record_baselines"))
+
+
+def spelled(config: pytest.Config, short: str) -> str:
+    """Return the name of an option of ours to offer: its short one, or the long one where that is somebody else's."""
+    dest, _ = SHORT[short]
+    groups = config._parser._groups  # pytest has no public list of what is registered
+    ours = any(short in option.names() and option.dest == dest for group in groups for option in group.options)
+    return short if ours else "--" + dest.replace("_", "-")
 
 
 def undecided_status(report: pytest.TestReport) -> tuple[str, str, str] | None:
@@ -101,19 +134,20 @@ def from_config(config: pytest.Config) -> Options:
     _check_rootdir(config)
     here = project.Project(config.rootpath, config.inipath, config.getini, config.invocation_params.dir, addopts={})
     found = project.locate(here, {name: config.getoption(name) for name in (*project.PATHS, *project.TEXTS)})
-    if config.getoption("update_baselines"):
+    if config.getoption("kv_update_baselines"):
         update: UpdateMode = "all"
     else:
-        update = "missing" if config.getoption("record_baselines") else "none"
+        update = "missing" if config.getoption("kv_record_baselines") else "none"
     return Options(
         rootdir=found.rootdir,
-        tiers=tuple(dict.fromkeys(config.getoption("tier"))),
+        tiers=tuple(dict.fromkeys(tiers_named(config))),
         profile=found.profile,
         engine=found.engine,
         config=found.config,
         runs=found.runs,
         baselines=found.baselines,
         update=update,
+        tier_option=spelled(config, "--tier"),
         boots=_boots(config),
         strict=_strict(config),
         against=_against(config, update),

@@ -9,11 +9,12 @@ from collections.abc import Iterator
 
 import pytest
 
+from pytest_kvcache.selection import is_ours_definition
+
 NAMES = ("kv_tier", "kv_context", "kv_gate")
 
 #: Fixtures that a pair, which lives for the whole session, is booted by.
 _FOR_THE_SESSION = ("kv_tier", "kv_profile")
-_PACKAGE = __name__.partition(".")[0]
 
 
 def asked(metafunc: pytest.Metafunc) -> list[str]:
@@ -27,7 +28,7 @@ def asked(metafunc: pytest.Metafunc) -> list[str]:
         name
         for name in NAMES
         if name in metafunc.fixturenames
-        and any(map(_is_ours, _definitions(metafunc, name)))
+        and any(map(is_ours_definition, _definitions(metafunc, name)))
         # pytest's own record of what is parametrized so far: there is no public one.
         and not any(name in call.params for call in metafunc._calls)
     ]
@@ -39,7 +40,9 @@ def too_short_for_a_pair(metafunc: pytest.Metafunc) -> str:
     Returns:
         A sentence, "" where nothing is wrong.
     """
-    if "vllm_pair" not in metafunc.fixturenames or not any(map(_is_ours, _definitions(metafunc, "vllm_pair"))):
+    if "vllm_pair" not in metafunc.fixturenames or not any(
+        map(is_ours_definition, _definitions(metafunc, "vllm_pair"))
+    ):
         return ""
     for name in _FOR_THE_SESSION:
         nearest = next(_definitions(metafunc, name), None)
@@ -58,7 +61,3 @@ def _definitions(metafunc: pytest.Metafunc, name: str) -> Iterator[pytest.Fixtur
         yield definition
         if name not in definition.argnames:
             return
-
-
-def _is_ours(definition: pytest.FixtureDef[object]) -> bool:
-    return definition.func.__module__.partition(".")[0] == _PACKAGE

@@ -67,7 +67,10 @@ def usable(value: object, state: PerfState) -> Tier:
         if tier in state.usable:
             return tier
         if state.settings.options.tiers and not state.settings.asked_by_name(tier):
-            pytest.skip(f"--tier names {', '.join(state.settings.options.tiers)}, and not tier {tier.name}")
+            pytest.skip(
+                f"{state.settings.options.tier_option} names {', '.join(state.settings.options.tiers)}, "
+                f"and not tier {tier.name}"
+            )
         arm = _arm(tier, state)
         ctx = arm.context(state.run, "")
         reason = tier.unavailable(ctx)
@@ -260,5 +263,13 @@ def _arm(tier: Tier, state: PerfState) -> Arm:
 
 
 def _refresh_command(state: PerfState, result: CellResult) -> str:
-    argv = ["pytest", "-m", "perf", "--tier", result.cell.tier, "--kv-profile", state.profile.name]
+    argv = [
+        "pytest",
+        "-m",
+        "perf",
+        state.settings.options.tier_option,
+        result.cell.tier,
+        "--kv-profile",
+        state.profile.name,
+    ]
     return shlex.join([*argv, "--update-baselines"])

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_kvcache import options, parameters
+from pytest_kvcache import options, parameters, selection
+from pytest_kvcache.campaign.key import KEY
 from pytest_kvcache.fixtures import (
     NoBenchmark,
     _kv_benchmark_clock,
@@ -39,13 +40,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     options.add_options(parser)
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Register the marker; where perf tests were asked for, check all configuration and load the fixtures."""
-    config.addinivalue_line("markers", "perf: measures a KV cache tier on real servers (run with -m perf or --tier)")
-    if options.wants_perf(config):
-        from pytest_kvcache import activation  # noqa: PLC0415 - heavy
+@pytest.hookimpl(wrapper=True)
+def pytest_load_initial_conftests(parser: pytest.Parser) -> Iterator[None]:
+    """Register short names of options, once every plugin and conftest.py could take them for itself."""
+    yield
+    options.add_short_options(parser)
 
-        activation.activate(config)
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the marker, and what stands in for pytest-benchmark where that is not there."""
+    config.addinivalue_line("markers", "perf: measures a KV cache tier on real servers (run with -m perf or --kv-tier)")
     if not any(config.pluginmanager.hasplugin(name) for name in ("benchmark", "codspeed")):
         config.pluginmanager.register(NoBenchmark(), "kvcache-no-benchmark")
 
@@ -54,27 +58,64 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Parametrize tests that ask for `kv_tier`, `kv_context` and `kv_gate`."""
-    asked = parameters.asked(metafunc)
-    if asked and not options.wants_perf(metafunc.config):
-        for name in asked:
-            metafunc.parametrize(name, [pytest.param(None, id="inactive")], indirect=True)
-    elif options.wants_perf(metafunc.config):
-        from pytest_kvcache import activation  # noqa: PLC0415 - heavy
-
-        activation.parametrize(metafunc, asked)
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave perf tests out unless they were asked for; prepare them where they were."""
-    if options.wants_perf(config):
-        from pytest_kvcache import activation  # noqa: PLC0415 - heavy
-
-        activation.prepare(items)
+    if selection.FIXTURES.isdisjoint(metafunc.fixturenames):
         return
-    left_out = [item for item in items if item.get_closest_marker(options.MARKER)]
+    asked = parameters.asked(metafunc)
+    if selection.is_asked_for(metafunc.definition, metafunc.config) and not hasattr(metafunc.config, "workerinput"):
+        from pytest_kvcache import activation  # noqa: PLC0415 - heavy
+
+        if activation.parametrize(metafunc, asked):
+            return
+    for name in asked:
+        metafunc.parametrize(name, [pytest.param(None, id="inactive")], indirect=True)
+
+
+# After other plugins and pytest itself have left out what they leave out.
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave perf tests out unless they were asked for, and order those that were."""
+    ours = [item for item in items if selection.is_ours(item)]
+    if not ours:
+        return
+    left_out = {item for item in ours if not _is_wanted(item, config)}
     if left_out:
         items[:] = [item for item in items if item not in left_out]
-        config.hook.pytest_deselected(items=left_out)
+        config.hook.pytest_deselected(items=[item for item in ours if item in left_out])
+        config.stash[selection.LEFT_OUT] = len(left_out)
+    wanted = {item for item in ours if item not in left_out and selection.is_asked_for(item, config)}
+    if wanted:
+        from pytest_kvcache import activation  # noqa: PLC0415 - heavy
+
+        activation.order(items, wanted)
+
+
+def _is_wanted(item: pytest.Item, config: pytest.Config) -> bool:
+    """Return whether a test of ours stays; in a distributed session none does, and the controller says so."""
+    if hasattr(config, "workerinput"):
+        if selection.is_asked_for(item, config):
+            config.stash[selection.REFUSED] = True
+            return False
+        return not item.get_closest_marker(options.MARKER)
+    return selection.is_asked_for(item, config) or not item.get_closest_marker(options.MARKER)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Check all configuration and make the session's state, where perf tests are left to run."""
+    config = session.config
+    wanted = [item for item in session.items if selection.is_ours(item) and selection.is_asked_for(item, config)]
+    if wanted:
+        from pytest_kvcache import activation  # noqa: PLC0415 - heavy
+
+        activation.activate(config, wanted)
+        activation.prepare(wanted)
+    elif not session.items and selection.names_node_ids(config) and (wrong := selection.wrong_configuration(config)):
+        raise pytest.UsageError(wrong)  # without tiers pytest finds no test of that name
+    elif options.writes_baselines(config) and not selection.is_distributed(config):
+        short = options.spelled(config, "--tier")
+        raise pytest.UsageError(
+            f"baselines are to be written and no perf test is selected: add -m perf or {short} NAME"
+        )
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -90,15 +131,31 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> Iterator[N
     try:
         yield
     finally:
-        if options.wants_perf(session.config):
+        selection.tell_controller(session.config)
+        if session.config.stash.get(KEY, None) is not None:
             from pytest_kvcache import activation  # noqa: PLC0415 - heavy
 
             activation.finish(session, exitstatus)
+        elif session.config.stash.get(selection.REFUSED, False):
+            session.exitstatus = pytest.ExitCode.USAGE_ERROR
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Learn from a worker of pytest-xdist that perf tests were selected in it."""
+    if getattr(node, "workeroutput", {}).get(selection.OUTPUT):
+        node.config.stash[selection.REFUSED] = True
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say why perf tests were refused or left out, where somebody may have meant to run them."""
+    for line in selection.lines(config, options.spelled(config, "--tier")):
+        terminalreporter.line(line)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """End the run however the session ended."""
-    if options.wants_perf(config):
+    if config.stash.get(KEY, None) is not None:
         from pytest_kvcache import activation  # noqa: PLC0415 - heavy
 
         activation.close(config)

@@ -70,7 +70,7 @@ def resolve(options: Options) -> Settings:
         options=options,
         catalogue=known,
         profile=profile,
-        tiers=tuple(known.select(options.tiers)),
+        tiers=tuple(known.select(options.tiers, option=options.tier_option)),
         other=_other(options, profile.name),
         mounts=tuple(parse_mount(text, "kv_image_mounts") for text in options.image_mounts),
     )

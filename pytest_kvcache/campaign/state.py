@@ -7,8 +7,6 @@ from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
-import pytest
-
 from pytest_kvcache.baselines.store import Write
 from pytest_kvcache.campaign.arm import Arm
 from pytest_kvcache.campaign.gpus import BootGpus
@@ -30,8 +28,6 @@ from pytest_kvcache.telemetry.hardware import hardware
 from pytest_kvcache.telemetry.memory import MemoryWatch
 from pytest_kvcache.verdict.paired import PairedVerdict
 from pytest_kvcache.verdict.procedure import CellVerdict
-
-KEY = pytest.StashKey["PerfState"]()
 
 
 class PerfState:

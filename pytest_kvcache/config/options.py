@@ -27,6 +27,7 @@ class Options:
         against: An engine environment, `image:…`, or `git:REVISION` of the configuration, to compare with in place of
             baselines.
         image_mounts: What containers of images get from this machine, as `SOURCE[:TARGET][:ro|rw]`.
+        tier_option: How the option that names tiers is spelled: another plugin may have taken `--tier`.
     """
 
     rootdir: Path
@@ -41,3 +42,4 @@ class Options:
     strict: bool
     against: str | None
     image_mounts: tuple[str, ...]
+    tier_option: str = "--tier"

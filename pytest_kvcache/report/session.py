@@ -1,9 +1,9 @@
-"""The plugin's lines in pytest's header and summary."""
+"""The plugin's lines in pytest's output: after collection, and in the summary."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 
@@ -21,21 +21,23 @@ _SECTION = "kvcache"
 
 
 class SessionReport:
-    """The plugin's lines in pytest's header and summary.
+    """The plugin's lines in pytest's output: after collection, and in the summary.
 
     Args:
         state: The session's.
+        cautions: What of the session may spoil its verdicts, a line each.
     """
 
-    def __init__(self, state: PerfState) -> None:
-        self._state = state
+    def __init__(self, state: PerfState, cautions: Sequence[str]) -> None:
+        self._state, self._cautions = state, cautions
 
-    def pytest_report_header(self) -> str:
-        """Name profile, tiers and configuration file."""
+    def pytest_report_collectionfinish(self) -> list[str]:
+        """Name profile, tiers and configuration file, before the first test."""
         chosen = self._state.settings
         source = chosen.catalogue.source or "built in"
         tiers = ", ".join(tier.name for tier in chosen.tiers)
-        return f"kvcache: profile {chosen.profile.name}, tiers {tiers} (configuration: {source})"
+        first = f"kvcache: profile {chosen.profile.name}, tiers {tiers} (configuration: {source})"
+        return [first, *(f"kvcache: caution: {line}" for line in self._cautions)]
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Print what was measured, each tier against the first two, and what became of the baselines."""

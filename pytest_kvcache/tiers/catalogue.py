@@ -50,7 +50,7 @@ class Catalogue:
                 f"unknown profile {name!r}; known: {', '.join(self.profiles)}", where="--kv-profile"
             ) from None
 
-    def select(self, names: Sequence[str]) -> list[Tier]:
+    def select(self, names: Sequence[str], *, option: str = "--tier") -> list[Tier]:
         """Return the tiers `names`, or all where none is named, in the catalogue's order.
 
         Raises:
@@ -60,7 +60,7 @@ class Catalogue:
         if unknown:
             raise ConfigError(
                 f"unknown tier {', '.join(map(repr, unknown))}; known: {', '.join(self.tiers)}",
-                where="--tier",
+                where=option,
                 todo="a tier of your own is a [tiers.NAME] table in kvcache.toml",
             )
         return [t for n, t in self.tiers.items() if not names or n in names]

@@ -286,7 +286,7 @@ def test_a_whole_measurement_in_a_test_case(project: Project) -> None:
 
 @pytest.mark.parametrize("how", _OWN)
 def test_ones_own_parameters_do_no_harm_without_perf(project: Project, how: str) -> None:
-    """A plain `pytest` collects such tests without an error, and leaves them out."""
+    """A plain `pytest` collects such tests without an error; it leaves out those that use a fixture of the plugin."""
     marker, conftest, _ = _OWN[how]
     configure(project, toml())
     project.makeconftest(f"import pytest\n{conftest}")
@@ -295,4 +295,5 @@ def test_ones_own_parameters_do_no_harm_without_perf(project: Project, how: str)
         "def test_plain(): pass"
     )
     result = project.runpytest_inprocess("-p", "no:cacheprovider", "test_it.py")
-    assert result.parseoutcomes().keys() == {"passed", "deselected"}
+    uses_none = how == "all of them"
+    assert result.parseoutcomes().keys() == ({"passed"} if uses_none else {"passed", "deselected"})

@@ -1,0 +1,94 @@
+"""Other plugins of the session that would spoil a verdict: those that run failed tests again or end them early."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import pytest
+
+from pytest_kvcache.config.profile import Profile
+
+_NO_RERUNS = "perf tests are not run again when they fail: a verdict that is repeated until it passes is none"
+#: Options and ini keys of pytest-rerunfailures, flaky and pytest-retry; each is off where it is 0 or not set.
+_RERUNS = ("reruns", "force_flaky", "retries")
+_MARKERS = ("flaky",)
+
+
+def refuse_reruns(config: pytest.Config, items: Sequence[pytest.Item]) -> None:
+    """Refuse a session that would run failed perf tests again.
+
+    Args:
+        config: The session's.
+        items: The perf tests of it.
+
+    Raises:
+        pytest.UsageError: Naming the option, the key of the ini file or the test.
+    """
+    for name in _RERUNS:
+        if _number(config.getoption(name, None)):
+            raise pytest.UsageError(f"--{name.replace('_', '-')}: {_NO_RERUNS}; leave it out, or add `-p no:...`")
+        if _number(ini(config, name)):
+            raise pytest.UsageError(f"{config.inipath}: {name}: {_NO_RERUNS}; set it to 0 with -o {name}=0")
+    for item in items:
+        for marker in _MARKERS:
+            if item.get_closest_marker(marker):
+                raise pytest.UsageError(f"{item.nodeid}: {_NO_RERUNS}; take the marker {marker} away")
+
+
+def short_timeouts(config: pytest.Config, items: Sequence[pytest.Item], profile: Profile) -> list[str]:
+    """Return a line for each time-out of pytest-timeout that is shorter than a boot with its loads may take.
+
+    The first test of a tier does all of its boots, each with a load for every context.
+
+    Args:
+        config: The session's.
+        items: The perf tests of it.
+        profile: What they boot.
+    """
+    if not config.pluginmanager.hasplugin("timeout"):
+        return []
+    loads_s = profile.workload.duration_s * len(profile.workload.context_tokens)
+    longest_s = profile.boot_timeout_s + loads_s
+    lines: dict[str, None] = {}
+    for item in items:
+        where, timeout_s = _timeout(config, item)
+        if 0 < timeout_s < longest_s:
+            lines[
+                f"{where} ends a test after {timeout_s:g} s; the first test of a tier does its boots, and one alone "
+                f"may take {profile.boot_timeout_s:g} s to start and {loads_s:g} s of load (profile {profile.name}): "
+                "give perf tests more with @pytest.mark.timeout, or 0 for none"
+            ] = None
+    return list(lines)
+
+
+def ini(config: pytest.Config, name: str) -> object:
+    """Return the value of an ini key, None where no plugin declares it."""
+    try:
+        return config.getini(name)
+    except (KeyError, ValueError):
+        return None
+
+
+def _timeout(config: pytest.Config, item: pytest.Item) -> tuple[str, float]:
+    """Return where a test's time-out is set, and the time-out in seconds (0: none), in pytest-timeout's own order."""
+    marker = item.get_closest_marker("timeout")
+    if marker is not None:
+        value = marker.args[0] if marker.args else marker.kwargs.get("timeout")
+        if value is not None:
+            return f"{item.nodeid.partition('[')[0]}: the marker timeout", _number(value)
+    for where, value in (
+        ("--timeout", config.getoption("timeout", None)),
+        ("PYTEST_TIMEOUT", os.environ.get("PYTEST_TIMEOUT")),
+        (f"{config.inipath}: timeout", ini(config, "timeout")),
+    ):
+        if value not in (None, ""):
+            return where, _number(value)
+    return "", 0.0
+
+
+def _number(value: object) -> float:
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return 0.0

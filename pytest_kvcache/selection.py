@@ -1,0 +1,157 @@
+"""Which tests are the plugin's business, and which of them a session asks for.
+
+Only tests that use a fixture of the plugin's are its business: what else has a marker `perf` is somebody else's. Of its
+own, those marked `perf` run only where they are asked for: with `--tier`, with an expression of `-m` that names the
+marker and selects them, or by their node id. Light: this runs while every session collects.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from _pytest.mark import MarkMatcher
+from _pytest.mark.expression import Expression
+
+from pytest_kvcache.options import MARKER, tiers_named
+
+if TYPE_CHECKING:
+    from _pytest.fixtures import FixtureDef
+
+FIXTURES = frozenset({"kv_baseline", "kv_context", "kv_gate", "kv_profile", "kv_tier", "multi_round_qa", "vllm_pair"})
+_PACKAGE = __name__.partition(".")[0]
+#: Where a worker of pytest-xdist tells its controller that it refused perf tests.
+OUTPUT = "kvcache_refused"
+#: Whether perf tests were refused, since the session is distributed.
+REFUSED = pytest.StashKey[bool]()
+#: How many perf tests were left out, since nobody asked for them.
+LEFT_OUT = pytest.StashKey[int]()
+#: What is wrong with the configuration, so that perf tests have no tiers and contexts.
+WRONG = pytest.StashKey[str]()
+_EXPRESSION = pytest.StashKey["tuple[str, Expression | None]"]()
+_NODE_IDS = pytest.StashKey["list[tuple[Path, tuple[str, ...]]]"]()
+
+
+def is_ours(item: pytest.Item) -> bool:
+    """Return whether a test uses a fixture of the plugin's, by its own name or by way of another fixture."""
+    if FIXTURES.isdisjoint(getattr(item, "fixturenames", ())):
+        return False
+    # There is no public way to a test's fixture definitions.
+    known: dict[str, Any] = getattr(getattr(item, "_fixtureinfo", None), "name2fixturedefs", {})
+    return any(is_ours_definition(definition) for name in FIXTURES for definition in known.get(name, ()))
+
+
+def is_ours_definition(definition: FixtureDef[object]) -> bool:
+    """Return whether a fixture is the plugin's own and not one of the same name."""
+    return definition.func.__module__.partition(".")[0] == _PACKAGE
+
+
+def is_asked_for(item: pytest.Item, config: pytest.Config) -> bool:
+    """Return whether the session asks for a test of ours, as far as markers and node ids say it.
+
+    Args:
+        item: One of ours, or the function that it is made of.
+        config: The session's.
+    """
+    return bool(tiers_named(config)) or _by_expression(item, config) or _by_node_id(item, config)
+
+
+def is_distributed(config: pytest.Config) -> bool:
+    """Return whether pytest-xdist runs the tests in other processes than this one, or this one is such a process."""
+    return hasattr(config, "workerinput") or config.pluginmanager.hasplugin("dsession")
+
+
+def names_node_ids(config: pytest.Config) -> bool:
+    """Return whether the command line names tests by their node ids."""
+    return bool(_node_ids(config))
+
+
+def wrong_configuration(config: pytest.Config) -> str:
+    """Return what is wrong with the configuration of perf tests that were asked for, "" where nothing is."""
+    return config.stash.get(WRONG, "")
+
+
+def tell_controller(config: pytest.Config) -> None:
+    """In a worker of pytest-xdist, tell the controller whether perf tests were refused."""
+    if hasattr(config, "workeroutput"):
+        config.workeroutput[OUTPUT] = config.stash.get(REFUSED, False)
+
+
+def lines(config: pytest.Config, tier_option: str) -> list[str]:
+    """Return what to say at the end of perf tests that were not run.
+
+    Args:
+        config: The session's.
+        tier_option: How the option that names tiers is spelled.
+    """
+    if config.stash.get(REFUSED, False):
+        return [
+            "ERROR: perf tests measure one pair at a time and cannot be distributed: leave out -n (--tx, --dist), or "
+            f"-m perf and {tier_option}"
+        ]
+    if wrong := wrong_configuration(config):
+        return [f"kvcache: the tiers and contexts of perf tests are not known: {wrong}"]
+    count = config.stash.get(LEFT_OUT, 0)
+    named = any(config.getoption(name, None) for name in ("markexpr", "keyword", "lf", "stepwise"))
+    if count and (named or any(not Path(arg).is_dir() for arg in config.args)):
+        return [f"kvcache: {count} perf tests were left out; add -m perf or {tier_option} NAME to run them"]
+    return []
+
+
+def _by_expression(item: pytest.Item, config: pytest.Config) -> bool:
+    expression = _expression(config)
+    marked = item.get_closest_marker(MARKER) is not None  # "not perf" selects the others, and asks for none of them
+    return expression is not None and marked and bool(expression.evaluate(_matcher(item)))
+
+
+def _expression(config: pytest.Config) -> Expression | None:
+    """Return the expression of -m where it names the marker, as pytest itself reads it."""
+    text: str = config.getoption("markexpr", "") or ""
+    known = config.stash.get(_EXPRESSION, None)
+    if known is None or known[0] != text:
+        compiled = None
+        if re.search(rf"\b{MARKER}\b", text):
+            try:
+                compiled = Expression.compile(text)
+            except Exception:  # whatever pytest raises for it: it will say so itself
+                compiled = None
+        known = config.stash[_EXPRESSION] = (text, compiled)
+    return known[1]
+
+
+def _matcher(item: pytest.Item) -> Any:
+    if hasattr(MarkMatcher, "from_markers"):  # pytest 8.3 and newer
+        return MarkMatcher.from_markers(item.iter_markers())
+    return MarkMatcher.from_item(item)  # type: ignore[attr-defined, unused-ignore]
+
+
+def _by_node_id(item: pytest.Item, config: pytest.Config) -> bool:
+    named = _node_ids(config)
+    if not named:
+        return False
+    path, names = item.path, _names(item)
+    return any(path == file and names[: len(wanted)] == wanted for file, wanted in named)
+
+
+def _node_ids(config: pytest.Config) -> list[tuple[Path, tuple[str, ...]]]:
+    """Return file and names of each node id on the command line, without the brackets of parameters."""
+    found = config.stash.get(_NODE_IDS, None)
+    if found is None:
+        found = config.stash[_NODE_IDS] = list(_parsed(config.args, config.invocation_params.dir))
+    return found
+
+
+def _parsed(args: Iterable[str], folder: Path) -> Iterable[tuple[Path, tuple[str, ...]]]:
+    for arg in args:
+        bare = str(arg).partition("[")[0]
+        if "::" in bare:
+            file, *names = bare.split("::")
+            yield (folder / file).resolve(), tuple(names)
+
+
+def _names(item: pytest.Item) -> tuple[str, ...]:
+    chain = [node for node in item.listchain() if isinstance(node, pytest.Class | pytest.Item)]
+    return tuple(node.name.partition("[")[0] for node in chain)
