@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-# pytester forgets the modules that a test imported first, and pyarrow's extension types cannot be registered twice.
+# pytester forgets the modules that a test imported first, and neither pyarrow's extension types nor NumPy's compiled
+# modules can be loaded twice.
 import pandas.core.arrays.arrow.extension_types  # noqa: F401
 import pytest
+import scipy.stats  # noqa: F401
 from hypothesis import settings
 
 from pytest_kvcache.engine import setup
