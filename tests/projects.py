@@ -36,6 +36,11 @@ def commit(project: Project) -> None:
         subprocess.run(["git", *command.split()], cwd=project.path, check=True)
 
 
+def git(folder: Path, *args: str) -> None:
+    """Run git in a folder, as somebody."""
+    subprocess.run(["git", "-C", str(folder), "-c", "user.name=x", "-c", "user.email=x", *args], check=True)
+
+
 def run(project: Project, *args: str) -> pytest.RunResult:
     """Run pytest in a process of its own."""
     return project.runpytest_subprocess("-p", "no:cacheprovider", *args)

@@ -6,18 +6,16 @@ Nothing here prints. Tables are data frames of text, ready for `to_string(index=
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from pytest_kvcache.baselines import migrate
-from pytest_kvcache.baselines.store import Write, read_bytes
+from pytest_kvcache.baselines.store import read_bytes, read_requests
 from pytest_kvcache.baselines.update import levels
 from pytest_kvcache.errors import BaselineError
-from pytest_kvcache.verdict.cells import MAX_JSON_BYTES, SCHEMA, Cell, StoredCell, parse, parse_json, requests_path
+from pytest_kvcache.verdict.cells import MAX_JSON_BYTES, Cell, StoredCell, parse, parse_json, requests_path
 from pytest_kvcache.verdict.interim import Policy
 from pytest_kvcache.verdict.metrics import JUDGED
 from pytest_kvcache.verdict.procedure import tier_of
@@ -35,6 +33,7 @@ class Found:
         stored: What it holds; None where it cannot be read.
         schema: Its schema version; None where not even that can be read.
         problem: Why it cannot be read, "" where it can.
+        requests_problem: Why its table of requests cannot be read, "" where it can or has none.
     """
 
     path: Path
@@ -42,6 +41,7 @@ class Found:
     stored: StoredCell | None = None
     schema: int | None = None
     problem: str = ""
+    requests_problem: str = ""
 
 
 def scan(root: Path) -> tuple[Found, ...]:
@@ -91,7 +91,8 @@ def list_table(found: Sequence[Found], *, family: int | None = None, policy: Pol
                 "sessions": str(len({boot.run_id for boot in stored.boots})),
                 "recorded": dates[0] if dates[0] == dates[-1] else f"{dates[0]} … {dates[-1]}",
                 "margin": "-" if math.isnan(margin) or margin > 10 else f"{margin:+.0%}",
-                "state": f"too small: gates need {policy.least_boots} boots" if few else "ok",
+                "state": item.requests_problem
+                or (f"too small: gates need {policy.least_boots} boots" if few else "ok"),
             }
         )
     columns = ["profile", "machine", "tier", "context", "boots", "sessions", "recorded", "margin", "state"]
@@ -208,52 +209,6 @@ def prune(root: Path, paths: Sequence[Path]) -> None:
             folder.rmdir()
 
 
-@dataclass(frozen=True)
-class Migration:
-    """A file of another schema.
-
-    Args:
-        path: Which.
-        schema: Its version.
-        reason: Why it cannot be carried over, "" where it can.
-        command: What records it anew; "" where that is not what helps.
-        write: It as it is to be, where it can be carried over.
-    """
-
-    path: Path
-    schema: int
-    reason: str = ""
-    command: str = ""
-    write: Write | None = None
-
-
-def migrations(root: Path, found: Sequence[Found]) -> tuple[Migration, ...]:
-    """Return what is to be done about each file of another schema; nothing is written.
-
-    Schema 2 is carried over (`migrate`). Schema 1 held the figures of one run, without its requests: it is no boot of
-    this schema and cannot be made into one, so it is refused with the command that records the cell anew.
-    """
-    result = []
-    for item in found:
-        if item.schema is None or item.schema == SCHEMA:
-            continue
-        if item.schema > SCHEMA:
-            result.append(Migration(item.path, item.schema, "a later pytest-kvcache wrote it: update", ""))
-            continue
-        reason = "it has the figures of one run and no boots"
-        if item.schema == migrate.FROM:
-            try:
-                result.append(Migration(item.path, item.schema, write=migrate.carry_over(root, item.path)))
-                continue
-            except BaselineError as error:
-                reason = error.what
-        cell = item.cell
-        argv = ["pytest", "-m", "perf"]
-        argv += ["--tier", cell.tier, "--kv-profile", cell.profile] if cell else []
-        result.append(Migration(item.path, item.schema, reason, shlex.join([*argv, "--update-baselines"])))
-    return tuple(result)
-
-
 def _look(path: Path, root: Path) -> Found:
     cell = _cell_at(path)
     schema = None
@@ -268,7 +223,17 @@ def _look(path: Path, root: Path) -> Found:
             return Found(path, cell, schema=schema, problem=f"is the baseline of {stored.address}, not of this place")
     except BaselineError as error:
         return Found(path, cell, schema=schema, problem=error.what)
-    return Found(path, cell, stored, schema)
+    return Found(path, cell, stored, schema, requests_problem=_requests_problem(root, stored))
+
+
+def _requests_problem(root: Path, stored: StoredCell) -> str:
+    if stored.requests is None:
+        return ""
+    try:
+        read_requests(root, stored)
+    except BaselineError as error:
+        return f"its requests: {error.what}"
+    return ""
 
 
 def _schema(data: object) -> int | None:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import subprocess
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from pytest_kvcache.baselines import files, store, update
+from pytest_kvcache.baselines import files, older, revision, store, update
 from pytest_kvcache.baselines.files import Found
 from pytest_kvcache.commands.located import add_config_argument, located
 from pytest_kvcache.errors import BaselineError, ConfigError
 from pytest_kvcache.tiers import catalogue
-from pytest_kvcache.verdict.cells import SCHEMA, StoredCell, parse
+from pytest_kvcache.verdict.cells import RECORD_ANEW, SCHEMA, Cell, StoredCell
 from pytest_kvcache.verdict.interim import Policy
 from pytest_kvcache.verdict.metrics import JUDGED
 
@@ -66,13 +66,16 @@ def run(args: argparse.Namespace, say: Say) -> int:
 def _list(args: argparse.Namespace, say: Say) -> int:
     found = files.scan(args.kv_baselines)
     say(_text(files.list_table(found)) if found else "no baselines")
-    return 1 if any(f.problem for f in found) else 0
+    return 1 if any(f.problem or f.requests_problem for f in found) else 0
 
 
 def _show(args: argparse.Namespace, say: Say) -> int:
     found = files.scan(args.kv_baselines)
     cells = files.readable(found)
     chosen = [c for c in cells if args.cell in {str(c.address), _long(c)}]
+    damaged = [f for f in found if f.problem and f.cell is not None and args.cell in {str(f.cell), _named(f.cell)}]
+    if not chosen and damaged:
+        raise BaselineError(f"is damaged: {damaged[0].problem}", where=str(damaged[0].path), todo=RECORD_ANEW)
     if len(chosen) != 1:
         known = ", ".join(_long(c) for c in (chosen or cells)) or "none"
         what = "is there on several machines" if chosen else "is not there"
@@ -87,47 +90,40 @@ def _show(args: argparse.Namespace, say: Say) -> int:
 
 
 def _diff(args: argparse.Namespace, say: Say) -> int:
-    now = {c.address: c for c in files.readable(files.scan(args.kv_baselines))}
     other = Path(args.other)
+    now = _by_cell(files.scan(args.kv_baselines))
     if other.is_dir():
-        before = {c.address: c for c in files.readable(files.scan(other))}
+        before = _by_cell(older.with_older(other, files.scan(other)))
     else:
-        before = {c.address: c for c in _at_revision(args.kv_baselines, args.other)}
+        with tempfile.TemporaryDirectory(prefix="kvc-baselines-") as folder:
+            revision.export(args.kv_baselines, args.other, Path(folder))
+            before = _by_cell(older.with_older(Path(folder), files.scan(Path(folder))))
     changed = 0
     for address in sorted({*now, *before}, key=str):
         old, new = before.get(address), now.get(address)
+        at = f"{address} on {address.machine}"
         if old is None or new is None:
-            say(f"{address} on {address.machine}: {'new' if old is None else 'gone'}")
-            changed += 1
-        elif old != new:
-            changed += 1
-            found = update.diff(old, new)
-            say(f"{address} on {address.machine}: {len(old.boots)} -> {len(new.boots)} boots")
-            for line in (*found.comparability, *found.versions):
-                say(f"  {line}")
-            say(_text(found.table()))
+            lines = [f"{at}: {'new' if old is None else 'gone'}"]
+        elif old.stored is None or new.stored is None:
+            lines = [
+                f"{at}: {when}: {each.problem}" for when, each in ((args.other, old), ("now", new)) if each.problem
+            ]
+        elif old.stored.text() != new.stored.text():  # a file has fewer digits than what is carried over
+            found = update.diff(old.stored, new.stored)
+            lines = [f"{at}: {len(old.stored.boots)} -> {len(new.stored.boots)} boots"]
+            lines += [f"  {line}" for line in (*found.comparability, *found.versions)]
+            lines += [_text(found.table())]
+        else:
+            continue
+        changed += 1
+        for line in lines:
+            say(line)
     say(f"{changed} of {len({*now, *before})} cells differ from {args.other}")
     return 0
 
 
-def _at_revision(root: Path, revision: str) -> list[StoredCell]:
-    """Return the baselines below `root` as git has them at a revision."""
-    top = ["git", "-C", str(root)]
-    listed = subprocess.run(
-        [*top, "ls-tree", "-r", "--name-only", revision, "."],
-        capture_output=True,
-        encoding="utf-8",
-        errors="replace",
-        check=False,
-    )
-    if listed.returncode != 0:
-        raise BaselineError(f"git has no revision {revision!r} here: {listed.stderr.strip()[:200]}", where=str(root))
-    cells = []
-    for name in listed.stdout.splitlines():
-        if name.endswith(".json"):
-            text = subprocess.run([*top, "show", f"{revision}:./{name}"], capture_output=True, check=True).stdout
-            cells.append(parse(text, where=f"{revision}:{name}"))
-    return cells
+def _by_cell(found: Sequence[Found]) -> dict[Cell, Found]:
+    return {each.cell: each for each in found if each.cell is not None}
 
 
 def _prune(args: argparse.Namespace, say: Say) -> int:
@@ -153,7 +149,7 @@ def _is_used(found: Found, known: catalogue.Catalogue) -> bool:
 
 
 def _migrate(args: argparse.Namespace, say: Say) -> int:
-    todo = files.migrations(args.kv_baselines, files.scan(args.kv_baselines))
+    todo = older.migrations(args.kv_baselines, files.scan(args.kv_baselines))
     writes = [each.write for each in todo if each.write is not None]
     for each in todo:
         say(f"{each.path}: schema {each.schema}: {each.reason or f'is carried over to {SCHEMA}'}")
@@ -178,7 +174,10 @@ def _rules(args: argparse.Namespace, stored: StoredCell) -> tuple[Policy, int]:
 
 
 def _long(stored: StoredCell) -> str:
-    cell = stored.cell
+    return _named(stored.address)
+
+
+def _named(cell: Cell) -> str:
     return f"{cell.profile}/{cell.machine}/{cell.tier}/{cell.context_tokens}"
 
 

@@ -45,6 +45,8 @@ def run(args: argparse.Namespace, say: Say) -> int:
     say(table.to_string(index=False, float_format="{:.4g}".format))
     for best in series.best_tables(table, against=args.against or series.YARDSTICKS):
         say(f"\n{best}")
+    for line in rows.attrs["left_out"]:
+        say(f"\nleft out: {line}")
     for row in rows[rows["faults"] != ""].itertuples():
         say(f"\ninvalid, and in no figure: {row.label} at {row.context_tokens}: {row.faults}")
     try:

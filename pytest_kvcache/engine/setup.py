@@ -181,7 +181,11 @@ def setup(home: Path, say: Callable[[str], None], variant: Variant = LOCKED) -> 
     if not (path / _MARKER).is_file() and _is_held(lock):
         say("another setup is at work; waiting for it")
     with lock:
-        found = installed(home, variant)
+        try:
+            found = installed(home, variant)
+        except SetupError as error:
+            say(f"the environment that is there is broken ({error.what}): it is made anew")
+            found = None
         if found is not None:
             if not connector.is_current(path):
                 say("installing the connector for LMCache inside vLLM's CPU build")
@@ -196,7 +200,7 @@ def setup(home: Path, say: Callable[[str], None], variant: Variant = LOCKED) -> 
                 todo="; ".join(r.todo for r in missing),
             )
         if path.exists():
-            say("removing a half-made environment")
+            say("removing what is there of an environment")
             shutil.rmtree(path)
         return _make(path, say, variant)
 

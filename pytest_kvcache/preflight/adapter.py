@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pytest_kvcache.check import Finding
-from pytest_kvcache.errors import BootError
+from pytest_kvcache.errors import BootError, RunError
 from pytest_kvcache.runs.session import RunSession
 from pytest_kvcache.serving import pair
 from pytest_kvcache.serving.launchers.process import ProcessLauncher
@@ -22,8 +22,8 @@ _KEYS, _ROUNDS, _SIZE_KIB = 16, 2, 512
 _LIMIT_S = 120.0
 _VERIFIED = re.compile(r"All \d+ keys data verified OK")
 _START_LIMIT_S = 30.0
-#: What the names of its objects begin with.
-_MODEL = "bench-model"
+#: What the names of its objects begin with: the model that `lmcache bench l2` makes keys of, and the separator.
+_WRITTEN = "bench-model@"
 
 
 def bench_plan(plan: TierPlan, adapter: Mapping[str, Any], lmcache: str, session: RunSession) -> Finding:
@@ -33,7 +33,7 @@ def bench_plan(plan: TierPlan, adapter: Mapping[str, Any], lmcache: str, session
         plan: Of the tier.
         adapter: Its L2 adapter.
         lmcache: The program.
-        session: Owns folders and processes.
+        session: Owns folders and processes. In a bucket of the user's only what the bench wrote is removed.
     """
     for folder in plan.folders:
         session.own_folder(folder)
@@ -45,11 +45,14 @@ def bench_plan(plan: TierPlan, adapter: Mapping[str, Any], lmcache: str, session
     except BootError as error:
         return Finding("fail", error.what, error.todo)
     try:
-        return bench(lmcache, adapter, {**os.environ, **plan.env, **plan.secret_env})
+        before = buckets.listing(plan.bucket, prefix=_WRITTEN, salt="") if plan.bucket is not None else {}
+        found = bench(lmcache, adapter, {**os.environ, **plan.env, **plan.secret_env})
+        left = buckets.remove_new(plan.bucket, prefix=_WRITTEN, before=before) if plan.bucket is not None else ""
+        return Finding("warn", f"{found.found}; {left}", found.todo) if left and found.status == "pass" else found
+    except RunError as error:
+        return Finding("fail", str(error))
     finally:
         launcher.stop(list(served.handles))
-        if plan.bucket is not None:
-            buckets.remove(plan.bucket, model=_MODEL, salt="")
 
 
 def bench(lmcache: str, adapter: Mapping[str, Any], env: Mapping[str, str]) -> Finding:

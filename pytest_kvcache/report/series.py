@@ -59,13 +59,12 @@ def read(runs: Iterable[Path]) -> pd.DataFrame:
         runs: Folders of sessions (`.kvcache/runs/ID`), or folders with several of them (what CI has downloaded).
 
     Returns:
-        `label` (the tier as outputs name it, with the side of an A/B), `context_tokens`, `started_at` (seconds since
+        `label` (the tier as outputs name it, with the arm of an A/B), `context_tokens`, `started_at` (seconds since
         1970), `faults` (why no figure may rest on the boot; "" where one may), the keys of `FIGURES`, `model`,
-        `hardware` and `workload` in words.
+        `hardware` and `workload` in words. `attrs["left_out"]` has a line for each load that left no figures.
 
     Raises:
-        ConfigError: There is no measured run, a file is damaged, or runs are not of the same model, hardware and
-            workload.
+        ConfigError: There is no measured run, or runs are not of the same model, hardware and workload.
     """
     folders = list(runs)
     paths = sorted(path for folder in folders for path in folder.rglob("*boot-*/context-*/run.json"))
@@ -75,13 +74,17 @@ def read(runs: Iterable[Path]) -> pd.DataFrame:
         )
     rows: list[dict[str, Any]] = []
     first: dict[str, Any] = {}
+    left_out = [f"{path}: it was cut short" for folder in folders for path in _unfinished(folder)]
     for path in paths:
         try:
             facts = json.loads(path.read_text(encoding="utf-8"))
             keys = {k: v for k, v in facts["comparability"].items() if k.startswith(_SAME) and k != _AXIS}
-            rows.append(_row(path, facts))
+            row = _row(path, facts)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"is not what a run leaves: {error!r:.200}", where=str(path)) from None
+            why = "it was cut short" if isinstance(error, KeyError) else f"it is not what a run leaves ({error!r:.100})"
+            left_out.append(f"{path.parent}: {why}")
+            continue
+        rows.append(row)
         first = first or keys
         differs = [key for key in sorted({*first, *keys}) if first.get(key) != keys.get(key)]
         if differs:
@@ -90,7 +93,21 @@ def read(runs: Iterable[Path]) -> pd.DataFrame:
                 where=str(path),
                 todo="chart runs of one model, machine and workload",
             )
-    return pd.DataFrame(rows).sort_values("started_at", kind="stable", ignore_index=True)
+    if not rows:
+        raise ConfigError(
+            f"no boot was measured to its end there: {left_out[0]}",
+            where=", ".join(map(str, folders)),
+            todo="run again",
+        )
+    table = pd.DataFrame(rows).sort_values("started_at", kind="stable", ignore_index=True)
+    table.attrs["left_out"] = left_out
+    return table
+
+
+def _unfinished(folder: Path) -> list[Path]:
+    """Return the folders of loads that were begun and left no facts."""
+    begun = sorted(path.parent for path in folder.rglob("*boot-*/context-*/plan.json"))
+    return [path for path in begun if not (path / "run.json").exists()]
 
 
 def _row(path: Path, facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """A record on disk of what a run has started, so that the next run can clean up after one that was killed.
 
 A run holds a file lock for as long as it lives; the kernel lets go of it however the run ends. A journal whose lock
-can be taken belongs to a dead run: its processes, shared memory, folders and containers are removed, and then it.
+can be taken belongs to a dead run: its processes, shared memory, folders and containers are removed, and then it. One
+that cannot be read, or that another version wrote, is kept and said each time: what it names may still be there.
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
 from filelock import FileLock, Timeout
 
 from pytest_kvcache.errors import ConfigError
 from pytest_kvcache.runs import containers, files, processes
 from pytest_kvcache.runs.processes import Leader
+
+#: Version 1 had no number, and times since the epoch in place of boot id and clock ticks.
+VERSION = 2
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 @dataclass
@@ -27,19 +31,21 @@ class Record:
 
     Args:
         run_id: The run.
-        boot: When the machine was started (s since the epoch): processes of an earlier boot are gone.
+        boot_id: The kernel's name for the time since the machine was started: processes of an earlier one are gone.
         leaders: First process of each component.
         folders: Folders to remove, with all content.
         shared_memory: Shared-memory files by inode.
         docker: The daemon that may have containers with the run's label, "" where none was asked.
+        version: Of this layout.
     """
 
     run_id: str
-    boot: float
+    boot_id: str
     leaders: list[Leader] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
     shared_memory: dict[str, int] = field(default_factory=dict)
     docker: str = ""
+    version: int = VERSION
 
 
 class Journal:
@@ -55,7 +61,7 @@ class Journal:
         self._path = folder / f"{run_id}.json"
         self._lock = FileLock(folder / f"{run_id}.lock")
         self._lock.acquire(timeout=0)
-        self.record = Record(run_id=run_id, boot=psutil.boot_time())
+        self.record = Record(run_id=run_id, boot_id=_boot_id())
         self._write()
 
     def add_folder(self, folder: Path) -> None:
@@ -113,38 +119,62 @@ def clean_up_after_the_dead(folder: Path, say: Callable[[str], None]) -> None:
         with lock:
             if not path.exists():
                 continue
-            record = _read(path)
             try:
-                if record is not None:
-                    say(_clean(record))
+                record = _read(path)
+                said, done = _clean(record)
+            except _UnreadableError as error:
+                say(f"the journal of run {path.stem} {error}: what it left may still be there; remove {path} by hand")
+                continue
             except ConfigError as error:
                 say(f"containers of run {path.stem} may be left, and the next run looks again ({path}): {error}")
+                continue
+            say(said)
+            if not done:
                 continue
             path.unlink(missing_ok=True)
             files.partial_of(path).unlink(missing_ok=True)
         Path(lock.lock_file).unlink(missing_ok=True)
 
 
-def _clean(record: Record) -> str:
-    same_boot = abs(record.boot - psutil.boot_time()) < 60
+class _UnreadableError(Exception):
+    """A journal does not say what its run left."""
+
+
+def _clean(record: Record) -> tuple[str, bool]:
+    """Remove what a dead run left; return what was done, and whether all of it is gone."""
+    same_boot = record.boot_id == _boot_id()
     left = processes.members(record.leaders) if same_boot else []
     if same_boot:
         processes.end(record.leaders, grace_s=2.0)
         processes.remove_shared_memory(record.shared_memory)
+        if alive := processes.members(record.leaders):
+            numbers = ", ".join(str(process.pid) for process in alive)
+            return f"processes of run {record.run_id}, which was killed, do not end: {numbers}", False
     folders = [f for f in record.folders if Path(f).exists()]
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
     removed = f", {containers.remove(record.run_id, record.docker)} containers removed" if record.docker else ""
-    return (
+    told = (
         f"cleaned up after run {record.run_id}, which was killed: "
         f"{len(left)} processes ended, {len(folders)} folders removed{removed}"
     )
+    return told, True
 
 
-def _read(path: Path) -> Record | None:
+def _read(path: Path) -> Record:
     try:
         data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        version = data.get("version", 1)
+    except (ValueError, AttributeError, OSError) as error:
+        raise _UnreadableError(f"cannot be read ({error!s:.80})" if path.stat().st_size else "is empty") from None
+    if version != VERSION:
+        raise _UnreadableError(f"was written by another version of pytest-kvcache (layout {version!s:.20})")
+    try:
         data["leaders"] = [Leader(**leader) for leader in data["leaders"]]
         return Record(**data)
-    except (ValueError, TypeError, KeyError, OSError):
-        return None
+    except (TypeError, KeyError) as error:
+        raise _UnreadableError(f"cannot be read ({error!s:.80})") from None
+
+
+def _boot_id() -> str:
+    return _BOOT_ID.read_text(encoding="ascii").strip()

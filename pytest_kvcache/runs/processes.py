@@ -28,22 +28,33 @@ class Leader:
 
     Args:
         pid: Also the id of its session.
-        started: Its creation time as the kernel tells it (s since the epoch); tells it from a later process of that id.
+        start_ticks: When it began, in clock ticks since the machine was started; tells it from a later process of that
+            id, and a clock that is set does not change it. 0 where it had ended already.
         log: Where its output goes.
     """
 
     pid: int
-    started: float
+    start_ticks: int
     log: str
 
 
 def leader_of(pid: int, log: Path) -> Leader:
     """Return the record of a process that was just started as a session leader."""
+    return Leader(pid=pid, start_ticks=_start_ticks(pid), log=str(log))
+
+
+def _start_ticks(pid: int) -> int:
+    """Return when a process began (proc(5), field 22 of its stat), 0 where there is none."""
     try:
-        started = psutil.Process(pid).create_time()
-    except psutil.NoSuchProcess:
-        started = 0.0
-    return Leader(pid=pid, started=started, log=str(log))
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return 0
+    return int(text.rpartition(")")[2].split()[19])  # the program's name, in brackets, may hold anything
+
+
+def is_same(leader: Leader) -> bool:
+    """Return whether the process of that number is still the leader: a stranger may have got it since."""
+    return leader.start_ticks > 0 and _start_ticks(leader.pid) == leader.start_ticks
 
 
 def members(leaders: Iterable[Leader]) -> list[psutil.Process]:
@@ -71,12 +82,7 @@ def _writes_to(pid: int, logs: set[str]) -> bool:
 
 def _in_session(process: psutil.Process, sessions: dict[int, Leader]) -> bool:
     leader = sessions.get(os.getsid(process.pid))
-    if leader is None:
-        return False
-    with contextlib.suppress(psutil.NoSuchProcess):
-        # The session's number may have been given to a stranger since.
-        return abs(psutil.Process(leader.pid).create_time() - leader.started) < 1.0
-    return False
+    return leader is not None and is_same(leader)
 
 
 def shared_memory(processes: Iterable[psutil.Process]) -> dict[str, int]:
@@ -122,9 +128,8 @@ def end(leaders: Iterable[Leader], *, grace_s: float) -> list[str]:
     segments = shared_memory(members(known))
     for leader in known:
         with contextlib.suppress(psutil.Error, OSError):
-            process = psutil.Process(leader.pid)
-            if abs(process.create_time() - leader.started) < 1.0:
-                process.terminate()
+            if is_same(leader):
+                psutil.Process(leader.pid).terminate()
     deadline = time.monotonic() + grace_s
     while (alive := members(known)) and time.monotonic() < deadline:
         segments |= shared_memory(alive)

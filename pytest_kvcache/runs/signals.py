@@ -1,14 +1,38 @@
-"""Interruptions: SIGTERM and SIGHUP end a run as Ctrl-C does, and none of them cuts a clean-up short."""
+"""Interruptions: SIGTERM and SIGHUP end a run as Ctrl-C does, and none of them cuts a clean-up short.
+
+A signal that was ignored when the program started stays ignored: `nohup` ignores SIGHUP, and a shell that runs a script
+ignores SIGINT for what it starts in the background, so that the program outlives its terminal.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
+from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def handle(numbers: Iterable[int], handler: Callable[[int, FrameType | None], object]) -> Callable[[], None]:
+    """Install a handler for each signal that is not ignored, and return what restores the former handlers.
+
+    A handler that was not installed from Python cannot be restored and is left alone too.
+    """
+    before: dict[int, Any] = {}
+    for number in numbers:
+        former = signal.getsignal(number)
+        if former not in {signal.SIG_IGN, None}:
+            before[number] = former
+            signal.signal(number, handler)
+
+    def restore() -> None:
+        for number, former in before.items():
+            signal.signal(number, former)
+
+    return restore
 
 
 @contextlib.contextmanager
@@ -18,12 +42,11 @@ def deferred() -> Iterator[None]:
         yield
         return
     caught: list[int] = []
-    before = {number: signal.signal(number, lambda n, _: caught.append(n)) for number in _SIGNALS}
+    restore = handle(_SIGNALS, lambda number, _: caught.append(number))
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        restore()
         if caught:
             signal.raise_signal(caught[0])
 
@@ -32,14 +55,4 @@ def end_like_ctrl_c(stop: Callable[[str], object]) -> Callable[[], None]:
     """Call `stop` with the signal's name on SIGTERM and SIGHUP; return what restores the former handlers."""
     if threading.current_thread() is not threading.main_thread():
         return lambda: None
-
-    def handle(number: int, _frame: FrameType | None) -> None:
-        stop(signal.Signals(number).name)
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGHUP)}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    return restore
+    return handle((signal.SIGTERM, signal.SIGHUP), lambda number, _: stop(signal.Signals(number).name))

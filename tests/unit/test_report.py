@@ -80,12 +80,12 @@ def test_unlike_runs_make_no_chart(run: Path, tmp_path: Path, key: str) -> None:
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"comparability": {}, "load": 1}'])
 def test_a_damaged_file_is_named(run: Path, content: str) -> None:
-    """What is not what a run leaves is an error with its path, no traceback."""
-    path = run / "cpu" / "boot-1" / "context-1000" / "run.json"
+    """A run.json that is none is left out, and named with what it is."""
+    path = next(run.rglob("run.json"))
     path.write_text(content)
-    with pytest.raises(ConfigError, match="is not what a run leaves") as caught:
-        series.read([run])
-    assert caught.value.where == str(path)
+    rows = series.read([run])
+    assert [str(path.parent) in line for line in rows.attrs["left_out"]] == [True]
+    assert len(rows) == 5
 
 
 def texts(path: Path) -> list[str]:
@@ -126,6 +126,39 @@ def test_the_command_takes_the_newest_run(
     assert "+201% (at 9000)" in out
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
     assert len(pd.read_csv(tmp_path / "c.csv")) == 6
+
+
+def test_a_session_that_was_interrupted_is_drawn(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was measured to its end is in table and chart; what was not is named, however it was cut short."""
+    monkeypatch.chdir(run.parent.parent)
+    left(run, "gpu", 20000, 5.0).write_text('{"label": "gpu", "compara')
+    cut = left(run, "cpu", 20000, 5.0)
+    facts = json.loads(cut.read_text())
+    del facts["estimates"], facts["faults"]
+    cut.write_text(json.dumps(facts))
+    begun = left(run, "pnfs", 20000, 5.0)
+    begun.rename(begun.with_name("plan.json"))
+    left(run, "gpu", 30000, 5.0).write_text("")
+    assert main(["report", str(run)]) == 0
+    out = capsys.readouterr().out
+    assert "+201% (at 9000)" in out
+    lines = [line for line in out.splitlines() if line.startswith("left out: ")]
+    assert sorted(line.split("/runs/1/")[1].split(":")[0] for line in lines) == [
+        "cpu/boot-1/context-20000",
+        "gpu/boot-1/context-20000",
+        "gpu/boot-1/context-30000",
+        "pnfs/boot-1/context-20000",
+    ]
+    assert sum("it was cut short" in line for line in lines) == 2
+
+
+def test_a_session_of_which_nothing_is_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where no boot came to its end, the error names the first that did not."""
+    left(tmp_path / "r", "gpu", 1000, 1.0).write_text("{")
+    assert main(["report", str(tmp_path / "r")]) == 1
+    assert "no boot was measured to its end there" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pytest_kvcache.engine import setup
@@ -72,20 +73,108 @@ def test_a_dead_run_is_cleaned_up_after_and_nothing_else(tmp_path: Path) -> None
     assert list((tmp_path / "journal").iterdir()) == []
 
 
+VERSION_1 = {"run_id": "x", "boot": 1.0, "leaders": [{"pid": 1, "started": 1.0, "log": "/x"}], "folders": ["FOLDER"]}
+
+
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"run_id": 1}', '{"run_id": "x", "boot": 0, "leaders": [{"pid": 1}]}']
+    ("text", "said"),
+    [
+        ("", "is empty"),
+        ("{", "cannot be read"),
+        ("[]", "cannot be read"),
+        ("\0\0\0", "cannot be read"),
+        ('{"run_id": 1}', "another version of pytest-kvcache (layout 1)"),
+        (json.dumps(VERSION_1), "another version of pytest-kvcache (layout 1)"),
+        ('{"version": 99, "run_id": "x"}', "another version of pytest-kvcache (layout 99)"),
+        ('{"version": 2, "run_id": "x", "boot_id": "b", "leaders": [{"pid": 1}]}', "cannot be read"),
+        ('{"version": 2, "run_id": "x", "boot_id": "b", "more": 1, "leaders": []}', "cannot be read"),
+    ],
 )
-def test_a_damaged_journal_harms_nobody(tmp_path: Path, text: str) -> None:
-    """A journal that cannot be read is removed, and nothing is ended for it."""
-    (tmp_path / "x.json").write_text(text)
-    journal.clean_up_after_the_dead(tmp_path, lambda _: None)
-    assert list(tmp_path.iterdir()) == []
+def test_a_journal_that_says_nothing_is_kept_and_said(tmp_path: Path, text: str, said: str) -> None:
+    """Whatever it names may still be there: nothing is ended or removed, and each run says where to look."""
+    kept = tmp_path / "folder"
+    kept.mkdir()
+    path = tmp_path / "x.json"
+    path.write_text(text.replace("FOLDER", str(kept)))
+    for _ in range(2):
+        lines: list[str] = []
+        journal.clean_up_after_the_dead(tmp_path, lines.append)
+        assert [said in line and str(path) in line for line in lines] == [True]
+    assert path.read_text() == text.replace("FOLDER", str(kept))
+    assert kept.is_dir()
+
+
+def _dead_run(root: Path, *, then: str = "") -> subprocess.Popen[bytes]:
+    """Return a process of a run whose journal names it and that was killed."""
+    log = root / "x.log"
+    with log.open("wb") as out:
+        left = subprocess.Popen(["sleep", "60"], stdout=out, start_new_session=True)
+    code = (
+        "import os, sys; from pathlib import Path; from pytest_kvcache.runs import journal, processes\n"
+        "root = Path(sys.argv[1]); j = journal.Journal(root / 'journal', 'dead')\n"
+        f"j.add_leader(processes.leader_of({left.pid}, root / 'x.log'))\n{then}\nos.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(root)], check=False)
+    return left
+
+
+def test_a_clock_that_was_set_hides_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a killed run left is found by boot id and clock ticks, whatever the clock says by then."""
+    left = _dead_run(tmp_path)
+    for shift_s in (3600.0, -3600.0):
+        real = psutil.boot_time()
+        monkeypatch.setattr(psutil, "boot_time", lambda at=real + shift_s: at)
+    said: list[str] = []
+    journal.clean_up_after_the_dead(tmp_path / "journal", said.append)
+    assert said == ["cleaned up after run dead, which was killed: 1 processes ended, 0 folders removed"]
+    assert left.wait(5) == -signal.SIGTERM
+
+
+def test_processes_of_an_earlier_boot_are_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the machine was started anew the same numbers are others': nothing is ended."""
+    left = _dead_run(tmp_path)
+    monkeypatch.setattr(journal, "_boot_id", lambda: "another")
+    said: list[str] = []
+    journal.clean_up_after_the_dead(tmp_path / "journal", said.append)
+    assert said == ["cleaned up after run dead, which was killed: 0 processes ended, 0 folders removed"]
+    assert left.poll() is None
+    left.kill()
+    left.wait()
+
+
+def test_a_journal_stays_while_its_processes_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that cannot be ended keeps the record of its run, and is named."""
+    left = _dead_run(tmp_path)
+    monkeypatch.setattr(processes, "end", lambda *_, **__: [])
+    said: list[str] = []
+    journal.clean_up_after_the_dead(tmp_path / "journal", said.append)
+    assert said == [f"processes of run dead, which was killed, do not end: {left.pid}"]
+    assert (tmp_path / "journal" / "dead.json").exists()
+    monkeypatch.undo()
+    journal.clean_up_after_the_dead(tmp_path / "journal", said.append)
+    assert not (tmp_path / "journal" / "dead.json").exists()
+    left.wait(5)
+
+
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGTERM", "SIGINT"])
+def test_an_ignored_signal_stays_ignored(name: str) -> None:
+    """Nohup and shells that start in the background ignore signals, so that a program outlives its terminal."""
+    code = (
+        "import os, signal, sys; from pytest_kvcache.runs import signals\n"
+        f"number = signal.{name}; signal.signal(number, signal.SIG_IGN)\n"
+        "restore = signals.end_like_ctrl_c(lambda name: sys.exit(3))\n"
+        "os.kill(os.getpid(), number)\n"
+        "with signals.deferred(): os.kill(os.getpid(), number)\n"
+        "restore(); os.kill(os.getpid(), number)\n"
+        "sys.exit(0 if signal.getsignal(number) == signal.SIG_IGN else 4)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_a_recycled_process_number_is_not_ended(tmp_path: Path) -> None:
     """A stranger that has got a dead leader's number is not one of the run's processes."""
     stranger = subprocess.Popen(["sleep", "30"], start_new_session=True)
-    leader = processes.Leader(pid=stranger.pid, started=1.0, log=str(tmp_path / "x.log"))
+    leader = processes.Leader(pid=stranger.pid, start_ticks=1, log=str(tmp_path / "x.log"))
     assert processes.members([leader]) == []
     assert processes.end([leader], grace_s=0.1) == []
     assert stranger.poll() is None
@@ -199,6 +288,37 @@ def test_setup_reuses_a_complete_environment_and_remakes_a_half_made_one(
     setup.setup(tmp_path, lambda _: None)
     assert made == [path, path]
     assert not (path / "half").exists()
+
+
+@pytest.mark.parametrize("python", ["gone", "dangling", "not-executable", "no-program", "fails", "without-vllm"])
+def test_setup_repairs_an_environment_whose_python_is_broken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, python: str
+) -> None:
+    """Whatever became of its interpreter, an environment that says it is complete is made anew, and why is said."""
+    path = setup.engine_path(tmp_path)
+    program = path / "bin" / "python"
+    program.parent.mkdir(parents=True)
+    (path / setup._MARKER).write_text("{}")
+    if python == "dangling":
+        program.symlink_to(tmp_path / "nowhere")
+    elif python == "without-vllm":
+        program.symlink_to(sys.executable)
+    elif python != "gone":
+        program.write_text("#!/bin/sh\nexit 3\n" if python == "fails" else "x")
+        program.chmod(0o644 if python == "not-executable" else 0o755)
+    made: list[Path] = []
+
+    def make(where: Path, _say: object, _variant: object) -> Engine:
+        made.append(where)
+        assert not where.exists()
+        return Engine(where, {})
+
+    monkeypatch.setattr(setup, "_make", make)
+    monkeypatch.setattr(setup, "requirements", lambda _: [])
+    said: list[str] = []
+    setup.setup(tmp_path, said.append)
+    assert made == [path]
+    assert said[0].startswith("the environment that is there is broken (")
 
 
 def test_a_changed_lock_asks_for_another_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

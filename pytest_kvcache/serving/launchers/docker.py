@@ -19,7 +19,7 @@ from pytest_kvcache.config import environment
 from pytest_kvcache.engine.container import ALL_GPUS, BindMount, Container, same_path
 from pytest_kvcache.engine.image import ImageEngine
 from pytest_kvcache.errors import BootError, ConfigError
-from pytest_kvcache.runs import containers, signals
+from pytest_kvcache.runs import containers, processes, signals
 from pytest_kvcache.runs.processes import Leader, leader_of
 from pytest_kvcache.runs.session import RunSession
 from pytest_kvcache.serving.component import Component
@@ -202,6 +202,6 @@ class DockerLauncher:
 def _lives(leader: Leader) -> bool:
     try:
         process = psutil.Process(leader.pid)
-        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - leader.started) < 1.0
+        return process.status() != psutil.STATUS_ZOMBIE and processes.is_same(leader)
     except psutil.NoSuchProcess:
         return False

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pytest_kvcache.baselines import files, store
+from pytest_kvcache.baselines import files, older, store
 from pytest_kvcache.cli import main
 from pytest_kvcache.verdict.cells import SCHEMA, requests_path
 from pytest_kvcache.verdict.rounds import judged_figures
@@ -105,6 +105,6 @@ def test_requests_of_another_file_are_refused(tmp_path: Path) -> None:
     """A table that is not the one that the file names gives no figures."""
     path = old(tmp_path)
     requests_path(path).write_bytes(b"PAR1" + requests_path(path).read_bytes())
-    (found,) = files.migrations(tmp_path, files.scan(tmp_path))
+    (found,) = older.migrations(tmp_path, files.scan(tmp_path))
     assert found.write is None
     assert "SHA-256 differs" in found.reason

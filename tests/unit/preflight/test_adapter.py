@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pytest_kvcache.check import Finding
 from pytest_kvcache.preflight import adapter
+from pytest_kvcache.runs.session import RunSession
+from pytest_kvcache.serving.offload import TierPlan
+from pytest_kvcache.storage import bucket as buckets
+from pytest_kvcache.storage.bucket import Bucket
 
 DATA = Path(__file__).parents[1] / "data" / "bench"
 
@@ -39,3 +45,45 @@ def test_a_program_that_does_not_get_that_far(errors: str) -> None:
     found = adapter.judge(1, "[Init] Creating adapter...\n", errors)
     assert found.status == "fail"
     assert found.found == (errors.strip() or "lmcache bench l2 failed")
+
+
+class Store:
+    """A bucket in memory, as botocore's client shows it."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = list(names)
+
+    def get_paginator(self, _: str) -> Store:
+        """Return what lists it."""
+        return self
+
+    def paginate(self, **asked: str) -> list[dict[str, Any]]:
+        """Return one page of its objects."""
+        return [{"Contents": [{"Key": n, "Size": 1} for n in self.names if n.startswith(asked["Prefix"])]}]
+
+    def delete_object(self, **asked: str) -> None:
+        """Remove an object."""
+        self.names.remove(asked["Key"])
+
+
+@pytest.mark.parametrize("status", ["pass", "fail"])
+def test_a_bench_removes_what_it_wrote_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: Any
+) -> None:
+    """In a user's bucket objects of others stay, those too whose names begin as the bench's own do."""
+    theirs = ["bench-model-results.csv", "bench-model@1@0@their-own", "bench-models/x", "Qwen/x@1", "bench"]
+    store = Store(*theirs)
+    monkeypatch.setattr(buckets, "client", lambda _: store)
+
+    def bench(*_: object) -> Finding:
+        store.names += ["bench-model@1@0@aa", "bench-model@1@0@bb"]
+        return Finding(status, "as it went")
+
+    monkeypatch.setattr(adapter, "bench", bench)
+    session = RunSession(tmp_path / "home", tmp_path / "runs", print)
+    try:
+        plan = TierPlan("s3", bucket=Bucket("http://h", "kv", "r", {}))
+        assert adapter.bench_plan(plan, {"type": "s3"}, "lmcache", session) == Finding(status, "as it went")
+    finally:
+        session.close()
+    assert store.names == theirs
