@@ -154,7 +154,7 @@ def finish(session: pytest.Session, exitstatus: int) -> None:
         state.cut_short = state.settings.options.update != "none"
         return
     try:
-        state.written = store.write_all(state.settings.options.baselines, state.writes)
+        state.written = store.write_all(state.settings.options.baselines, state.campaign.writes)
     except BaselineError as error:
         state.say(str(error))
         session.exitstatus = pytest.ExitCode.INTERNAL_ERROR

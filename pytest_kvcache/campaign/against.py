@@ -52,8 +52,7 @@ class AgainstCampaign:
             if not wanted or (look and allowed is not None and 2 * pairs > allowed):
                 break
             for arm in paired.order(pairs)[len(self._boots["a"]) + len(self._boots["b"]) :]:
-                number = len(self._boots[arm]) + 1
-                self._boots[arm].append(booting.measure(self._sides[arm], self._state, wanted, number=number))
+                self._boots[arm].append(booting.measure(self._sides[arm], self._state, wanted))
             more = look + 1 < len(looks) and not (allowed is not None and 2 * looks[look + 1] > allowed)
             self._judge(wanted, more=looks[look + 1] - pairs if more else 0, fixed=looks[-1])
         return {context: self._result(context) for context in self._contexts}

@@ -47,7 +47,7 @@ class SessionReport:
             for each in text.split("\n"):  # pytest would escape the line ends too of what it cannot show
                 terminalreporter.line(showable(each, sys.stdout))
 
-        results = [each for each in state.results.values() if isinstance(each, CellResult)]
+        results = state.campaign.measured
         if results:
             terminalreporter.section(f"{_SECTION}: {state.profile.name}")
             for block in self._blocks(results):
@@ -56,7 +56,7 @@ class SessionReport:
             line(f"peak memory {state.peak_memory_bytes / 1e9:.1f} GB (PSS of all processes of the run)")
         for each in gpu_lines(state.gpus):  # also of boots that failed: an XID may be why
             line(each)
-        if state.results:  # also of boots that failed
+        if state.campaign.results or state.campaign.interruptions:  # also of boots that failed
             line(f"rows, counters and logs: {state.run.folder}")
         if state.cut_short:
             line("no baseline was written: the session did not come to its end")
@@ -91,7 +91,7 @@ class SessionReport:
                 yield f"against {against}:\n{table}"
         yield from self._chart()
         if state.written:
-            table = terminal.updates(state.writes, self._rules())
+            table = terminal.updates(state.campaign.writes, self._rules())
             yield f"baselines written to {state.settings.options.baselines}:\n{table}"
         unused = self._unused(results)
         if unused:
