@@ -58,6 +58,8 @@ class SessionReport:
             line(each)
         if state.campaign.results or state.campaign.interruptions:  # also of boots that failed
             line(f"rows, counters and logs: {state.run.folder}")
+        for interruption in state.campaign.interruptions.values():
+            line(str(interruption))
         if state.cut_short:
             line("no baseline was written: the session did not come to its end")
         for nodeid, status, reason in state.undecided:

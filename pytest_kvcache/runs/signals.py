@@ -8,7 +8,8 @@ import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+#: SIGALRM is how pytest-timeout interrupts a test; SIGUSR1 and SIGUSR2 are how batch systems give notice.
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 @contextlib.contextmanager
@@ -18,7 +19,9 @@ def deferred() -> Iterator[None]:
         yield
         return
     caught: list[int] = []
-    before = {number: signal.signal(number, lambda n, _: caught.append(n)) for number in _SIGNALS}
+    # A handler that was not installed from Python (None) could not be put back.
+    numbers = [number for number in _SIGNALS if signal.getsignal(number) is not None]
+    before = {number: signal.signal(number, lambda n, _: caught.append(n)) for number in numbers}
     try:
         yield
     finally:
