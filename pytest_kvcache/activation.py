@@ -73,7 +73,7 @@ def activate(config: pytest.Config, items: Sequence[pytest.Item]) -> PerfState:
     config.stash[KEY] = state
     config.pluginmanager.register(SessionReport(state, cautions), "kvcache-report")
     config.pluginmanager.register(_Interrupted(state), "kvcache-interrupted")
-    leaving = Leaving(state.close)
+    leaving = Leaving(lambda: state.campaign.busy, state.close)
     config.add_cleanup(leaving.restore)
     restore = signals.end_like_ctrl_c(
         lambda name: pytest.exit(leaving.reason or f"{name} received", returncode=143),

@@ -33,6 +33,7 @@ class Campaign:
     Attributes:
         results: What was measured, or why not, by cell.
         writes: Baselines to write at the end of the session.
+        busy: Something is being booted or measured.
         interruptions: By tier, what cut a boot, its probes or a load short: nothing of that tier is booted again.
     """
 
@@ -40,6 +41,7 @@ class Campaign:
         self.results: dict[CellKey, CellResult | KvCacheError] = {}
         self.writes: list[Write] = []
         self.interruptions: dict[str, RunError] = {}
+        self.busy = False
         self._boots: Counter[tuple[str, str]] = Counter()
         self._latest: dict[str, str] = {}
         self._shared: str | None = None
@@ -135,6 +137,7 @@ class Campaign:
 
     @contextlib.contextmanager
     def _noting(self, tier: str) -> Iterator[None]:
+        self.busy = True
         try:
             yield
         except KvCacheError:
@@ -142,6 +145,8 @@ class Campaign:
         except BaseException as error:
             self.interruptions[tier] = _interruption(error, tier, self._latest.get(tier, "what comes before its boots"))
             raise
+        finally:
+            self.busy = False
 
 
 def _interruption(error: BaseException, tier: str, boot: str) -> RunError:

@@ -196,33 +196,38 @@ def rows_are_kept(project: Project, *, load_told: bool = True) -> None:
     assert facts["faults"] == ["the run was cut short"]
 
 
-@pytest.mark.parametrize(("method", "where"), [("signal", "load"), ("thread", "boot"), ("thread", "load")])
-def test_a_timeout_of_pytest_timeout(project: Project, kvcache_home: Path, where: str, method: str) -> None:
-    """Both methods of pytest-timeout leave rows and nothing that runs; after a signal the next tests say so."""
-    arguments = '"--stub-boot", "60"' if where == "boot" else ""
-    configure(project, toml(duration_s=60, vllm_args=arguments))
-    timeout = 2 if where == "boot" else 5
-    result = run(project, "--tier", "gpu", f"--timeout-method={method}", f"--timeout={timeout}")
+@pytest.mark.parametrize("method", ["signal", "thread"])
+def test_a_timeout_of_pytest_timeout(project: Project, kvcache_home: Path, method: str) -> None:
+    """Each method of pytest-timeout leaves nothing that runs; after a signal the next tests say so."""
+    configure(project, toml(vllm_args='"--stub-boot", "60"'))
+    result = run(project, "--tier", "gpu", f"--timeout-method={method}", "--timeout=2.5")
+    assert result.ret == 1
     if method == "signal":
         result.assert_outcomes(failed=3)
-        assert result.stdout.str().count("ended with Failed: Timeout (>5.0s)") >= 2
-    assert result.ret == 1
+        assert result.stdout.str().count("ended with Failed: Timeout (>2.5s)") >= 2
     assert traces(project.path, kvcache_home) == NOTHING
-    if where == "load":
-        rows_are_kept(project)
 
 
-def test_a_program_that_leaves_by_force(project: Project, kvcache_home: Path) -> None:
-    """A plugin's `os._exit` in the main thread has rows saved and servers ended first, and keeps its exit code."""
+@pytest.mark.parametrize("thread", ["main", "other"])
+def test_a_program_that_leaves_by_force(project: Project, kvcache_home: Path, thread: str) -> None:
+    """A plugin's `os._exit` has rows saved and servers ended first, and keeps its exit code."""
     configure(project, toml(duration_s=60))
+    leave = "os._exit(7)" if thread == "main" else "threading.Thread(target=os._exit, args=(7,)).start()"
     project.makeconftest(
-        """
-        import os, signal
-        signal.signal(signal.SIGALRM, lambda *_: os._exit(7))
-        signal.alarm(5)
+        f"""
+        import os, pathlib, threading, time
+        from pytest_kvcache.serving.pair import ServingPair
+        def leave_under_load(pair):
+            logs = pathlib.Path({str(project.path)!r}, ".kvcache").rglob("*.log")
+            texts = dict((log.stem, log.read_text()) for log in logs)
+            answered = texts["vllm-0"].count({ANSWERED!r}) + texts["vllm-1"].count({ANSWERED!r})
+            if {CLOCK_STARTS!r} in texts.get("load", "") and answered > 5:
+                time.sleep(0.5)
+                {leave}
+        ServingPair.check_alive = leave_under_load
         """
     )
     result = run(project, "--tier", "gpu")
     assert result.ret == 7
     assert traces(project.path, kvcache_home) == NOTHING
-    rows_are_kept(project, load_told=False)
+    rows_are_kept(project, load_told=thread == "other")
