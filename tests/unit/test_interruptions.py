@@ -231,3 +231,34 @@ def test_a_program_that_leaves_by_force(project: Project, kvcache_home: Path, th
     assert result.ret == 7
     assert traces(project.path, kvcache_home) == NOTHING
     rows_are_kept(project, load_told=thread == "other")
+
+
+@pytest.mark.parametrize(("lost", "kept"), [(1, True), (2, False)], ids=["one", "all"])
+def test_a_load_process_that_is_killed(
+    project: Project, monkeypatch: pytest.MonkeyPatch, lost: int, *, kept: bool
+) -> None:
+    """The rows of the others are kept, and the run is invalid and names the one that was lost."""
+    configure(project, toml(duration_s=2).replace("users = 3", "workers = 2\nusers = 3"))
+    killed: list[int] = []
+
+    def kill(_: ServingPair) -> None:
+        if killed or logs(project.path, "vllm-*.log").count(ANSWERED) < 5 or not logs(project.path, "load.log"):
+            return
+        (load,) = (p for p in ours(project.path) if "pytest_kvcache.load.worker" in p.cmdline() and p.children())
+        for child in load.children()[:lost]:
+            child.kill()
+            killed.append(child.pid)
+
+    monkeypatch.setattr(ServingPair, "check_alive", kill)
+    result = run_here(project, "-k", "ttft")
+    result.assert_outcomes(failed=1)
+    assert len(killed) == lost
+    result.stdout.fnmatch_lines(
+        [
+            "*stub/gpu/50 on gpu is invalid*",
+            "*load process ? of 2 was lost (killed by SIGKILL), and its requests with it*",
+        ]
+    )
+    folder = run_folder(project) / "gpu" / "boot-1" / "context-50"
+    assert bool((pd.read_parquet(folder / "requests.parquet")["status"] == "ok").any()) is kept
+    assert len(json.loads((folder / "run.json").read_text())["load"]["lost_workers"]) == lost
