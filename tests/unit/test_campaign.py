@@ -112,6 +112,25 @@ def test_a_length_outside_the_profile_has_a_baseline_of_its_own(project: Project
     result.stdout.fnmatch_lines(["*stub/gpu/60 on gpu is inconclusive*the baseline has 1 boot*"])
 
 
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_an_a_b_that_cannot_decide_boots_nothing(project: Project, stub_engine: Path, most: int) -> None:
+    """--kv-boots below the first look of an A/B is refused, with the numbers that can decide."""
+    configure(project, toml())
+    result = run_here(project, "--tier", "gpu", f"--kv-against={stub_engine}", "--kv-boots", str(most))
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    output = result.stdout.str() + result.stderr.str()
+    assert f"--kv-boots: {most} cannot decide A against B: the first look is after 4 boots, 2 of each" in output
+    assert not (project.path / ".kvcache").exists()
+
+
+def test_an_a_b_counts_the_boots_of_both_sides(project: Project, stub_engine: Path) -> None:
+    """--kv-boots of an A/B is both sides' together; what of it no look can use is said, and never booted."""
+    configure(project, toml(duration_s=0.3))
+    result = run_here(project, "--tier", "gpu", f"--kv-against={stub_engine}", "--kv-boots", "6")
+    assert [each.partition(" ")[0] for each in boots(project)] == ["aboot-1", "aboot-2", "bboot-1", "bboot-2"]
+    result.stdout.fnmatch_lines(["*--kv-boots 6 counts the boots of A and B together, * 4, 8, 12: * 4 at most"])
+
+
 def unindent(text: str) -> str:
     """Return lines of Python that a test has indented."""
     return re.sub(r"^ {12}", "", text, flags=re.MULTILINE)
