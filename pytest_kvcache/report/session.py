@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -117,7 +118,9 @@ class SessionReport:
     def _unused(self, results: list[CellResult]) -> list[str]:
         """Return the baselines of this profile and machine that a run of everything left out."""
         chosen = self._state.settings
-        everything = len(results) == len(chosen.catalogue.tiers) * len(chosen.profile.workload.context_tokens)
+        lengths = chosen.profile.workload.context_tokens
+        measured = {(result.cell.tier, result.context_tokens) for result in results}
+        everything = measured.issuperset(itertools.product(chosen.catalogue.tiers, lengths))
         root = chosen.options.baselines
         if not everything or not root.is_dir():
             return []
