@@ -18,6 +18,7 @@ from pytest_kvcache.errors import BaselineError, ConfigError
 from pytest_kvcache.report import benchmark as rows_of_benchmark
 from pytest_kvcache.report.session import SessionReport
 from pytest_kvcache.runs import signals
+from pytest_kvcache.runs.leaving import Leaving
 from pytest_kvcache.serving.tier import Tier
 from pytest_kvcache.showable import showable
 from pytest_kvcache.verdict.metrics import JUDGED
@@ -71,9 +72,31 @@ def activate(config: pytest.Config, items: Sequence[pytest.Item]) -> PerfState:
     state = PerfState(chosen, say)
     config.stash[KEY] = state
     config.pluginmanager.register(SessionReport(state, cautions), "kvcache-report")
-    restore = signals.end_like_ctrl_c(lambda name: pytest.exit(f"{name} received", returncode=143))
+    config.pluginmanager.register(_Interrupted(state), "kvcache-interrupted")
+    leaving = Leaving(lambda: state.campaign.busy, state.close)
+    config.add_cleanup(leaving.restore)
+    restore = signals.end_like_ctrl_c(
+        lambda name: pytest.exit(leaving.reason or f"{name} received", returncode=143),
+    )
     config.add_cleanup(restore)
     return state
+
+
+class _Interrupted:
+    """Has tests on the shared pair of a tier that was interrupted say so.
+
+    pytest keeps the first error of a fixture that lives for the session, and would show it whole in each of them.
+    """
+
+    def __init__(self, state: PerfState) -> None:
+        self._campaign = state.campaign
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        """Fail before any fixture is made."""
+        found = self._campaign.interruptions.get(_tier_of(item))
+        if found is not None and "vllm_pair" in getattr(item, "fixturenames", ()):
+            pytest.fail(str(found), pytrace=False)
 
 
 def parametrize(metafunc: pytest.Metafunc, asked: Sequence[str]) -> bool:
@@ -154,7 +177,7 @@ def finish(session: pytest.Session, exitstatus: int) -> None:
         state.cut_short = state.settings.options.update != "none"
         return
     try:
-        state.written = store.write_all(state.settings.options.baselines, state.writes)
+        state.written = store.write_all(state.settings.options.baselines, state.campaign.writes)
     except BaselineError as error:
         state.say(str(error))
         session.exitstatus = pytest.ExitCode.INTERNAL_ERROR

@@ -53,7 +53,7 @@ def add_options(parser: pytest.Parser) -> None:
         type=int,
         default=None,
         metavar="N",
-        help="most boots of a tier in this session (default: profile)",
+        help="most boots behind a verdict (default: profile); with --kv-against those of both sides together",
     )
     group.addoption(
         "--kv-against",

@@ -12,15 +12,12 @@ import pytest
 
 from pytest_kvcache import preflight, values
 from pytest_kvcache.baselines import files
-from pytest_kvcache.campaign import boots as booting
-from pytest_kvcache.campaign import runner
-from pytest_kvcache.campaign.against import AgainstCampaign
+from pytest_kvcache.campaign import measuring
 from pytest_kvcache.campaign.arm import Arm
-from pytest_kvcache.campaign.baseline import BaselineCampaign
 from pytest_kvcache.campaign.result import CellResult
 from pytest_kvcache.campaign.state import PerfState
 from pytest_kvcache.config.cautions import cautions
-from pytest_kvcache.errors import KvCacheError, RunError, SetupError, TierUnavailableError
+from pytest_kvcache.errors import KvCacheError, SetupError, TierUnavailableError
 from pytest_kvcache.preflight import engine as engines
 from pytest_kvcache.preflight import gpus
 from pytest_kvcache.report import benchmark as rows_of_benchmark
@@ -71,7 +68,7 @@ def usable(value: object, state: PerfState) -> Tier:
                 f"{state.settings.options.tier_option} names {', '.join(state.settings.options.tiers)}, "
                 f"and not tier {tier.name}"
             )
-        arm = _arm(tier, state)
+        arm = measuring.arm_of(tier, state)
         ctx = arm.context(state.run, "")
         reason = tier.unavailable(ctx)
         if reason is not None and state.settings.asked_by_name(tier):
@@ -132,15 +129,8 @@ def shared_pair(tier: Tier, state: PerfState) -> Iterator[ServingPair]:
     """Boot a pair for tests that talk to it themselves, and stop it."""
     with contextlib.ExitStack() as stack:
         with told_plainly():
-            arm = _arm(tier, state)
-            plan = tier.plan(arm.context(state.run, "pair"))
-            logs = state.tier_folder(tier.name) / "pair" / "logs"
-            pair = stack.enter_context(booting.booted(arm, state, plan, logs=logs))
-        state.pairs.add(tier.name)
-        try:
-            yield pair
-        finally:
-            state.pairs.discard(tier.name)
+            pair = stack.enter_context(measuring.shared_pair(state, tier))
+        yield pair
 
 
 @dataclass(frozen=True)
@@ -159,51 +149,9 @@ class MultiRoundQa:
 
     def __call__(self, *, context_tokens: int) -> CellResult:
         """Return what was measured with user contexts of `context_tokens`; the first call does all the work."""
-        state, key = self.state, (self.tier.name, context_tokens)
         with told_plainly():
-            values.context(context_tokens, state.profile)
-            if key not in state.results:
-                contexts = list(self.selected) if context_tokens in self.selected else [context_tokens]
-                self._run([c for c in contexts if (self.tier.name, c) not in state.results])
-            found = state.results[key]
-            if isinstance(found, KvCacheError):
-                raise found
-        return found
-
-    def _run(self, contexts: Sequence[int]) -> None:
-        state, tier = self.state, self.tier
-        if tier.name in state.pairs:
-            raise RunError(
-                "multi_round_qa boots pairs of its own, and would measure beside the one of vllm_pair",
-                where=f"tier {tier.name}",
-                todo="use the two in different tests",
-            )
-        try:
-            b = state.other_arm(tier)
-            a = _arm(tier, state)
-            campaign = BaselineCampaign(state, a, contexts) if b is None else AgainstCampaign(state, a, b, contexts)
-            for context, result in campaign.run().items():
-                state.results[tier.name, context] = result
-                if result.explanation is not None:
-                    runner.add_facts(result.folder, {"explanation": result.explanation.facts()})
-                if result.write is not None:
-                    state.writes.append(result.write)
-        except KvCacheError as error:
-            self._fail(contexts, error)
-        except Exception as error:
-            # One of our own faults: the first test shows it whole, the others say so.
-            told = RunError(
-                f"the measurement ended with {type(error).__name__}: {error}",
-                where=f"tier {tier.name}",
-                todo="the first failed test of this tier has the traceback; please report it",
-            )
-            self._fail(contexts, told)
-            raise
-
-    def _fail(self, contexts: Sequence[int], error: KvCacheError) -> None:
-        """Have every test of these cells fail with `error`, and none of them boot again."""
-        for context in contexts:
-            self.state.results[self.tier.name, context] = error
+            values.context(context_tokens, self.state.profile)
+            return measuring.measure(self.state, self.tier, context_tokens, selected=self.selected)
 
 
 @dataclass(frozen=True)
@@ -256,10 +204,6 @@ class BaselineCheck:
                 others = files.elsewhere(files.scan(self.state.settings.options.baselines), result.cell)
         refresh = _refresh_command(self.state, result)
         return terminal.failure(result, gate, refresh=refresh, others=others)
-
-
-def _arm(tier: Tier, state: PerfState) -> Arm:
-    return Arm("", state.engine, state.profile, tier)
 
 
 def _refresh_command(state: PerfState, result: CellResult) -> str:

@@ -44,19 +44,29 @@ class AgainstCampaign:
         """
         for each in self._sides.values():
             self._state.say(f"{each.name} is {each}")
-        policy = self._sides["a"].profile.rules.policy()
-        looks = PAIRS_AT_LOOK[: policy.looks]
-        allowed = self._state.settings.options.boots
+        every = PAIRS_AT_LOOK[: self._sides["a"].profile.rules.policy().looks]
+        looks = self._allowed(every)
         for look, pairs in enumerate(looks):
             wanted = [c for c in self._contexts if c not in self._verdicts or not _final(self._verdicts[c])]
-            if not wanted or (look and allowed is not None and 2 * pairs > allowed):
+            if not wanted:
                 break
             for arm in paired.order(pairs)[len(self._boots["a"]) + len(self._boots["b"]) :]:
-                number = len(self._boots[arm]) + 1
-                self._boots[arm].append(booting.measure(self._sides[arm], self._state, wanted, number=number))
-            more = look + 1 < len(looks) and not (allowed is not None and 2 * looks[look + 1] > allowed)
-            self._judge(wanted, more=looks[look + 1] - pairs if more else 0, fixed=looks[-1])
+                self._boots[arm].append(booting.measure(self._sides[arm], self._state, wanted))
+            more = looks[look + 1] - pairs if look + 1 < len(looks) else 0
+            self._judge(wanted, more=more, fixed=every[-1])
         return {context: self._result(context) for context in self._contexts}
+
+    def _allowed(self, every: Sequence[int]) -> list[int]:
+        """Return the looks that --kv-boots leaves, which counts the boots of both sides, and say what it cannot use."""
+        most = self._state.settings.options.boots
+        looks = [pairs for pairs in every if most is None or 2 * pairs <= most]
+        if most is not None and 2 * looks[-1] < most < 2 * every[-1]:
+            at = ", ".join(str(2 * pairs) for pairs in every)
+            self._state.say(
+                f"--kv-boots {most} counts the boots of A and B together, which are looked at after {at}: there will be"
+                f" {2 * looks[-1]} at most"
+            )
+        return looks
 
     def _judge(self, wanted: list[int], *, more: int, fixed: int) -> None:
         """Decide; `more` are the pairs to the next look, 0 where there is none, `fixed` those of a design without."""

@@ -75,12 +75,9 @@ class BaselineCampaign:
             BootError: A pair did not start, or a component died.
             RunError: The load could not be sent.
         """
-        for number in range(1, max((c.allowed for c in self._cells.values()), default=0) + 1):
-            wanted = [length for length, cell in self._cells.items() if not cell.done]
-            if not wanted:
-                break
+        while wanted := [length for length, cell in self._cells.items() if not cell.done]:
             stop = {length: rule for length in wanted if (rule := self._stop_rule(self._cells[length])) is not None}
-            boot = booting.measure(self._arm, self._state, wanted, number=number, stop=stop)
+            boot = booting.measure(self._arm, self._state, wanted, stop=stop)
             for length, run in boot.runs.items():
                 self._look(self._cells[length], run, boot.canary, boot.minutes)
         return {length: self._result(cell) for length, cell in self._cells.items()}

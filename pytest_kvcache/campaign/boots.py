@@ -42,13 +42,11 @@ class BootResult:
     """What one boot brought.
 
     Args:
-        number: Of the tier, from 1.
         canary: Readings around it (s), by name.
         runs: By context length.
         minutes: Of a running pair, its start included.
     """
 
-    number: int
     canary: dict[str, float]
     runs: dict[int, RunResult] = field(default_factory=dict)
     minutes: float = 0.0
@@ -100,7 +98,6 @@ def measure(
     state: PerfState,
     contexts: Sequence[int],
     *,
-    number: int,
     stop: Mapping[int, StopRule] = MappingProxyType({}),
 ) -> BootResult:
     """Boot once and run the workload at each context.
@@ -109,19 +106,18 @@ def measure(
         arm: What to serve.
         state: The session's.
         contexts: In this order.
-        number: Of the boot, from 1.
         stop: By context, when a run may end before its time.
 
     Raises:
         BootError: The pair did not start, or a component died.
         RunError: The load could not be sent.
     """
-    boot = f"{arm.name.lower()}boot-{number}"
+    boot = state.campaign.next_boot(arm.tier.name, f"{arm.name.lower()}boot")
     folder = state.tier_folder(arm.tier.name) / boot
     folder.mkdir()
     tier_plan = arm.tier.plan(arm.context(state.run, boot))
     readings = canary.read([_existing(f) for f in tier_plan.folders]) if arm.profile.rules.canary else {}
-    result = BootResult(number, readings)
+    result = BootResult(readings)
     started = time.monotonic()
     try:
         with (
@@ -213,8 +209,9 @@ def _run(
 
 
 def _position(arm: Arm, length: int) -> int:
+    """Return a number that is a length's own: lengths that are none of the profile's come after those that are."""
     lengths = arm.profile.workload.context_tokens
-    return lengths.index(length) if length in lengths else len(lengths)
+    return lengths.index(length) if length in lengths else len(lengths) + length
 
 
 def _named(arm: Arm) -> str:

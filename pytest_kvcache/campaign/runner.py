@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import signal
 import sys
@@ -107,14 +108,22 @@ def run_load(
         argv=(sys.executable, "-m", "pytest_kvcache.load.worker", str(plan_file)),
         stage="load",
     )
+    facts_so_far = functools.partial(
+        _facts, pair, plan, tier=tier, comparability=dict(comparability), versions=dict(versions)
+    )
+    write_json(folder / RUN, facts_so_far())
     before = _look(pair, plan)
-    handle = launcher.start(component, folder)
+    handle: Handle | None = None
     try:
+        with signals.deferred():  # what is started is known before an interruption comes
+            handle = launcher.start(component, folder)
         _wait(handle, pair)
     finally:
-        _end(handle, launcher)
-        facts = _facts(pair, plan, tier=tier, comparability=dict(comparability), versions=dict(versions))
-        write_json(folder / RUN, facts)
+        with signals.deferred():
+            if handle is not None:
+                _end(handle, launcher)
+            facts = facts_so_far()
+            write_json(folder / RUN, facts)
     if handle.exit_code() != 0 or not plan.rows.exists():
         raise RunError(
             f"the load process failed (exit code {handle.exit_code()}): {diagnose_file(handle.log).cause}",
@@ -258,6 +267,9 @@ def _facts(pair: ServingPair, plan: LoadPlan, **more: Mapping[str, Any] | str) -
         "commands": {h.component.name: list(h.component.argv) for h in pair.handles},
         "boot_s": round(pair.boot_s, 2),
         "engine_lacks": list(pair.plan.lacks),
+        # What stands here until the whole load was looked at, and is all that a load leaves that was cut short.
+        "estimates": {},
+        "faults": ["the run was cut short"],
         "load": json.loads(plan.summary.read_text(encoding="utf-8")) if plan.summary.exists() else {},
         **more,
     }

@@ -18,6 +18,7 @@ from pytest_kvcache.telemetry.hardware import usable_gpus
 from pytest_kvcache.tiers import catalogue
 from pytest_kvcache.tiers.catalogue import Catalogue
 from pytest_kvcache.verdict.metrics import JUDGED
+from pytest_kvcache.verdict.paired import PAIRS_AT_LOOK
 
 CPU_PROFILE, GPU_PROFILE = "cpu-tiny", "qwen3-8b"
 
@@ -77,6 +78,14 @@ def resolve(options: Options) -> Settings:
 
 
 def _check_against(options: Options) -> None:
+    least = 2 * PAIRS_AT_LOOK[0]
+    if options.against is not None and options.boots is not None and options.boots < least:
+        raise ConfigError(
+            f"{options.boots} cannot decide A against B: the first look is after {least} boots, "
+            f"{PAIRS_AT_LOOK[0]} of each",
+            where="--kv-boots",
+            todo=f"allow {', '.join(str(2 * pairs) for pairs in PAIRS_AT_LOOK)} or more, or leave it out",
+        )
     if options.against is None or options.against.startswith(("git:", image.PREFIX)):
         return
     if not (Path(options.against) / "bin" / "python").exists():

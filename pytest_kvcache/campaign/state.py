@@ -7,17 +7,16 @@ from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
-from pytest_kvcache.baselines.store import Write
 from pytest_kvcache.campaign.arm import Arm
+from pytest_kvcache.campaign.campaign import Campaign
 from pytest_kvcache.campaign.gpus import BootGpus
-from pytest_kvcache.campaign.result import CellResult
 from pytest_kvcache.campaign.settings import Settings
 from pytest_kvcache.config import environment
 from pytest_kvcache.config.profile import Profile
 from pytest_kvcache.engine import setup
 from pytest_kvcache.engine.base import BaseEngine
 from pytest_kvcache.engine.named import engine_named
-from pytest_kvcache.errors import KvCacheError, SetupError
+from pytest_kvcache.errors import SetupError
 from pytest_kvcache.home import home
 from pytest_kvcache.runs import processes
 from pytest_kvcache.runs.session import RunSession
@@ -38,12 +37,10 @@ class PerfState:
         say: Writes a line to the terminal.
 
     Attributes:
-        results: What was measured, or why not, by tier and context.
-        writes: Baselines to write at the end of the session.
+        campaign: Owns the numbers of boots, their results, and what cut them short.
         written: The files that were.
         cut_short: The session ended before baselines that were asked for could be written.
         undecided: Tests without a decision: node id, status, reason.
-        pairs: Tiers of which a shared pair is running.
         usable: Tiers that were found to be able to run here.
         preflight: By tier, why no pair should be booted; empty where nothing speaks against it.
         gpus: What the GPUs of each boot did.
@@ -57,11 +54,9 @@ class PerfState:
     def __init__(self, settings: Settings, say: Callable[[str], None]) -> None:
         self.settings = settings
         self.say = say
-        self.results: dict[tuple[str, int], CellResult | KvCacheError] = {}
-        self.writes: list[Write] = []
+        self.campaign = Campaign()
         self.written: list[Path] = []
         self.undecided: list[tuple[str, str, str]] = []
-        self.pairs: set[str] = set()
         self.usable: list[Tier] = []
         self.preflight: dict[str, tuple[str, ...]] = {}
         self.gpus: list[BootGpus] = []

@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import multiprocessing
+import queue
 import signal
 import ssl
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from urllib.parse import urlsplit
 
 from pytest_kvcache.client.wire import Wire
@@ -89,7 +91,8 @@ class Children:
         self._say = say
         self._plan, self._start_s = shares[0].plan, shares[0].start_s
         self._progress: dict[int, Progress] = {}
-        self._ends: dict[Connection, int] = {}
+        self._open = set(range(len(shares)))
+        self._said: queue.SimpleQueue[tuple[int, object]] = queue.SimpleQueue()
         self._give_up_s: float | None = None
         self._ended: list[RequestRecord] = []
         self._all_ended_until_s: dict[int, float] = dict.fromkeys(range(len(shares)), 0.0)
@@ -101,13 +104,17 @@ class Children:
         # Forked, so that all prompts are there and none is copied.
         context = multiprocessing.get_context("fork")
         self._processes = []
+        ends: list[Connection] = []
         for number, share in enumerate(shares):
             ours, theirs = context.Pipe(duplex=False)
             child = context.Process(target=_work, args=(share, theirs), name=f"load-{number}", daemon=True)
             child.start()
             theirs.close()
             self._processes.append(child)
-            self._ends[ours] = number
+            ends.append(ours)
+        # One thread reads one child, so that a child that stops halfway holds up nobody else.
+        for number, end in enumerate(ends):
+            threading.Thread(target=self._read, args=(number, end), name=f"read-{number}", daemon=True).start()
 
     def stop(self) -> None:
         """Have them hand over what they have."""
@@ -118,10 +125,9 @@ class Children:
     def listen(self) -> None:
         """Return when each has handed over its rows, or has ended without."""
         next_report_s = self._start_s + self._plan.report_s
-        while self._ends:
-            for end in wait(list(self._ends), timeout=_TICK_S):
-                assert isinstance(end, Connection)  # noqa: S101 - for the type checker: `wait` takes other things too
-                self._hear(end)
+        while self._open:
+            with contextlib.suppress(queue.Empty):
+                self._hear(*self._said.get(timeout=_TICK_S))
             self._stop_if_enough()
             now = time.monotonic()
             if now >= next_report_s:
@@ -152,23 +158,34 @@ class Children:
                 self._say(f"{count} rounds say enough: the run ends early")
                 self.stop()
 
-    def _hear(self, end: Connection) -> None:
-        number = self._ends[end]
-        try:
-            said = end.recv()
-        except EOFError:
-            child = self._processes[number]
-            child.join(_SAVE_S)
-            self.lost.append(f"load process {number} ended with exit code {child.exitcode} and kept its rows")
-            del self._ends[end]
-            return
+    def _read(self, number: int, end: Connection) -> None:
+        """Pass on what a child says, and at the end its rows, or None where it ended without."""
+        said: object = None
+        with end:
+            while said is None or isinstance(said, _Told):
+                try:
+                    said = end.recv()
+                except Exception:  # whatever a child leaves of a message when it dies
+                    self._said.put((number, None))
+                    return
+                self._said.put((number, said))
+
+    def _hear(self, number: int, said: object) -> None:
         if isinstance(said, _Told):
             self._progress[number] = said.progress
             self._ended += said.ended
             self._all_ended_until_s[number] = said.all_ended_until_s
-        else:
+            return
+        self._open.discard(number)
+        if isinstance(said, list):
             self.rows += said
-            del self._ends[end]
+        else:
+            child = self._processes[number]
+            child.join(_SAVE_S)
+            self.lost.append(
+                f"load process {number + 1} of {len(self._processes)} was lost ({_ending(child.exitcode)}), and its "
+                "requests with it"
+            )
 
     def _report(self, elapsed_s: float) -> None:
         p = sum(self._progress.values(), Progress())
@@ -177,6 +194,12 @@ class Children:
             f"{elapsed_s:.0f} of {self._plan.workload.duration_s:.0f} s: {p.finished} finished, {p.failed} failed, "
             f"mean TTFT {mean}, {p.sent / elapsed_s:.2f} answers/s"
         )
+
+
+def _ending(code: int | None) -> str:
+    if code is None:
+        return "it still runs"
+    return f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
 
 
 def _work(share: Share, end: Connection) -> None:

@@ -46,7 +46,7 @@ class WorkerOutcome:
         started_monotonic_s: The same on CLOCK_MONOTONIC: zero of all times in the rows.
         elapsed_s: From the start to the last answer.
         warmup_errors: What went wrong before the start.
-        lost_workers: How load processes ended that handed nothing over.
+        lost_workers: How load processes ended that handed nothing over; the rows of the others are kept.
         interrupted: Whether it was ended early.
         workers: Number of load processes.
         stopped_after_rounds: Whole rounds after which they said enough, and which rows have; None where all were sent.

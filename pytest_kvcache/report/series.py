@@ -120,7 +120,8 @@ def _row(path: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
     row = {
         "label": f"{facts['label']} ({arm.upper()})" if arm else facts["label"],
         "context_tokens": int(keys[_AXIS]),
-        "started_at": float(facts["load"]["started_at"]),
+        # A load that was cut short before it told its start counts from when that was written down.
+        "started_at": float(facts["load"].get("started_at", path.stat().st_mtime)),
         "faults": "; ".join(facts["faults"]),
         "model": keys["serving.model"],
         "hardware": f"{keys['hardware.cores']} cores of {keys['hardware.cpu']}" if gpus == "none" else gpus,

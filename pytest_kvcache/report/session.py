@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -47,7 +48,7 @@ class SessionReport:
             for each in text.split("\n"):  # pytest would escape the line ends too of what it cannot show
                 terminalreporter.line(showable(each, sys.stdout))
 
-        results = [each for each in state.results.values() if isinstance(each, CellResult)]
+        results = state.campaign.measured
         if results:
             terminalreporter.section(f"{_SECTION}: {state.profile.name}")
             for block in self._blocks(results):
@@ -56,8 +57,10 @@ class SessionReport:
             line(f"peak memory {state.peak_memory_bytes / 1e9:.1f} GB (PSS of all processes of the run)")
         for each in gpu_lines(state.gpus):  # also of boots that failed: an XID may be why
             line(each)
-        if state.results:  # also of boots that failed
+        if state.campaign.results or state.campaign.interruptions:  # also of boots that failed
             line(f"rows, counters and logs: {state.run.folder}")
+        for interruption in state.campaign.interruptions.values():
+            line(str(interruption))
         if state.cut_short:
             line("no baseline was written: the session did not come to its end")
         for nodeid, status, reason in state.undecided:
@@ -91,7 +94,7 @@ class SessionReport:
                 yield f"against {against}:\n{table}"
         yield from self._chart()
         if state.written:
-            table = terminal.updates(state.writes, self._rules())
+            table = terminal.updates(state.campaign.writes, self._rules())
             yield f"baselines written to {state.settings.options.baselines}:\n{table}"
         unused = self._unused(results)
         if unused:
@@ -115,7 +118,9 @@ class SessionReport:
     def _unused(self, results: list[CellResult]) -> list[str]:
         """Return the baselines of this profile and machine that a run of everything left out."""
         chosen = self._state.settings
-        everything = len(results) == len(chosen.catalogue.tiers) * len(chosen.profile.workload.context_tokens)
+        lengths = chosen.profile.workload.context_tokens
+        measured = {(result.cell.tier, result.context_tokens) for result in results}
+        everything = measured.issuperset(itertools.product(chosen.catalogue.tiers, lengths))
         root = chosen.options.baselines
         if not everything or not root.is_dir():
             return []

@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pytest_kvcache.errors import ConfigError
@@ -93,6 +93,19 @@ class RunSession:
         """Record the shared memory of all components, in case this run is killed."""
         segments = processes.shared_memory(processes.members(self.journal.record.leaders))
         self.journal.add_shared_memory(segments)
+
+    @contextlib.contextmanager
+    def leaving_nothing(self) -> Iterator[None]:
+        """End what the body started and did not end, however it ends: interruptions come between any two lines."""
+        before = list(self.journal.record.leaders)
+        try:
+            yield
+        finally:
+            with signals.deferred():
+                left = [leader for leader in self.journal.record.leaders if leader not in before]
+                if left and not self._closed:
+                    self.end_processes(left)
+                    self.remove_containers()
 
     def end_processes(self, leaders: list[Leader]) -> None:
         """End these components and all that they started; at most about 7 s."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import requests
 
 from pytest_kvcache.errors import BootError
+from pytest_kvcache.runs import signals
 from pytest_kvcache.serving.component import Component, Stage
 from pytest_kvcache.serving.diagnosis.diagnose import diagnose_file
 from pytest_kvcache.serving.diagnosis.endings import KILLED
@@ -78,9 +79,11 @@ def boot(plan: ServingPlan, launcher: Launcher, logs: Path, *, timeout_s: float)
     handles: list[Handle] = []
     try:
         for stage in _STAGES:
-            now = [launcher.start(c, logs) for c in _of_stage(plan, stage, handles)]
-            handles += now
-            _wait(now, handles, deadline=started + timeout_s)
+            first = len(handles)
+            for component in _of_stage(plan, stage, handles):
+                with signals.deferred():  # what is started is known before an interruption comes
+                    handles.append(launcher.start(component, logs))
+            _wait(handles[first:], handles, deadline=started + timeout_s)
     except BaseException:
         launcher.stop(handles)
         raise

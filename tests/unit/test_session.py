@@ -65,7 +65,7 @@ def test_a_fault_of_the_plugin_is_shown_once(project: Project, monkeypatch: pyte
     def fail(*_: object) -> None:
         raise ZeroDivisionError("of its own")
 
-    monkeypatch.setattr(booting, "worth", fail)
+    monkeypatch.setattr(booting, "shortened_if_faulty", fail)
     configure(project, toml())
     args = ("-p", "no:cacheprovider", "-p", "no:benchmark", "--tier", "gpu", "--record-baselines")
     result = project.runpytest_inprocess(*args)
