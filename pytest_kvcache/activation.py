@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 import pytest
 
 from pytest_kvcache import neighbours, options, parameters, selection
+from pytest_kvcache.api import hooks
 from pytest_kvcache.baselines import store
 from pytest_kvcache.campaign import settings
 from pytest_kvcache.campaign.key import KEY
@@ -71,6 +72,7 @@ def activate(config: pytest.Config, items: Sequence[pytest.Item]) -> PerfState:
     cautions = neighbours.short_timeouts(config, items, chosen.profile)
     state = PerfState(chosen, say)
     config.stash[KEY] = state
+    config.stash[hooks.KEY] = state.listener = hooks.Hooks(config, state)
     config.pluginmanager.register(SessionReport(state, cautions), "kvcache-report")
     config.pluginmanager.register(_Interrupted(state), "kvcache-interrupted")
     leaving = Leaving(lambda: state.campaign.busy, state.close)
@@ -167,13 +169,19 @@ def _params(item: pytest.Item) -> Mapping[str, object]:
 
 
 def finish(session: pytest.Session, exitstatus: int) -> None:
-    """End the run, then write the baselines that it is to leave, unless it was cut short."""
+    """End the run, write the baselines that it is to leave, unless it was cut short, and tell hooks of it all."""
     state = session.config.stash.get(KEY, None)
     if state is None:
         return
     state.close()
     ended = exitstatus in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}
-    if not ended or session.shouldfail or session.shouldstop:  # -x and --maxfail stop with tests that never ran
+    early = not ended or bool(session.shouldfail or session.shouldstop)  # -x and --maxfail leave tests that never ran
+    _write(session, state, early=early)
+    session.config.stash[hooks.KEY].ended(interrupted=early)
+
+
+def _write(session: pytest.Session, state: PerfState, *, early: bool) -> None:
+    if early:
         state.cut_short = state.settings.options.update != "none"
         return
     try:

@@ -6,14 +6,20 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+<<<<<<< HEAD
 from pytest_kvcache import options, parameters, selection
 from pytest_kvcache.campaign.key import KEY
+=======
+from pytest_kvcache import hookspecs, options, parameters
+>>>>>>> cf3225f (Typed figures of results, verdicts and boots, and hooks that are told of them)
 from pytest_kvcache.fixtures import (
     NoBenchmark,
     _kv_benchmark_clock,
     kv_baseline,
     kv_context,
     kv_gate,
+    kv_load,
+    kv_measure,
     kv_profile,
     kv_tier,
     multi_round_qa,
@@ -28,11 +34,18 @@ __all__ = [
     "kv_baseline",
     "kv_context",
     "kv_gate",
+    "kv_load",
+    "kv_measure",
     "kv_profile",
     "kv_tier",
     "multi_round_qa",
     "vllm_pair",
 ]
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    """Declare the hooks that others may implement."""
+    pluginmanager.add_hookspecs(hookspecs)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
