@@ -126,18 +126,19 @@ def parametrize(metafunc: pytest.Metafunc, asked: Sequence[str]) -> bool:
 def order(items: list[pytest.Item], ours: Collection[pytest.Item]) -> None:
     """Order the tests of a tier: those that boot pairs of their own come before those that share one.
 
-    So the two never run side by side. Tests that are not ours stay where they are.
+    Those that measure several tiers (`kv_measure`) come before all. So the two never run side by side. Tests that are not ours stay where they are.
 
     Args:
         items: All of the session, ordered in place.
         ours: Perf tests among them.
     """
     tiers = {tier: n for n, tier in enumerate(dict.fromkeys(_tier_of(item) for item in items if item in ours))}
-    ordered = sorted(
-        (item for item in items if item in ours),
-        key=lambda item: (tiers[_tier_of(item)], "vllm_pair" in getattr(item, "fixturenames", ())),
-    )
-    turn = iter(ordered)
+
+    def place(item: pytest.Item) -> tuple[bool, int, bool]:
+        names = getattr(item, "fixturenames", ())
+        return "kv_measure" not in names, tiers[_tier_of(item)], "vllm_pair" in names
+
+    turn = iter(sorted((item for item in items if item in ours), key=place))
     items[:] = [next(turn) if item in ours else item for item in items]
 
 

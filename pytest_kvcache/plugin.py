@@ -6,12 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-<<<<<<< HEAD
-from pytest_kvcache import options, parameters, selection
+from pytest_kvcache import hookspecs, options, parameters, selection
 from pytest_kvcache.campaign.key import KEY
-=======
-from pytest_kvcache import hookspecs, options, parameters
->>>>>>> cf3225f (Typed figures of results, verdicts and boots, and hooks that are told of them)
 from pytest_kvcache.fixtures import (
     NoBenchmark,
     _kv_benchmark_clock,

@@ -1,1 +1,1 @@
-"""What tests and hooks of others get: results with typed figures, verdicts, boots. `pytest_kvcache` exports all of it."""
+"""What tests and hooks of others get: typed figures, verdicts, boots. `pytest_kvcache` exports all of it."""

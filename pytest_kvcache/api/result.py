@@ -89,6 +89,7 @@ class Result(Figures):
         context_tokens: Length of the user context.
         boots: What was measured on each, in the order in which they were taken.
         engine_minutes: Minutes for which its pairs ran, those of other contexts of the tier included.
+        cell: The plugin's own, no part of the API.
     """
 
     profile: str
@@ -97,7 +98,7 @@ class Result(Figures):
     context_tokens: int
     boots: tuple[MeasuredBoot, ...]
     engine_minutes: float
-    _cell: CellResult = field(repr=False, compare=False)
+    cell: CellResult = field(repr=False, compare=False)
 
     @property
     def folder(self) -> Path:
@@ -112,7 +113,7 @@ class Result(Figures):
     @property
     def suspicions(self) -> tuple[str, ...]:
         """What makes the times of a boot doubtful; what all boots have in common is said once."""
-        return self._cell.suspicions
+        return self.cell.suspicions
 
     def verdict(self, gate: Metric | None = None) -> Verdict:
         """Return what the comparison came to; `kv_baseline.check(result, gate)` passes or fails a test by it.
@@ -120,7 +121,7 @@ class Result(Figures):
         Args:
             gate: What `kv_gate` brings; the whole cell for None.
         """
-        return verdict_of(self._cell, gate)
+        return verdict_of(self.cell, gate)
 
     def goodput(
         self, *, ttft_s: float | None = None, tpot_s: float | None = None, e2el_s: float | None = None
@@ -176,7 +177,7 @@ def result_of(cell: CellResult) -> Result:
         context_tokens=cell.context_tokens,
         boots=boots,
         engine_minutes=math.fsum(cell.minutes),
-        _cell=cell,
+        cell=cell,
     )
 
 

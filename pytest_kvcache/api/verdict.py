@@ -10,7 +10,6 @@ from pytest_kvcache.verdict.metrics import Metric
 from pytest_kvcache.verdict.paired import PairedVerdict
 from pytest_kvcache.verdict.procedure import share
 
-
 #: Statuses that a test passes with.
 SUCCEEDS = frozenset({"pass", "improved", "recorded", "updated", "measured"})
 #: Neither good nor bad: shown as such, and a failure under --kv-strict.

@@ -198,7 +198,7 @@ def run_plan(
         arm: What the pair serves.
         state: The session's.
         pair: The running one.
-        plan: The folder of its rows is made here.
+        plan: The folder of its rows is made here where it is not there.
         probed: What was found before it.
         gpus_during: Returns what the GPUs did in the load.
 
@@ -207,7 +207,7 @@ def run_plan(
         RunError: The load could not be sent.
     """
     folder = plan.rows.parent
-    folder.mkdir(parents=True)
+    folder.mkdir(exist_ok=True)
     inside = arm.profile.lmcache_mode == "in-process"
     run = runner.run_load(
         pair,
