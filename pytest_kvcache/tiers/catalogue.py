@@ -187,8 +187,8 @@ def _tiers(builtin: Table, user: Table, where: str, folder: Path | None) -> dict
     tiers: dict[str, Tier] = {}
     for name, table in raw.items():
         key = f"{where}: tiers.{name}"
-        model, table = _tier_model(table, f"{key}.kind", folder)
-        tiers[name] = validate(model, {"name": name, **table}, key)
+        model, keys = _tier_model(table, f"{key}.kind", folder)
+        tiers[name] = validate(model, {"name": name, **keys}, key)
     return tiers
 
 

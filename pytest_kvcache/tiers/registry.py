@@ -1,4 +1,4 @@
-"""Tier kinds: by name, from the entry point group `pytest_kvcache.tiers`; or by `module:Class`, from a project's file."""
+"""Tier kinds: by name, from the entry point group `pytest_kvcache.tiers`; by `module:Class`, from a project's file."""
 
 from __future__ import annotations
 
