@@ -91,13 +91,13 @@ class Hooks:
         manager = self._config.pluginmanager
         # pluggy calls those that were registered last first.
         plugins = [impl.plugin for impl in reversed(getattr(self._config.hook, name).get_hookimpls())]
-        for plugin in dict.fromkeys(plugins):
+        for plugin in plugins:  # a plugin has one implementation of a hook
             only = manager.subset_hook_caller(name, [other for other in plugins if other is not plugin])
             try:
                 only(config=self._config, **arguments)
-            except pytest.exit.Exception:
+            except (KeyboardInterrupt, pytest.exit.Exception):
                 raise
-            except (Exception, pytest.fail.Exception, pytest.skip.Exception) as error:
+            except BaseException as error:  # outcomes such as pytest.fail, and SystemExit, are no Exception
                 self._note(name, error)
 
     def _note(self, name: str, error: BaseException) -> None:

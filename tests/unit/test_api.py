@@ -154,10 +154,10 @@ def test_the_package_imports_nothing_until_it_is_asked() -> None:
     code = (
         "import sys, pytest_kvcache; assert 'Result' in dir(pytest_kvcache)\n"
         "print(sorted(m for m in sys.modules if m.startswith(('pytest_kvcache.', 'pandas', 'pydantic'))))\n"
-        "from pytest_kvcache import Result; print('pandas' in sys.modules)"
+        "from pytest_kvcache import KvCacheError; print([m for m in sys.modules if m.startswith('pytest_kvcache.')])"
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert told.stdout.split("\n")[:2] == ["[]", "True"]
+    assert told.stdout.split("\n")[:2] == ["[]", "['pytest_kvcache.errors']"]
 
 
 def test_the_worked_tests_are_typed(tmp_path: Path) -> None:
