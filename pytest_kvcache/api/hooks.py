@@ -92,8 +92,8 @@ class Hooks:
         # pluggy calls those that were registered last first.
         plugins = [impl.plugin for impl in reversed(getattr(self._config.hook, name).get_hookimpls())]
         for plugin in plugins:  # a plugin has one implementation of a hook
-            only = manager.subset_hook_caller(name, [other for other in plugins if other is not plugin])
             try:
+                only = manager.subset_hook_caller(name, [other for other in plugins if other is not plugin])
                 only(config=self._config, **arguments)
             except (KeyboardInterrupt, pytest.exit.Exception):
                 raise

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
+from collections.abc import Callable
+from types import ModuleType, SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -183,6 +184,13 @@ def test_a_hook_that_raises_costs_nothing(project: Project) -> None:
     assert "conftest.py:1); what was measured stands" in output
 
 
+def plugin(name: str, hook: Callable[[], object]) -> ModuleType:
+    """Return a module that implements one hook."""
+    module = ModuleType("plugin")
+    setattr(module, name, hook)
+    return module
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -203,7 +211,7 @@ def test_whatever_a_hook_raises_is_told_and_kept_apart(pytester: pytest.Pytester
 
     for name in (BOOT, MEASURED, VERDICT, REPORT):
         for hook in (lambda: called.append("first"), bad, lambda: called.append("last")):
-            config.pluginmanager.register(SimpleNamespace(**{name: hook}))
+            config.pluginmanager.register(plugin(name, hook))
         state = SimpleNamespace(hook_errors=[], say=called.append)
         Hooks(config, cast("Any", state))._call(name)
         line = called.pop(1)
@@ -221,6 +229,6 @@ def test_an_interruption_goes_on(pytester: pytest.Pytester, error: BaseException
     def hook() -> None:
         raise error
 
-    config.pluginmanager.register(SimpleNamespace(**{BOOT: hook}))
+    config.pluginmanager.register(plugin(BOOT, hook))
     with pytest.raises(type(error)):
         Hooks(config, cast("Any", SimpleNamespace(hook_errors=[], say=print)))._call(BOOT)
