@@ -209,11 +209,12 @@ def test_whatever_a_hook_raises_is_told_and_kept_apart(pytester: pytest.Pytester
     def bad() -> None:
         raise error
 
-    for name in (BOOT, MEASURED, VERDICT, REPORT):
+    given = {BOOT: ["boot"], MEASURED: ["measured"], VERDICT: ["item", "result", "verdict"], REPORT: ["report"]}
+    for name, arguments in given.items():
         for hook in (lambda: called.append("first"), bad, lambda: called.append("last")):
             config.pluginmanager.register(plugin(name, hook))
         state = SimpleNamespace(hook_errors=[], say=called.append)
-        Hooks(config, cast("Any", state))._call(name)
+        Hooks(config, cast("Any", state))._call(name, **dict.fromkeys(arguments))
         line = called.pop(1)
         assert called == ["last", "first"]
         assert line.startswith(f"hook {name} raised {type(error).__name__}: no store (")
@@ -231,4 +232,4 @@ def test_an_interruption_goes_on(pytester: pytest.Pytester, error: BaseException
 
     config.pluginmanager.register(plugin(BOOT, hook))
     with pytest.raises(type(error)):
-        Hooks(config, cast("Any", SimpleNamespace(hook_errors=[], say=print)))._call(BOOT)
+        Hooks(config, cast("Any", SimpleNamespace(hook_errors=[], say=print)))._call(BOOT, boot=None)
