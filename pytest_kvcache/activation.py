@@ -126,7 +126,8 @@ def parametrize(metafunc: pytest.Metafunc, asked: Sequence[str]) -> bool:
 def order(items: list[pytest.Item], ours: Collection[pytest.Item]) -> None:
     """Order the tests of a tier: those that boot pairs of their own come before those that share one.
 
-    Those that measure several tiers (`kv_measure`) come before all. So the two never run side by side. Tests that are not ours stay where they are.
+    So the two never run side by side. Those that may measure several tiers (`kv_measure`) come before all of them.
+    Tests that are not ours stay where they are.
 
     Args:
         items: All of the session, ordered in place.

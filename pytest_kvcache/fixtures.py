@@ -118,7 +118,7 @@ def multi_round_qa(kv_tier: Tier, kv_profile: Profile, request: pytest.FixtureRe
 @pytest.fixture
 def kv_measure(kv_profile: Profile, request: pytest.FixtureRequest) -> Measure:
     """Measure any tier: `kv_measure(tier="pnfs", context_tokens=2000)`, to hold tiers against each other."""
-    state = _state(request.config)
+    state = _state(request)
     from pytest_kvcache import activation, perf  # noqa: PLC0415 - heavy
 
     perf.check_profile(kv_profile, state)
@@ -128,7 +128,7 @@ def kv_measure(kv_profile: Profile, request: pytest.FixtureRequest) -> Measure:
 @pytest.fixture
 def kv_load(kv_tier: Tier, vllm_pair: ServingPair, request: pytest.FixtureRequest) -> LoadPair:
     """Send a workload of your own to `vllm_pair`: `kv_load(workload)` returns its figures and requests."""
-    state = _state(request.config)
+    state = _state(request)
     from pytest_kvcache import perf  # noqa: PLC0415 - heavy
 
     return perf.LoadPair(state, perf.usable(kv_tier, state), vllm_pair)

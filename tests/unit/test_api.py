@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 import pytest_kvcache
-from pytest_kvcache import Figures, KvCacheError, NotMeasuredError, fixtures, hookspecs
+from pytest_kvcache import Figures, KvCacheError, NotMeasuredError, fixtures, hookspecs, plugin, selection
 from pytest_kvcache.api.requests import table
 from pytest_kvcache.proof.ledger import Ledger, Tokens
 from pytest_kvcache.verdict.estimate import estimate
@@ -147,6 +147,7 @@ def test_what_a_test_annotates_is_exported() -> None:
     ours = {name for name in names if not name.startswith("pytest.")} - {"None", "int"}
     assert {"MeasureTier", "Measure", "LoadPair", "BaselineCheck", "ServingPair", "Metric", "Verdict"} <= ours
     assert ours <= set(pytest_kvcache.__all__)
+    assert {name for name in plugin.__all__ if not name.startswith("_")} == selection.FIXTURES
 
 
 def test_the_package_imports_nothing_until_it_is_asked() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
@@ -184,9 +185,12 @@ def test_a_hook_that_raises_costs_nothing(project: Project) -> None:
     assert "conftest.py:1); what was measured stands" in output
 
 
+_NUMBERS = itertools.count()
+
+
 def plugin(name: str, hook: Callable[[], object]) -> ModuleType:
     """Return a module that implements one hook."""
-    module = ModuleType("plugin")
+    module = ModuleType(f"plugin_{next(_NUMBERS)}")
     setattr(module, name, hook)
     return module
 
