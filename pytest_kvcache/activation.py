@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 import pytest
 
 from pytest_kvcache import neighbours, options, parameters, selection
+from pytest_kvcache.api import hooks
 from pytest_kvcache.baselines import store
 from pytest_kvcache.campaign import settings
 from pytest_kvcache.campaign.key import KEY
@@ -71,6 +72,7 @@ def activate(config: pytest.Config, items: Sequence[pytest.Item]) -> PerfState:
     cautions = neighbours.short_timeouts(config, items, chosen.profile)
     state = PerfState(chosen, say)
     config.stash[KEY] = state
+    config.stash[hooks.KEY] = state.listener = hooks.Hooks(config, state)
     config.pluginmanager.register(SessionReport(state, cautions), "kvcache-report")
     config.pluginmanager.register(_Interrupted(state), "kvcache-interrupted")
     leaving = Leaving(lambda: state.campaign.busy, state.close)
@@ -124,18 +126,20 @@ def parametrize(metafunc: pytest.Metafunc, asked: Sequence[str]) -> bool:
 def order(items: list[pytest.Item], ours: Collection[pytest.Item]) -> None:
     """Order the tests of a tier: those that boot pairs of their own come before those that share one.
 
-    So the two never run side by side. Tests that are not ours stay where they are.
+    So the two never run side by side. Those that may measure several tiers (`kv_measure`) come before all of them.
+    Tests that are not ours stay where they are.
 
     Args:
         items: All of the session, ordered in place.
         ours: Perf tests among them.
     """
     tiers = {tier: n for n, tier in enumerate(dict.fromkeys(_tier_of(item) for item in items if item in ours))}
-    ordered = sorted(
-        (item for item in items if item in ours),
-        key=lambda item: (tiers[_tier_of(item)], "vllm_pair" in getattr(item, "fixturenames", ())),
-    )
-    turn = iter(ordered)
+
+    def place(item: pytest.Item) -> tuple[bool, int, bool]:
+        names = getattr(item, "fixturenames", ())
+        return "kv_measure" not in names, tiers[_tier_of(item)], "vllm_pair" in names
+
+    turn = iter(sorted((item for item in items if item in ours), key=place))
     items[:] = [next(turn) if item in ours else item for item in items]
 
 
@@ -167,13 +171,19 @@ def _params(item: pytest.Item) -> Mapping[str, object]:
 
 
 def finish(session: pytest.Session, exitstatus: int) -> None:
-    """End the run, then write the baselines that it is to leave, unless it was cut short."""
+    """End the run, write the baselines that it is to leave, unless it was cut short, and tell hooks of it all."""
     state = session.config.stash.get(KEY, None)
     if state is None:
         return
     state.close()
     ended = exitstatus in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}
-    if not ended or session.shouldfail or session.shouldstop:  # -x and --maxfail stop with tests that never ran
+    early = not ended or bool(session.shouldfail or session.shouldstop)  # -x and --maxfail leave tests that never ran
+    _write(session, state, early=early)
+    session.config.stash[hooks.KEY].ended(interrupted=early)
+
+
+def _write(session: pytest.Session, state: PerfState, *, early: bool) -> None:
+    if early:
         state.cut_short = state.settings.options.update != "none"
         return
     try:

@@ -47,3 +47,7 @@ class RunError(KvCacheError):
 
 class BaselineError(KvCacheError):
     """A baseline file cannot be read or written."""
+
+
+class NotMeasuredError(KvCacheError):
+    """A figure was asked for that was not measured, or that is one of an invalid run."""

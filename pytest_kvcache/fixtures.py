@@ -13,7 +13,7 @@ from pytest_kvcache.campaign.key import KEY
 if TYPE_CHECKING:
     from pytest_kvcache.campaign.state import PerfState
     from pytest_kvcache.config.profile import Profile
-    from pytest_kvcache.perf import BaselineCheck, MultiRoundQa
+    from pytest_kvcache.perf import BaselineCheck, LoadPair, Measure, MeasureTier
     from pytest_kvcache.serving.pair import ServingPair
     from pytest_kvcache.serving.tier import Tier
     from pytest_kvcache.verdict.metrics import Metric
@@ -101,7 +101,7 @@ def vllm_pair(kv_tier: Tier, kv_profile: Profile, request: pytest.FixtureRequest
 
 
 @pytest.fixture
-def multi_round_qa(kv_tier: Tier, kv_profile: Profile, request: pytest.FixtureRequest) -> MultiRoundQa:
+def multi_round_qa(kv_tier: Tier, kv_profile: Profile, request: pytest.FixtureRequest) -> MeasureTier:
     """Measure the tier with the profile's workload, by default LMCache's multi-round QA.
 
     `multi_round_qa(context_tokens=2000)` boots pairs of its own, as many as the verdicts need, and serves all contexts
@@ -112,7 +112,26 @@ def multi_round_qa(kv_tier: Tier, kv_profile: Profile, request: pytest.FixtureRe
 
     perf.check_profile(kv_profile, state)
     tier = perf.usable(kv_tier, state)
-    return perf.MultiRoundQa(state, tier, activation.selected_contexts(request.session.items, tier))
+    return perf.MeasureTier(state, tier, activation.selected_contexts(request.session.items, tier))
+
+
+@pytest.fixture
+def kv_measure(kv_profile: Profile, request: pytest.FixtureRequest) -> Measure:
+    """Measure any tier: `kv_measure(tier="pnfs", context_tokens=2000)`, to hold tiers against each other."""
+    state = _state(request)
+    from pytest_kvcache import activation, perf  # noqa: PLC0415 - heavy
+
+    perf.check_profile(kv_profile, state)
+    return perf.Measure(state, lambda tier: activation.selected_contexts(request.session.items, tier))
+
+
+@pytest.fixture
+def kv_load(kv_tier: Tier, vllm_pair: ServingPair, request: pytest.FixtureRequest) -> LoadPair:
+    """Send a workload of your own to `vllm_pair`: `kv_load(workload)` returns its figures and requests."""
+    state = _state(request)
+    from pytest_kvcache import perf  # noqa: PLC0415 - heavy
+
+    return perf.LoadPair(state, perf.usable(kv_tier, state), vllm_pair)
 
 
 @pytest.fixture

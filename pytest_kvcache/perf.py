@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 
 from pytest_kvcache import preflight, values
+from pytest_kvcache.api import hooks
+from pytest_kvcache.api.result import MeasuredBoot, Result, measured_boot, result_of
+from pytest_kvcache.api.verdict import verdict_of
 from pytest_kvcache.baselines import files
-from pytest_kvcache.campaign import measuring
+from pytest_kvcache.campaign import measuring, own_load
 from pytest_kvcache.campaign.arm import Arm
 from pytest_kvcache.campaign.result import CellResult
 from pytest_kvcache.campaign.state import PerfState
@@ -27,10 +30,7 @@ from pytest_kvcache.serving.pair import ServingPair
 from pytest_kvcache.serving.tier import Tier, TierContext
 from pytest_kvcache.tiers.none import NoTier
 from pytest_kvcache.verdict.metrics import JUDGED, Metric
-
-SUCCEEDS = frozenset({"pass", "improved", "recorded", "updated", "measured"})
-#: Neither good nor bad: shown as such, and a failure under --kv-strict.
-UNDECIDED = frozenset({"inconclusive", "incomparable"})
+from pytest_kvcache.workload.base import Workload
 
 
 @contextlib.contextmanager
@@ -134,8 +134,8 @@ def shared_pair(tier: Tier, state: PerfState) -> Iterator[ServingPair]:
 
 
 @dataclass(frozen=True)
-class MultiRoundQa:
-    """Measures a tier, on as many boots as its verdicts need.
+class MeasureTier:
+    """What `multi_round_qa` is: measures the test's tier, on as many boots as its verdicts need.
 
     Args:
         state: The session's.
@@ -147,16 +147,72 @@ class MultiRoundQa:
     tier: Tier
     selected: Sequence[int]
 
-    def __call__(self, *, context_tokens: int) -> CellResult:
-        """Return what was measured with user contexts of `context_tokens`; the first call does all the work."""
+    def __call__(self, *, context_tokens: int) -> Result:
+        """Return what was measured with user contexts of `context_tokens`; the first call does all the work.
+
+        A measurement that fails, fails the test: it is no exception that a test could catch and go on.
+        """
         with told_plainly():
             values.context(context_tokens, self.state.profile)
-            return measuring.measure(self.state, self.tier, context_tokens, selected=self.selected)
+            return result_of(measuring.measure(self.state, self.tier, context_tokens, selected=self.selected))
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What `kv_measure` is: measures any tier, so that one test can hold tiers against each other.
+
+    Args:
+        state: The session's.
+        selected: Returns the contexts that the session's tests ask for of a tier: one boot serves them all.
+    """
+
+    state: PerfState
+    selected: Callable[[Tier], Sequence[int]]
+
+    def __call__(self, *, tier: Tier | str, context_tokens: int) -> Result:
+        """Return what was measured of a tier, as `multi_round_qa` does for the test's own.
+
+        A tier that cannot run here skips the test, or fails it where --tier names the tier.
+
+        Args:
+            tier: A tier of `kvcache.toml` by its name, or one of your own.
+            context_tokens: Length of the user context.
+        """
+        chosen = usable(tier, self.state)
+        return MeasureTier(self.state, chosen, self.selected(chosen))(context_tokens=context_tokens)
+
+
+@dataclass(frozen=True)
+class LoadPair:
+    """What `kv_load` is: sends workloads to `vllm_pair`.
+
+    Args:
+        state: The session's.
+        tier: What the pair serves.
+        pair: The running one.
+    """
+
+    state: PerfState
+    tier: Tier
+    pair: ServingPair
+
+    def __call__(self, workload: Workload, *, context_tokens: int | None = None) -> MeasuredBoot:
+        """Send a workload to the pair and return what came of it, with the proof of where its KV came from.
+
+        The pair is as earlier tests left it: nothing is emptied before, and no baseline is compared with.
+
+        Args:
+            workload: Any, also of a class that is registered nowhere.
+            context_tokens: One of its lengths; the first of them for None.
+        """
+        with told_plainly():
+            length = workload.context_tokens[0] if context_tokens is None else context_tokens
+            return measured_boot(own_load.load(self.state, self.tier, self.pair, workload, length))
 
 
 @dataclass(frozen=True)
 class BaselineCheck:
-    """Holds results against their verdicts.
+    """What `kv_baseline` is: holds results against their verdicts.
 
     Args:
         state: The session's.
@@ -168,7 +224,7 @@ class BaselineCheck:
     item: pytest.Item
     benchmark: Any
 
-    def check(self, result: CellResult, gate: Metric | str | None = None) -> None:
+    def check(self, result: Result, gate: Metric | str | None = None) -> None:
         """Pass or fail the test by the verdict on `gate`, or on the whole cell where none is named.
 
         A gate is what `kv_gate` brings, or its short name: `ttft`, `speed` or `decode`.
@@ -176,7 +232,8 @@ class BaselineCheck:
         such and fail under --kv-strict. Everything else fails.
         """
         with told_plainly():
-            self._check(result, None if gate is None else values.gate(gate))
+            judged = None if gate is None else values.gate(gate)
+            self._check(values.result(result).cell, judged)
 
     def _check(self, result: CellResult, gate: Metric | None) -> None:
         state = self.state
@@ -188,12 +245,13 @@ class BaselineCheck:
         rows_of_benchmark.publish(
             self.benchmark, self.item, result, metric, rows_of_benchmark.facts(result, metric, outcome)
         )
-        found = status(result, gate)
-        if found in SUCCEEDS:
+        self.item.config.stash[hooks.KEY].judged(self.item, result, gate)
+        found = verdict_of(result, gate)
+        if found.succeeds:
             return
         message = self._message(result, gate)
-        if found in UNDECIDED and not state.settings.options.strict:
-            state.undecided.append((self.item.nodeid, found, message.splitlines()[0]))
+        if found.undecided and not state.settings.options.strict:
+            state.undecided.append((self.item.nodeid, found.status, message.splitlines()[0]))
             return
         pytest.fail(message, pytrace=False)
 

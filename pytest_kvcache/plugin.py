@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_kvcache import options, parameters, selection
+from pytest_kvcache import hookspecs, options, parameters, selection
 from pytest_kvcache.campaign.key import KEY
 from pytest_kvcache.fixtures import (
     NoBenchmark,
@@ -14,6 +14,8 @@ from pytest_kvcache.fixtures import (
     kv_baseline,
     kv_context,
     kv_gate,
+    kv_load,
+    kv_measure,
     kv_profile,
     kv_tier,
     multi_round_qa,
@@ -28,11 +30,18 @@ __all__ = [
     "kv_baseline",
     "kv_context",
     "kv_gate",
+    "kv_load",
+    "kv_measure",
     "kv_profile",
     "kv_tier",
     "multi_round_qa",
     "vllm_pair",
 ]
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    """Declare the hooks that others may implement."""
+    pluginmanager.add_hookspecs(hookspecs)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -21,7 +21,19 @@ from pytest_kvcache.options import MARKER, tiers_named
 if TYPE_CHECKING:
     from _pytest.fixtures import FixtureDef
 
-FIXTURES = frozenset({"kv_baseline", "kv_context", "kv_gate", "kv_profile", "kv_tier", "multi_round_qa", "vllm_pair"})
+FIXTURES = frozenset(
+    {
+        "kv_baseline",
+        "kv_context",
+        "kv_gate",
+        "kv_load",
+        "kv_measure",
+        "kv_profile",
+        "kv_tier",
+        "multi_round_qa",
+        "vllm_pair",
+    }
+)
 _PACKAGE = __name__.partition(".")[0]
 #: Where a worker of pytest-xdist tells its controller that it refused perf tests.
 OUTPUT = "kvcache_refused"

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from pytest_kvcache.api.result import Result
 from pytest_kvcache.campaign.state import PerfState
 from pytest_kvcache.config.profile import Profile
 from pytest_kvcache.errors import ConfigError
@@ -92,6 +93,19 @@ def gate(value: object) -> Metric:
         known = ", ".join(metric.short for metric in JUDGED)
         raise ConfigError(f"must be one of {known}, not {value!r}", where="kv_gate")
     return found
+
+
+def result(value: object) -> Result:
+    """Return what `multi_round_qa` or `kv_measure` brought.
+
+    Raises:
+        ConfigError: It is something else: what `kv_load` brings has no baseline.
+    """
+    if not isinstance(value, Result):
+        raise ConfigError(
+            f"must be what multi_round_qa or kv_measure returned, not {type(value).__name__}", where="kv_baseline.check"
+        )
+    return value
 
 
 def check_profile(value: object, state: PerfState) -> None:

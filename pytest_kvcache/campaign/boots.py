@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -15,13 +15,14 @@ from pytest_kvcache.campaign import gpus, runner
 from pytest_kvcache.campaign.arm import Arm
 from pytest_kvcache.campaign.boot_probes import BootProbes, shortened_if_faulty
 from pytest_kvcache.campaign.comparability import comparability
-from pytest_kvcache.campaign.gpus import GpuWatch
 from pytest_kvcache.campaign.runner import RunResult
 from pytest_kvcache.campaign.state import PerfState
 from pytest_kvcache.config import environment
+from pytest_kvcache.errors import KvCacheError
 from pytest_kvcache.load.plan import LoadPlan
 from pytest_kvcache.load.stopping import StopRule
 from pytest_kvcache.probes.probe import Probed
+from pytest_kvcache.proof.gpus import GpuLoad
 from pytest_kvcache.proof.judge import ServedCaches
 from pytest_kvcache.runs import signals
 from pytest_kvcache.serving import pair as pairs
@@ -31,6 +32,7 @@ from pytest_kvcache.serving.plan import build_plan
 from pytest_kvcache.storage import bucket as buckets
 from pytest_kvcache.telemetry import canary
 from pytest_kvcache.telemetry.allotment import allotment
+from pytest_kvcache.telemetry.gpu.readings import Span
 
 PROBES = "probes.json"
 #: Users of one workload are numbered from a multiple of this, so that workloads on one boot share no user context.
@@ -79,10 +81,15 @@ def booted(arm: Arm, state: PerfState, tier_plan: TierPlan, *, logs: Path) -> It
         gpus=allotment(os.environ),
     )
     launcher = arm.launcher(state.run, tier_plan)
-    pair = pairs.boot(plan, launcher, logs, timeout_s=arm.profile.boot_timeout_s)
+    try:
+        pair = pairs.boot(plan, launcher, logs, timeout_s=arm.profile.boot_timeout_s)
+    except KvCacheError as error:
+        state.listener.booted(arm, logs, None, str(error))
+        raise
     try:
         state.run.note_shared_memory()
         state.say(f"{pair.label}{_named(arm)}: {arm.profile.servers} servers ready in {pair.boot_s:.0f} s")
+        state.listener.booted(arm, logs, pair, "")
         yield pair
     finally:
         launcher.stop(list(pair.handles))
@@ -134,8 +141,8 @@ def measure(
             for length in contexts:
                 probed = probes.probe()
                 plan = _plan(arm, pair, folder / f"context-{length}", length, stop.get(length))
-                result.runs[length] = _run(
-                    arm, state, pair, shortened_if_faulty(plan, probed), probed=probed, watch=watch
+                result.runs[length] = run_plan(
+                    arm, state, pair, shortened_if_faulty(plan, probed), probed=probed, gpus_during=watch.during
                 )
         if readings:
             result.canary = canary.read_after(readings)
@@ -176,13 +183,33 @@ def _plan(arm: Arm, pair: ServingPair, folder: Path, length: int, stop: StopRule
     )
 
 
-def _run(
-    arm: Arm, state: PerfState, pair: ServingPair, plan: LoadPlan, *, probed: Probed, watch: GpuWatch
+def run_plan(
+    arm: Arm,
+    state: PerfState,
+    pair: ServingPair,
+    plan: LoadPlan,
+    *,
+    probed: Probed,
+    gpus_during: Callable[[Span], GpuLoad],
 ) -> RunResult:
+    """Carry out a plan on a pair, and tell the session's listener of it.
+
+    Args:
+        arm: What the pair serves.
+        state: The session's.
+        pair: The running one.
+        plan: The folder of its rows is made here where it is not there.
+        probed: What was found before it.
+        gpus_during: Returns what the GPUs did in the load.
+
+    Raises:
+        BootError: A component died.
+        RunError: The load could not be sent.
+    """
     folder = plan.rows.parent
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     inside = arm.profile.lmcache_mode == "in-process"
-    return runner.run_load(
+    run = runner.run_load(
         pair,
         plan,
         state.launcher,
@@ -204,8 +231,10 @@ def _run(
             in_process=inside,
         ),
         probed=probed,
-        gpus=watch.during,
+        gpus=gpus_during,
     )
+    state.listener.measured(run)
+    return run
 
 
 def _position(arm: Arm, length: int) -> int:

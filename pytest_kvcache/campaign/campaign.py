@@ -51,6 +51,11 @@ class Campaign:
         """All results, in the order in which they were measured."""
         return [each for each in self.results.values() if isinstance(each, CellResult)]
 
+    @property
+    def failures(self) -> dict[CellKey, KvCacheError]:
+        """Why cells could not be measured."""
+        return {key: each for key, each in self.results.items() if isinstance(each, KvCacheError)}
+
     def next_boot(self, tier: str, kind: str = "boot") -> str:
         """Return the name of the tier's next boot, which no other boot of the session has.
 

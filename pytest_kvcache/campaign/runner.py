@@ -57,6 +57,7 @@ class RunResult:
         faults: Why no verdict may rest on the run, empty where one may.
         suspicions: What makes its times doubtful.
         rounds: Whole rounds after which it was ended, since they said enough; None where all were sent.
+        duration_s: For how long requests were started.
         proof: Where the KV of its prompts came from.
         probed: What was found before it.
         comparability: What must be equal for a comparison.
@@ -73,6 +74,7 @@ class RunResult:
     faults: tuple[str, ...]
     suspicions: tuple[str, ...]
     rounds: int | None
+    duration_s: float
     proof: Proof
     probed: Probed
     comparability: Mapping[str, str]
@@ -165,6 +167,7 @@ def run_load(
         faults=tuple(faults),
         suspicions=tuple(suspicions),
         rounds=load.get("stopped_after_rounds"),
+        duration_s=_duration_s(plan, load),
         proof=proof,
         probed=probed,
         comparability=comparability,

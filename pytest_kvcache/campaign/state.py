@@ -10,6 +10,7 @@ from pathlib import Path
 from pytest_kvcache.campaign.arm import Arm
 from pytest_kvcache.campaign.campaign import Campaign
 from pytest_kvcache.campaign.gpus import BootGpus
+from pytest_kvcache.campaign.listener import Listener, Nobody
 from pytest_kvcache.campaign.settings import Settings
 from pytest_kvcache.config import environment
 from pytest_kvcache.config.profile import Profile
@@ -38,8 +39,10 @@ class PerfState:
 
     Attributes:
         campaign: Owns the numbers of boots, their results, and what cut them short.
+        listener: Is told of boots and loads.
         written: The files that were.
         cut_short: The session ended before baselines that were asked for could be written.
+        hook_errors: What hooks of others raised, a line each.
         undecided: Tests without a decision: node id, status, reason.
         usable: Tiers that were found to be able to run here.
         preflight: By tier, why no pair should be booted; empty where nothing speaks against it.
@@ -55,7 +58,9 @@ class PerfState:
         self.settings = settings
         self.say = say
         self.campaign = Campaign()
+        self.listener: Listener = Nobody()
         self.written: list[Path] = []
+        self.hook_errors: list[str] = []
         self.undecided: list[tuple[str, str, str]] = []
         self.usable: list[Tier] = []
         self.preflight: dict[str, tuple[str, ...]] = {}

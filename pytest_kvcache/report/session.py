@@ -63,6 +63,8 @@ class SessionReport:
             line(str(interruption))
         if state.cut_short:
             line("no baseline was written: the session did not come to its end")
+        for each in state.hook_errors:
+            line(each)
         for nodeid, status, reason in state.undecided:
             line(f"{status.upper()} {nodeid} - {reason}")
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import requests
 
@@ -24,7 +25,7 @@ _POLL_S = 0.25
 
 @dataclass(frozen=True)
 class ServingPair:
-    """A running pair.
+    """A running pair: what `vllm_pair` is.
 
     Args:
         plan: What was started.
@@ -45,6 +46,11 @@ class ServingPair:
     def model(self) -> str:
         """The model name for requests."""
         return self.plan.model
+
+    @property
+    def extra_body(self) -> dict[str, Any]:
+        """Fields that each request must carry beside the API's own: they keep the keys of boots apart in a storage."""
+        return dict(self.plan.extra_body)
 
     @property
     def label(self) -> str:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pytest_kvcache.config.profile import Profile
 from pytest_kvcache.errors import ConfigError
 from pytest_kvcache.serving.tier import Tier
-from pytest_kvcache.tiers.registry import tier_kinds
+from pytest_kvcache.tiers.registry import imported, tier_kinds
 from pytest_kvcache.workload.registry import DEFAULT_KIND, workload_kinds
 
 _BUILTIN = Path(__file__).parents[1] / "config" / "builtin.toml"
@@ -112,7 +112,8 @@ def laid_over(user: Table, *, source: Path | None, where: str) -> Catalogue:
                     "unknown key; the table's own name is the name", where=f"{where}: {section}.{name}.name"
                 )
     profiles = _profiles(_table(builtin, "profiles", where), _table(user, "profiles", where), where)
-    tiers = _tiers(_table(builtin, "tiers", where), _table(user, "tiers", where), where)
+    folder = None if source is None else source.absolute().parent
+    tiers = _tiers(_table(builtin, "tiers", where), _table(user, "tiers", where), where, folder)
     return Catalogue(profiles=profiles, tiers=tiers, source=source)
 
 
@@ -179,20 +180,30 @@ def _profile(name: str, table: Table, key: str) -> Profile:
     return validate(Profile, {"name": name, **table}, key)
 
 
-def _tiers(builtin: Table, user: Table, where: str) -> dict[str, Tier]:
-    kinds = tier_kinds()
+def _tiers(builtin: Table, user: Table, where: str, folder: Path | None) -> dict[str, Tier]:
     raw = dict(builtin)
     for name, table in user.items():
         raw[name] = table if "kind" in table else _merge(raw.get(name, {}), table)
     tiers: dict[str, Tier] = {}
     for name, table in raw.items():
         key = f"{where}: tiers.{name}"
-        kind = table.get("kind")
-        if not isinstance(kind, str) or kind not in kinds:
-            what = "missing" if kind is None else f"{kind!r} is not allowed"
-            raise ConfigError(f"{what}; allowed: {', '.join(kinds)}", where=f"{key}.kind")
-        tiers[name] = validate(kinds[kind].load(), {"name": name, **table}, key)
+        model, keys = _tier_model(table, f"{key}.kind", folder)
+        tiers[name] = validate(model, {"name": name, **keys}, key)
     return tiers
+
+
+def _tier_model(table: Table, key: str, folder: Path | None) -> tuple[type[Any], Table]:
+    """Return the class of a tier's kind, and the keys that it gets."""
+    kinds, kind = tier_kinds(), table.get("kind")
+    if isinstance(kind, str) and ":" in kind:
+        try:
+            return imported(kind, folder), {k: v for k, v in table.items() if k != "kind"}
+        except ValueError as error:
+            raise ConfigError(str(error), where=key, todo="docs/api.md shows a tier kind of one's own") from error
+    if not isinstance(kind, str) or kind not in kinds:
+        what = "missing" if kind is None else f"{kind!r} is not allowed"
+        raise ConfigError(f"{what}; allowed: {', '.join(kinds)}, or MODULE:CLASS of your own", where=key)
+    return kinds[kind].load(), table
 
 
 def validate(model: type[M], data: Table, where: str) -> M:

@@ -1,9 +1,14 @@
-"""Tier kinds by name, ours and third parties', from the entry point group `pytest_kvcache.tiers`."""
+"""Tier kinds: by name, from the entry point group `pytest_kvcache.tiers`; by `module:Class`, from a project's file."""
 
 from __future__ import annotations
 
+import importlib
+import sys
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+
+from pydantic import BaseModel
 
 GROUP = "pytest_kvcache.tiers"
 
@@ -12,3 +17,29 @@ GROUP = "pytest_kvcache.tiers"
 def tier_kinds() -> dict[str, EntryPoint]:
     """Return the entry point of every tier kind that is installed, by the name that `kind =` takes."""
     return {point.name: point for point in entry_points(group=GROUP)}
+
+
+def imported(kind: str, folder: Path | None) -> type[BaseModel]:
+    """Return the class that `module:Class` names, found in the project's folder or among what is installed.
+
+    Args:
+        kind: As it stands in `kvcache.toml`.
+        folder: Of that file; looked at first.
+
+    Raises:
+        ValueError: It cannot be imported, or is no tier kind.
+    """
+    module, _, name = kind.partition(":")
+    path = [] if folder is None else [str(folder)]
+    sys.path[:0] = path
+    importlib.invalidate_caches()
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except Exception as error:  # whatever the file does wrong
+        raise ValueError(f"{kind!r} cannot be imported: {type(error).__name__}: {error}") from error
+    finally:
+        for each in path:
+            sys.path.remove(each)
+    if not (isinstance(found, type) and issubclass(found, BaseModel) and hasattr(found, "plan")):
+        raise ValueError(f"{kind!r} is no class derived from pytest_kvcache.TierModel")
+    return found

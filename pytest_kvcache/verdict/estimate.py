@@ -1,6 +1,7 @@
 """From the table of requests to the figures of a run.
 
-TTFT, ITL and QPS are used as in vLLM's own benchmarks. Processing speed follows the summary of LMCache's
+TTFT, TPOT, ITL and QPS are used as in vLLM's own benchmarks: TPOT is a request's time after its first token over the
+tokens after that one, ITL the time between two streamed chunks. Processing speed follows the summary of LMCache's
 `multi-round-qa.py`: finished requests over the time from the first start to the last answer. The reference article's
 "aggregate system processing speed" is `tokens_per_s`, prompt plus generated tokens finished a second.
 
@@ -67,7 +68,8 @@ def estimate(rows: pd.DataFrame, *, duration_s: float) -> Estimates:
     elapsed = float(done["last_token_s"].max() - sent["actual_start_s"].min())
     prompt, generated = float(done["prompt_tokens"].sum()), float(done["generated_tokens"].sum())
     decode_s = done["last_token_s"] - done["first_token_s"]
-    gaps = np.concatenate([np.diff(times) for times in done["token_times_s"]])
+    gaps = pd.Series(np.concatenate([np.diff(times) for times in done["token_times_s"]]), dtype="float64")
+    tpot = time_per_output_token(done)
     return result | {
         "ttft_mean_s": float(ttft.mean()),
         "ttft_p50_s": float(ttft.quantile(0.5)),
@@ -77,8 +79,8 @@ def estimate(rows: pd.DataFrame, *, duration_s: float) -> Estimates:
         "ttft_from_intended_mean_s": float(from_intended.mean()),
         "ttft_from_intended_p99_s": float(from_intended.quantile(0.99)),
         **({f"residual_p{p}_s": float(residual.quantile(p / 100)) for p in (50, 99)} if len(residual) else {}),
-        "itl_mean_s": float(gaps.mean()) if gaps.size else float("nan"),
-        "itl_p99_s": float(np.quantile(gaps, 0.99)) if gaps.size else float("nan"),
+        **_spread_of("itl", gaps),
+        **_spread_of("tpot", tpot),
         "decode_tokens_per_s": generated / float(decode_s.sum()) if decode_s.sum() > 0 else float("nan"),
         "decode_mean_tokens_per_s": float((done["generated_tokens"] / decode_s.where(decode_s > 0)).mean()),
         "requests_per_s": len(done) / elapsed,
@@ -87,6 +89,23 @@ def estimate(rows: pd.DataFrame, *, duration_s: float) -> Estimates:
         "generated_tokens": generated,
         "cached_share": float(done["cached_tokens"].fillna(0).sum()) / prompt if prompt else 0.0,
     }
+
+
+def _spread_of(name: str, seconds: pd.Series[float]) -> Estimates:
+    """Return mean and quantiles of `seconds`; each is NaN where there is none of them."""
+    quantiles = {f"{name}_p{p}_s": float(seconds.quantile(p / 100)) for p in (50, 90, 99)}
+    return {f"{name}_mean_s": float(seconds.mean()), **quantiles}
+
+
+def time_per_output_token(done: pd.DataFrame) -> pd.Series[float]:
+    """Return TPOT (s) of each finished request, by the row's index; requests of one token have none.
+
+    Args:
+        done: Rows of finished requests.
+    """
+    steps = done["generated_tokens"].astype("float64") - 1
+    tpot = (done["last_token_s"] - done["first_token_s"]).astype("float64") / steps.where(steps > 0)
+    return tpot.dropna()
 
 
 def log_ttft(rows: pd.DataFrame) -> pd.Series[float]:
@@ -116,22 +135,36 @@ class Goodput:
     per_s: float
 
 
-def goodput(rows: pd.DataFrame, *, duration_s: float, ttft_limit_s: float, itl_limit_s: float) -> Goodput:
-    """Return how many requests finished with a TTFT and a mean ITL within the limits.
+def goodput(
+    rows: pd.DataFrame,
+    *,
+    duration_s: float,
+    ttft_s: float | None = None,
+    tpot_s: float | None = None,
+    e2el_s: float | None = None,
+) -> Goodput:
+    """Return how many requests finished within all limits that are given.
 
     As `vllm bench serve --goodput` counts it (after DistServe, Zhong et al., OSDI 2024): every limit must be met, and a
-    failed request meets none; the mean ITL is vLLM's TPOT, (last token - first token) / (tokens - 1). Unlike there, a
-    request that was never sent counts too.
+    failed request meets none; a request of one token has a TPOT of zero. Unlike there, a request that was never sent
+    counts too.
 
     Args:
         rows: A row a request, as `load.records` has it.
         duration_s: For how long requests were started.
-        ttft_limit_s: Most seconds to the first token.
-        itl_limit_s: Most seconds between tokens, on average over the request.
+        ttft_s: Most seconds to the first token.
+        tpot_s: Most seconds per output token after the first one, on average over the request.
+        e2el_s: Most seconds from the send to the last token.
     """
     done = rows[rows["status"] == "ok"]
-    ttft = done["first_token_s"] - done["actual_start_s"]
-    steps = (done["generated_tokens"] - 1).clip(lower=1).astype("float64")
-    itl = (done["last_token_s"] - done["first_token_s"]) / steps
-    good = int(((ttft <= ttft_limit_s) & (itl <= itl_limit_s)).sum())
+    taken = (
+        (done["first_token_s"] - done["actual_start_s"], ttft_s),
+        (time_per_output_token(done).reindex(done.index, fill_value=0.0), tpot_s),
+        (done["last_token_s"] - done["actual_start_s"], e2el_s),
+    )
+    met = pd.Series(data=True, index=done.index)
+    for seconds, limit in taken:
+        if limit is not None:
+            met &= seconds <= limit
+    good = int(met.sum())
     return Goodput(share=good / len(rows) if len(rows) else 0.0, per_s=good / duration_s)

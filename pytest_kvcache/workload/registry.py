@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, SerializeAsAny
 
+from pytest_kvcache.workload import prepared
 from pytest_kvcache.workload.base import Workload
 
 GROUP = "pytest_kvcache.workloads"
@@ -23,6 +24,8 @@ def workload_kinds() -> dict[str, EntryPoint]:
 def _of_its_kind(value: Any) -> Any:
     if isinstance(value, dict):
         kind = value.get("kind", DEFAULT_KIND)
+        if kind == prepared.KIND:
+            return prepared.Prepared.model_validate(value)
         if not isinstance(kind, str) or kind not in workload_kinds():
             raise ValueError(f"kind {kind!r} is not allowed; allowed: {', '.join(workload_kinds())}")
         return workload_kinds()[kind].load().model_validate(value)

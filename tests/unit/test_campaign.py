@@ -40,7 +40,7 @@ def boots(project: Project, tier: str = "gpu") -> list[str]:
             def test_mine(multi_round_qa, kv_baseline):
                 first, second = (multi_round_qa(context_tokens=n) for n in (70, 60))
                 assert first.context_tokens == 70 and second.context_tokens == 60
-                assert multi_round_qa(context_tokens=70) is first
+                assert multi_round_qa(context_tokens=70) == first
             """,
             ["boot-1 context-70", "boot-2 context-60"],
             id="in one test",
@@ -59,7 +59,7 @@ def boots(project: Project, tier: str = "gpu") -> list[str]:
             """
             @pytest.mark.parametrize("kv_context", [60, 70])
             def test_mine(multi_round_qa, kv_context):
-                rows = multi_round_qa(context_tokens=kv_context).rows
+                rows = multi_round_qa(context_tokens=kv_context).requests
                 users.append(set(rows["user"]))
             def test_users():
                 assert users[0] and users[1] and not users[0] & users[1]

@@ -50,6 +50,8 @@ def test_figures_of_a_run() -> None:
     assert e["send_late_p99_s"] == pytest.approx(0.002)
     assert e["residual_p99_s"] == pytest.approx(0.005)
     assert e["itl_mean_s"] == pytest.approx(0.1)
+    assert [e[f"itl_p{p}_s"] for p in (50, 90, 99)] == pytest.approx([0.1] * 3)
+    assert [e[f"tpot_{name}_s"] for name in ("mean", "p50", "p90", "p99")] == pytest.approx([0.1] * 4)
     assert e["decode_tokens_per_s"] == pytest.approx(5 / 0.4)
     assert e["decode_mean_tokens_per_s"] == pytest.approx(5 / 0.4)
     assert e["requests_per_s"] == pytest.approx(2 / 1.5)

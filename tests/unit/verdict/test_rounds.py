@@ -77,9 +77,9 @@ def test_figures_that_cannot_be_had_are_absent() -> None:
 
 
 def test_goodput_counts_requests_within_all_limits() -> None:
-    """TTFT and mean ITL must both be met; a failed request meets none."""
+    """Limits that are given must all be met; a failed request meets none."""
     rows = requests(users=2, rounds=5)
-    limits = {"duration_s": 30.0, "ttft_limit_s": 0.6, "itl_limit_s": 0.03}
+    limits = {"duration_s": 30.0, "ttft_s": 0.6, "tpot_s": 0.03}
     assert goodput(rows, **limits).share == 1
     rows.loc[0, "status"] = "timed-out"
     rows.loc[1, "first_token_s"] = float(rows["actual_start_s"][1]) + 0.7
@@ -87,6 +87,10 @@ def test_goodput_counts_requests_within_all_limits() -> None:
     assert goodput(rows, **limits).share == pytest.approx(0.7)
     assert goodput(rows, **limits).per_s == pytest.approx(7 / 30)
     assert goodput(rows[:0], **limits).share == 0
+    assert goodput(rows, duration_s=30.0, ttft_s=0.6).share == pytest.approx(0.8)
+    assert goodput(rows, duration_s=30.0, e2el_s=1e-9).share == 0
+    rows["generated_tokens"] = 1
+    assert goodput(rows, **limits).share == pytest.approx(0.8)
 
 
 def test_a_round_is_when_every_user_asks_once() -> None:

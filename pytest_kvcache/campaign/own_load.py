@@ -1,0 +1,79 @@
+"""A workload that a test sends to its shared pair: sent, proved and kept like the loads of a measurement."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pytest_kvcache.campaign import boots, measuring, runner
+from pytest_kvcache.campaign.runner import RunResult
+from pytest_kvcache.campaign.state import PerfState
+from pytest_kvcache.errors import ConfigError
+from pytest_kvcache.load.plan import LoadPlan
+from pytest_kvcache.probes.probe import Probed
+from pytest_kvcache.proof.gpus import GpuLoad
+from pytest_kvcache.serving.pair import ServingPair
+from pytest_kvcache.serving.tier import Tier
+from pytest_kvcache.workload.base import Workload
+from pytest_kvcache.workload.prepared import Prepared
+from pytest_kvcache.workload.registry import workload_kinds
+from pytest_kvcache.workload.tokens import ServedTokenizer
+
+_NOT_LOOKED_AT = "on a pair that tests share"
+
+
+def load(state: PerfState, tier: Tier, pair: ServingPair, workload: Workload, context_tokens: int) -> RunResult:
+    """Send `workload` to a running pair and return what came of it.
+
+    Args:
+        state: The session's.
+        tier: What the pair serves.
+        pair: The running one.
+        workload: Of any class, also one that is registered nowhere.
+        context_tokens: One of the workload's lengths.
+
+    Raises:
+        BootError: A component of the pair died.
+        ConfigError: The workload has no such length, or what it reads is not there or not sound.
+        RunError: The workload does not fit the server, or the load process failed.
+    """
+    if context_tokens not in workload.context_tokens:
+        known = ", ".join(map(str, workload.context_tokens))
+        raise ConfigError(f"{context_tokens} is none of the workload's context_tokens: {known}", where="kv_load")
+    workload.check()
+    boot = pair.handles[0].log.parent.parent
+    number = 1 + sum(1 for _ in boot.glob("load-*"))
+    folder = boot / f"load-{number}"
+    folder.mkdir()
+    first_user = number * boots.USERS_APART  # loads on one pair share no user's text
+    tokenizer_url = next(iter(pair.plan.server_urls.values()))
+    if not _is_registered(workload):
+        tokenizer = ServedTokenizer(tokenizer_url, pair.model) if workload.needs_tokenizer else None
+        script = workload.script(context_tokens, tokenizer, first_user=first_user)
+        workload = Prepared.of(workload, script, context_tokens=context_tokens, file=folder / "script.pickle")
+    arm = measuring.arm_of(tier, state)
+    plan = LoadPlan(
+        base_url=pair.base_url,
+        model=pair.model,
+        workload=workload,
+        context_tokens=context_tokens,
+        first_user=first_user,
+        extra_body=pair.plan.extra_body,
+        tokenizer_url=tokenizer_url,
+        metrics_urls=pair.plan.metrics_urls,
+        rows=folder / runner.ROWS,
+        summary=folder / runner.LOAD,
+    )
+    return boots.run_plan(
+        replace(arm, profile=arm.profile.model_copy(update={"workload": workload})),
+        state,
+        pair,
+        plan,
+        probed=Probed(unchecked=(f"cold start, cross-instance hits and integrity: {_NOT_LOOKED_AT}",)),
+        gpus_during=lambda _: GpuLoad(notes=(f"GPUs were not watched: {_NOT_LOOKED_AT}",)),
+    )
+
+
+def _is_registered(workload: Workload) -> bool:
+    """Return whether the load process knows the workload's class by its kind."""
+    point = workload_kinds().get(workload.kind)
+    return point is not None and point.load() is type(workload)
