@@ -67,14 +67,24 @@ def _refuse_another_scalar(value: str | float, wanted: set[type]) -> None:
         raise ValueError(f"{value!r:.40} has a NUL, which no program takes")
     if wanted and wanted <= {bool, type(None)} and not isinstance(value, bool):
         raise ValueError(f"must be true or false, not {value!r:.40}")
+    if isinstance(value, int) and abs(value) >= 1 << 63:
+        raise ValueError("must be a number of 64 bits, as TOML's are")
     if not wanted & {int, float} or type(value) in wanted:
         return
     if isinstance(value, bool):
         raise ValueError(f"must be a number, not {str(value).lower()}")
-    if isinstance(value, str):
+    if isinstance(value, str) and _is_number(value):  # of other texts pydantic says itself which one they are
         raise ValueError(f"must be a number, not {value!r:.40}")
     if isinstance(value, float):
         raise ValueError(f"must be a whole number, not {value!r}")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _alternatives(annotation: Any) -> tuple[Any, ...]:

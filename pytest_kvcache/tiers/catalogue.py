@@ -19,6 +19,15 @@ from pytest_kvcache.workload.registry import DEFAULT_KIND, workload_kinds
 
 _BUILTIN = Path(__file__).parents[1] / "config" / "builtin.toml"
 _SECTIONS = ("profiles", "tiers")
+#: What TOML calls what pydantic asks for.
+_WANTED = {
+    "tuple_type": "must be a list",
+    "list_type": "must be a list",
+    "dict_type": "must be a table",
+    "model_type": "must be a table",
+    "string_type": "must be a text",
+    "path_type": "must be a path",
+}
 
 Table = dict[str, Any]
 M = TypeVar("M", bound=BaseModel)
@@ -229,7 +238,8 @@ def _finding(model: type[BaseModel], loc: tuple[int | str, ...], error: Any, whe
         return f"{where}.{key}: unknown key; allowed: {allowed}"
     if error["type"] == "literal_error":
         return f"{where}.{key}: {error['input']!r:.80} is not allowed; allowed: {error['ctx']['expected']}"
-    return f"{where}{'.' if key else ''}{key}: {error['msg'].removeprefix('Value error, ')}"
+    what = _WANTED.get(error["type"]) or error["msg"].removeprefix("Value error, ")
+    return f"{where}{'.' if key else ''}{key}: {what}"
 
 
 def _fields_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> set[str]:

@@ -131,7 +131,7 @@ def _line(text: str, where: str) -> TraceLine:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"])) or "the line"
-        raise ConfigError(f"{key}: {first['msg']}", where=where) from None
+        raise ConfigError(f"{key}: {first['msg'].removeprefix('Value error, ')}", where=where) from None
     blocks = -(-line.input_length // BLOCK_TOKENS)
     if len(line.hash_ids) != blocks:
         raise ConfigError(
