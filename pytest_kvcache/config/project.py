@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -225,9 +226,12 @@ def _mounts(project: Project) -> tuple[str, ...]:
 
 def _ini(name: str, project: Project) -> Any:
     try:
-        return project.ini(name)
-    except (TypeError, ValueError) as error:  # of another type, in the tables that keep types
-        raise ConfigError(str(error), where=f"{project.inipath}: {name}") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pytest's, of a list for a text: that is an error of ours in any case
+            return project.ini(name)
+    except (TypeError, ValueError, pytest.UsageError) as error:  # of another type, in the tables that keep types
+        what = str(error).removeprefix(f"{project.inipath}: ")
+        raise ConfigError(what, where=f"{project.inipath}: {name}") from None
 
 
 def _is_file(path: Path) -> bool:
