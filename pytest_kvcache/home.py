@@ -6,12 +6,22 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from pytest_kvcache.errors import ConfigError
+from pytest_kvcache.paths import expanded
+
 VARIABLE = "PYTEST_KVCACHE_HOME"
 
 
 def home(environ: Mapping[str, str] = os.environ) -> Path:
-    """Return the plugin's folder: $PYTEST_KVCACHE_HOME, else `pytest-kvcache` in the XDG cache folder."""
-    if environ.get(VARIABLE):
-        return Path(environ[VARIABLE]).expanduser().absolute()
-    cache = environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "pytest-kvcache"
+    """Return the plugin's folder: $PYTEST_KVCACHE_HOME, else `pytest-kvcache` in the XDG cache folder.
+
+    Raises:
+        ConfigError: The variable that says where is no path.
+    """
+    for variable, below in ((VARIABLE, "."), ("XDG_CACHE_HOME", "pytest-kvcache")):
+        if environ.get(variable):
+            try:
+                return (Path(expanded(environ[variable], environ)) / below).absolute()
+            except ValueError as error:
+                raise ConfigError(str(error), where=variable) from None
+    return Path.home() / ".cache" / "pytest-kvcache"

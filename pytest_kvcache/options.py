@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from pytest_kvcache.config.options import Options, UpdateMode
+from pytest_kvcache.paths import expanded
 
 MARKER = "perf"
 #: Short names of options, with destination and action. Other plugins may have taken them; the long ones always work.
@@ -23,9 +24,9 @@ _GROUP = "KV cache offloading (pytest-kvcache)"
 _INI = {
     "kv_profile": "profile that perf tests run (see kvcache.toml)",
     "kv_engine": "environment with vLLM and LMCache, or image:REPO[:TAG], in place of the one that `setup` makes",
-    "kv_config": "the kvcache.toml to use (default: the one in rootdir)",
-    "kv_runs": "folder of results (default: .kvcache/runs in rootdir)",
-    "kv_baselines": "folder of baselines (default: baselines in rootdir)",
+    "kv_config": "the kvcache.toml to use (default: the nearest one, from rootdir upwards)",
+    "kv_runs": "folder of results (default: .kvcache/runs beside kvcache.toml, else in rootdir)",
+    "kv_baselines": "folder of baselines (default: baselines beside kvcache.toml, else in rootdir)",
 }
 
 
@@ -132,8 +133,7 @@ def from_config(config: pytest.Config) -> Options:
     from pytest_kvcache.config import project  # noqa: PLC0415 - only where perf tests were asked for
 
     _check_rootdir(config)
-    here = project.Project(config.rootpath, config.inipath, config.getini, config.invocation_params.dir, addopts={})
-    found = project.locate(here, {name: config.getoption(name) for name in (*project.PATHS, *project.TEXTS)})
+    found = project.locate(project.of_config(config))
     if config.getoption("kv_update_baselines"):
         update: UpdateMode = "all"
     else:
@@ -151,7 +151,7 @@ def from_config(config: pytest.Config) -> Options:
         boots=_boots(config),
         strict=_strict(config),
         against=_against(config, update),
-        image_mounts=(*found.image_mounts, *config.getoption("kv_image_mount")),
+        image_mounts=found.image_mounts,
     )
 
 
@@ -174,7 +174,10 @@ def _against(config: pytest.Config, update: UpdateMode) -> str | None:
     if against and update != "none":
         raise pytest.UsageError("--kv-against compares two engines and stores nothing: leave out --update-baselines")
     if against and not against.startswith(project.NO_PATHS):
-        return str((config.invocation_params.dir / project.expanded(against, where="--kv-against")).absolute())
+        try:
+            return str((config.invocation_params.dir / expanded(against)).absolute())
+        except ValueError as error:
+            raise pytest.UsageError(f"--kv-against: {error}") from None
     return against or None
 
 

@@ -6,7 +6,9 @@ import types
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationInfo, field_validator
+
+from pytest_kvcache.paths import expanded
 
 
 class Strict(BaseModel):
@@ -27,29 +29,29 @@ class Strict(BaseModel):
         return value
 
 
-def _expanded(path: Path) -> Path:
-    try:
-        return path.expanduser()
-    except RuntimeError as error:
-        raise ValueError(str(error)) from None
+def as_path(value: Any, info: ValidationInfo) -> Any:
+    """Return a path that a person has written, absolute where its file is known; other types as they are.
+
+    Args:
+        value: As it stands in the file, `~` and `$NAME` among it.
+        info: Its context has the `folder` of the file, which relative paths begin in.
+
+    Raises:
+        ValueError: It is no path.
+    """
+    if not isinstance(value, str):
+        return value
+    return str(((info.context or {}).get("folder") or Path()) / expanded(value))
 
 
-#: A path that a person writes: a leading `~` is the home folder.
-UserPath = Annotated[Path, AfterValidator(_expanded)]
+#: A path that a person writes: with `~` and `$NAME`, relative to the file that it stands in.
+UserPath = Annotated[Path, BeforeValidator(as_path)]
 
 
 def _refuse_another_type(value: Any, annotation: Any) -> None:
-    """Raise ValueError where a number is asked for and something else is given, or a truth and something else."""
-    wanted = _plain_types(annotation)
-    numeric = bool(wanted & {int, float})
-    if isinstance(value, bool):
-        if numeric and bool not in wanted:
-            raise ValueError(f"must be a number, not {str(value).lower()}")
-    elif isinstance(value, str | int | float):
-        if wanted and wanted <= {bool, type(None)}:
-            raise ValueError(f"must be true or false, not {value!r:.40}")
-        if isinstance(value, str) and numeric and not wanted & {str}:
-            raise ValueError(f"must be a number, not {value!r:.40}")
+    """Raise ValueError where a number, a whole number or a truth is asked for, and something else is given."""
+    if isinstance(value, str | bool | int | float):
+        _refuse_another_scalar(value, _plain_types(annotation))
     elif isinstance(value, list | tuple):
         for inner in _element_types(annotation):
             for each in value:
@@ -58,6 +60,31 @@ def _refuse_another_type(value: Any, annotation: Any) -> None:
         for inner in _value_types(annotation):
             for each in value.values():
                 _refuse_another_type(each, inner)
+
+
+def _refuse_another_scalar(value: str | float, wanted: set[type]) -> None:
+    if isinstance(value, str) and "\0" in value:
+        raise ValueError(f"{value!r:.40} has a NUL, which no program takes")
+    if wanted and wanted <= {bool, type(None)} and not isinstance(value, bool):
+        raise ValueError(f"must be true or false, not {value!r:.40}")
+    if isinstance(value, int) and abs(value) >= 1 << 63:
+        raise ValueError("must be a number of 64 bits, as TOML's are")
+    if not wanted & {int, float} or type(value) in wanted:
+        return
+    if isinstance(value, bool):
+        raise ValueError(f"must be a number, not {str(value).lower()}")
+    if isinstance(value, str) and _is_number(value):  # of other texts pydantic says itself which one they are
+        raise ValueError(f"must be a number, not {value!r:.40}")
+    if isinstance(value, float):
+        raise ValueError(f"must be a whole number, not {value!r}")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _alternatives(annotation: Any) -> tuple[Any, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,12 +68,13 @@ def resolve(options: Options) -> Settings:
     for engine in (options.engine, options.against):
         if engine is not None and engine.startswith(image.PREFIX):
             image.check(engine.removeprefix(image.PREFIX))
+    tiers = tuple(known.select(options.tiers, option=options.tier_option))
     return Settings(
         options=options,
         catalogue=known,
         profile=profile,
-        tiers=tuple(known.select(options.tiers, option=options.tier_option)),
-        other=_other(options, profile.name),
+        tiers=tiers,
+        other=_other(options, profile.name, tiers),
         mounts=tuple(parse_mount(text, "kv_image_mounts") for text in options.image_mounts),
     )
 
@@ -96,17 +98,23 @@ def _check_against(options: Options) -> None:
         )
 
 
-def _other(options: Options, profile: str) -> Catalogue | None:
+def _other(options: Options, profile: str, tiers: Sequence[Tier]) -> Catalogue | None:
     """Return the catalogue of another revision of kvcache.toml, checked like ours."""
     if options.against is None or not options.against.startswith("git:"):
         return None
     revision = options.against.removeprefix("git:")
-    path = options.config or options.rootdir / project.FILE_NAME
-    text = revisions.show(path.parent, revision, path.name)
-    if text is None:
-        raise ConfigError(
-            f"{path.name} is not there at revision {revision!r}", where="--kv-against", todo=f"see {path}"
-        )
-    other = catalogue.parse(text, source=path, where=f"{revision}:{path.name}")
+    paths = [options.config] if options.config else project.candidates(options.rootdir)
+    for path in paths:
+        content = revisions.show(path, revision)
+        if content is not None:
+            break
+    else:
+        raise ConfigError(f"{paths[0]} is not there at revision {revision!r}", where="--kv-against")
+    where = f"{revision}:{path.name}"
+    other = catalogue.parse(content, source=path, where=where)
+    missing = [f"profile {profile!r}"] if profile not in other.profiles else []
+    missing += [f"tier {tier.name!r}" for tier in tiers if tier.name not in other.tiers]
+    if missing:
+        raise ConfigError(f"has no {', '.join(missing)}", where=where, todo="there is nothing to compare with")
     other.profile(profile).workload.check()
     return other

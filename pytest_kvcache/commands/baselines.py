@@ -11,8 +11,9 @@ import pandas as pd
 
 from pytest_kvcache.baselines import files, older, revision, store, update
 from pytest_kvcache.baselines.files import Found
-from pytest_kvcache.commands.located import add_config_argument, located
+from pytest_kvcache.commands.located import add_project_arguments, located
 from pytest_kvcache.errors import BaselineError, ConfigError
+from pytest_kvcache.paths import argument
 from pytest_kvcache.tiers import catalogue
 from pytest_kvcache.verdict.cells import RECORD_ANEW, SCHEMA, Cell, StoredCell
 from pytest_kvcache.verdict.interim import Policy
@@ -26,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kv-baselines", metavar="DIR", help="default: as for pytest (ini key kv_baselines, baselines)"
     )
-    add_config_argument(parser)
+    add_project_arguments(parser)
     what = parser.add_subparsers(required=True, metavar="WHAT")
 
     each = what.add_parser("list", help="every baseline: boots, dates, what it can tell, what is wrong with it")
@@ -39,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     show.set_defaults(what=_show)
 
     diff = what.add_parser("diff", help="what changed against another revision or folder")
-    diff.add_argument("other", metavar="REVISION|DIR", nargs="?", default="HEAD", help="default: HEAD")
+    diff.add_argument("other", type=_other, metavar="REVISION|DIR", nargs="?", default="HEAD", help="default: HEAD")
     diff.set_defaults(what=_diff)
 
     prune = what.add_parser("prune", help="remove leftovers, and cells of profiles, tiers or contexts that are no more")
@@ -90,6 +91,7 @@ def _show(args: argparse.Namespace, say: Say) -> int:
 
 
 def _diff(args: argparse.Namespace, say: Say) -> int:
+    args.other = _other(args.other)
     other = Path(args.other)
     now = _by_cell(files.scan(args.kv_baselines))
     if other.is_dir():
@@ -126,11 +128,17 @@ def _by_cell(found: Sequence[Found]) -> dict[Cell, Found]:
     return {each.cell: each for each in found if each.cell is not None}
 
 
+def _other(text: str) -> str:
+    """Return a revision as it is, and a folder in the home as it is called."""
+    return str(argument(text)) if text.startswith(("~", "$")) else text
+
+
 def _prune(args: argparse.Namespace, say: Say) -> int:
     known = catalogue.load(args.located.config)
     found = files.scan(args.kv_baselines)
     drop = [f.cell for f in found if f.cell is not None and not _is_used(f, known)]
     paths = files.removable(args.kv_baselines, drop)
+    say(f"configuration: {args.located.config or 'built in'}; baselines: {args.kv_baselines}")
     for path in paths:
         say(str(path))
     if args.yes:

@@ -16,7 +16,7 @@ from pathlib import Path
 from pytest_kvcache import preflight
 from pytest_kvcache.campaign.settings import CPU_PROFILE, GPU_PROFILE
 from pytest_kvcache.check import Check, Finding, Result
-from pytest_kvcache.commands.located import add_config_argument, located
+from pytest_kvcache.commands.located import add_project_arguments, located
 from pytest_kvcache.engine import floors, setup
 from pytest_kvcache.engine.base import BaseEngine
 from pytest_kvcache.engine.container import BindMount, parse_mount
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     parser.add_argument("--tier", action="append", default=[], metavar="NAME", help="repeatable (default: all)")
     parser.add_argument("--kv-profile", metavar="NAME", help="default: as pytest would take")
-    add_config_argument(parser)
+    add_project_arguments(parser)
     parser.add_argument("--kv-engine", metavar="ENGINE", help="folder, or image:… (default: the one `setup` makes)")
     parser.add_argument("--kv-image-mount", action="append", default=[], metavar="MOUNT", help="as for pytest")
     parser.add_argument("--import", dest="imports", action="store_true", help="import vLLM and LMCache too (slow)")
@@ -67,11 +67,12 @@ def run(args: argparse.Namespace, say: Say) -> int:
     """
     place = located(args)
     known = catalogue.load(place.config)
+    source = str(place.config or "built in")
     profile = known.profile(place.profile or (GPU_PROFILE if usable_gpus(os.environ) else CPU_PROFILE))
     tiers = known.select(args.tier)
     offloads = any(not isinstance(tier, NoTier) for tier in tiers)
     results = [preflight.run("machine", check) for check in machine.checks(profile, offloads=offloads)]
-    mounts = [parse_mount(text, "--kv-image-mount") for text in (*place.image_mounts, *args.kv_image_mount)]
+    mounts = [parse_mount(text, "--kv-image-mount") for text in place.image_mounts]
     engine, found = _engine(place.engine, mounts)
     results.append(found)
     if engine is not None:
@@ -97,11 +98,12 @@ def run(args: argparse.Namespace, say: Say) -> int:
     counts = {status: sum(r.finding.status == status for r in results) for status in ("pass", "warn", "fail")}
     if args.json:
         rows = [{"subject": r.subject, "check": r.name, **asdict(r.finding)} for r in results]
-        say(json.dumps({"profile": profile.name, "counts": counts, "checks": rows}, indent=2))
+        say(json.dumps({"profile": profile.name, "configuration": source, "counts": counts, "checks": rows}, indent=2))
     else:
         for line in table(results):
             say(line)
-        say(f"profile {profile.name}: " + ", ".join(f"{count} {status}" for status, count in counts.items()))
+        counted = ", ".join(f"{count} {status}" for status, count in counts.items())
+        say(f"profile {profile.name} (configuration: {source}): {counted}")
     return 1 if counts["fail"] else 0
 
 

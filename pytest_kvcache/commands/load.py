@@ -16,6 +16,7 @@ import pandas as pd
 
 from pytest_kvcache.load import records, validity, worker
 from pytest_kvcache.load.plan import LoadPlan
+from pytest_kvcache.paths import argument
 from pytest_kvcache.report import terminal
 from pytest_kvcache.runs.files import replace_whole
 from pytest_kvcache.telemetry.counters import growth
@@ -44,12 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--time", type=float, required=True, metavar="SECONDS", help="no request is started later")
     what.add_argument("--init-user-id", type=int, default=0, metavar="N", help="users are numbered from the next one")
     what.add_argument("--request-with-user-id", action="store_true", help="taken and ignored, as in the original")
-    what.add_argument("--sharegpt", type=Path, metavar="FILE", help="conversations from a ShareGPT-style file")
+    what.add_argument("--sharegpt", type=argument, metavar="FILE", help="conversations from a ShareGPT-style file")
 
     more = parser.add_argument_group("what is sent (more)")
     more.add_argument("--mode", choices=("exact", "compat"), default="exact", help="compat: what the original sends")
     more.add_argument(
-        "--trace", type=Path, metavar="FILE", help="a Mooncake-style trace; --user-history-prompt caps it"
+        "--trace", type=argument, metavar="FILE", help="a Mooncake-style trace; --user-history-prompt caps it"
     )
     more.add_argument("--speed", type=float, default=1.0, help="of the trace")
     more.add_argument("--seed", type=int, default=0, help="texts follow from it")
@@ -65,7 +66,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--api-key-env", default="", metavar="VARIABLE", help="environment variable with the API key")
 
     how = parser.add_argument_group("how, and what is left")
-    how.add_argument("--output", type=Path, default=Path("summary.csv"), help="the original's CSV; rows go beside it")
+    how.add_argument(
+        "--output", type=argument, default=Path("summary.csv"), help="the original's CSV; rows go beside it"
+    )
     how.add_argument("--log-interval", type=int, default=30, metavar="SECONDS", help="between two lines of progress")
     how.add_argument("--workers", type=int, help="load processes (default: as the rate needs)")
     how.add_argument("--request-timeout", type=float, default=300.0, metavar="SECONDS")

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
+from typing import Any
 
-from pytest_kvcache.config.project import PATHS, TEXTS, Located, locate, project_here
+from pytest_kvcache.config.project import Located, locate, project_here
+from pytest_kvcache.paths import argument
 
 
-def add_config_argument(parser: argparse.ArgumentParser) -> None:
-    """Declare `--kv-config`."""
-    parser.add_argument("--kv-config", metavar="FILE", help="default: as for pytest (ini key kv_config, kvcache.toml)")
+def add_project_arguments(parser: argparse.ArgumentParser, *, reads_config: bool = True) -> None:
+    """Declare the options by which pytest finds a project, and `--kv-config`.
+
+    Args:
+        parser: Of the subcommand.
+        reads_config: Whether it reads kvcache.toml.
+    """
+    parser.add_argument("--rootdir", type=argument, metavar="DIR", help="as for pytest")
+    parser.add_argument("-c", "--config-file", type=argument, metavar="FILE", help="the ini file, as for pytest")
+    if reads_config:
+        parser.add_argument(
+            "--kv-config", metavar="FILE", help="default: as for pytest (ini key kv_config, else kvcache.toml)"
+        )
 
 
 def located(args: argparse.Namespace) -> Located:
@@ -18,4 +31,12 @@ def located(args: argparse.Namespace) -> Located:
     Raises:
         ConfigError: A path is none, or pytest cannot read its own configuration.
     """
-    return locate(project_here(), {name: getattr(args, name, None) for name in (*PATHS, *TEXTS)})
+    named = {"--rootdir": args.rootdir, "--config-file": args.config_file}
+    project = project_here([f"{option}={path}" for option, path in named.items() if path])
+
+    def option(name: str) -> Any:
+        given = getattr(args, name, None)
+        # A list adds to what `addopts` has, as on pytest's own command line.
+        return [*(project.option(name) or ()), *given] if isinstance(given, list) else given or project.option(name)
+
+    return locate(replace(project, option=option))

@@ -6,7 +6,7 @@ import argparse
 import os
 from collections.abc import Callable
 
-from pytest_kvcache.commands.located import add_config_argument, located
+from pytest_kvcache.commands.located import add_project_arguments, located
 from pytest_kvcache.engine.container import parse_mount
 from pytest_kvcache.engine.named import engine_named
 from pytest_kvcache.serving.render import render
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     parser.add_argument("--kv-profile", required=True, metavar="NAME")
     parser.add_argument("--tier", required=True, metavar="NAME")
-    add_config_argument(parser)
+    add_project_arguments(parser)
     parser.add_argument("--kv-engine", metavar="ENGINE", help="folder, or image:REPO[:TAG]: name its programs")
     parser.add_argument("--kv-image-mount", action="append", default=[], metavar="MOUNT", help="as for pytest")
     parser.add_argument("--json", action="store_true", help="for programs: components with argv, env and files")
@@ -35,7 +35,9 @@ def run(args: argparse.Namespace, say: Say) -> int:
     found = located(args)
     known = catalogue.load(found.config)
     (tier,) = known.select([args.tier])
-    mounts = [parse_mount(text, "--kv-image-mount") for text in (*found.image_mounts, *args.kv_image_mount)]
+    mounts = [parse_mount(text, "--kv-image-mount") for text in found.image_mounts]
     engine = engine_named(found.engine, mounts) if found.engine else None
+    if not args.json:
+        say(f"# configuration: {found.config or 'built in'}")
     say(render(known.profile(args.kv_profile), tier, engine, os.environ, as_json=args.json))
     return 0

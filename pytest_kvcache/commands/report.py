@@ -6,8 +6,9 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from pytest_kvcache.commands.located import located
+from pytest_kvcache.commands.located import add_project_arguments, located
 from pytest_kvcache.errors import ConfigError
+from pytest_kvcache.paths import argument
 from pytest_kvcache.report import chart, series
 from pytest_kvcache.runs.files import replace_whole
 
@@ -18,14 +19,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     parser.add_argument(
         "runs",
-        type=Path,
+        type=argument,
         nargs="*",
         metavar="RUN",
         help="folders of runs, such as those of one CI job a tier (default: the newest of the folder of runs)",
     )
+    add_project_arguments(parser, reads_config=False)
     parser.add_argument("--kv-runs", metavar="DIR", help="folder of runs; default: as for pytest")
-    parser.add_argument("--chart", type=Path, default=Path("kvcache.svg"), metavar="FILE", help=".svg, .png or .pdf")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="the chart's data too: a row a boot")
+    parser.add_argument(
+        "--chart", type=argument, default=Path("kvcache.svg"), metavar="FILE", help=".svg, .png or .pdf"
+    )
+    parser.add_argument("--csv", type=argument, metavar="FILE", help="the chart's data too: a row a boot")
     parser.add_argument(
         "--against",
         action="append",

@@ -18,7 +18,7 @@ class Options:
         tiers: Named with --tier; empty means all.
         profile: Named, or None for the default of this machine.
         engine: Folder of an existing environment, `image:…`, or None.
-        config: An explicit kvcache.toml, or None.
+        config: The kvcache.toml that is read, None where there is none.
         runs: Folder of results.
         baselines: Folder of baselines.
         update: Which baselines to write.

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationInfo, field_validator, model_validator
 
 from pytest_kvcache.config import environment, refused_args
 from pytest_kvcache.config.rules import Rules
 from pytest_kvcache.config.vllm_args import number_of
-from pytest_kvcache.strict import Strict
+from pytest_kvcache.strict import Strict, as_path
 from pytest_kvcache.verdict.cells import FolderName
 from pytest_kvcache.workload.registry import AnyWorkload
 
@@ -55,11 +54,9 @@ class Profile(Strict):
 
     @field_validator("model")
     @classmethod
-    def _folder_of_the_home(cls, value: str) -> str:
-        try:
-            return str(Path(value).expanduser()) if value.startswith("~") else value
-        except RuntimeError as error:
-            raise ValueError(str(error)) from None
+    def _folder_as_written(cls, value: str, info: ValidationInfo) -> str:
+        # Anything else may be the name of a model.
+        return str(as_path(value, info)) if value.startswith(("~", "$", "./", "../")) else value
 
     @field_validator("vllm_args")
     @classmethod
@@ -71,6 +68,8 @@ class Profile(Strict):
     @field_validator("env")
     @classmethod
     def _variables_are_free(cls, value: dict[str, str]) -> dict[str, str]:
+        if wrong := [name for name in value if not name or set(name) & {"=", "\0"}]:
+            raise ValueError(f"{wrong[0]!r} is no name of a variable")
         if found := [f"{name} is not allowed: {reason}" for name, reason in environment.refusals(value)]:
             raise ValueError("; ".join(found))
         return value

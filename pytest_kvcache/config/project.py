@@ -1,33 +1,36 @@
 """Where a project has its configuration, baselines and runs: one resolver for pytest and for every subcommand.
 
 A value on the command line wins over `addopts`, and that over the ini key of the same name. Paths of the command line
-are relative to the folder in which the command runs, those of an ini file to the ini file.
+are relative to the folder in which the command runs, those of an ini file to the ini file. pytest itself says where its
+root and its ini file are, and what is in them: a subcommand has it read both, and stops it before it does more.
 """
 
 from __future__ import annotations
 
-import argparse
-import inspect
-import os
-import shlex
-from collections.abc import Callable, Mapping
+import contextlib
+import io
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from _pytest.config.findpaths import determine_setup
-from _pytest.outcomes import Exit
+import pytest
 
 from pytest_kvcache.errors import ConfigError
+from pytest_kvcache.paths import expanded
 
 FILE_NAME = "kvcache.toml"
 #: Options whose value is a path; each has an ini key behind it.
 PATHS = ("kv_config", "kv_runs", "kv_baselines", "kv_engine")
 TEXTS = ("kv_profile",)
-#: What may be named in a path's place.
-NO_PATHS = ("git:", "image:")
+#: Begins the name of a container image, in the place of an engine's folder.
+_IMAGE = "image:"
+#: What may be named in the place of the engine to compare with.
+NO_PATHS = ("git:", _IMAGE)
 #: A folder with one of these is the top of a project, where no repository is around it.
 _TOPS = ("pyproject.toml", "setup.cfg", "setup.py", "tox.ini")
+_OUTCOMES = (pytest.fail.Exception, pytest.exit.Exception)
 
 
 @dataclass(frozen=True)
@@ -38,16 +41,15 @@ class Project:
         rootdir: pytest's.
         inipath: The ini file that it reads, None where there is none.
         ini: Returns the value of an ini key: a text or a list of texts, empty where it is not set.
+        option: Returns the value of an option, of the command line or of `addopts`; None where it is not given.
         invocation: The folder in which the command runs.
-        addopts: Values of options in `addopts` and PYTEST_ADDOPTS, where pytest has not merged them with the command
-            line already.
     """
 
     rootdir: Path
     inipath: Path | None
-    ini: Callable[[str], str | list[str]]
+    ini: Callable[[str], Any]
+    option: Callable[[str], Any]
     invocation: Path
-    addopts: Mapping[str, str | None]
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Located:
         baselines: Folder of baselines.
         engine: Folder of an engine environment, or `image:…`; None for the one that `setup` makes.
         profile: Named, or None for the default of this machine.
-        image_mounts: What containers of images get, from the ini file.
+        image_mounts: What containers of images get, of the ini file and of options.
     """
 
     rootdir: Path
@@ -73,33 +75,30 @@ class Located:
     image_mounts: tuple[str, ...]
 
 
-def locate(project: Project, given: Mapping[str, str | None]) -> Located:
+def locate(project: Project) -> Located:
     """Return where everything is.
 
     Args:
         project: As pytest sees it.
-        given: Values of the command line, by the names in `PATHS` and `TEXTS`; None where nothing is given.
 
     Raises:
         ConfigError: A value is no text or no path, or names a configuration file that is not there.
     """
-    found = {name: _path(name, project, given) for name in PATHS}
-    config = found["kv_config"]
-    explicit = None if config is None else Path(config)
-    if explicit is not None and not explicit.is_file():
-        raise ConfigError("no such file", where=str(explicit), todo="check --kv-config")
+    found = {name: _path(name, project) for name in PATHS}
+    explicit = None if found["kv_config"] is None else Path(found["kv_config"])
+    if explicit is not None and not _is_file(explicit):
+        raise ConfigError(f"no such file: {explicit}", where=_text("kv_config", project).where)
     used = explicit or find(project.rootdir)
     # Beside the configuration that was found, so that it does not matter from which folder of the project pytest runs.
     top = project.rootdir if explicit is not None or used is None else used.parent
-    mounts = project.ini("kv_image_mounts")
     return Located(
         rootdir=project.rootdir,
         config=used,
         runs=Path(found["kv_runs"] or top / ".kvcache" / "runs"),
         baselines=Path(found["kv_baselines"] or top / "baselines"),
         engine=found["kv_engine"],
-        profile=_text("kv_profile", project, given)[0] or None,
-        image_mounts=tuple(mounts if isinstance(mounts, list) else mounts.split("\n") if mounts else ()),
+        profile=_text("kv_profile", project).value or None,
+        image_mounts=_mounts(project),
     )
 
 
@@ -110,104 +109,151 @@ def find(rootdir: Path) -> Path | None:
     project file.
 
     Raises:
-        ConfigError: Something else than a file has its name.
+        ConfigError: Something else than a file has its name, or a folder cannot be looked into.
     """
-    for folder in _up_to_the_top(rootdir):
-        candidate = folder / FILE_NAME
-        if candidate.is_file():
-            return candidate
-        if candidate.exists() or candidate.is_symlink():
-            raise ConfigError("is no file", where=str(candidate), todo="remove it, or name another with --kv-config")
-    return None
+    return next((path for path in candidates(rootdir) if _is_file(path)), None)
 
 
-def project_here(folder: Path | None = None, environ: Mapping[str, str] = os.environ) -> Project:
-    """Return the project around a folder as pytest would see it if it ran there without arguments.
+def candidates(rootdir: Path) -> list[Path]:
+    """Return where a project's kvcache.toml may be, the first one that is there being the one that is read."""
+    folders = [rootdir, *rootdir.parents]
+    for is_top in (_has_repository, _has_project_file):
+        for count, folder in enumerate(folders, start=1):
+            if is_top(folder):
+                return [each / FILE_NAME for each in folders[:count]]
+    return [rootdir / FILE_NAME]
+
+
+def of_config(config: pytest.Config, option: Callable[[str], Any] | None = None) -> Project:
+    """Return what pytest says of the project.
 
     Args:
-        folder: By default the present one.
-        environ: For PYTEST_ADDOPTS.
+        config: pytest's.
+        option: Returns the value of an option; pytest's `getoption` where not given.
+    """
+    return Project(
+        config.rootpath, config.inipath, config.getini, option or config.getoption, config.invocation_params.dir
+    )
+
+
+def project_here(arguments: Sequence[str] = ()) -> Project:
+    """Return the project as pytest would see it if it ran in the present folder with these arguments.
+
+    pytest reads its command line, PYTEST_ADDOPTS, the ini file and its `addopts`, and loads its plugins, as it always
+    does. Before it imports any conftest.py it is stopped.
+
+    Args:
+        arguments: Of pytest, each a word that begins with a dash.
 
     Raises:
         ConfigError: pytest cannot read its own configuration.
     """
-    here = folder or Path.cwd()
-    arguments: dict[str, Any] = {"inifile": None, "args": [], "rootdir_cmd_arg": None, "invocation_dir": here}
-    if "override_ini" in inspect.signature(determine_setup).parameters:  # pytest 8.4 and newer
-        arguments["override_ini"] = None
+    said = io.StringIO()
     try:
-        rootdir, inipath, config, *_ = determine_setup(**arguments)
-    except (Exception, Exit) as error:  # a UsageError, or whatever the parser of its file raises
-        raise ConfigError(f"pytest cannot read its configuration: {error}", where=str(here)) from error
-
-    def ini(name: str) -> str | list[str]:
-        value = config.get(name, "")
-        value = getattr(value, "value", value)  # pytest 9 and newer say where it comes from, too
-        return value if isinstance(value, str | list) else str(value)
-
-    added = ini("addopts")
-    words = [
-        *(added if isinstance(added, list) else shlex.split(added)),
-        *shlex.split(environ.get("PYTEST_ADDOPTS", "")),
-    ]
-    return Project(rootdir, inipath, ini, here, _options(words))
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            # Without rewritten assertions: pytest would complain that this plugin is imported already.
+            pytest.main(["-p", "kvcache", "--assert=plain", *arguments], plugins=[_Stop()])
+        lines = [line.strip().removeprefix("ERROR: ") for line in said.getvalue().splitlines()]
+        what = next((line for line in lines if line and not line.startswith("usage:")), "it ends at once")
+    except _KnownError as known:
+        options = known.config.known_args_namespace
+        return of_config(known.config, lambda name: getattr(options, name, None))
+    except (Exception, SystemExit, *_OUTCOMES) as error:  # of a parser of its files, or of a plugin
+        what = f"{type(error).__name__}: {error}".splitlines()[0]
+    raise ConfigError(f"pytest cannot read its configuration: {what}", where=str(Path.cwd())) from None
 
 
-def expanded(text: str, *, where: str) -> str:
-    """Return a path with the home folder in place of a leading `~` or `~user`.
+class _KnownError(BaseException):
+    """Ends pytest once its configuration is known."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        super().__init__("the configuration is known")
+        self.config = config
+
+
+class _Stop:
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_load_initial_conftests(self, early_config: pytest.Config) -> Iterator[None]:
+        self._stop(early_config)
+        yield
+
+    def _stop(self, config: pytest.Config) -> None:
+        raise _KnownError(config)
+
+
+@dataclass(frozen=True)
+class _Text:
+    """A value as it was written.
+
+    Args:
+        value: "" where there is none.
+        base: What it is relative to if it is a path.
+        where: The option, or the ini file and the key.
+    """
+
+    value: str
+    base: Path
+    where: str
+
+
+def _path(name: str, project: Project) -> str | None:
+    text = _text(name, project)
+    if not text.value or (name == "kv_engine" and text.value.startswith(_IMAGE)):
+        return text.value or None
+    try:
+        return str((text.base / expanded(text.value)).absolute())
+    except ValueError as error:
+        raise ConfigError(str(error), where=text.where) from None
+
+
+def _text(name: str, project: Project) -> _Text:
+    given = project.option(name)
+    if given:
+        return _Text(str(given), project.invocation, "--" + name.replace("_", "-"))
+    where = f"{project.inipath}: {name}"
+    value = _ini(name, project)
+    if not isinstance(value, str):
+        raise ConfigError(f"must be one text, not {value!r}", where=where)
+    return _Text(value.strip(), project.inipath.parent if project.inipath else project.rootdir, where)
+
+
+def _mounts(project: Project) -> tuple[str, ...]:
+    mounts = _ini("kv_image_mounts", project)
+    if not isinstance(mounts, list) or not all(isinstance(each, str) for each in mounts):
+        raise ConfigError(f"must be a list of texts, not {mounts!r}", where=f"{project.inipath}: kv_image_mounts")
+    return (*mounts, *(project.option("kv_image_mount") or ()))
+
+
+def _ini(name: str, project: Project) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pytest's, of a list for a text: that is an error of ours in any case
+            return project.ini(name)
+    except (TypeError, ValueError, pytest.UsageError) as error:  # of another type, in the tables that keep types
+        what = str(error).removeprefix(f"{project.inipath}: ")
+        raise ConfigError(what, where=f"{project.inipath}: {name}") from None
+
+
+def _is_file(path: Path) -> bool:
+    """Return whether a file is there.
 
     Raises:
-        ConfigError: There is no such user or home.
+        ConfigError: Something else is, or it cannot be said.
     """
     try:
-        path = Path(text).expanduser()
-    except RuntimeError as error:
-        raise ConfigError(f"{text}: {error}", where=where) from None
-    if "\0" in text:
-        raise ConfigError(f"{text!r} is no path", where=where)
-    return str(path)
+        if path.is_file():
+            return True
+        other = path.exists() or path.is_symlink()
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}", where=str(path)) from None
+    if other:
+        raise ConfigError("is no file", where=str(path), todo="remove it, or name another with --kv-config")
+    return False
 
 
-def _path(name: str, project: Project, given: Mapping[str, str | None]) -> str | None:
-    text, base = _text(name, project, given)
-    if not text or text.startswith(NO_PATHS):
-        return text or None
-    return os.path.normpath(base / expanded(text, where=_option(name)))
+def _has_repository(folder: Path) -> bool:
+    return (folder / ".git").exists()
 
 
-def _text(name: str, project: Project, given: Mapping[str, str | None]) -> tuple[str, Path]:
-    """Return a value, and the folder that it is relative to if it is a path."""
-    option = given.get(name) or project.addopts.get(name)
-    if option:
-        return option, project.invocation
-    value = project.ini(name)
-    if not isinstance(value, str):
-        raise ConfigError(f"must be one text, not {value!r}", where=f"{project.inipath}: {name}")
-    return value.strip(), project.inipath.parent if project.inipath else project.rootdir
-
-
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _options(words: list[str]) -> dict[str, str | None]:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for name in (*PATHS, *TEXTS):
-        parser.add_argument(_option(name), dest=name)
-    try:
-        found, _ = parser.parse_known_args(words)
-    except argparse.ArgumentError as error:
-        raise ConfigError(str(error), where="addopts") from None
-    return dict(vars(found))
-
-
-def _up_to_the_top(rootdir: Path) -> list[Path]:
-    folders = [rootdir, *rootdir.parents]
-    for is_top in (
-        lambda folder: (folder / ".git").exists(),
-        lambda folder: any((folder / t).is_file() for t in _TOPS),
-    ):
-        for count, folder in enumerate(folders, start=1):
-            if is_top(folder):
-                return folders[:count]
-    return [rootdir]
+def _has_project_file(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in _TOPS)

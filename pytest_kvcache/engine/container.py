@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_kvcache.errors import ConfigError
+from pytest_kvcache.paths import expanded
 
 _MODES = ("ro", "rw")
 #: Of `Container.gpus`.
@@ -51,12 +52,16 @@ def parse_mount(text: str, where: str) -> BindMount:
     """
     parts = text.split(":")
     mode = parts.pop() if parts[-1] in _MODES else "ro"
-    if len(parts) not in {1, 2} or not all(part.startswith(("/", "~")) for part in parts):
+    try:
+        paths = [Path(expanded(part)) for part in parts]
+    except ValueError as error:
+        raise ConfigError(str(error), where=where) from None
+    if len(paths) not in {1, 2} or not all(path.is_absolute() for path in paths):
         raise ConfigError(f"{text!r} is not allowed; allowed: SOURCE[:TARGET][:ro|rw], absolute paths", where=where)
-    source = Path(parts[0]).expanduser()
-    if not source.exists():
+    source = paths[0]
+    if not os.path.exists(source):  # noqa: PTH110 - whatever is wrong with it, it never raises
         raise ConfigError(f"{source} is not there", where=where, todo="docker would make an empty folder in its place")
-    return BindMount(source, Path(parts[-1]).expanduser(), mode == "rw")
+    return BindMount(source, paths[-1], mode == "rw")
 
 
 @dataclass(frozen=True)

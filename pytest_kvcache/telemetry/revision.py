@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+from pytest_kvcache.errors import ConfigError
+
 _LISTED = 3
 
 
@@ -31,14 +33,29 @@ def uncommitted(folder: Path) -> str:
     return ", ".join(files[:_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
-def show(folder: Path, revision: str, path: str) -> str | None:
-    """Return a file's content at a revision, None where there is no such revision or file."""
-    done = subprocess.run(
-        ["git", "-C", str(folder), "show", f"{revision}:./{path}"],
-        capture_output=True,
-        encoding="utf-8",
-        errors="replace",
-        check=False,
-        timeout=20,
-    )
-    return done.stdout if done.returncode == 0 else None
+def show(path: Path, revision: str) -> bytes | None:
+    """Return a file's content at a revision, None where that has no such file.
+
+    Args:
+        path: Where the file is, or was, in the work tree.
+        revision: As git takes it.
+
+    Raises:
+        ConfigError: There is no such revision, no repository around the file, or no git.
+    """
+    real = path.resolve()  # of a link, git has the target only
+    listed = _git(real.parent, "rev-parse", "--quiet", "--verify", "--end-of-options", f"{revision}^{{commit}}")
+    if listed.returncode != 0:
+        said = listed.stderr.decode(errors="replace").strip().splitlines()
+        raise ConfigError(
+            f"git knows no revision {revision!r} around {path}" + (f": {said[0]}" if said else ""), where="--kv-against"
+        )
+    found = _git(real.parent, "cat-file", "blob", f"{listed.stdout.decode().strip()}:./{real.name}")
+    return found.stdout if found.returncode == 0 else None
+
+
+def _git(folder: Path, *words: str) -> subprocess.CompletedProcess[bytes]:
+    try:
+        return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, check=False, timeout=20)
+    except (OSError, ValueError, subprocess.TimeoutExpired) as error:
+        raise ConfigError(f"git cannot be asked: {error}", where="--kv-against") from None

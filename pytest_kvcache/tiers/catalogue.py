@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,15 @@ from pytest_kvcache.workload.registry import DEFAULT_KIND, workload_kinds
 
 _BUILTIN = Path(__file__).parents[1] / "config" / "builtin.toml"
 _SECTIONS = ("profiles", "tiers")
+#: What TOML calls what pydantic asks for.
+_WANTED = {
+    "tuple_type": "must be a list",
+    "list_type": "must be a list",
+    "dict_type": "must be a table",
+    "model_type": "must be a table",
+    "string_type": "must be a text",
+    "path_type": "must be a path",
+}
 
 Table = dict[str, Any]
 M = TypeVar("M", bound=BaseModel)
@@ -75,22 +85,25 @@ def load(source: Path | None) -> Catalogue:
     Raises:
         ConfigError: Unreadable TOML, an unknown key, a wrong type or value.
     """
-    text = "" if source is None else _read(source)
-    return parse(text, source=source, where=str(source or _BUILTIN))
+    content = b"" if source is None else _read(source)
+    return parse(content, source=source, where=str(source or _BUILTIN))
 
 
-def parse(text: str, *, source: Path | None, where: str) -> Catalogue:
-    """Lay the text of a kvcache.toml over the built-in catalogue, as `load` does.
+def parse(content: bytes, *, source: Path | None, where: str) -> Catalogue:
+    """Lay the content of a kvcache.toml over the built-in catalogue, as `load` does.
 
     Args:
-        text: Of the user's file.
-        source: That file.
+        content: Of the user's file.
+        source: That file; relative paths in it begin in its folder.
         where: What errors call it.
 
     Raises:
         ConfigError: As `load` does.
     """
-    return laid_over(_parsed(text, where), source=source, where=where)
+    try:
+        return laid_over(_parsed(content, where), source=source, where=where)
+    except RecursionError:
+        raise ConfigError("cannot be read: nested too deeply", where=where) from None
 
 
 def laid_over(user: Table, *, source: Path | None, where: str) -> Catalogue:
@@ -102,35 +115,38 @@ def laid_over(user: Table, *, source: Path | None, where: str) -> Catalogue:
     builtin = _parsed(_read(_BUILTIN), str(_BUILTIN))
     for key in user:
         if key not in _SECTIONS:
-            raise ConfigError(f"unknown key {key!r}; allowed: {', '.join(_SECTIONS)}", where=where)
+            raise ConfigError(f"unknown key {key!r:.80}; allowed: {', '.join(_SECTIONS)}", where=where)
     for section in _SECTIONS:
         for name, table in _table(user, section, where).items():
             if not isinstance(table, dict):
-                raise ConfigError("must be a table", where=f"{where}: {section}.{name}")
+                raise ConfigError("must be a table", where=f"{where}: {dotted(section, name)}")
             if "name" in table:
                 raise ConfigError(
-                    "unknown key; the table's own name is the name", where=f"{where}: {section}.{name}.name"
+                    "unknown key; the table's own name is the name", where=f"{where}: {dotted(section, name)}.name"
                 )
-    profiles = _profiles(_table(builtin, "profiles", where), _table(user, "profiles", where), where)
-    folder = None if source is None else source.absolute().parent
+    folder = source.absolute().parent if source else None
+    profiles = _profiles(_table(builtin, "profiles", where), _table(user, "profiles", where), where, folder)
     tiers = _tiers(_table(builtin, "tiers", where), _table(user, "tiers", where), where, folder)
     return Catalogue(profiles=profiles, tiers=tiers, source=source)
 
 
-def _read(path: Path) -> str:
+def _read(path: Path) -> bytes:
     try:
-        return path.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
-    except (UnicodeDecodeError, OSError, ValueError) as error:
-        raise ConfigError(f"cannot be read: {error}", where=str(path)) from error
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}", where=str(path)) from error
 
 
-def _parsed(text: str, where: str) -> Table:
+def _parsed(content: bytes, where: str) -> Table:
     try:
-        return tomllib.loads(text)
-    except RecursionError:
-        raise ConfigError("cannot be read: nested too deeply", where=where) from None
-    except ValueError as error:
+        return tomllib.loads(content.decode("utf-8-sig"))  # some editors begin a file with a byte order mark
+    except ValueError as error:  # no UTF-8, no TOML, a number of thousands of digits
         raise ConfigError(f"cannot be read: {error}", where=where) from error
+
+
+def dotted(*parts: str | int) -> str:
+    """Return a key with its tables, on one line whatever is in it."""
+    return ".".join(each if each.isprintable() else json.dumps(each) for each in map(str, parts))
 
 
 def _table(data: Table, key: str, where: str) -> Table:
@@ -148,16 +164,16 @@ def _merge(base: Table, over: Table) -> Table:
     return merged
 
 
-def _profiles(builtin: Table, user: Table, where: str) -> dict[str, Profile]:
+def _profiles(builtin: Table, user: Table, where: str, folder: Path | None) -> dict[str, Profile]:
     raw: Table = {}
     for name, table in (*builtin.items(), *user.items()):
-        key = f"{where}: profiles.{name}"
+        key = f"{where}: {dotted('profiles', name)}"
         base_name = table.get("extends", name)
         if "extends" in table and (not isinstance(base_name, str) or base_name not in raw):
-            raise ConfigError(f"{base_name!r} is not a profile; allowed: {', '.join(raw)}", where=f"{key}.extends")
+            raise ConfigError(f"{base_name!r:.80} is not a profile; allowed: {', '.join(raw)}", where=f"{key}.extends")
         over = {k: v for k, v in table.items() if k != "extends"}
         raw[name] = _merge(_without_other_kind(raw.get(base_name, {}), over), over)
-    return {n: _profile(n, t, f"{where}: profiles.{n}") for n, t in raw.items()}
+    return {n: _profile(n, t, f"{where}: {dotted('profiles', n)}", folder) for n, t in raw.items()}
 
 
 def _without_other_kind(base: Table, over: Table) -> Table:
@@ -169,15 +185,15 @@ def _without_other_kind(base: Table, over: Table) -> Table:
     return {k: v for k, v in base.items() if k != "workload"} if other else base
 
 
-def _profile(name: str, table: Table, key: str) -> Profile:
+def _profile(name: str, table: Table, key: str, folder: Path | None) -> Profile:
     workload = table.get("workload")
     if isinstance(workload, dict):
         kinds = workload_kinds()
         kind = workload.get("kind", DEFAULT_KIND)
         if not isinstance(kind, str) or kind not in kinds:
-            raise ConfigError(f"{kind!r} is not allowed; allowed: {', '.join(kinds)}", where=f"{key}.workload.kind")
-        table = {**table, "workload": validate(kinds[kind].load(), workload, f"{key}.workload")}
-    return validate(Profile, {"name": name, **table}, key)
+            raise ConfigError(f"{kind!r:.80} is not allowed; allowed: {', '.join(kinds)}", where=f"{key}.workload.kind")
+        table = {**table, "workload": validate(kinds[kind].load(), workload, f"{key}.workload", folder)}
+    return validate(Profile, {"name": name, **table}, key, folder)
 
 
 def _tiers(builtin: Table, user: Table, where: str, folder: Path | None) -> dict[str, Tier]:
@@ -186,9 +202,9 @@ def _tiers(builtin: Table, user: Table, where: str, folder: Path | None) -> dict
         raw[name] = table if "kind" in table else _merge(raw.get(name, {}), table)
     tiers: dict[str, Tier] = {}
     for name, table in raw.items():
-        key = f"{where}: tiers.{name}"
+        key = f"{where}: {dotted('tiers', name)}"
         model, keys = _tier_model(table, f"{key}.kind", folder)
-        tiers[name] = validate(model, {"name": name, **keys}, key)
+        tiers[name] = validate(model, {"name": name, **keys}, key, folder)
     return tiers
 
 
@@ -201,32 +217,39 @@ def _tier_model(table: Table, key: str, folder: Path | None) -> tuple[type[Any],
         except ValueError as error:
             raise ConfigError(str(error), where=key, todo="docs/api.md shows a tier kind of one's own") from error
     if not isinstance(kind, str) or kind not in kinds:
-        what = "missing" if kind is None else f"{kind!r} is not allowed"
+        what = "missing" if kind is None else f"{kind!r:.80} is not allowed"
         raise ConfigError(f"{what}; allowed: {', '.join(kinds)}, or MODULE:CLASS of your own", where=key)
     return kinds[kind].load(), table
 
 
-def validate(model: type[M], data: Table, where: str) -> M:
+def validate(model: type[M], data: Table, where: str, folder: Path | None = None) -> M:
     """Build `model` from `data`; pydantic's findings become one line each with key and allowed values.
+
+    Args:
+        model: What the table is to be.
+        data: The table.
+        where: What errors call it.
+        folder: Relative paths begin in it; by default in the present one.
 
     Raises:
         ConfigError: With every finding.
     """
     try:
-        return model.model_validate(data)
+        return model.model_validate(data, context={"folder": folder})
     except ValidationError as error:
         lines = [_finding(model, e["loc"], e, where) for e in error.errors()]
         raise ConfigError("\n".join(lines), todo="see docs/configuration.md for every key") from error
 
 
 def _finding(model: type[BaseModel], loc: tuple[int | str, ...], error: Any, where: str) -> str:
-    key = ".".join(str(part) for part in loc)
+    key = dotted(*loc)
     if error["type"] == "extra_forbidden":
         allowed = ", ".join(sorted(_fields_at(model, loc[:-1]) - {"name"}))
         return f"{where}.{key}: unknown key; allowed: {allowed}"
     if error["type"] == "literal_error":
-        return f"{where}.{key}: {error['input']!r} is not allowed; allowed: {error['ctx']['expected']}"
-    return f"{where}{'.' if key else ''}{key}: {error['msg'].removeprefix('Value error, ')}"
+        return f"{where}.{key}: {error['input']!r:.80} is not allowed; allowed: {error['ctx']['expected']}"
+    what = _WANTED.get(error["type"]) or error["msg"].removeprefix("Value error, ")
+    return f"{where}{'.' if key else ''}{key}: {what}"
 
 
 def _fields_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> set[str]:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
+from pytest_kvcache.paths import expanded
 from pytest_kvcache.serving.offload import Offload, TierPlan, salt_of
 from pytest_kvcache.serving.tier import TierContext
 from pytest_kvcache.tiers.base import TierModel
@@ -16,6 +17,13 @@ from pytest_kvcache.tiers.fs import OWN_TMP
 #: Adapters of LMCache that write files: servers on one folder need temporary folders of their own.
 _WRITE_FILES = frozenset({"fs", "fs_native"})
 _SECRET = re.compile(r"secret|password|passwd|token|access_key|api_key|credential", re.IGNORECASE)
+
+_PATH_KEYS = ("path", "dir")
+
+
+def _is_path(key: str, value: Any) -> bool:
+    """Whether a value of an adapter is a path with something to expand; LMCache would take it as it is written."""
+    return isinstance(value, str) and key.endswith(_PATH_KEYS) and (value.startswith("~") or "$" in value)
 
 
 class L2Tier(TierModel):
@@ -41,9 +49,9 @@ class L2Tier(TierModel):
             )
         try:
             json.dumps(value, allow_nan=False)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"cannot be written as JSON: {error}") from None
-        return value
+        return {key: expanded(each) if _is_path(key, each) else each for key, each in value.items()}
 
     def unavailable(self, ctx: TierContext) -> str | None:
         """The mode must be the one that has L2 adapters."""

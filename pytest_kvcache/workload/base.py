@@ -6,9 +6,9 @@ import math
 import os
 from abc import abstractmethod
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
 
 from pytest_kvcache.strict import Strict
 from pytest_kvcache.workload.script import Script
@@ -33,7 +33,7 @@ class Workload(Strict):
     GENERATOR: ClassVar[int] = 1
 
     kind: str
-    context_tokens: tuple[PositiveInt, ...] = Field(
+    context_tokens: tuple[Annotated[PositiveInt, Field(lt=10**9)], ...] = Field(
         min_length=1, description="lengths of the user context, one test each [--user-history-prompt]"
     )
     duration_s: PositiveFloat = Field(description="no request is started later than this [--time]")
@@ -52,6 +52,13 @@ class Workload(Strict):
     allowed_failures: NonNegativeFloat = Field(
         default=0.0, le=1, description="share of failed requests that a verdict may rest on"
     )
+
+    @field_validator("context_tokens")
+    @classmethod
+    def _each_stands_once(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if twice := next((length for length in value if value.count(length) > 1), None):
+            raise ValueError(f"{twice} is there twice")
+        return value
 
     @abstractmethod
     def script(self, context_tokens: int, tokenizer: Tokenizer | None, *, first_user: int = 0) -> Script:

@@ -14,7 +14,7 @@ import functools
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
 
@@ -47,6 +47,9 @@ class TraceLine(Strict):
 
 class MooncakeTrace(Workload):
     """Parameters of a run of a trace; `context_tokens` is the longest prompt that is sent."""
+
+    #: What the file holds is compared (`content_digest`), and not where it lies.
+    NOT_COMPARED: ClassVar[frozenset[str]] = Workload.NOT_COMPARED | {"path"}
 
     kind: Literal["mooncake-trace"] = "mooncake-trace"
     path: UserPath = Field(description="the trace")
@@ -128,7 +131,7 @@ def _line(text: str, where: str) -> TraceLine:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"])) or "the line"
-        raise ConfigError(f"{key}: {first['msg']}", where=where) from None
+        raise ConfigError(f"{key}: {first['msg'].removeprefix('Value error, ')}", where=where) from None
     blocks = -(-line.input_length // BLOCK_TOKENS)
     if len(line.hash_ids) != blocks:
         raise ConfigError(

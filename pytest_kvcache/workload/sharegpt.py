@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
@@ -45,6 +45,9 @@ class Saying:
 
 class ShareGpt(SteadyWorkload):
     """Parameters of a run of a ShareGPT-style file; conversations of fewer than `rounds` rounds are left out."""
+
+    #: What the file holds is compared (`content_digest`), and not where it lies.
+    NOT_COMPARED: ClassVar[frozenset[str]] = SteadyWorkload.NOT_COMPARED | {"path"}
 
     kind: Literal["sharegpt"] = "sharegpt"
     path: UserPath = Field(description="the file")

@@ -233,7 +233,7 @@ _PROFILE_KEYS = [
 ]
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow], max_examples=2000)
+@settings(suppress_health_check=[HealthCheck.too_slow], max_examples=500)
 @given(st.sampled_from(_TIER_KEYS), _VALUES)
 def test_no_value_of_a_tier_is_more_than_an_error(at: tuple[str, str], value: object) -> None:
     """Whatever stands at a key of a tier is taken, or refused with that key; a tier stays the tier of its name."""

@@ -79,7 +79,7 @@ def test_speed_duration_and_the_longest_prompt(tmp_path: Path) -> None:
         (line(-1, 5, 1), "line 2: timestamp: Input should be greater than or equal to 0"),
         (line(1, 0, 1), "line 2: input_length: Input should be greater than 0"),
         (line(1, 600, 1), "line 2: hash_ids: 1, but 600 tokens are 2 blocks of 512"),
-        ({**line(1, 5, 1), "hash_ids": ["x"]}, "line 2: hash_ids: Value error, must be a number, not 'x'"),
+        ({**line(1, 5, 1), "hash_ids": ["x"]}, "line 2: hash_ids.0: Input should be a valid integer"),
         ("[1]", "line 2: the line: Input should be an object"),
     ],
     ids=["json", "missing", "time", "length", "blocks", "ids", "array"],
