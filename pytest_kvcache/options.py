@@ -6,10 +6,12 @@ import itertools
 import os
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_kvcache.config.options import Options, UpdateMode
+if TYPE_CHECKING:
+    from pytest_kvcache.config.options import Options, UpdateMode
 
 MARKER = "perf"
 
@@ -97,6 +99,7 @@ def from_config(config: pytest.Config) -> Options:
         ConfigError: A value is no path, or names a configuration file that is not there.
     """
     from pytest_kvcache.config import project  # noqa: PLC0415 - only where perf tests were asked for
+    from pytest_kvcache.config.options import Options  # noqa: PLC0415 - only where perf tests were asked for
 
     _check_rootdir(config)
     here = project.Project(config.rootpath, config.inipath, config.getini, config.invocation_params.dir, addopts={})
