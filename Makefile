@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help perf article test engine-test versions faults docker-test bench power lint format setup clean
+.PHONY: help perf article test engine-test versions faults docker-test bench footprint power lint format setup clean
 .DELETE_ON_ERROR:
 
 help: ## Print these targets
@@ -39,6 +39,10 @@ bench: $(READY) ## The client's own errors, beside other clients (needs a C comp
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
 	$(BIN)/python -m benchmarks.client.run
 	$(BIN)/python -m benchmarks.client.scale
+
+footprint: $(READY) ## What the plugin costs suites that do not use it, and what weighs how much on disk (five minutes)
+	$(BIN)/python -m benchmarks.startup
+	$(BIN)/python -m benchmarks.install_size
 
 power: setup ## How often verdicts are wrong: simulated, then on the real engine (three hours; goes on where it was stopped)
 	$(BIN)/python -m benchmarks.power.simulate --sessions 20000

@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_kvcache.config.options import Options, UpdateMode
-from pytest_kvcache.paths import expanded
+if TYPE_CHECKING:
+    from pytest_kvcache.config.options import Options, UpdateMode
 
 MARKER = "perf"
 #: Short names of options, with destination and action. Other plugins may have taken them; the long ones always work.
@@ -131,6 +131,7 @@ def from_config(config: pytest.Config) -> Options:
         ConfigError: A value is no path, or names a configuration file that is not there.
     """
     from pytest_kvcache.config import project  # noqa: PLC0415 - only where perf tests were asked for
+    from pytest_kvcache.config.options import Options  # noqa: PLC0415 - only where perf tests were asked for
 
     _check_rootdir(config)
     found = project.locate(project.of_config(config))
@@ -168,6 +169,7 @@ def _strict(config: pytest.Config) -> bool:
 
 
 def _against(config: pytest.Config, update: UpdateMode) -> str | None:
+    from pytest_kvcache import paths  # noqa: PLC0415 - only where perf tests were asked for
     from pytest_kvcache.config import project  # noqa: PLC0415 - only where perf tests were asked for
 
     against: str | None = config.getoption("kv_against")
@@ -175,7 +177,7 @@ def _against(config: pytest.Config, update: UpdateMode) -> str | None:
         raise pytest.UsageError("--kv-against compares two engines and stores nothing: leave out --update-baselines")
     if against and not against.startswith(project.NO_PATHS):
         try:
-            return str((config.invocation_params.dir / expanded(against)).absolute())
+            return str((config.invocation_params.dir / paths.expanded(against)).absolute())
         except ValueError as error:
             raise pytest.UsageError(f"--kv-against: {error}") from None
     return against or None

@@ -5,10 +5,7 @@ from __future__ import annotations
 import textwrap
 from pathlib import Path
 
-import matplotlib as mpl
 import pandas as pd
-from matplotlib.figure import Figure
-from matplotlib.ticker import FormatStrFormatter
 
 from pytest_kvcache.report.series import FIGURES, means
 from pytest_kvcache.runs.files import replace_whole
@@ -30,6 +27,11 @@ def draw(rows: pd.DataFrame, path: Path) -> Path:
         OSError: It could not be written.
         ValueError: The suffix is none that can be drawn.
     """
+    # A quarter of the time in which a session with perf tests starts, and not needed before the first chart.
+    import matplotlib as mpl  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+    from matplotlib.ticker import FormatStrFormatter  # noqa: PLC0415
+
     table = means(rows)
     drawn = Figure(figsize=_INCHES, layout="constrained")
     panels = drawn.subplots(1, len(FIGURES))
