@@ -17,7 +17,7 @@ from pytest_kvcache.verdict import rounds
 from pytest_kvcache.verdict.cells import requests_path
 from pytest_kvcache.verdict.metrics import JUDGED
 from pytest_kvcache.verdict.procedure import Boot
-from tests.projects import Project, commit, configure, run, run_folder
+from tests.projects import PATCH, Project, commit, configure, run, run_apart, run_folder
 from tests.stubs.engine import make_engine, toml
 
 TIMES = ["intended_start_s", "actual_start_s", "first_token_s", "last_token_s"]
@@ -42,7 +42,7 @@ def test_without_perf_nothing_heavy_is_imported(project: Project) -> None:
             print("HEAVY", sorted(heavy & set(sys.modules)))
         """
     )
-    result = run(project, "-p", "no:benchmark", "-p", "no:hypothesispytest")
+    result = run_apart(project, "-p", "no:benchmark", "-p", "no:hypothesispytest")
     result.stdout.fnmatch_lines(["HEAVY []"])
 
 
@@ -381,7 +381,7 @@ def test_a_chart_that_cannot_be_drawn_hides_no_verdict(project: Project) -> None
     result = run(project, "--tier", "gpu", "--kv-against", "git:HEAD")
     result.stdout.fnmatch_lines(["no chart: *workload.qps*", "*engine minutes*"])
     full = "from pytest_kvcache.report import chart\ndef draw(*_): raise OSError(28, 'No space left on device')\n"
-    project.makeconftest(f"{full}chart.draw = draw")
+    project.makeconftest(f"{PATCH}{full}patch.setattr(chart, 'draw', draw)")
     result = run(project, "--tier", "gpu", "--record-baselines")
     result.assert_outcomes(passed=3)
     result.stdout.fnmatch_lines(["no chart: *No space left on device*", "baselines written to *", "*engine minutes*"])
