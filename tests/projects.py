@@ -41,6 +41,7 @@ def run(project: Project, *args: str) -> pytest.RunResult:
 
     What a project's conftest changes in modules of the plugin stays changed, unless it changes it by `PATCH`.
     """
+    project.syspathinsert()  # as `python -m pytest` does
     return project.runpytest_inprocess("-p", "no:cacheprovider", *args)
 
 

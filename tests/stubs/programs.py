@@ -221,17 +221,12 @@ def serve(*ports: int, **posts: Handler) -> None:
     pages = dict.fromkeys(READ, counters if posts else lambda: ELSEWHERE)
     servers = [Server(port, pages, {"/cache/clear": clear, **posts}) for port in ports]
 
-    def end(*_: object) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)  # what follows is not cut short
-        sys.exit()
-
+    # Waited for instead of handled: none is lost, and none cuts short what is done at the end.
+    ends = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, ends)
     for server in servers:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, end)
-    while True:
-        signal.pause()
+    signal.sigwait(ends)
 
 
 def main(name: str, argv: list[str]) -> None:
