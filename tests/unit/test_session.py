@@ -633,7 +633,7 @@ def test_xdist_is_refused(project: Project) -> None:
     configure(project, toml())
     result = run(project, "-m", "perf", "-n", "2")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["*cannot be distributed*"])
+    result.stdout.fnmatch_lines(["*cannot be distributed*"])
 
 
 def test_fixtures_without_perf_say_what_to_do(project: Project) -> None:
