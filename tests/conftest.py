@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,9 +50,25 @@ def real_engine() -> Path:
     return engine.path
 
 
+@pytest.fixture(scope="session")
+def imported() -> None:
+    """What sessions in this process import on their way.
+
+    pytester forgets modules that a session was the first to import, and the next would import them once more: this is
+    requested before it.
+    """
+    for name in ("botocore.session", "docker", "matplotlib.backends.backend_svg", "pandas.io.formats.string"):
+        importlib.import_module(name)
+    for package in ("campaign", "load", "preflight", "report", "tiers", "workload"):
+        folder = importlib.import_module(f"pytest_kvcache.{package}").__path__
+        for module in pkgutil.iter_modules(folder, f"pytest_kvcache.{package}."):
+            importlib.import_module(module.name)
+    importlib.import_module("pytest_kvcache.activation")
+
+
 @pytest.fixture
 def project(
-    pytester: pytest.Pytester, kvcache_home: Path, stub_engine: Path, monkeypatch: pytest.MonkeyPatch
+    imported: None, pytester: pytest.Pytester, kvcache_home: Path, stub_engine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[pytest.Pytester]:
     """A user's project with the perf test from this repository, whose engine is a stub."""
     # A session that a distributed test starts is none itself; and whether CI is set is each test's own matter.

@@ -42,8 +42,27 @@ def git(folder: Path, *args: str) -> None:
 
 
 def run(project: Project, *args: str) -> pytest.RunResult:
-    """Run pytest in a process of its own."""
+    """Run pytest in this process, which has imported what a session needs: that would be most of a quick session.
+
+    What a project's conftest changes in modules of the plugin stays changed, unless it changes it by `PATCH`.
+    """
+    project.syspathinsert()  # as `python -m pytest` does
+    return project.runpytest_inprocess("-p", "no:cacheprovider", *args)
+
+
+def run_apart(project: Project, *args: str) -> pytest.RunResult:
+    """Run pytest in a process of its own, where that is what is tested."""
     return project.runpytest_subprocess("-p", "no:cacheprovider", *args)
+
+
+#: For a project's conftest: `patch.setattr` and the like last as long as the session, whatever process it runs in.
+PATCH = """
+import pytest
+patch = pytest.MonkeyPatch()
+
+def pytest_unconfigure():
+    patch.undo()
+"""
 
 
 def run_folder(project: Project) -> Path:

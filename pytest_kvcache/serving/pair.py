@@ -20,7 +20,7 @@ from pytest_kvcache.serving.launchers.base import Handle, Launcher
 from pytest_kvcache.serving.plan import ServingPlan
 
 _STAGES: tuple[Stage, ...] = ("storage", "servers", "balancer")
-_POLL_S = 0.25
+_POLL_S = 0.1
 
 
 @dataclass(frozen=True)

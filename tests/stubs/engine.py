@@ -23,7 +23,7 @@ def make_engine(folder: Path, **versions: str) -> Path:
     for name in ("vllm", "lmcache", "vllm-router", "rclone"):
         _script(
             programs / name,
-            f'[ "$1" = version ] && echo "{name} stub" && exit\nexec {sys.executable} {_PROGRAMS} {name} "$@"',
+            f'[ "$1" = version ] && echo "{name} stub" && exit\nexec {sys.executable} -S -E {_PROGRAMS} {name} "$@"',
         )
     return folder
 

@@ -1,24 +1,28 @@
-"""The stub programs: `programs.py NAME ARGS…` behaves, as far as the plugin can tell, like NAME."""
+"""The stub programs: `programs.py NAME ARGS…` behaves, as far as the plugin can tell, like NAME.
+
+Each boot of a test starts several of them, so they import little: threads of the standard library serve.
+"""
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import itertools
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
-from multiprocessing import get_context, shared_memory
+import threading
+import time
+from collections.abc import Callable
+from http.client import HTTPConnection, HTTPException
 from typing import Any
 
-from aiohttp import ClientSession, web
+if not __package__:  # run as a program
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(__file__))))  # noqa: PTH120 - light, see above
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-EVENTS = {"Content-Type": "text/event-stream"}
+from tests.stubs.web import Handler, Request, Server
+
 ASKED = itertools.count()
 #: Ways of a server to end under load.
 ENDS: dict[str, Callable[[], None]] = {
@@ -50,85 +54,98 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return parser.parse_known_args(argv)[0]
 
 
-def note_times(args: argparse.Namespace) -> None:
-    """Count the times of a request as vLLM does."""
-    for name, seconds in zip(TIMED, (args.stub_lookup + args.stub_ttft, args.stub_lookup), strict=True):
-        TIMED[name][0] += seconds
-        TIMED[name][1] += 1
-
-
+#: Held while counters change.
+LOCK = threading.Lock()
 #: What a server prints after each answer that it has streamed to its end.
 ANSWERED = "ANSWERED"
 
 
-async def answer(request: web.Request, args: argparse.Namespace) -> web.StreamResponse:
+#: Paths of health checks and of counters.
+READ = ("/health", "/healthcheck", "/metrics", "/")
+#: What a stub that answers no prompts counts: LMCache or rclone.
+ELSEWHERE = "lmcache_mp_stub_total 1.0\nrclone_bytes_transferred_total 0\n"
+
+
+def counters() -> str:
+    """Return what a server of prompts counts."""
+    with LOCK:
+        lines = [f'vllm:prompt_tokens_by_source_total{{source="{k}"}} {v}\n' for k, v in COUNTED.items()]
+        lines += [f"{k}_sum {seconds}\n{k}_count {count}\n" for k, (seconds, count) in TIMED.items()]
+        lines.append(f"vllm:prompt_tokens_total {sum(COUNTED.values())}\n")
+    return "".join(lines)
+
+
+CHAT = "/v1/chat/completions"
+
+
+def answer(request: Request, args: argparse.Namespace) -> None:
     """Stream an answer, or give it at once, or fail in the way that `--stub-fail` names."""
-    body = await request.json()
+    body = request.json()
     if args.stub_key and request.headers.get("Authorization") != f"Bearer {args.stub_key}":
-        return web.Response(status=401, text="no key")
-    return await stream(request, body, args) if body.get("stream") else whole(body, args)
+        return request.whole("no key", 401)
+    return stream(request, body, args) if body.get("stream") else whole(request, body, args)
 
 
-async def stream(request: web.Request, body: dict[str, Any], args: argparse.Namespace) -> web.StreamResponse:
+def stream(request: Request, body: dict[str, Any], args: argparse.Namespace) -> None:
     """Answer as a measured request is answered."""
     if args.stub_fail.isdigit():
-        return web.Response(status=int(args.stub_fail), text="stub says no")
+        return request.whole("stub says no", int(args.stub_fail))
     if args.stub_fail in ENDS and next(ASKED) >= 6:
         ENDS[args.stub_fail]()
-    response = web.StreamResponse(headers=EVENTS)
-    await response.prepare(request)
-
-    async def event(data: object) -> None:
-        text = data if isinstance(data, str) else json.dumps(data)
-        await response.write(f"data: {text}\n\n".encode())
-
-    await event({"choices": [{"delta": {"role": args.response_role, "content": ""}}]})
-    await asyncio.sleep(args.stub_lookup + args.stub_ttft)
-    note_times(args)
+    request.begin()
+    request.event({"choices": [{"delta": {"role": args.response_role, "content": ""}}]})
+    time.sleep(args.stub_lookup + args.stub_ttft)
+    with LOCK:
+        # The times of a request as vLLM counts them.
+        for name, seconds in zip(TIMED, (args.stub_lookup + args.stub_ttft, args.stub_lookup), strict=True):
+            TIMED[name][0] += seconds
+            TIMED[name][1] += 1
     for i in range(body["max_tokens"]):
         if args.stub_fail == "malformed":
-            await event("{not json")
+            request.event("{not json")
         if args.stub_fail == "break" and i == 2:
-            if request.transport is not None:
-                request.transport.close()
-            return response
+            request.close_connection = True
+            return None
         if args.stub_fail == "stall":
-            await asyncio.sleep(3600)
+            time.sleep(3600)
         if args.stub_fail == "slow":
-            await asyncio.sleep(0.3)
+            time.sleep(0.3)
         if args.stub_fail != "empty":
-            await event({"choices": [{"delta": {"content": " hi"}}]})
-        await asyncio.sleep(args.stub_itl)
+            request.event({"choices": [{"delta": {"content": " hi"}}]})
+        time.sleep(args.stub_itl)
     words = count(body["messages"])
     details = {"cached_tokens": words // 2}
-    COUNTED["local_compute"] += words - words // 2
-    COUNTED["local_cache_hit"] += words // 2
+    with LOCK:
+        COUNTED["local_compute"] += words - words // 2
+        COUNTED["local_cache_hit"] += words // 2
     usage = {"prompt_tokens": words, "completion_tokens": body["max_tokens"], "prompt_tokens_details": details}
     if args.stub_fail != "no-usage":
-        metrics = {"queue_time_ms": args.stub_lookup * 1e3, "time_to_first_token_ms": args.stub_ttft * 1e3}
-        await event({"choices": [], "usage": usage, "metrics": metrics})
+        times = {"queue_time_ms": args.stub_lookup * 1e3, "time_to_first_token_ms": args.stub_ttft * 1e3}
+        request.event({"choices": [], "usage": usage, "metrics": times})
     if args.stub_fail != "no-done":
-        await event("[DONE]")
-    print(ANSWERED, flush=True)
-    return response
+        request.event("[DONE]")
+    request.piece()
+    os.write(sys.stdout.fileno(), f"{ANSWERED}\n".encode())  # at once and whole, whatever other threads do
+    return None
 
 
 #: Prompts of whole answers that a server has seen since its device cache was emptied.
 DEVICE: set[str] = set()
 
 
-def whole(body: dict[str, Any], args: argparse.Namespace) -> web.Response:
+def whole(request: Request, body: dict[str, Any], args: argparse.Namespace) -> None:
     """Answer at once, as a server with a device cache and nothing else does.
 
     With `--stub-fail corrupt` it answers otherwise from the cache than it does by computing.
     """
     prompt = json.dumps(body["messages"])
     words = count(body["messages"])
-    seen = prompt in DEVICE
-    DEVICE.add(prompt)
-    cached = words - 1 if seen else 0
-    COUNTED["local_compute"] += words - cached
-    COUNTED["local_cache_hit"] += cached
+    with LOCK:
+        seen = prompt in DEVICE
+        DEVICE.add(prompt)
+        cached = words - 1 if seen else 0
+        COUNTED["local_compute"] += words - cached
+        COUNTED["local_cache_hit"] += cached
     wrong = seen and args.stub_fail == "corrupt"
     tokens = [
         {"token": name, "logprob": -0.1, "top_logprobs": [{"token": name, "logprob": -0.1}]}
@@ -136,18 +153,18 @@ def whole(body: dict[str, Any], args: argparse.Namespace) -> web.Response:
     ]
     details = {"prompt_tokens_details": {"cached_tokens": cached}} if cached else {}
     usage = {"prompt_tokens": words, "completion_tokens": body["max_tokens"], **details}
-    return web.json_response({"choices": [{"logprobs": {"content": tokens}}], "usage": usage})
+    request.whole({"choices": [{"logprobs": {"content": tokens}}], "usage": usage})
 
 
-async def reset(_: web.Request) -> web.Response:
+def reset(request: Request) -> None:
     """Answer as vLLM's /reset_prefix_cache does."""
     DEVICE.clear()
-    return web.json_response({"success": True})
+    request.whole({"success": True})
 
 
-async def clear(request: web.Request) -> web.Response:
+def clear(request: Request) -> None:
     """Answer as LMCache's /cache/clear does."""
-    return web.json_response({"status": "ok", "cleared": {"tier": (await request.json())["tier"]}})
+    request.whole({"status": "ok", "cleared": {"tier": request.json()["tier"]}})
 
 
 #: The stub's tokenizer: words between spaces are one token each, a chat has some of its own, as templates do.
@@ -160,59 +177,56 @@ def count(messages: list[dict[str, str]]) -> int:
     return PER_CHAT + sum(PER_MESSAGE + len(m["content"].split()) for m in messages)
 
 
-async def tokenize(request: web.Request) -> web.Response:
+def tokenize(request: Request) -> None:
     """Answer as vLLM's /tokenize does."""
-    body = await request.json()
+    body = request.json()
     if "messages" in body:
-        return web.json_response({"count": count(body["messages"]), "tokens": [], "max_model_len": 100000})
+        return request.whole({"count": count(body["messages"]), "tokens": [], "max_model_len": 100000})
     words = body["prompt"].split() or [body["prompt"]]
-    return web.json_response({"count": len(words), "tokens": [1] * len(words), "max_model_len": 100000})
+    return request.whole({"count": len(words), "tokens": [1] * len(words), "max_model_len": 100000})
 
 
-async def detokenize(request: web.Request) -> web.Response:
+def detokenize(request: Request) -> None:
     """Answer as vLLM's /detokenize does: token 1 is a line end, 300 and more are words."""
-    tokens = (await request.json())["tokens"]
+    tokens = request.json()["tokens"]
     if max(tokens) >= 300 + len(VOCABULARY) * 4:
-        return web.Response(status=400, text="no such token")
+        return request.whole("no such token", 400)
     text = ("\n" if t == 1 else f" {VOCABULARY[(t - 300) % len(VOCABULARY)]}" for t in tokens)
-    return web.json_response({"prompt": "".join(text)})
+    return request.whole({"prompt": "".join(text)})
 
 
-async def forward(request: web.Request, workers: itertools.cycle[str]) -> web.StreamResponse:
+def forward(request: Request, workers: itertools.cycle[str]) -> None:
     """Pass a request on to the next worker."""
-    body = await request.read()
-    async with ClientSession() as session, session.post(next(workers) + request.path, data=body) as upstream:
-        response = web.StreamResponse(status=upstream.status, headers=EVENTS)
-        await response.prepare(request)
-        async for piece in upstream.content.iter_any():
-            await response.write(piece)
-        return response
+    host = next(workers).removeprefix("http://")
+    upstream = HTTPConnection(host)
+    try:
+        upstream.request("POST", request.path, request.body)
+        answered = upstream.getresponse()
+    except (OSError, HTTPException) as error:
+        return request.whole(str(error), 500)
+    request.begin(answered.status)
+    try:
+        while data := answered.read1():
+            request.piece(data)
+    except (OSError, HTTPException):
+        request.close_connection = True  # in the middle of an answer: so does the router's
+        return None
+    finally:
+        upstream.close()
+    return request.piece()
 
 
-#: What a stub that answers no prompts counts: LMCache or rclone.
-ELSEWHERE = "lmcache_mp_stub_total 1.0\nrclone_bytes_transferred_total 0\n"
+def serve(*ports: int, **posts: Handler) -> None:
+    """Answer health checks, metrics, LMCache's /cache/clear and `posts` at 127.0.0.1 until SIGTERM or SIGINT."""
+    pages = dict.fromkeys(READ, counters if posts else lambda: ELSEWHERE)
+    servers = [Server(port, pages, {"/cache/clear": clear, **posts}) for port in ports]
 
-
-def serve(*ports: int, handler: Handler | None = None) -> None:
-    """Answer health checks, metrics and, with `handler`, chat completions at 127.0.0.1 on each of `ports`."""
-    app = web.Application(client_max_size=2**30)
-
-    async def ok(_: web.Request) -> web.Response:
-        lines = [f'vllm:prompt_tokens_by_source_total{{source="{k}"}} {v}\n' for k, v in COUNTED.items()]
-        lines += [f"{k}_sum {seconds}\n{k}_count {count}\n" for k, (seconds, count) in TIMED.items()]
-        lines.append(f"vllm:prompt_tokens_total {sum(COUNTED.values())}\n")
-        return web.Response(text="".join(lines) if handler is not None else ELSEWHERE)
-
-    for path in ("/health", "/healthcheck", "/metrics", "/"):
-        app.router.add_get(path, ok)
-    if handler is not None:
-        app.router.add_post("/v1/chat/completions", handler)
-        app.router.add_post("/tokenize", tokenize)
-        app.router.add_post("/detokenize", detokenize)
-        app.router.add_post("/reset_prefix_cache", reset)
-    app.router.add_post("/cache/clear", clear)
-    listening = [socket.create_server(("127.0.0.1", port)) for port in ports]
-    web.run_app(app, sock=listening, print=None, handle_signals=True, shutdown_timeout=0.2)
+    # Waited for instead of handled: none is lost, and none cuts short what is done at the end.
+    ends = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, ends)
+    for server in servers:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+    signal.sigwait(ends)
 
 
 def main(name: str, argv: list[str]) -> None:
@@ -223,23 +237,26 @@ def main(name: str, argv: list[str]) -> None:
             print("(EngineCore pid=7) ERROR 11-24 04:25:32 [core.py:1510] EngineCore failed to start.")
             print("(EngineCore pid=7) ERROR 11-24 04:25:32 [core.py:1510] ValueError: the first cause", flush=True)
             raise RuntimeError("Engine core initialization failed. See root cause above.")
+        from multiprocessing import get_context, shared_memory
+
         # Like vLLM: a child that does the work, and shared memory between the two that a kill leaves behind.
         segment = shared_memory.SharedMemory(create=True, size=4096)
         lock = get_context("spawn").Lock()
         print(f"SHM /dev/shm/{segment.name} /dev/shm/sem.{lock._semlock.name.lstrip('/')}", flush=True)  # type: ignore[attr-defined]
         code = "import sys, time, mmap; f = open(sys.argv[1], 'r+b'); m = mmap.mmap(f.fileno(), 0); time.sleep(3600)"
-        child = subprocess.Popen([sys.executable, "-c", code, f"/dev/shm/{segment.name}"])
-        if args.stub_boot:
-            asyncio.run(asyncio.sleep(args.stub_boot))
+        child = subprocess.Popen([sys.executable, "-S", "-E", "-c", code, f"/dev/shm/{segment.name}"])
+        time.sleep(args.stub_boot)
+        posts = {"/tokenize": tokenize, "/detokenize": detokenize, "/reset_prefix_cache": reset}
         try:
-            serve(args.port, handler=lambda request: answer(request, args))
+            serve(args.port, **posts, **{CHAT: lambda request: answer(request, args)})
         finally:
             child.terminate()
             segment.close()
             segment.unlink()
     elif name == "vllm-router":
         workers = itertools.cycle(args.worker_urls)
-        serve(args.port, handler=lambda request: forward(request, workers))
+        paths = (CHAT, "/tokenize", "/detokenize", "/reset_prefix_cache")
+        serve(args.port, **dict.fromkeys(paths, lambda request: forward(request, workers)))
     else:
         addresses = [f":{args.http_port}"] if args.http_port else [args.addr, args.metrics_addr]
         serve(*(int(address.rpartition(":")[2]) for address in addresses))

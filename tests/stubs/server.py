@@ -31,7 +31,7 @@ def stub_server(folder: Path, *args: str) -> Iterator[str]:
     """Run a stub with `args` and give its URL."""
     with free_port(folder) as port:
         url = f"http://127.0.0.1:{port}"
-        process = subprocess.Popen([sys.executable, str(_PROGRAMS), "vllm", "--port", str(port), *args])
+        process = subprocess.Popen([sys.executable, "-S", "-E", str(_PROGRAMS), "vllm", "--port", str(port), *args])
         try:
             deadline = time.monotonic() + 20
             while True:

@@ -118,10 +118,3 @@ def test_two_runs_at_once(project: Project, kvcache_home: Path) -> None:
     assert "cleaned up" not in two.stdout.str()
     assert len(list((project.path / ".kvcache" / "runs").iterdir())) == 2
     assert traces(project.path, kvcache_home) == NOTHING
-
-
-def test_normal_end_leaves_nothing(project: Project, kvcache_home: Path) -> None:
-    """A session that passes leaves results and baselines, and nothing else."""
-    configure(project, toml())
-    run(project, "-m", "perf", "--record-baselines").assert_outcomes(passed=12)
-    assert traces(project.path, kvcache_home) == NOTHING

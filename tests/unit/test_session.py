@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,9 +18,10 @@ from pytest_kvcache.verdict import rounds
 from pytest_kvcache.verdict.cells import requests_path
 from pytest_kvcache.verdict.metrics import JUDGED
 from pytest_kvcache.verdict.procedure import Boot
-from tests.projects import Project, commit, configure, run, run_folder
+from tests.projects import NOTHING, PATCH, Project, commit, configure, run, run_apart, run_folder, traces
 from tests.stubs.engine import make_engine, toml
 
+UNAVAILABLE = '\n[tiers.away]\nkind = "fs"\npath = "/nowhere/at/all"\nstand_in = "never"\n'
 TIMES = ["intended_start_s", "actual_start_s", "first_token_s", "last_token_s"]
 
 
@@ -42,8 +44,26 @@ def test_without_perf_nothing_heavy_is_imported(project: Project) -> None:
             print("HEAVY", sorted(heavy & set(sys.modules)))
         """
     )
-    result = run(project, "-p", "no:benchmark", "-p", "no:hypothesispytest")
+    result = run_apart(project, "-p", "no:benchmark", "-p", "no:hypothesispytest")
     result.stdout.fnmatch_lines(["HEAVY []"])
+
+
+@pytest.fixture(scope="session")
+def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the first test that asks for `recorded` leaves its baselines for the others."""
+    return tmp_path_factory.mktemp("recording") / "baselines"
+
+
+@pytest.fixture
+def recorded(project: Project, recording: Path) -> Project:
+    """A project with the default configuration of stubs that has recorded a baseline of vLLM alone."""
+    configure(project, toml())
+    if recording.exists():
+        shutil.copytree(recording, project.path / "baselines")
+    else:
+        run(project, "-m", "perf", "--tier", "gpu", "--record-baselines").assert_outcomes(passed=3)
+        shutil.copytree(project.path / "baselines", recording)
+    return project
 
 
 def pad(project: Project, *, faster: float = 1.0) -> None:
@@ -89,18 +109,23 @@ def test_missing_baseline_fails(project: Project) -> None:
     )
 
 
-def test_record_then_compare(project: Project) -> None:
-    """--record-baselines stores missing cells, says so, and the next run compares with them and changes nothing."""
-    configure(project, toml())
-    first = run(project, "-m", "perf", "--record-baselines")
-    first.assert_outcomes(passed=12)
+def test_record_then_compare(project: Project, kvcache_home: Path) -> None:
+    """--record-baselines stores missing cells and says so; the next run compares with them and changes nothing.
+
+    Tiers that nobody named and that cannot run are skipped with the reason, and nothing else is left behind.
+    """
+    configure(project, toml(more=UNAVAILABLE))
+    first = run(project, "-m", "perf", "-rs", "--record-baselines")
+    first.assert_outcomes(passed=12, skipped=3)
+    first.stdout.fnmatch_lines(["SKIPPED*tier away cannot run here: /nowhere/at/all is not a folder*"])
+    assert traces(project.path, kvcache_home) == NOTHING
     first.stdout.fnmatch_lines(["*recorded*", "baselines written to *", "*cells have fewer than the 6 boots*"])
     cells = sorted((project.path / "baselines").rglob("*.json"))
     assert [c.parts[-2] for c in cells] == ["cpu", "gpu", "pnfs", "s3"]
     pad(project)
     before = [c.read_bytes() for c in cells]
     second = run(project, "-m", "perf", "--record-baselines")
-    second.assert_outcomes(passed=12)
+    second.assert_outcomes(passed=12, skipped=3)
     second.stdout.fnmatch_lines(
         ["*after 1 boot: pass: nothing is worse by its margin*", "*a fixed number of boots would*"]
     )
@@ -149,12 +174,10 @@ def test_a_verdict_is_adjusted_for_the_machines_speed(project: Project) -> None:
     )
 
 
-def test_slower_than_the_baseline_fails(project: Project) -> None:
+def test_slower_than_the_baseline_fails(recorded: Project) -> None:
     """A worse TTFT fails its gate and no other, with old, new, interval, margin, the data's folder and the command."""
-    configure(project, toml())
-    run(project, "-m", "perf", "--tier", "gpu", "--record-baselines").assert_outcomes(passed=3)
-    pad(project, faster=30)
-    result = run(project, "-m", "perf", "--tier", "gpu", "--junitxml=j.xml", "--benchmark-json=b.json")
+    pad(recorded, faster=30)
+    result = run(recorded, "-m", "perf", "--tier", "gpu", "--junitxml=j.xml", "--benchmark-json=b.json")
     result.assert_outcomes(failed=1, passed=2)
     result.stdout.fnmatch_lines(
         [
@@ -164,36 +187,34 @@ def test_slower_than_the_baseline_fails(project: Project) -> None:
             "if the new values are right: pytest -m perf --tier gpu --kv-profile stub --update-baselines",
         ]
     )
-    junit = (project.path / "j.xml").read_text()
+    junit = (recorded.path / "j.xml").read_text()
     for name in ("verdict", "ratio", "interval_low", "interval_high", "boots", "engine_minutes"):
         assert f'name="kv_{name}"' in junit
-    rows = {b["name"]: b for b in json.loads((project.path / "b.json").read_text())["benchmarks"]}
+    rows = {b["name"]: b for b in json.loads((recorded.path / "b.json").read_text())["benchmarks"]}
     assert {b["extra_info"]["verdict"] for b in rows.values()} == {"regressed", "pass"}
     ttft = rows["test_multi_round_qa[gpu-50-ttft]"]
-    measured = pd.read_parquet(run_folder(project) / "gpu" / "boot-1" / "context-50" / "requests.parquet")
+    measured = pd.read_parquet(run_folder(recorded) / "gpu" / "boot-1" / "context-50" / "requests.parquet")
     expected = (measured["first_token_s"] - measured["actual_start_s"]).mean()
     assert ttft["stats"]["mean"] == pytest.approx(expected, rel=1e-6)
     assert ttft["stats"]["rounds"] == len(measured)
     assert {"ttft_p50_s", "ttft_p90_s", "ttft_p99_s", "cached_share", "interval_low"} <= ttft["extra_info"].keys()
 
 
-def test_a_regression_says_where_the_time_went(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_regression_says_where_the_time_went(recorded: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """A slower lookup is named as such in failure, report and run.json, with the other parts beside it."""
-    configure(project, toml())
-    run(project, "--tier", "gpu", "--record-baselines").assert_outcomes(passed=3)
-    (cell,) = (project.path / "baselines").rglob("*.json")
+    (cell,) = (recorded.path / "baselines").rglob("*.json")
     figures = json.loads(cell.read_text())["boots"][0]["figures"]
     assert {"part_ttft_s", "part_outside_s", "part_queue_s", "part_prefill_s"} <= figures.keys()
-    pad(project)
+    pad(recorded)
     monkeypatch.setenv("STUB_LOOKUP", "0.2")
-    result = run(project, "--tier", "gpu")
+    result = run(recorded, "--tier", "gpu")
     result.assert_outcomes(failed=1, passed=2)
     summary = "mean TTFT +*%: tier: lookup and load from L2 0 -> 200 ms; hits unchanged"
     parts = ["  rest: router, network, HTTP * ms (*", "  prefill and first token * ms (*", "  unexplained *"]
     result.stdout.fnmatch_lines(
         [summary, *parts, "rows, counters and logs: *", f"gpu, context 50: regressed: {summary}"]
     )
-    told = json.loads((run_folder(project) / "gpu" / "boot-1" / "context-50" / "run.json").read_text())["explanation"]
+    told = json.loads((run_folder(recorded) / "gpu" / "boot-1" / "context-50" / "run.json").read_text())["explanation"]
     old, new = told["parts_s"]["tier: lookup and load from L2"]
     assert (old, new) == pytest.approx((0, 0.2), abs=0.01)
     assert abs(told["unexplained_s"]) < 0.01
@@ -317,12 +338,10 @@ def test_update_refuses_a_dirty_or_too_small_run(project: Project) -> None:
 
 
 @pytest.mark.parametrize("strict", [False, True])
-def test_another_environment_is_incomparable(project: Project, strict: bool) -> None:
+def test_another_environment_is_incomparable(recorded: Project, strict: bool) -> None:
     """A baseline taken with other settings is incomparable, lists what differs, and fails only under --kv-strict."""
-    configure(project, toml())
-    run(project, "-m", "perf", "--tier", "gpu", "--record-baselines").assert_outcomes(passed=3)
-    configure(project, toml(qps=25))
-    result = run(project, "-m", "perf", "--tier", "gpu", "--kv-strict" if strict else "--kv-no-strict")
+    configure(recorded, toml(qps=25))
+    result = run(recorded, "-m", "perf", "--tier", "gpu", "--kv-strict" if strict else "--kv-no-strict")
     if strict:
         result.assert_outcomes(failed=3)
         result.stdout.fnmatch_lines(["*not comparable*", "  workload.qps: 20.0 -> 25.0"])
@@ -331,14 +350,12 @@ def test_another_environment_is_incomparable(project: Project, strict: bool) -> 
         result.stdout.fnmatch_lines(["INCOMPARABLE *gpu-50-ttft* - *workload.qps: 20.0 -> 25.0*", "*3 incomparable*"])
 
 
-def test_in_ci_undecided_is_a_failure(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_ci_undecided_is_a_failure(recorded: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where CI is set, a test without a decision fails; elsewhere it is shown as what it is."""
-    configure(project, toml())
-    run(project, "-m", "perf", "--tier", "gpu", "--record-baselines").assert_outcomes(passed=3)
     monkeypatch.delenv("CI", raising=False)
-    assert run(project, "-m", "perf", "--tier", "gpu").ret == 0
+    assert run(recorded, "-m", "perf", "--tier", "gpu").ret == 0
     monkeypatch.setenv("CI", "true")
-    run(project, "-m", "perf", "--tier", "gpu").assert_outcomes(failed=3)
+    run(recorded, "-m", "perf", "--tier", "gpu").assert_outcomes(failed=3)
 
 
 def test_two_engines_against_each_other(project: Project, stub_engine: Path) -> None:
@@ -378,10 +395,10 @@ def test_a_chart_that_cannot_be_drawn_hides_no_verdict(project: Project) -> None
     configure(project, toml(qps=21))
     commit(project)
     configure(project, toml(qps=20))
-    result = run(project, "--tier", "gpu", "--kv-against", "git:HEAD")
+    result = run(project, "--tier", "gpu", "--kv-against", "git:HEAD", "--kv-boots=1")
     result.stdout.fnmatch_lines(["no chart: *workload.qps*", "*engine minutes*"])
     full = "from pytest_kvcache.report import chart\ndef draw(*_): raise OSError(28, 'No space left on device')\n"
-    project.makeconftest(f"{full}chart.draw = draw")
+    project.makeconftest(f"{PATCH}{full}patch.setattr(chart, 'draw', draw)")
     result = run(project, "--tier", "gpu", "--record-baselines")
     result.assert_outcomes(passed=3)
     result.stdout.fnmatch_lines(["no chart: *No space left on device*", "baselines written to *", "*engine minutes*"])
@@ -417,17 +434,15 @@ def test_unused_baselines_are_reported(project: Project) -> None:
     assert len(list((project.path / "baselines").rglob("context-50.json"))) == 4
 
 
-def test_damaged_baseline_is_an_error_without_a_traceback(project: Project) -> None:
+def test_damaged_baseline_is_an_error_without_a_traceback(recorded: Project) -> None:
     """A damaged baseline, its table of requests too, fails with path and way out, before anything boots."""
-    configure(project, toml())
-    run(project, "-m", "perf", "--tier", "gpu", "--record-baselines").assert_outcomes(passed=3)
-    (cell,) = (project.path / "baselines").rglob("*.json")
+    (cell,) = (recorded.path / "baselines").rglob("*.json")
     requests, whole = requests_path(cell), cell.read_text()
     for damaged, told in ((cell, "*context-50.json: is not a baseline*"), (requests, "*are not there*")):
         cell.write_text('{"label": 3' if damaged == cell else whole)
         if damaged == requests:
             requests.unlink()
-        result = run(project, "-m", "perf", "--tier", "gpu")
+        result = run(recorded, "-m", "perf", "--tier", "gpu")
         result.assert_outcomes(failed=3)
         result.stdout.fnmatch_lines([told, "*--update-baselines"])
         assert "Traceback" not in result.stdout.str()
@@ -449,9 +464,6 @@ def test_bad_configuration_stops_before_anything_boots(project: Project) -> None
     result = run(project, "-m", "perf")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["*kvcache.toml: tiers.mine.kind: 'nfs' is not allowed; allowed: *fs*"])
-
-
-UNAVAILABLE = '\n[tiers.away]\nkind = "fs"\npath = "/nowhere/at/all"\nstand_in = "never"\n'
 
 
 def test_a_tier_asked_for_by_name_must_run(project: Project) -> None:
@@ -498,14 +510,6 @@ def test_what_an_older_engine_does_not_tell_is_said(project: Project, tmp_path: 
     assert facts["engine_lacks"][0].startswith(line)
     assert "--enable-per-request-metrics" not in facts["commands"]["vllm-0"]
     assert "--enable-prompt-tokens-details" in facts["commands"]["vllm-0"]
-
-
-def test_a_tier_picked_up_by_default_is_skipped(project: Project) -> None:
-    """A tier that nobody named and that cannot run is skipped, with the reason."""
-    configure(project, toml(more=UNAVAILABLE))
-    result = run(project, "-m", "perf", "-rs", "--record-baselines")
-    result.assert_outcomes(passed=12, skipped=3)
-    result.stdout.fnmatch_lines(["SKIPPED*tier away cannot run here: /nowhere/at/all is not a folder*"])
 
 
 def test_one_boot_a_tier_in_the_order_of_tiers(project: Project) -> None:
@@ -629,7 +633,7 @@ def test_xdist_is_refused(project: Project) -> None:
     configure(project, toml())
     result = run(project, "-m", "perf", "-n", "2")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["*cannot be distributed*"])
+    result.stdout.fnmatch_lines(["*cannot be distributed*"])
 
 
 def test_fixtures_without_perf_say_what_to_do(project: Project) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from pytest_kvcache import cli
 from pytest_kvcache.showable import make_showable, showable
-from tests.projects import Project, configure, run, run_folder
+from tests.projects import Project, configure, run_apart, run_folder
 from tests.stubs.engine import toml
 
 _TEXT = "1 … 2 → 3 \N{MULTIPLICATION SIGN} 4 \N{EN DASH} 5 °C é █ 😀"
@@ -104,7 +104,7 @@ def test_a_session_and_its_summary_in_any_locale(
     configure(project, toml(boots=2, more="# caf\N{LATIN SMALL LETTER E WITH ACUTE} …\n"))
     for key, value in environ.items():
         monkeypatch.setenv(key, value)
-    result = run(project, "--tier", "gpu", "--record-baselines")
+    result = run_apart(project, "--tier", "gpu", "--record-baselines")
     result.assert_outcomes(passed=3)
     result.stdout.fnmatch_lines(["*stub/gpu/50*2*TTFT (s)*-* ... *", "*stub/gpu/50*2*processing speed*"])
     assert "\\n" not in result.stdout.str()
@@ -121,7 +121,7 @@ def test_a_folder_whose_name_cannot_be_written_down(project: Project, monkeypatc
     for key, value in _POSIX.items():
         monkeypatch.setenv(key, value)
     runs = Path("r\N{LATIN SMALL LETTER E WITH ACUTE}sultats")
-    result = run(project, "--tier", "gpu", "-k", "ttft", f"--kv-runs={runs}")
+    result = run_apart(project, "--tier", "gpu", "-k", "ttft", f"--kv-runs={runs}")
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(
         ["*its name has characters that the encoding * of this session has not", "*LC_ALL=C.UTF-8*"]

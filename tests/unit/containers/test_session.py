@@ -10,7 +10,7 @@ import pytest
 
 from pytest_kvcache.campaign.arm import Arm
 from pytest_kvcache.engine.named import engine_named
-from tests.projects import NOTHING, Project, configure, run, run_folder, traces
+from tests.projects import NOTHING, Project, configure, run_apart, run_folder, traces
 from tests.stubs.docker import StubDocker, image_path
 from tests.stubs.engine import toml
 from tests.unit.test_tiers import CATALOGUE, TINY
@@ -38,7 +38,7 @@ def image_project(project: Project, stub_engine: Path, socket_of_daemon: str, tm
 
 def test_a_session_in_containers(image_project: Project, kvcache_home: Path) -> None:
     """Every component but the load is a container; the baseline says so, memory is counted, nothing is left."""
-    result = run(image_project, "--tier", "s3", "--kv-engine=image:kv:1", "--record-baselines", "-s")
+    result = run_apart(image_project, "--tier", "s3", "--kv-engine=image:kv:1", "--record-baselines", "-s")
     result.assert_outcomes(passed=3)
     (created,) = [line for line in result.outlines if line.startswith("CREATED")]
     for name in ("vllm-0", "vllm-1", "lmcache-0", "lmcache-1", "router", "s3"):
@@ -61,13 +61,13 @@ def test_two_sides_say_what_they_are(daemon: StubDocker, stub_engine: Path) -> N
 
 def test_an_image_that_is_not_here_is_a_usage_error(image_project: Project) -> None:
     """It is said before anything is collected or booted."""
-    result = run(image_project, "--tier", "gpu", "--kv-against=image:kv:2")
+    result = run_apart(image_project, "--tier", "gpu", "--kv-against=image:kv:2")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["*image:kv:2: no such image on this machine*", "*docker pull kv:2*"])
 
 
 def test_mounts_come_from_ini_and_command_line(image_project: Project) -> None:
     """One that cannot be is refused by name of the option before anything boots."""
-    result = run(image_project, "--tier", "gpu", "--kv-engine=image:kv:1", "--kv-image-mount=/no/such")
+    result = run_apart(image_project, "--tier", "gpu", "--kv-engine=image:kv:1", "--kv-image-mount=/no/such")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["*kv_image_mounts: /no/such is not there*"])

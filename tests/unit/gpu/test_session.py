@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tests.projects import NOTHING, Project, Session, configure, run, run_folder, traces
+from tests.projects import NOTHING, PATCH, Project, Session, configure, run, run_folder, traces
 from tests.stubs import nvml as stub
 from tests.stubs.engine import toml
 
@@ -20,14 +20,15 @@ def give_gpus(project: Project, *, hot: bool = False, devices: str = "0,1", **mo
     text = toml(**more).replace("gpus_per_server = 0", f"gpus_per_server = 1\nservers = {servers}")  # type: ignore[arg-type]
     configure(project, text)
     project.makeconftest(
-        f"""
-        import os, sys
-        from pytest_kvcache.campaign import gpus
-        from pytest_kvcache.preflight import gpus as looks
-        os.environ["CUDA_VISIBLE_DEVICES"] = "{devices}"
-        looks.models = lambda: ["NVIDIA H100"] * 2
-        gpus.SAMPLER = (sys.executable, {str(Path(stub.__file__))!r}{', "hot"' if hot else ""})
-        """
+        PATCH
+        + f"""
+import sys
+from pytest_kvcache.campaign import gpus
+from pytest_kvcache.preflight import gpus as looks
+patch.setenv("CUDA_VISIBLE_DEVICES", "{devices}")
+patch.setattr(looks, "models", lambda: ["NVIDIA H100"] * 2)
+patch.setattr(gpus, "SAMPLER", (sys.executable, {str(Path(stub.__file__))!r}{', "hot"' if hot else ""}))
+"""
     )
 
 
