@@ -15,7 +15,7 @@ from pytest_kvcache.campaign import settings
 from pytest_kvcache.campaign.key import KEY
 from pytest_kvcache.campaign.settings import Settings
 from pytest_kvcache.campaign.state import PerfState
-from pytest_kvcache.errors import BaselineError, ConfigError
+from pytest_kvcache.errors import BaselineError, ConfigError, RunError
 from pytest_kvcache.report import benchmark as rows_of_benchmark
 from pytest_kvcache.report.session import SessionReport
 from pytest_kvcache.runs import signals
@@ -24,7 +24,7 @@ from pytest_kvcache.serving.tier import Tier
 from pytest_kvcache.showable import showable
 from pytest_kvcache.verdict.metrics import JUDGED
 
-_SETTINGS = pytest.StashKey["Settings | ConfigError"]()
+_SETTINGS = pytest.StashKey["Settings | ConfigError | pytest.UsageError"]()
 
 
 def resolved(config: pytest.Config) -> Settings | None:
@@ -37,7 +37,7 @@ def resolved(config: pytest.Config) -> Settings | None:
     if found is None:
         try:
             found = settings.resolve(options.from_config(config))
-        except ConfigError as error:
+        except (ConfigError, pytest.UsageError) as error:
             found = error
             config.stash[selection.WRONG] = str(error)
         config.stash[_SETTINGS] = found
@@ -52,7 +52,8 @@ def activate(config: pytest.Config, items: Sequence[pytest.Item]) -> PerfState:
         items: The perf tests that are left.
 
     Raises:
-        pytest.UsageError: The configuration is wrong, or something else in this session would spoil their verdicts.
+        pytest.UsageError: The configuration is wrong, something else in this session would spoil their verdicts, or
+            another session measures on what they would.
     """
     if state := config.stash.get(KEY, None):
         return state
@@ -71,6 +72,11 @@ def activate(config: pytest.Config, items: Sequence[pytest.Item]) -> PerfState:
 
     cautions = neighbours.short_timeouts(config, items, chosen.profile)
     state = PerfState(chosen, say)
+    if not config.getoption("collectonly"):
+        try:
+            state.claim_machine()
+        except RunError as error:
+            raise pytest.UsageError(str(error)) from None
     config.stash[KEY] = state
     config.stash[hooks.KEY] = state.listener = hooks.Hooks(config, state)
     config.pluginmanager.register(SessionReport(state, cautions), "kvcache-report")

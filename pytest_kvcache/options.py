@@ -57,6 +57,13 @@ def add_options(parser: pytest.Parser) -> None:
         help="most boots behind a verdict (default: profile); with --kv-against those of both sides together",
     )
     group.addoption(
+        "--kv-wait",
+        type=float,
+        default=None,
+        metavar="SECONDS",
+        help="wait so long for another session that measures on the same GPUs or processors (default: 1800; 0: do not)",
+    )
+    group.addoption(
         "--kv-against",
         default=None,
         metavar="ENGINE",
@@ -77,6 +84,7 @@ def add_options(parser: pytest.Parser) -> None:
     for name, text in _INI.items():
         group.addoption("--" + name.replace("_", "-"), default=None, metavar="VALUE", help=text)
         parser.addini(name, help=text, default="")
+    parser.addini("kv_wait", help="as --kv-wait", default="")
     parser.addini("kv_image_mounts", type="linelist", default=[], help="as --kv-image-mount, one a line")
 
 
@@ -150,6 +158,7 @@ def from_config(config: pytest.Config) -> Options:
         update=update,
         tier_option=spelled(config, "--tier"),
         boots=_boots(config),
+        wait_s=_wait_s(config),
         strict=_strict(config),
         against=_against(config, update),
         image_mounts=found.image_mounts,
@@ -161,6 +170,21 @@ def _boots(config: pytest.Config) -> int | None:
     if boots is not None and boots < 1:
         raise pytest.UsageError(f"--kv-boots must be at least 1, not {boots}")
     return boots
+
+
+def _wait_s(config: pytest.Config) -> float:
+    from pytest_kvcache.config.options import DEFAULT_WAIT_S  # noqa: PLC0415 - only where perf tests were asked for
+
+    given = config.getoption("kv_wait")
+    if given is None:
+        given = config.getini("kv_wait") or DEFAULT_WAIT_S
+    try:
+        wait_s = float(given)
+    except (TypeError, ValueError):
+        raise pytest.UsageError(f"kv_wait must be a number of seconds, not {given!r}") from None
+    if not 0 <= wait_s < float("inf"):
+        raise pytest.UsageError(f"--kv-wait must be 0 or more seconds, not {wait_s}")
+    return wait_s
 
 
 def _strict(config: pytest.Config) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +33,8 @@ def kvcache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A home of its own for engines, journals and leases."""
     home = tmp_path / "home"
     monkeypatch.setenv("PYTEST_KVCACHE_HOME", str(home))
+    # Tests run beside each other, and each of their sessions would wait for those of the others.
+    monkeypatch.setenv("PYTEST_KVCACHE_MACHINE", f"{os.getpid()}-{tmp_path.name}")
     return home
 
 

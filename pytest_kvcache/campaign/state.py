@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from functools import cached_property
@@ -17,14 +18,15 @@ from pytest_kvcache.config.profile import Profile
 from pytest_kvcache.engine import setup
 from pytest_kvcache.engine.base import BaseEngine
 from pytest_kvcache.engine.named import engine_named
-from pytest_kvcache.errors import SetupError
+from pytest_kvcache.errors import ConfigError, SetupError
 from pytest_kvcache.home import home
 from pytest_kvcache.runs import processes
+from pytest_kvcache.runs.machine import PROCESSORS, MachineLock
 from pytest_kvcache.runs.session import RunSession
 from pytest_kvcache.serving.launchers.process import ProcessLauncher
 from pytest_kvcache.serving.tier import Tier
 from pytest_kvcache.telemetry.allotment import allotment, dealt
-from pytest_kvcache.telemetry.hardware import hardware
+from pytest_kvcache.telemetry.hardware import hardware, unique_names
 from pytest_kvcache.telemetry.memory import MemoryWatch
 from pytest_kvcache.verdict.paired import PairedVerdict
 from pytest_kvcache.verdict.procedure import CellVerdict
@@ -72,6 +74,7 @@ class PerfState:
         self.fixed_minutes = 0.0
         self.peak_memory_bytes = 0
         self._memory: MemoryWatch | None = None
+        self._claim: MachineLock | None = None
 
     @property
     def profile(self) -> Profile:
@@ -105,6 +108,26 @@ class PerfState:
             self.say(line)
         self._memory = MemoryWatch(lambda: processes.members(run.journal.record.leaders))
         return run
+
+    def claim_machine(self) -> None:
+        """Take what servers run on, so that no other session measures beside this one.
+
+        Where too few GPUs are allotted none is taken: the tests say that, and boot nothing.
+
+        Raises:
+            RunError: Another session has it, for longer than is to be waited.
+        """
+        profiles = [self.profile]
+        if self.settings.other is not None:
+            profiles.append(self.settings.other.profile(self.profile.name))
+        names: list[str] = []
+        for profile in profiles:
+            each = profile.gpus_per_server
+            with contextlib.suppress(ConfigError):
+                servers = dealt(allotment(os.environ), servers=profile.servers, each=each)
+                names += unique_names([name for gpus in servers for name in gpus]) if each else [PROCESSORS]
+        self._claim = MachineLock(names)
+        self._claim.acquire(self.settings.options.wait_s, self.say)
 
     @cached_property
     def launcher(self) -> ProcessLauncher:
@@ -161,3 +184,5 @@ class PerfState:
             self._memory = None
         if self.has_run:
             self.run.close()
+        if self._claim is not None:
+            self._claim.release()

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+#: Longer than a gate's boots take on GPUs, shorter than the limit of a job of most CI services.
+DEFAULT_WAIT_S = 1800.0
 UpdateMode = Literal["none", "missing", "all"]
 
 
@@ -28,6 +30,7 @@ class Options:
             baselines.
         image_mounts: What containers of images get from this machine, as `SOURCE[:TARGET][:ro|rw]`.
         tier_option: How the option that names tiers is spelled: another plugin may have taken `--tier`.
+        wait_s: For how long another session that measures on the same GPUs or processors is waited for (s).
     """
 
     rootdir: Path
@@ -43,3 +46,4 @@ class Options:
     against: str | None
     image_mounts: tuple[str, ...]
     tier_option: str = "--tier"
+    wait_s: float = DEFAULT_WAIT_S

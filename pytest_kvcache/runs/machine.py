@@ -109,7 +109,7 @@ def _holder(address: bytes) -> str:
     try:
         process = psutil.Process(pid)
         since = datetime.fromtimestamp(process.create_time()).astimezone().strftime("%H:%M:%S")
-        command = " ".join(process.cmdline())[:_LONGEST_COMMAND] or process.name()
+        command = " ".join(" ".join(process.cmdline()).split())[:_LONGEST_COMMAND] or process.name()
         return f"`{command}` (pid {pid} of {process.username()}, since {since})"
     except (psutil.Error, ValueError):
         return "a session in another container" if pid <= 0 else f"pid {pid}"
