@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.projects import Project, configure, run
+from tests.projects import Project, configure, run, run_apart
 from tests.stubs.engine import toml
 
 OURS = "@pytest.mark.perf\ndef test_ours(multi_round_qa, kv_context, kv_gate, kv_baseline): pass\n"
@@ -65,7 +65,7 @@ def test_nothing_heavy_is_imported_for_others(project: Project, args: tuple[str,
     """A session in which no test of ours is asked for imports none of what measures."""
     project.makeconftest(HEAVY)
     (project.path / "test_multi_round_qa.py").write_text("import pytest\n" + OURS + PLAIN)
-    result = run(project, *args)
+    result = run_apart(project, *args)
     assert "heavy: False" in result.stdout.str()
 
 
