@@ -60,9 +60,10 @@ def imported() -> None:
     pytester forgets modules that a session was the first to import, and the next would import them once more: this is
     requested before it.
     """
-    for name in ("botocore.session", "docker", "matplotlib.backends.backend_svg", "pandas.io.formats.string"):
+    drawing = ("matplotlib.figure", "matplotlib.ticker", "matplotlib.backends.backend_svg")
+    for name in ("botocore.session", "docker", *drawing, "pandas.io.formats.string"):
         importlib.import_module(name)
-    for package in ("campaign", "load", "preflight", "report", "tiers", "workload"):
+    for package in ("api", "campaign", "load", "preflight", "report", "tiers", "workload"):
         folder = importlib.import_module(f"pytest_kvcache.{package}").__path__
         for module in pkgutil.iter_modules(folder, f"pytest_kvcache.{package}."):
             importlib.import_module(module.name)

@@ -13,9 +13,10 @@ import pandas as pd
 import pytest
 
 import pytest_kvcache
-from pytest_kvcache import Figures, KvCacheError, NotMeasuredError, fixtures, hookspecs, plugin, selection
+from pytest_kvcache import ConfigError, Figures, KvCacheError, NotMeasuredError, fixtures, hookspecs, plugin, selection
 from pytest_kvcache.api.requests import table
 from pytest_kvcache.proof.ledger import Ledger, Tokens
+from pytest_kvcache.tiers import catalogue
 from pytest_kvcache.verdict.estimate import estimate
 from tests.projects import Project, configure
 from tests.stubs.engine import toml
@@ -159,6 +160,39 @@ def test_the_package_imports_nothing_until_it_is_asked() -> None:
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert told.stdout.split("\n")[:2] == ["[]", "['pytest_kvcache.errors']"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("no_such_file:Tier", "'no_such_file:Tier' cannot be imported: ModuleNotFoundError: No module named"),
+        ("json:NoSuchClass", "'json:NoSuchClass' cannot be imported: AttributeError: "),
+        ("json:JSONDecoder", "'json:JSONDecoder' is no class derived from pytest_kvcache.TierModel"),
+        ("pytest_kvcache:Workload", "is no class derived from pytest_kvcache.TierModel"),
+        ("broken_tier:Tier", "'broken_tier:Tier' cannot be imported: ZeroDivisionError: division by zero"),
+        (":", "':' cannot be imported: ValueError: Empty module name"),
+    ],
+)
+def test_a_kind_that_cannot_be_imported_is_named(tmp_path: Path, kind: str, told: str) -> None:
+    """What `kind = "MODULE:CLASS"` does not lead to is an error with file, key and cause."""
+    (tmp_path / "broken_tier.py").write_text("1 / 0")
+    (tmp_path / "kvcache.toml").write_text(f'[tiers.mine]\nkind = "{kind}"\n')
+    path = list(sys.path)
+    with pytest.raises(ConfigError, match=rf"kvcache\.toml: tiers\.mine\.kind: .*{re.escape(told)}"):
+        catalogue.load(tmp_path / "kvcache.toml")
+    assert sys.path == path
+
+
+def test_a_kind_of_the_projects_own_file_is_checked_like_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The keys of such a tier are validated by its class, and no second import path stays."""
+    write(tmp_path)
+    monkeypatch.delitem(sys.modules, "nvme_tier", raising=False)
+    tier = catalogue.load(tmp_path / "kvcache.toml").tiers["nvme"]
+    assert (tier.name, type(tier).__name__) == ("nvme", "NvmeTier")
+    (tmp_path / "kvcache.toml").write_text('[tiers.nvme]\nkind = "nvme_tier:NvmeTier"\npth = "/x"\n')
+    with pytest.raises(ConfigError, match=r"tiers\.nvme\.pth: unknown key; allowed: path"):
+        catalogue.load(tmp_path / "kvcache.toml")
+    monkeypatch.delitem(sys.modules, "nvme_tier")
 
 
 def test_the_worked_tests_are_typed(tmp_path: Path) -> None:
