@@ -57,7 +57,7 @@ def activate(config: pytest.Config, items: Sequence[pytest.Item]) -> PerfState:
     """
     if state := config.stash.get(KEY, None):
         return state
-    neighbours.refuse_reruns(config, items)
+    neighbours.refuse(config, items)
     chosen = resolved(config)
     if chosen is None:
         raise pytest.UsageError(str(config.stash[_SETTINGS]))
@@ -80,7 +80,8 @@ def activate(config: pytest.Config, items: Sequence[pytest.Item]) -> PerfState:
     config.stash[KEY] = state
     config.stash[hooks.KEY] = state.listener = hooks.Hooks(config, state)
     config.pluginmanager.register(SessionReport(state, cautions), "kvcache-report")
-    config.pluginmanager.register(_Interrupted(state), "kvcache-interrupted")
+    to_run = config.stash[_TO_RUN] = {item.nodeid for item in items}
+    config.pluginmanager.register(_Interrupted(state, to_run), "kvcache-interrupted")
     leaving = Leaving(lambda: state.campaign.busy, state.close)
     config.add_cleanup(leaving.restore)
     restore = signals.end_like_ctrl_c(
@@ -90,14 +91,18 @@ def activate(config: pytest.Config, items: Sequence[pytest.Item]) -> PerfState:
     return state
 
 
+#: Perf tests that have not ended.
+_TO_RUN = pytest.StashKey[set[str]]()
+
+
 class _Interrupted:
-    """Has tests on the shared pair of a tier that was interrupted say so.
+    """Has tests on the shared pair of a tier that was interrupted say so, and knows which tests have ended.
 
     pytest keeps the first error of a fixture that lives for the session, and would show it whole in each of them.
     """
 
-    def __init__(self, state: PerfState) -> None:
-        self._campaign = state.campaign
+    def __init__(self, state: PerfState, to_run: set[str]) -> None:
+        self._campaign, self._to_run = state.campaign, to_run
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
@@ -105,6 +110,10 @@ class _Interrupted:
         found = self._campaign.interruptions.get(_tier_of(item))
         if found is not None and "vllm_pair" in getattr(item, "fixturenames", ()):
             pytest.fail(str(found), pytrace=False)
+
+    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        """Take note of a test that has ended."""
+        self._to_run.discard(nodeid)
 
 
 def parametrize(metafunc: pytest.Metafunc, asked: Sequence[str]) -> bool:
@@ -183,14 +192,17 @@ def finish(session: pytest.Session, exitstatus: int) -> None:
         return
     state.close()
     ended = exitstatus in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}
-    early = not ended or bool(session.shouldfail or session.shouldstop)  # -x and --maxfail leave tests that never ran
+    # -x and --maxfail leave tests that never ran, and so may a plugin that ends the session with whatever exit code.
+    early = not ended or bool(session.shouldfail or session.shouldstop or session.config.stash[_TO_RUN])
     _write(session, state, early=early)
     session.config.stash[hooks.KEY].ended(interrupted=early)
 
 
 def _write(session: pytest.Session, state: PerfState, *, early: bool) -> None:
     if early:
-        state.cut_short = state.settings.options.update != "none"
+        if state.settings.options.update != "none":
+            # At once: pytest prints no summary where a signal or a plugin ended the session.
+            state.say("no baseline was written: the session did not come to its end")
         return
     try:
         state.written = store.write_all(state.settings.options.baselines, state.campaign.writes)

@@ -35,7 +35,9 @@ def _state(request: pytest.FixtureRequest) -> PerfState:
     item: pytest.Item = request._pyfuncitem  # for a fixture of the session, too, the test that asks for it
     if not selection.is_asked_for(item, request.config):
         tier = options.spelled(request.config, "--tier")
-        pytest.fail(f"this needs `-m perf` or `{tier} NAME` on the command line", pytrace=False)
+        marked = item.get_closest_marker(options.MARKER) is not None
+        mark = "`-m perf`" if marked else "@pytest.mark.perf and `-m perf`,"
+        pytest.fail(f"this needs {mark} or `{tier} NAME` on the command line", pytrace=False)
     if selection.is_distributed(request.config):
         pytest.fail("perf tests measure one pair at a time and cannot be distributed: leave out -n", pytrace=False)
     from pytest_kvcache import activation  # noqa: PLC0415 - heavy

@@ -11,12 +11,11 @@ from pytest_kvcache.config.profile import Profile
 
 _NO_RERUNS = "perf tests are not run again when they fail: a verdict that is repeated until it passes is none"
 #: Options and ini keys of pytest-rerunfailures, flaky and pytest-retry; each is off where it is 0 or not set.
-_RERUNS = ("reruns", "force_flaky", "retries")
-_MARKERS = ("flaky",)
+_RERUNS = ("reruns", "force_reruns", "force_flaky", "retries")
 
 
-def refuse_reruns(config: pytest.Config, items: Sequence[pytest.Item]) -> None:
-    """Refuse a session that would run failed perf tests again.
+def refuse(config: pytest.Config, items: Sequence[pytest.Item]) -> None:
+    """Refuse a session that would run failed perf tests again, or each of them in a process of its own.
 
     Args:
         config: The session's.
@@ -25,15 +24,26 @@ def refuse_reruns(config: pytest.Config, items: Sequence[pytest.Item]) -> None:
     Raises:
         pytest.UsageError: Naming the option, the key of the ini file or the test.
     """
+    if config.getoption("forked", None):
+        raise pytest.UsageError("--forked: perf tests share one pair, and a process for each test would lose it")
     for name in _RERUNS:
-        if _number(config.getoption(name, None)):
-            raise pytest.UsageError(f"--{name.replace('_', '-')}: {_NO_RERUNS}; leave it out, or add `-p no:...`")
-        if _number(ini(config, name)):
+        given = config.getoption(name, None)
+        if _number(given):
+            raise pytest.UsageError(f"--{name.replace('_', '-')}: {_NO_RERUNS}")
+        if (given is None or given is False) and _number(ini(config, name)):
             raise pytest.UsageError(f"{config.inipath}: {name}: {_NO_RERUNS}; set it to 0 with -o {name}=0")
     for item in items:
-        for marker in _MARKERS:
-            if item.get_closest_marker(marker):
-                raise pytest.UsageError(f"{item.nodeid}: {_NO_RERUNS}; take the marker {marker} away")
+        if _is_run_again(item):
+            raise pytest.UsageError(f"{item.nodeid}: {_NO_RERUNS}; take the marker or decorator flaky away")
+
+
+def _is_run_again(item: pytest.Item) -> bool:
+    """Return whether a test is marked to be run again; the package flaky writes on the function and marks nothing."""
+    marker = item.get_closest_marker("flaky")
+    if marker is not None:
+        times = marker.kwargs.get("reruns", marker.kwargs.get("retries", marker.args[0] if marker.args else 1))
+        return bool(_number(times))
+    return getattr(getattr(item, "function", None), "_flaky_max_runs", None) is not None
 
 
 def short_timeouts(config: pytest.Config, items: Sequence[pytest.Item], profile: Profile) -> list[str]:

@@ -108,9 +108,12 @@ def tiers_named(config: pytest.Config) -> list[str]:
     return list(config.getoption("kv_tier", None) or [])
 
 
-def writes_baselines(config: pytest.Config) -> bool:
-    """Return whether the session is to write baselines."""
-    return bool(config.getoption("kv_update_baselines") or config.getoption("kv_record_baselines"))
+def wanted_of_perf_tests(config: pytest.Config) -> str:
+    """Return the option that is of no use without perf tests, "" where none is given."""
+    for short in ("--update-baselines", "--record-baselines"):
+        if config.getoption(SHORT[short][0]):
+            return spelled(config, short)
+    return "--kv-against" if config.getoption("kv_against") else ""
 
 
 def spelled(config: pytest.Config, short: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pytest_kvcache.selection import is_ours_definition
+from pytest_kvcache.selection import is_ours_definition, used_definitions
 
 NAMES = ("kv_tier", "kv_context", "kv_gate")
 
@@ -55,9 +55,6 @@ def too_short_for_a_pair(metafunc: pytest.Metafunc) -> str:
 
 
 def _definitions(metafunc: pytest.Metafunc, name: str) -> Iterator[pytest.FixtureDef[object]]:
-    """Return the fixtures that a test runs for `name`, the nearest first, each where the one before asks for it."""
+    """Return the fixtures that a test runs for `name`, the nearest first."""
     # There is no public way to a test's fixture definitions.
-    for definition in reversed(metafunc._arg2fixturedefs.get(name, ())):
-        yield definition
-        if name not in definition.argnames:
-            return
+    return used_definitions(metafunc._arg2fixturedefs.get(name, ()), name)

@@ -70,7 +70,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if selection.FIXTURES.isdisjoint(metafunc.fixturenames):
         return
     asked = parameters.asked(metafunc)
-    if selection.is_asked_for(metafunc.definition, metafunc.config) and not hasattr(metafunc.config, "workerinput"):
+    asked_for = selection.is_asked_for(metafunc.definition, metafunc.config, marked=True)
+    if asked_for and not hasattr(metafunc.config, "workerinput"):
         from pytest_kvcache import activation  # noqa: PLC0415 - heavy
 
         if activation.parametrize(metafunc, asked):
@@ -120,11 +121,14 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         activation.prepare(wanted)
     elif not session.items and selection.names_node_ids(config) and (wrong := selection.wrong_configuration(config)):
         raise pytest.UsageError(wrong)  # without tiers pytest finds no test of that name
-    elif options.writes_baselines(config) and not selection.is_distributed(config):
-        short = options.spelled(config, "--tier")
-        raise pytest.UsageError(
-            f"baselines are to be written and no perf test is selected: add -m perf or {short} NAME"
-        )
+    elif not session.testsfailed and not selection.is_distributed(config) and (wanted_for := _unused_option(config)):
+        raise pytest.UsageError(wanted_for)
+
+
+def _unused_option(config: pytest.Config) -> str:
+    """Return what to say where an option is of no use, as no perf test is selected; "" where there is none."""
+    option, tier = options.wanted_of_perf_tests(config), options.spelled(config, "--tier")
+    return f"{option}: no perf test is selected: add -m perf or {tier} NAME" if option else ""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -145,8 +149,11 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> Iterator[N
             from pytest_kvcache import activation  # noqa: PLC0415 - heavy
 
             activation.finish(session, exitstatus)
-        elif session.config.stash.get(selection.REFUSED, False):
-            session.exitstatus = pytest.ExitCode.USAGE_ERROR
+        elif selection.is_controller(session.config):
+            if not session.config.stash.get(selection.REFUSED, False):
+                session.config.stash[selection.NOTHING] = _unused_option(session.config)
+            if selection.REFUSED in session.config.stash or session.config.stash[selection.NOTHING]:
+                session.exitstatus = pytest.ExitCode.USAGE_ERROR
 
 
 @pytest.hookimpl(optionalhook=True)

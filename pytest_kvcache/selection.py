@@ -7,8 +7,9 @@ marker and selects them, or by their node id. Light: this runs while every sessi
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,10 +42,15 @@ OUTPUT = "kvcache_refused"
 REFUSED = pytest.StashKey[bool]()
 #: How many perf tests were left out, since nobody asked for them.
 LEFT_OUT = pytest.StashKey[int]()
+#: What was asked for of perf tests although none is selected.
+NOTHING = pytest.StashKey[str]()
 #: What is wrong with the configuration, so that perf tests have no tiers and contexts.
 WRONG = pytest.StashKey[str]()
 _EXPRESSION = pytest.StashKey["tuple[str, Expression | None]"]()
-_NODE_IDS = pytest.StashKey["list[tuple[Path, tuple[str, ...]]]"]()
+_NODE_IDS = pytest.StashKey["list[tuple[Path, tuple[str, ...], tuple[str, ...]]]"]()
+#: Names in an expression, as pytest scans it, and what stands in quotes.
+_IDENTIFIER = re.compile(r"(?:\w|[:+.\[\]\\/-])+")
+_QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 
 
 def is_ours(item: pytest.Item) -> bool:
@@ -53,7 +59,15 @@ def is_ours(item: pytest.Item) -> bool:
         return False
     # There is no public way to a test's fixture definitions.
     known: dict[str, Any] = getattr(getattr(item, "_fixtureinfo", None), "name2fixturedefs", {})
-    return any(is_ours_definition(definition) for name in FIXTURES for definition in known.get(name, ()))
+    return any(is_ours_definition(each) for name in FIXTURES for each in used_definitions(known.get(name, ()), name))
+
+
+def used_definitions(definitions: Sequence[FixtureDef[object]], name: str) -> Iterator[FixtureDef[object]]:
+    """Return the fixtures that a test runs for `name`, the nearest first, each where the one before asks for it."""
+    for definition in reversed(definitions):
+        yield definition
+        if name not in definition.argnames:
+            return
 
 
 def is_ours_definition(definition: FixtureDef[object]) -> bool:
@@ -61,14 +75,16 @@ def is_ours_definition(definition: FixtureDef[object]) -> bool:
     return definition.func.__module__.partition(".")[0] == _PACKAGE
 
 
-def is_asked_for(item: pytest.Item, config: pytest.Config) -> bool:
+def is_asked_for(item: pytest.Item, config: pytest.Config, *, marked: bool | None = None) -> bool:
     """Return whether the session asks for a test of ours, as far as markers and node ids say it.
 
     Args:
         item: One of ours, or the function that it is made of.
         config: The session's.
+        marked: Whether it has the marker; None looks. While tests are made of a function, a conftest.py may yet give
+            it the marker.
     """
-    return bool(tiers_named(config)) or _by_expression(item, config) or _by_node_id(item, config)
+    return bool(tiers_named(config)) or _by_expression(item, config, marked=marked) or _by_node_id(item, config)
 
 
 def is_distributed(config: pytest.Config) -> bool:
@@ -84,6 +100,11 @@ def names_node_ids(config: pytest.Config) -> bool:
 def wrong_configuration(config: pytest.Config) -> str:
     """Return what is wrong with the configuration of perf tests that were asked for, "" where nothing is."""
     return config.stash.get(WRONG, "")
+
+
+def is_controller(config: pytest.Config) -> bool:
+    """Return whether this process has others run the tests (pytest-xdist)."""
+    return is_distributed(config) and not hasattr(config, "workerinput")
 
 
 def tell_controller(config: pytest.Config) -> None:
@@ -104,6 +125,8 @@ def lines(config: pytest.Config, tier_option: str) -> list[str]:
             "ERROR: perf tests measure one pair at a time and cannot be distributed: leave out -n (--tx, --dist), or "
             f"-m perf and {tier_option}"
         ]
+    if config.stash.get(NOTHING, ""):
+        return [f"ERROR: {config.stash[NOTHING]}"]
     if wrong := wrong_configuration(config):
         return [f"kvcache: the tiers and contexts of perf tests are not known: {wrong}"]
     count = config.stash.get(LEFT_OUT, 0)
@@ -113,10 +136,15 @@ def lines(config: pytest.Config, tier_option: str) -> list[str]:
     return []
 
 
-def _by_expression(item: pytest.Item, config: pytest.Config) -> bool:
+def _by_expression(item: pytest.Item, config: pytest.Config, *, marked: bool | None) -> bool:
     expression = _expression(config)
-    marked = item.get_closest_marker(MARKER) is not None  # "not perf" selects the others, and asks for none of them
-    return expression is not None and marked and bool(expression.evaluate(_matcher(item)))
+    if expression is None:
+        return False
+    marks = list(item.iter_markers())
+    if marked and item.get_closest_marker(MARKER) is None:
+        marks.append(pytest.mark.perf.mark)
+    # "not perf" selects the others, and asks for none of them.
+    return any(mark.name == MARKER for mark in marks) and bool(expression.evaluate(_matcher(marks)))
 
 
 def _expression(config: pytest.Config) -> Expression | None:
@@ -125,7 +153,7 @@ def _expression(config: pytest.Config) -> Expression | None:
     known = config.stash.get(_EXPRESSION, None)
     if known is None or known[0] != text:
         compiled = None
-        if re.search(rf"\b{MARKER}\b", text):
+        if MARKER in _IDENTIFIER.findall(_QUOTED.sub("", text)):
             try:
                 compiled = Expression.compile(text)
             except Exception:  # whatever pytest raises for it: it will say so itself
@@ -134,34 +162,38 @@ def _expression(config: pytest.Config) -> Expression | None:
     return known[1]
 
 
-def _matcher(item: pytest.Item) -> Any:
+def _matcher(marks: list[pytest.Mark]) -> Any:
     if hasattr(MarkMatcher, "from_markers"):  # pytest 8.3 and newer
-        return MarkMatcher.from_markers(item.iter_markers())
-    return MarkMatcher.from_item(item)  # type: ignore[attr-defined, unused-ignore]
+        return MarkMatcher.from_markers(marks)
+    return MarkMatcher({mark.name for mark in marks})  # type: ignore[arg-type, unused-ignore]
 
 
 def _by_node_id(item: pytest.Item, config: pytest.Config) -> bool:
     named = _node_ids(config)
     if not named:
         return False
-    path, names = item.path, _names(item)
-    return any(path == file and names[: len(wanted)] == wanted for file, wanted in named)
+    names, path = _names(item), Path(os.path.realpath(item.path))
+    module = path.with_suffix("").parts
+    return any(
+        names[: len(wanted)] == wanted
+        and (path == file or (config.getoption("pyargs", False) and module[-len(parts) :] == parts))
+        for file, parts, wanted in named
+    )
 
 
-def _node_ids(config: pytest.Config) -> list[tuple[Path, tuple[str, ...]]]:
-    """Return file and names of each node id on the command line, without the brackets of parameters."""
+def _node_ids(config: pytest.Config) -> list[tuple[Path, tuple[str, ...], tuple[str, ...]]]:
+    """Return file, module and names of each node id on the command line, names without the brackets of parameters."""
     found = config.stash.get(_NODE_IDS, None)
     if found is None:
-        found = config.stash[_NODE_IDS] = list(_parsed(config.args, config.invocation_params.dir))
+        found = []
+        for arg in map(str, config.args):
+            file, *rest = arg.split("::")
+            if rest:
+                names = tuple("::".join(rest).partition("[")[0].split("::"))
+                path = Path(os.path.realpath(config.invocation_params.dir / file))
+                found.append((path, tuple(file.split(".")), names))
+        config.stash[_NODE_IDS] = found
     return found
-
-
-def _parsed(args: Iterable[str], folder: Path) -> Iterable[tuple[Path, tuple[str, ...]]]:
-    for arg in args:
-        bare = str(arg).partition("[")[0]
-        if "::" in bare:
-            file, *names = bare.split("::")
-            yield (folder / file).resolve(), tuple(names)
 
 
 def _names(item: pytest.Item) -> tuple[str, ...]:

@@ -43,7 +43,6 @@ class PerfState:
         campaign: Owns the numbers of boots, their results, and what cut them short.
         listener: Is told of boots and loads.
         written: The files that were.
-        cut_short: The session ended before baselines that were asked for could be written.
         hook_errors: What hooks of others raised, a line each.
         undecided: Tests without a decision: node id, status, reason.
         usable: Tiers that were found to be able to run here.
@@ -69,7 +68,6 @@ class PerfState:
         self.gpus: list[BootGpus] = []
         self.stopping: dict[tuple[str, str, bool], tuple[str, ...]] = {}
         self.cautions_told: set[str] = set()
-        self.cut_short = False
         self.engine_minutes = 0.0
         self.fixed_minutes = 0.0
         self.peak_memory_bytes = 0

@@ -61,8 +61,6 @@ class SessionReport:
             line(f"rows, counters and logs: {state.run.folder}")
         for interruption in state.campaign.interruptions.values():
             line(str(interruption))
-        if state.cut_short:
-            line("no baseline was written: the session did not come to its end")
         for each in state.hook_errors:
             line(each)
         for nodeid, status, reason in state.undecided:

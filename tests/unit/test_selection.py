@@ -173,11 +173,14 @@ def test_a_tier_option_of_somebody_else(project: Project, how: str) -> None:
         ("reruns = 2", (), "reruns: perf tests are not run again"),
         ("addopts = --reruns=1", (), "--reruns: perf tests are not run again"),
         ("retries = 1", (), "retries: perf tests are not run again"),
+        ("", ("--force-reruns", "1"), "--force-reruns: perf tests are not run again"),
+        ("reruns = 2", ("--reruns", "0"), ""),
+        ("", ("--forked",), "--forked: perf tests share one pair"),
         ("", ("--force-flaky",), "--force-flaky: perf tests are not run again"),
         ("reruns = 0", (), ""),
         ("", ("--reruns", "0"), ""),
     ],
-    ids=["option", "ini", "addopts", "retry", "flaky", "off", "option-off"],
+    ids=["option", "ini", "addopts", "retry", "force", "option-wins", "forked", "flaky", "off", "option-off"],
 )
 def test_reruns_are_refused_wherever_they_are_set(project: Project, ini: str, args: tuple[str, ...], said: str) -> None:
     """A verdict that is repeated until it passes is none; other people's tests may be run again."""
@@ -190,6 +193,8 @@ def test_reruns_are_refused_wherever_they_are_set(project: Project, ini: str, ar
             parser.addoption("--reruns", type=int)
             parser.addoption("--force-flaky", action="store_true")
             parser.addoption("--retries", type=int)
+            parser.addoption("--force-reruns", type=int)
+            parser.addoption("--forked", action="store_true")
             parser.addini("reruns", "x")
             parser.addini("retries", "x")
         """
@@ -225,32 +230,29 @@ def test_a_timeout_shorter_than_a_boot_is_named_beforehand(  # noqa: PLR0917 - a
     """pytest-timeout would end the first test of each tier: that is said before the first boot."""
     configure(project, toml())
     (project.path / "pyproject.toml").unlink()
-    (project.path / "pytest.ini").write_text(f"[pytest]\nkv_profile = stub\nmarkers = timeout: x\n{ini}\n")
+    (project.path / "pytest.ini").write_text(f"[pytest]\nkv_profile = stub\n{ini}\n")
     if env:
         monkeypatch.setenv("PYTEST_TIMEOUT", env)
-    project.makeconftest(
-        """
-        class Timeout:
-            pass
-        def pytest_addoption(parser):
-            parser.addoption("--timeout", type=float)
-            parser.addini("timeout", "x")
-        def pytest_configure(config):
-            config.pluginmanager.register(Timeout(), "timeout")
-        """
-    )
     result = quick(project, "-m", "perf", "--collect-only", *args, files={"test_it": marker + OURS})
     found = [line for line in result.outlines if line.startswith("kvcache: caution: ") and "ends a test after" in line]
     assert [where in line for line in found] == ([True] if where else [])
 
 
-@pytest.mark.parametrize("args", [("--update-baselines",), ("--kv-record-baselines", "-m", "not perf")], ids=str)
-def test_writing_baselines_without_perf_tests_is_said(project: Project, args: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("args", "option"),
+    [
+        (("--update-baselines",), "--update-baselines"),
+        (("--kv-record-baselines", "-m", "not perf"), "--record-baselines"),
+        (("--kv-against=git:HEAD",), "--kv-against"),
+    ],
+    ids=str,
+)
+def test_writing_baselines_without_perf_tests_is_said(project: Project, args: tuple[str, ...], option: str) -> None:
     """Who wants baselines and selects nothing that makes any is told so, before other tests run for nothing."""
     configure(project, toml())
     result = quick(project, *args)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    assert "baselines are to be written and no perf test is selected: add -m perf or --tier NAME" in result.stderr.str()
+    assert f"{option}: no perf test is selected: add -m perf or --tier NAME" in result.stderr.str()
 
 
 def test_a_session_that_stops_early_writes_nothing(project: Project) -> None:
@@ -272,11 +274,9 @@ def test_a_distributed_session_is_refused_once(project: Project, args: tuple[str
     result = quick(project, *args)
     assert result.parseoutcomes()["passed"] == 2
     assert "ERROR" not in result.stdout.str()
-    for selected in (("-m", "perf"), ("--tier", "gpu"), ("test_it.py::test_ours",)):
-        done = quick(project, *args, *selected)
-        assert done.ret == pytest.ExitCode.USAGE_ERROR
-        assert sum("cannot be distributed" in line for line in done.outlines) == 1
-    quick(project, *args, "-m", "perf", "-k", "theirs").assert_outcomes(passed=1)
+    done = quick(project, *args, "-m", "perf")
+    assert done.ret == pytest.ExitCode.USAGE_ERROR
+    assert sum("cannot be distributed" in line for line in done.outlines) == 1
 
 
 def test_workers_of_none_are_no_workers(project: Project) -> None:
@@ -296,3 +296,92 @@ def test_node_ids_of_classes_and_folders(project: Project, tmp_path: Path) -> No
     for arg in ("perf/test_in.py::TestIt", "perf/test_in.py::TestIt::test_ours", f"{folder}/test_in.py::TestIt"):
         result = project.runpytest_inprocess("-p", "no:cacheprovider", "--collect-only", "-q", arg)
         assert any(line.endswith("perf/test_in.py::TestIt::test_ours[gpu-50-ttft]") for line in result.outlines)
+
+
+@pytest.mark.parametrize(
+    ("marker", "args", "runs"),
+    [
+        ("perf-smoke", ("-m", "not perf-smoke"), False),
+        ("perf_smoke", ("-m", "not perf_smoke"), False),
+        ("perf.smoke", ("-m", "perf.smoke or plain"), False),
+        ("x", ("-m", "perf and not x"), True),
+    ],
+    ids=str,
+)
+def test_an_expression_asks_by_the_whole_name(
+    project: Project, marker: str, args: tuple[str, ...], *, runs: bool
+) -> None:
+    """A marker whose name only begins like ours asks for nothing."""
+    configure(project, toml())
+    result = quick(project, "--collect-only", "-q", "-o", f"markers={marker}: x\n  plain: y", *args)
+    assert any("test_ours[gpu-50-ttft]" in line for line in result.outlines) is runs
+
+
+def test_a_conftest_may_give_the_marker(project: Project) -> None:
+    """A marker that is added once tests are collected counts like one in the file."""
+    configure(project, toml())
+    project.makeconftest(
+        """
+        import pytest
+        def pytest_collection_modifyitems(items):
+            for item in items:
+                if "ours" in item.name:
+                    item.add_marker("perf")
+        """
+    )
+    unmarked = OURS.replace("@pytest.mark.perf\n", "")
+    result = quick(project, "--collect-only", "-q", "-m", "perf", files={"test_it": unmarked + PLAIN})
+    assert "test_it.py::test_ours[gpu-50-ttft]" in result.outlines
+    quick(project, files={"test_it": unmarked + PLAIN}).assert_outcomes(passed=1, deselected=1)
+
+
+@pytest.mark.parametrize("name", ["kv_tier", "vllm_pair", "kv_profile"])
+def test_a_fixture_of_ones_own_name_is_not_ours(project: Project, name: str) -> None:
+    """A project that has a fixture of that name itself uses its own, and its tests run as they always did."""
+    configure(project, "no toml")
+    own = f"@pytest.fixture\ndef {name}(): return 1\n@pytest.mark.perf\ndef test_own({name}): assert {name} == 1\n"
+    quick(project, files={"test_it": own}).assert_outcomes(passed=1)
+    quick(project, "-m", "perf", files={"test_it": own}).assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize("code", [0, 1, 143])
+def test_a_session_that_a_plugin_ends_writes_nothing(project: Project, code: int) -> None:
+    """Whatever exit code it gives itself, baselines stay as they are while tests have not run, and that is said."""
+    configure(project, toml())
+    project.makeconftest(
+        f"""
+        import pytest
+        @pytest.hookimpl(trylast=True)
+        def pytest_runtest_teardown(item, nextitem):
+            if nextitem is not None:
+                pytest.exit("enough", returncode={code})
+        """
+    )
+    result = run(project, "--tier", "gpu", "--record-baselines")
+    assert result.ret == code
+    result.stdout.fnmatch_lines(["*kvcache: no baseline was written: the session did not come to its end"])
+    assert not (project.path / "baselines").exists()
+
+
+@pytest.mark.parametrize("decorate", ["@pytest.mark.flaky(reruns=2)", "@pytest.mark.flaky", "@flaky"])
+def test_tests_that_are_marked_to_be_run_again(project: Project, decorate: str) -> None:
+    """The markers of plugins and the decorator of the package flaky are refused, an opt-out is not."""
+    configure(project, toml())
+    flaky = "def flaky(f):\n    f._flaky_max_runs = 2\n    return f\n"
+    result = quick(project, "-o", "markers=flaky: x", "-m", "perf", files={"test_it": f"{flaky}{decorate}\n{OURS}"})
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "test_ours[gpu-50-ttft]: perf tests are not run again" in result.stderr.str()
+    off = quick(
+        project,
+        *("-o", "markers=flaky: x", "-m", "perf", "--collect-only"),
+        files={"test_it": f"@pytest.mark.flaky(reruns=0)\n{OURS}"},
+    )
+    assert off.ret == 0
+
+
+def test_a_distributed_session_that_is_to_write_baselines(project: Project) -> None:
+    """Without perf tests it is told so too, once."""
+    configure(project, toml())
+    result = quick(project, "-n", "1", "--update-baselines")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert sum("no perf test is selected" in line for line in result.outlines) == 1
