@@ -181,7 +181,8 @@ def _read(path: Path) -> Record:
         _UnreadableError: It is empty or damaged, or another version wrote it.
     """
     try:
-        data: Any = from_json(path.read_bytes())
+        text = path.read_bytes()
+        data: Any = from_json(text)
     except (ValueError, OSError) as error:
         empty = path.stat().st_size == 0
         raise _UnreadableError("is empty" if empty else f"cannot be read ({error!s:.80})") from None
@@ -189,7 +190,7 @@ def _read(path: Path) -> Record:
     if version != VERSION:
         raise _UnreadableError(f"was written by another version of pytest-kvcache (layout {version!s:.20})")
     try:
-        return _RECORD.validate_python(data)
+        return _RECORD.validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"])) or "the whole"
