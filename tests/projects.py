@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -76,12 +76,19 @@ class Session:
     Args:
         project: Where it runs.
         args: For pytest.
+        ignoring: Signals that it inherits as ignored, as of `nohup`.
     """
 
     #: Those that are not known to have ended: a failed test leaves none of them (the fixture `project` ends them).
     started: ClassVar[list[Session]] = []
 
-    def __init__(self, project: Project, *args: str) -> None:
+    def __init__(self, project: Project, *args: str, ignoring: Sequence[int] = ()) -> None:
+        def dispose() -> None:
+            # A job in the background of a script inherits SIGINT as ignored; a person's terminal does not.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            for number in ignoring:
+                signal.signal(number, signal.SIG_IGN)
+
         self.path = project.path
         self.out = project.path / "session.out"
         with self.out.open("wb") as out:
@@ -90,8 +97,7 @@ class Session:
                 cwd=project.path,
                 stdout=out,
                 stderr=subprocess.STDOUT,
-                # A job in the background of a script inherits SIGINT as ignored; a person's terminal does not.
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+                preexec_fn=dispose,  # noqa: PLW1509
             )
         self.started.append(self)
 

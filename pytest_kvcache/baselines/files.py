@@ -6,16 +6,25 @@ Nothing here prints. Tables are data frames of text, ready for `to_string(index=
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from pytest_kvcache.baselines.store import read_bytes, read_requests
+from pytest_kvcache.baselines.store import read_bytes
 from pytest_kvcache.baselines.update import levels
 from pytest_kvcache.errors import BaselineError
-from pytest_kvcache.verdict.cells import MAX_JSON_BYTES, Cell, StoredCell, parse, parse_json, requests_path
+from pytest_kvcache.verdict.cells import (
+    MAX_JSON_BYTES,
+    RECORD_ANEW,
+    SCHEMA,
+    Cell,
+    StoredCell,
+    parse,
+    parse_json,
+    requests_path,
+)
 from pytest_kvcache.verdict.interim import Policy
 from pytest_kvcache.verdict.metrics import JUDGED
 from pytest_kvcache.verdict.procedure import tier_of
@@ -33,7 +42,7 @@ class Found:
         stored: What it holds; None where it cannot be read.
         schema: Its schema version; None where not even that can be read.
         problem: Why it cannot be read, "" where it can.
-        requests_problem: Why its table of requests cannot be read, "" where it can or has none.
+        todo: What helps, "" where it can be read.
     """
 
     path: Path
@@ -41,7 +50,7 @@ class Found:
     stored: StoredCell | None = None
     schema: int | None = None
     problem: str = ""
-    requests_problem: str = ""
+    todo: str = ""
 
 
 def scan(root: Path) -> tuple[Found, ...]:
@@ -61,11 +70,18 @@ def readable(found: Sequence[Found]) -> tuple[StoredCell, ...]:
     return tuple(f.stored for f in found if f.stored is not None)
 
 
-def list_table(found: Sequence[Found], *, family: int | None = None, policy: Policy | None = None) -> pd.DataFrame:
+def list_table(
+    found: Sequence[Found],
+    *,
+    tables: Mapping[Path, str] | None = None,
+    family: int | None = None,
+    policy: Policy | None = None,
+) -> pd.DataFrame:
     """Return a line a file: cell, boots, sessions, dates, margin of TTFT, size, and what is wrong with it.
 
     Args:
         found: Of `scan`.
+        tables: Of `tables.problems`.
         family: Declared gates, for the margin; None takes those of the file's profile and machine.
         policy: The rules; the default ones for None.
     """
@@ -91,7 +107,7 @@ def list_table(found: Sequence[Found], *, family: int | None = None, policy: Pol
                 "sessions": str(len({boot.run_id for boot in stored.boots})),
                 "recorded": dates[0] if dates[0] == dates[-1] else f"{dates[0]} … {dates[-1]}",
                 "margin": "-" if math.isnan(margin) or margin > 10 else f"{margin:+.0%}",
-                "state": item.requests_problem
+                "state": (tables or {}).get(item.path)
                 or (f"too small: gates need {policy.least_boots} boots" if few else "ok"),
             }
         )
@@ -214,26 +230,21 @@ def _look(path: Path, root: Path) -> Found:
     schema = None
     try:
         data = read_bytes(path, root=root, limit=MAX_JSON_BYTES)
-        if data is None:
-            return Found(path, cell, problem="is gone")
-        version = _schema(parse_json(data, where=str(path)))
-        schema = version
-        stored = parse(data, where=str(path))
-        if stored.address != cell:
-            return Found(path, cell, schema=schema, problem=f"is the baseline of {stored.address}, not of this place")
     except BaselineError as error:
-        return Found(path, cell, schema=schema, problem=error.what)
-    return Found(path, cell, stored, schema, requests_problem=_requests_problem(root, stored))
-
-
-def _requests_problem(root: Path, stored: StoredCell) -> str:
-    if stored.requests is None:
-        return ""
+        return Found(path, cell, problem=error.what, todo=error.todo)
+    if data is None:
+        return Found(path, cell, problem="is gone", todo=RECORD_ANEW)
     try:
-        read_requests(root, stored)
+        schema = _schema(parse_json(data, where=str(path)))
+        stored = parse(data, where=str(path))
     except BaselineError as error:
-        return f"its requests: {error.what}"
-    return ""
+        is_damaged = schema in {None, SCHEMA}
+        problem = f"is damaged: it {error.what}" if is_damaged else error.what
+        return Found(path, cell, schema=schema, problem=problem, todo=error.todo)
+    if stored.address != cell:
+        problem = f"is the baseline of {stored.address}, not of this place"
+        return Found(path, cell, schema=schema, problem=problem, todo=RECORD_ANEW)
+    return Found(path, cell, stored, schema)
 
 
 def _schema(data: object) -> int | None:

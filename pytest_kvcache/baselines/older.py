@@ -17,7 +17,7 @@ from pytest_kvcache.verdict.cells import SCHEMA
 def with_older(root: Path, found: Sequence[Found]) -> tuple[Found, ...]:
     """Return what was found, with files of an older schema as they would be carried over; nothing is written."""
     carried = {each.path: each.write.new for each in migrations(root, found) if each.write is not None}
-    return tuple(replace(f, stored=carried[f.path], problem="") if f.path in carried else f for f in found)
+    return tuple(replace(f, stored=carried[f.path], problem="", todo="") if f.path in carried else f for f in found)
 
 
 @dataclass(frozen=True)

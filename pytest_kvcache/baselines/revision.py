@@ -7,25 +7,48 @@ from pathlib import Path
 
 from pytest_kvcache.errors import BaselineError
 
+_LINK, _FILE = "120000", "100"
+#: What a baseline consists of; nothing else that may lie beside them is written.
+_SUFFIXES = (".json", ".requests.parquet")
+
 
 def export(root: Path, revision: str, folder: Path) -> None:
-    """Write the baselines below `root` as they are at a revision into a folder, tables of requests too.
+    """Write the baselines below `root` as a checkout of a revision has them into a folder, tables of requests too.
 
     Raises:
-        BaselineError: git has no such revision there.
+        BaselineError: git has no such revision there, cannot give a file of it, or is not installed.
     """
-    top = ["git", "-C", str(root)]
-    listed = subprocess.run(
-        [*top, "ls-tree", "-r", "-z", "--name-only", "--end-of-options", revision, "."],
-        capture_output=True,
-        encoding="utf-8",
-        errors="surrogateescape",
-        check=False,
-    )
+    listed = _git(root, "ls-tree", "-r", "-z", "--end-of-options", revision, ".")
     if listed.returncode != 0:
-        raise BaselineError(f"git has no revision {revision!r} here: {listed.stderr.strip()[:200]}", where=str(root))
-    for name in filter(None, listed.stdout.split("\0")):
+        said = listed.stderr.decode(errors="replace").strip()[:200]
+        raise BaselineError(f"git has no revision {revision!r} here: {said}", where=str(root))
+    for line in filter(None, listed.stdout.decode(errors="surrogateescape").split("\0")):
+        about, _, name = line.partition("\t")
+        mode, _, digest = about.split()
+        if not name.endswith(_SUFFIXES) or not (mode == _LINK or mode.startswith(_FILE)):
+            continue
+        content = _content(root, digest, name, revision, filtered=mode != _LINK)
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") as out:
-            subprocess.run([*top, "show", f"{revision}:./{name}"], stdout=out, check=True)
+        if mode == _LINK:
+            path.symlink_to(content.decode(errors="surrogateescape"))
+        else:
+            path.write_bytes(content)
+
+
+def _content(root: Path, digest: str, name: str, revision: str, *, filtered: bool) -> bytes:
+    """Return a file, by the filters of a checkout (Git LFS) where they work."""
+    given = _git(root, "cat-file", "--filters", f"--path=./{name}", digest) if filtered else None
+    if given is None or given.returncode != 0:
+        given = _git(root, "cat-file", "blob", digest)
+    if given.returncode != 0:
+        said = given.stderr.decode(errors="replace").strip()[:200]
+        raise BaselineError(f"git cannot give it: {said}", where=f"{revision}:{name}")
+    return given.stdout
+
+
+def _git(root: Path, *args: str) -> subprocess.CompletedProcess[bytes]:
+    try:
+        return subprocess.run(["git", "-C", str(root), *args], capture_output=True, check=False)
+    except FileNotFoundError:
+        raise BaselineError("git is not installed", where=str(root), todo="install it, or name a folder") from None

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 
-from pytest_kvcache.baselines import files, older, revision, store, update
+from pytest_kvcache.baselines import files, older, revision, store, tables, update
 from pytest_kvcache.baselines.files import Found
 from pytest_kvcache.commands.located import add_project_arguments, located
 from pytest_kvcache.errors import BaselineError, ConfigError
 from pytest_kvcache.paths import argument
 from pytest_kvcache.tiers import catalogue
-from pytest_kvcache.verdict.cells import RECORD_ANEW, SCHEMA, Cell, StoredCell
+from pytest_kvcache.verdict.cells import SCHEMA, Cell, StoredCell
 from pytest_kvcache.verdict.interim import Policy
 from pytest_kvcache.verdict.metrics import JUDGED
 
@@ -66,23 +66,24 @@ def run(args: argparse.Namespace, say: Say) -> int:
 
 def _list(args: argparse.Namespace, say: Say) -> int:
     found = files.scan(args.kv_baselines)
-    say(_text(files.list_table(found)) if found else "no baselines")
-    return 1 if any(f.problem or f.requests_problem for f in found) else 0
+    problems = tables.problems(found)
+    say(_text(files.list_table(found, tables=problems)) if found else "no baselines")
+    return 1 if problems or any(f.problem for f in found) else 0
 
 
 def _show(args: argparse.Namespace, say: Say) -> int:
     found = files.scan(args.kv_baselines)
-    cells = files.readable(found)
-    chosen = [c for c in cells if args.cell in {str(c.address), _long(c)}]
-    damaged = [f for f in found if f.problem and f.cell is not None and args.cell in {str(f.cell), _named(f.cell)}]
-    if not chosen and damaged:
-        raise BaselineError(f"is damaged: {damaged[0].problem}", where=str(damaged[0].path), todo=RECORD_ANEW)
+    named = {f.cell: f for f in found if f.cell is not None}
+    chosen = [cell for cell in named if args.cell in {str(cell), _long(cell)}]
     if len(chosen) != 1:
-        known = ", ".join(_long(c) for c in (chosen or cells)) or "none"
+        known = ", ".join(_long(cell) for cell in (chosen or named)) or "none"
         what = "is there on several machines" if chosen else "is not there"
         raise BaselineError(f"{args.cell} {what}; known: {known}", where=str(args.kv_baselines))
-    rules, family = _rules(args, chosen[0])
-    shown = files.show(chosen[0], cells, family=family, policy=rules)
+    item = named[chosen[0]]
+    if item.stored is None:
+        raise BaselineError(item.problem, where=str(item.path), todo=item.todo)
+    rules, family = _rules(args, item.stored)
+    shown = files.show(item.stored, files.readable(found), family=family, policy=rules)
     say(f"{_long(chosen[0])}: {shown.label}")
     for table in (shown.levels, shown.boots, shown.keys):
         say("")
@@ -91,41 +92,52 @@ def _show(args: argparse.Namespace, say: Say) -> int:
 
 
 def _diff(args: argparse.Namespace, say: Say) -> int:
+    """Say what changed; 1 where a file could not be compared, since nobody knows whether it did."""
     args.other = _other(args.other)
     other = Path(args.other)
-    now = _by_cell(files.scan(args.kv_baselines))
+    now = _by_cell(args.kv_baselines)
     if other.is_dir():
-        before = _by_cell(older.with_older(other, files.scan(other)))
+        before = _by_cell(other)
     else:
         with tempfile.TemporaryDirectory(prefix="kvc-baselines-") as folder:
             revision.export(args.kv_baselines, args.other, Path(folder))
-            before = _by_cell(older.with_older(Path(folder), files.scan(Path(folder))))
-    changed = 0
-    for address in sorted({*now, *before}, key=str):
-        old, new = before.get(address), now.get(address)
-        at = f"{address} on {address.machine}"
+            before = _by_cell(Path(folder))
+    changed = unread = 0
+    for cell in sorted({*now, *before}, key=_long):
+        old, new = before.get(cell), now.get(cell)
+        at = f"{cell} on {cell.machine}"
+        problems = [
+            f"{at}: {when}: {each.problem}" for when, each in ((args.other, old), ("now", new)) if each and each.problem
+        ]
+        unread += bool(problems)
+        lines = problems
         if old is None or new is None:
-            lines = [f"{at}: {'new' if old is None else 'gone'}"]
-        elif old.stored is None or new.stored is None:
-            lines = [
-                f"{at}: {when}: {each.problem}" for when, each in ((args.other, old), ("now", new)) if each.problem
-            ]
-        elif old.stored.text() != new.stored.text():  # a file has fewer digits than what is carried over
-            found = update.diff(old.stored, new.stored)
-            lines = [f"{at}: {len(old.stored.boots)} -> {len(new.stored.boots)} boots"]
-            lines += [f"  {line}" for line in (*found.comparability, *found.versions)]
-            lines += [_text(found.table())]
-        else:
-            continue
-        changed += 1
+            lines = [f"{at}: {'new' if old is None else 'gone'}", *problems]
+        elif old.stored is not None and new.stored is not None:
+            lines = _changes(at, old.stored, new.stored)
+        changed += bool(lines)
         for line in lines:
             say(line)
-    say(f"{changed} of {len({*now, *before})} cells differ from {args.other}")
-    return 0
+    say(f"{changed} of {len({*now, *before})} cells differ from {args.other}" + _count(unread))
+    return 1 if unread else 0
 
 
-def _by_cell(found: Sequence[Found]) -> dict[Cell, Found]:
-    return {each.cell: each for each in found if each.cell is not None}
+def _count(unread: int) -> str:
+    return f" or cannot be compared ({unread})" if unread else ""
+
+
+def _changes(at: str, old: StoredCell, new: StoredCell) -> list[str]:
+    """Return what changed in a cell that is there on both sides, nothing where nothing did."""
+    if old.text() == new.text():  # a file has fewer digits than what is carried over
+        return []
+    found = update.diff(old, new)
+    lines = [f"{at}: {len(old.boots)} -> {len(new.boots)} boots"]
+    return [*lines, *(f"  {line}" for line in (*found.comparability, *found.versions)), _text(found.table())]
+
+
+def _by_cell(root: Path) -> dict[Cell, Found]:
+    """Return the files below a folder by their cells; those of an older schema as they would be carried over."""
+    return {each.cell: each for each in older.with_older(root, files.scan(root)) if each.cell is not None}
 
 
 def _other(text: str) -> str:
@@ -181,11 +193,7 @@ def _rules(args: argparse.Namespace, stored: StoredCell) -> tuple[Policy, int]:
     return profile.rules.policy(), len(known.tiers) * len(profile.workload.context_tokens) * len(JUDGED)
 
 
-def _long(stored: StoredCell) -> str:
-    return _named(stored.address)
-
-
-def _named(cell: Cell) -> str:
+def _long(cell: Cell) -> str:
     return f"{cell.profile}/{cell.machine}/{cell.tier}/{cell.context_tokens}"
 
 

@@ -160,7 +160,7 @@ def _bench(tiers: Sequence[Tier], ctx: TierContext, engine: BaseEngine, say: Say
             plan = tier.plan(replace(ctx, run_id=f"{session.id}-doctor")) if tier.unavailable(ctx) is None else None
             configured = plan.offload.of_server(0).l2_adapter if plan is not None and plan.offload is not None else None
             if plan is not None and configured is not None:
-                look = partial(adapter.bench_plan, plan, configured, engine.program("lmcache"), session)
+                look = partial(adapter.bench_plan, plan, configured, str(engine.python), session)
                 results.append(
                     preflight.run(f"tier {tier.name}", Check("LMCache's adapter", look), limit_s=_BENCH_LIMIT_S)
                 )

@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
+
 from pytest_kvcache.commands.located import add_project_arguments, located
 from pytest_kvcache.errors import ConfigError
 from pytest_kvcache.paths import argument
@@ -44,12 +46,12 @@ def run(args: argparse.Namespace, say: Say) -> int:
     Raises:
         ConfigError: There is nothing to draw, or not so, or not there.
     """
-    rows = series.read(args.runs or [_newest(located(args).runs)])
+    rows, passed_over = (series.read(args.runs), []) if args.runs else _newest(located(args).runs)
     table = series.means(rows)
     say(table.to_string(index=False, float_format="{:.4g}".format))
     for best in series.best_tables(table, against=args.against or series.YARDSTICKS):
         say(f"\n{best}")
-    for line in rows.attrs["left_out"]:
+    for line in (*passed_over, *rows.attrs["left_out"]):
         say(f"\nleft out: {line}")
     for row in rows[rows["faults"] != ""].itertuples():
         say(f"\ninvalid, and in no figure: {row.label} at {row.context_tokens}: {row.faults}")
@@ -62,8 +64,17 @@ def run(args: argparse.Namespace, say: Say) -> int:
     return 0
 
 
-def _newest(runs: Path) -> Path:
-    found = sorted(path for path in runs.glob("*") if any(path.rglob("run.json"))) if runs.is_dir() else []
-    if not found:
-        raise ConfigError("no run is there", where=str(runs), todo="name one, or run `pytest -m perf` first")
-    return found[-1]
+def _newest(runs: Path) -> tuple[pd.DataFrame, list[str]]:
+    """Return the newest run that has figures, and why those that are newer have none.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    passed_over: list[str] = []
+    for run in sorted((path for path in runs.glob("*") if path.is_dir()), reverse=True):
+        try:
+            return series.read([run]), passed_over
+        except series.NothingMeasuredError as error:
+            passed_over.append(f"{run}: {error.what}")
+    what = f"no run is there that has figures: {'; '.join(passed_over)}" if passed_over else "no run is there"
+    raise ConfigError(what, where=str(runs), todo="name one, or run `pytest -m perf` first")

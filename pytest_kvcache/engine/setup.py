@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes.util
 import hashlib
+import json
 import os
 import platform
 import shutil
@@ -17,7 +17,8 @@ from pathlib import Path
 from filelock import FileLock
 
 from pytest_kvcache.engine import connector, torch_build
-from pytest_kvcache.engine.environment import Engine, inspect
+from pytest_kvcache.engine.environment import BrokenEnvironmentError, Engine, inspect
+from pytest_kvcache.engine.requirements import requirements
 from pytest_kvcache.errors import SetupError
 from pytest_kvcache.runs.files import write_json
 
@@ -26,70 +27,9 @@ _TORCH = LOCKS / "torch.txt"
 _PACKAGES = LOCKS / "cpu.txt"
 _CUDA_RUNTIME = LOCKS / "torch-cuda-runtime.txt"
 
-_PYTHONS = ((3, 11), (3, 13))
-_DISK_GB = 8
-_GLIBC = (2, 31)
 #: Written last: an environment without it is half made and is made again.
 _MARKER = "kvcache-engine.json"
 _IMPORTS = "import torch, vllm, lmcache"
-
-
-@dataclass(frozen=True)
-class Requirement:
-    """One thing that the lock needs of the machine.
-
-    Args:
-        name: What is checked.
-        met: Whether it is there.
-        found: What is there instead.
-        todo: What to do about it.
-    """
-
-    name: str
-    met: bool
-    found: str
-    todo: str
-
-
-def requirements(target: Path) -> list[Requirement]:
-    """Check the machine against what the lock holds for: CPython 3.11 to 3.13, x86-64 with AVX2, glibc, disk."""
-    version = sys.version_info[:2]
-    flags = _cpu_flags()
-    libc = platform.libc_ver()
-    free_gb = shutil.disk_usage(_existing(target)).free / 1e9
-    return [
-        Requirement(
-            "CPython 3.11 to 3.13",
-            platform.python_implementation() == "CPython" and _PYTHONS[0] <= version <= _PYTHONS[1],
-            f"{platform.python_implementation()} {platform.python_version()}",
-            "use another Python for the plugin's environment",
-        ),
-        Requirement(
-            "Linux on x86-64",
-            sys.platform == "linux" and platform.machine() == "x86_64",
-            f"{sys.platform} on {platform.machine()}",
-            "point --kv-engine at an environment with a vLLM for this machine",
-        ),
-        Requirement("AVX2", "avx2" in flags, "a processor without it", "use another machine, or --kv-engine"),
-        Requirement(
-            "glibc 2.31 or newer",
-            libc[0] == "glibc" and tuple(int(x) for x in libc[1].split(".")[:2]) >= _GLIBC,
-            " ".join(libc).strip() or "another C library",
-            "use a newer distribution, or --kv-engine",
-        ),
-        Requirement(
-            "libnuma.so.1",
-            ctypes.util.find_library("numa") is not None,
-            "not installed",
-            "install it (Debian and Ubuntu: apt-get install libnuma1)",
-        ),
-        Requirement(
-            f"{_DISK_GB} GB of free disk",
-            free_gb >= _DISK_GB,
-            f"{free_gb:.1f} GB at {_existing(target)}",
-            "free some, or set PYTEST_KVCACHE_HOME to a folder on a larger disk",
-        ),
-    ]
 
 
 def lock_digest() -> str:
@@ -136,9 +76,37 @@ def engine_path(home: Path, variant: Variant = LOCKED) -> Path:
 
 
 def installed(home: Path, variant: Variant = LOCKED) -> Engine | None:
-    """Return the environment of the present lock where it is complete, else None."""
+    """Return the environment of the present lock where it is complete, else None.
+
+    Raises:
+        BrokenEnvironmentError: It was complete once, and its Python or a package of it is not what it was.
+        SetupError: Its Python does not answer.
+    """
     path = engine_path(home, variant)
-    return inspect(path) if (path / _MARKER).is_file() else None
+    if not (path / _MARKER).is_file():
+        return None
+    try:
+        return _as_made(path)
+    except BrokenEnvironmentError as error:
+        todo = "run `pytest-kvcache setup`, which makes it anew"
+        raise BrokenEnvironmentError(error.what, where=error.where, todo=todo) from None
+
+
+def _as_made(path: Path) -> Engine:
+    """Return the environment at `path` if it is still what its marker says was made; raises as `installed` does."""
+    engine = inspect(path)
+    try:
+        made = json.loads((path / _MARKER).read_text(encoding="utf-8")).get("versions", {})
+    except (ValueError, AttributeError):
+        raise BrokenEnvironmentError(f"its {_MARKER} is damaged", where=str(path)) from None
+    here = f"{sys.version_info.major}.{sys.version_info.minor}"
+    if not f"{engine.versions['python']}.".startswith(f"{here}."):
+        raise BrokenEnvironmentError(
+            f"its Python is {engine.versions['python']}, and it was made for {here}", where=str(path)
+        )
+    if lacking := [name for name in made if name not in engine.versions]:
+        raise BrokenEnvironmentError(f"it lacks {', '.join(lacking)}, which it had", where=str(path))
+    return engine
 
 
 def others(home: Path) -> list[Path]:
@@ -183,7 +151,7 @@ def setup(home: Path, say: Callable[[str], None], variant: Variant = LOCKED) -> 
     with lock:
         try:
             found = installed(home, variant)
-        except SetupError as error:
+        except BrokenEnvironmentError as error:
             say(f"the environment that is there is broken ({error.what}): it is made anew")
             found = None
         if found is not None:
@@ -199,10 +167,25 @@ def setup(home: Path, say: Callable[[str], None], variant: Variant = LOCKED) -> 
                 where="pytest-kvcache setup",
                 todo="; ".join(r.todo for r in missing),
             )
-        if path.exists():
+        if path.exists() or path.is_symlink():
             say("removing what is there of an environment")
-            shutil.rmtree(path)
+            _remove(path)
         return _make(path, say, variant)
+
+
+def _remove(path: Path) -> None:
+    """Remove what is in an environment's place; of a link the link only.
+
+    Raises:
+        SetupError: It cannot be removed.
+    """
+    try:
+        if path.is_symlink() or not path.is_dir():
+            path.unlink()
+        else:
+            shutil.rmtree(path)
+    except OSError as error:
+        raise SetupError(f"cannot be removed: {error.strerror}", where=str(error.filename or path)) from None
 
 
 def _make(path: Path, say: Callable[[str], None], variant: Variant) -> Engine:
@@ -282,19 +265,6 @@ def _is_held(lock: FileLock) -> bool:
     return False
 
 
-def _cpu_flags() -> frozenset[str]:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return frozenset()
-    line = next((x for x in text.splitlines() if x.startswith("flags")), "")
-    return frozenset(line.partition(":")[2].split())
-
-
 def _beside(path: Path, suffix: str) -> Path:
     """Return a file next to an environment; not `with_suffix`, which takes the end of a version for a suffix."""
     return path.with_name(path.name + suffix)
-
-
-def _existing(path: Path) -> Path:
-    return next(p for p in (path, *path.parents) if p.exists())

@@ -22,6 +22,7 @@ from pytest_kvcache.load.children import Children, Share, connected
 from pytest_kvcache.load.driver import Driver, Encoder
 from pytest_kvcache.load.plan import LoadPlan
 from pytest_kvcache.load.records import RequestRecord
+from pytest_kvcache.runs import signals
 from pytest_kvcache.runs.files import write_json
 from pytest_kvcache.showable import make_showable
 from pytest_kvcache.telemetry.prometheus import scrape_all
@@ -145,12 +146,12 @@ def _before_the_clock(plan: LoadPlan, script: Script, encoder: Encoder, stop: _S
 
 
 class _Stop:
-    """Turns SIGINT and SIGTERM into a call of what is to be stopped just now."""
+    """Turns SIGINT and SIGTERM, unless they are ignored, into a call of what is to be stopped just now."""
 
     def __init__(self) -> None:
         self.asked = False
         self._action: Callable[[], None] = lambda: None
-        self._before: dict[int, Any] = {}
+        self._restore: Callable[[], None] = lambda: None
 
     def on(self, action: Callable[[], None]) -> None:
         """Have `action` called from now on, at once where a signal came already."""
@@ -159,13 +160,11 @@ class _Stop:
             action()
 
     def __enter__(self) -> _Stop:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._before[number] = signal.signal(number, self._stop)
+        self._restore = signals.handle((signal.SIGTERM, signal.SIGINT), self._stop)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        self._restore()
 
     def _stop(self, _number: int, _frame: object) -> None:
         self.asked = True
@@ -173,4 +172,5 @@ class _Stop:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # how its run ends it, whatever was ignored where that was started
     sys.exit(main())

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import subprocess
 from collections.abc import Mapping
 from typing import Any
 
-from pytest_kvcache.check import Finding
-from pytest_kvcache.errors import BootError, RunError
+from pytest_kvcache.check import Finding, Status
+from pytest_kvcache.errors import BootError
 from pytest_kvcache.runs.session import RunSession
 from pytest_kvcache.serving import pair
 from pytest_kvcache.serving.launchers.process import ProcessLauncher
@@ -22,18 +23,31 @@ _KEYS, _ROUNDS, _SIZE_KIB = 16, 2, 512
 _LIMIT_S = 120.0
 _VERIFIED = re.compile(r"All \d+ keys data verified OK")
 _START_LIMIT_S = 30.0
-#: What the names of its objects begin with: the model that `lmcache bench l2` makes keys of, and the separator.
-_WRITTEN = "bench-model@"
+#: `lmcache bench l2` names all objects after one model, and has no option for it: two benches on one bucket, or a bench
+#: and what an earlier one left, would overwrite each other's. The name is the default of one argument (0.4.6 to 0.5.6).
+_PROGRAM = """
+import sys
+from lmcache.cli.commands.bench.l2_adapter_bench import data
+from lmcache.cli.main import main
+model, *sys.argv[1:] = sys.argv[1:]
+defaults = data.make_object_keys.__defaults__
+if defaults is None or "bench-model" not in defaults:
+    sys.exit("error: this LMCache gives the objects of its bench other names than those that could be removed")
+data.make_object_keys.__defaults__ = tuple(model if value == "bench-model" else value for value in defaults)
+sys.exit(main())
+"""
 
 
-def bench_plan(plan: TierPlan, adapter: Mapping[str, Any], lmcache: str, session: RunSession) -> Finding:
+def bench_plan(plan: TierPlan, adapter: Mapping[str, Any], python: str, session: RunSession) -> Finding:
     """Start a tier's own storage, time it, and stop and remove it.
+
+    Objects have a name that no other bench and no model has; in a bucket of the user's those alone are removed.
 
     Args:
         plan: Of the tier.
         adapter: Its L2 adapter.
-        lmcache: The program.
-        session: Owns folders and processes. In a bucket of the user's only what the bench wrote is removed.
+        python: The interpreter that has LMCache.
+        session: Owns folders and processes.
     """
     for folder in plan.folders:
         session.own_folder(folder)
@@ -44,28 +58,32 @@ def bench_plan(plan: TierPlan, adapter: Mapping[str, Any], lmcache: str, session
         served = pair.boot(storage, launcher, logs, timeout_s=_START_LIMIT_S)
     except BootError as error:
         return Finding("fail", error.what, error.todo)
+    model, left = f"pytest-kvcache-bench-{secrets.token_hex(8)}", ""
     try:
-        before = buckets.listing(plan.bucket, prefix=_WRITTEN, salt="") if plan.bucket is not None else {}
-        found = bench(lmcache, adapter, {**os.environ, **plan.env, **plan.secret_env})
-        left = buckets.remove_new(plan.bucket, prefix=_WRITTEN, before=before) if plan.bucket is not None else ""
-        return Finding("warn", f"{found.found}; {left}", found.todo) if left and found.status == "pass" else found
-    except RunError as error:
-        return Finding("fail", str(error))
+        found = bench(python, adapter, {**os.environ, **plan.env, **plan.secret_env}, model=model)
     finally:
         launcher.stop(list(served.handles))
+        if plan.bucket is not None:
+            left = buckets.remove(plan.bucket, model=model, salt="")
+    if not left:
+        return found
+    status: Status = "warn" if found.status == "pass" else found.status
+    return Finding(status, f"{found.found}; {left}", found.todo)
 
 
-def bench(lmcache: str, adapter: Mapping[str, Any], env: Mapping[str, str]) -> Finding:
+def bench(python: str, adapter: Mapping[str, Any], env: Mapping[str, str], *, model: str) -> Finding:
     """Store, look up and load 16 objects of 512 KiB three times (`lmcache bench l2`), and compare what comes back.
 
     The first round of each is a warm-up. The objects stay where they were stored: the caller removes them.
 
     Args:
-        lmcache: The program.
+        python: The interpreter that has LMCache.
         adapter: As for `lmcache server --l2-adapter`.
         env: Environment of the program, credentials among it; the adapter goes there too, not on the command line.
+        model: What names of objects begin with.
     """
-    argv = [lmcache, "bench", "l2", "--no-skip-verify", "--lookup-max-hit-rate", "1.0", "--format", "json"]
+    argv = [python, "-c", _PROGRAM, model, "bench", "l2", "--no-skip-verify", "--lookup-max-hit-rate", "1.0"]
+    argv += ["--format", "json"]
     argv += ["--num-keys", str(_KEYS), "--rounds", str(_ROUNDS), "--data-size-kb", str(_SIZE_KIB)]
     try:
         done = subprocess.run(

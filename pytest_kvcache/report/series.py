@@ -7,13 +7,13 @@ request gained over all lengths). `chart.py` draws the first from this table; `b
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pydantic import BaseModel, Field, ValidationError
 
 from pytest_kvcache.errors import ConfigError
 
@@ -52,6 +52,30 @@ _AXIS = "workload.context_tokens"
 YARDSTICKS = ("gpu", "cpu")
 
 
+class NothingMeasuredError(ConfigError):
+    """No boot in a folder came to the end of a load."""
+
+
+class _Load(BaseModel):
+    started_at: float | None = None
+
+
+class _Estimates(BaseModel):
+    tokens_per_s: float | None = None
+    ttft_mean_s: float | None = None
+    decode_tokens_per_s: float | None = None
+
+
+class _Facts(BaseModel):
+    """What is read of a `run.json`; estimates and faults come last, so that a run that was cut short lacks them."""
+
+    label: str
+    comparability: dict[str, str]
+    load: _Load = Field(default_factory=_Load)
+    estimates: _Estimates | None = None
+    faults: list[str] | None = None
+
+
 def read(runs: Iterable[Path]) -> pd.DataFrame:
     """Return a row for each boot of a tier at a context length, in the order in which they were taken.
 
@@ -61,73 +85,98 @@ def read(runs: Iterable[Path]) -> pd.DataFrame:
     Returns:
         `label` (the tier as outputs name it, with the arm of an A/B), `context_tokens`, `started_at` (seconds since
         1970), `faults` (why no figure may rest on the boot; "" where one may), the keys of `FIGURES`, `model`,
-        `hardware` and `workload` in words. `attrs["left_out"]` has a line for each load that left no figures.
+        `hardware` and `workload` in words. `attrs["left_out"]` has a line for each boot and load that left no figures.
 
     Raises:
-        ConfigError: There is no measured run, or runs are not of the same model, hardware and workload.
+        NothingMeasuredError: There is no boot with figures.
+        ConfigError: Runs are not of the same model, hardware and workload.
     """
     folders = list(runs)
-    paths = sorted(path for folder in folders for path in folder.rglob("*boot-*/context-*/run.json"))
-    if not paths:
-        raise ConfigError(
-            "no boot was measured there", where=", ".join(map(str, folders)), todo="name a folder of .kvcache/runs"
-        )
+    paths = sorted({path for folder in folders for path in folder.rglob("*boot-*/context-*/run.json")})
     rows: list[dict[str, Any]] = []
-    first: dict[str, Any] = {}
-    left_out = [f"{path}: it was cut short" for folder in folders for path in _unfinished(folder)]
+    first: dict[str, str] = {}
+    first_path = Path()
+    left_out = sorted({line for folder in folders for line in _unfinished(folder)})
     for path in paths:
         try:
-            facts = json.loads(path.read_text(encoding="utf-8"))
-            keys = {k: v for k, v in facts["comparability"].items() if k.startswith(_SAME) and k != _AXIS}
+            facts = _Facts.model_validate_json(path.read_bytes())
             row = _row(path, facts)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            why = "it was cut short" if isinstance(error, KeyError) else f"it is not what a run leaves ({error!r:.100})"
-            left_out.append(f"{path.parent}: {why}")
+        except (OSError, ValueError, KeyError) as error:
+            left_out.append(f"{path.parent}: its run.json is damaged: {_why(error)}")
             continue
+        if row is None:
+            left_out.append(f"{path.parent}: it was cut short")
+            continue
+        keys = {k: v for k, v in facts.comparability.items() if k.startswith(_SAME) and k != _AXIS}
+        if not rows:
+            first, first_path = keys, path
         rows.append(row)
-        first = first or keys
         differs = [key for key in sorted({*first, *keys}) if first.get(key) != keys.get(key)]
         if differs:
             raise ConfigError(
-                f"is another {differs[0]} ({keys.get(differs[0])}) than {paths[0]} ({first.get(differs[0])})",
+                f"is another {differs[0]} ({keys.get(differs[0])}) than {first_path} ({first.get(differs[0])})",
                 where=str(path),
                 todo="chart runs of one model, machine and workload",
             )
     if not rows:
-        raise ConfigError(
-            f"no boot was measured to its end there: {left_out[0]}",
-            where=", ".join(map(str, folders)),
-            todo="run again",
+        more = f" to its end there: {'; '.join(left_out)}" if left_out else " there"
+        raise NothingMeasuredError(
+            f"no boot was measured{more}", where=", ".join(map(str, folders)), todo="name a folder of .kvcache/runs"
         )
     table = pd.DataFrame(rows).sort_values("started_at", kind="stable", ignore_index=True)
     table.attrs["left_out"] = left_out
     return table
 
 
-def _unfinished(folder: Path) -> list[Path]:
-    """Return the folders of loads that were begun and left no facts."""
-    begun = sorted(path.parent for path in folder.rglob("*boot-*/context-*/plan.json"))
-    return [path for path in begun if not (path / "run.json").exists()]
+def _unfinished(folder: Path) -> Iterator[str]:
+    """Yield a line for each load that was begun and left no facts, and for each boot that no load was sent to."""
+    for boot in folder.rglob("*boot-*"):
+        if not boot.is_dir():
+            continue
+        loads = [path for path in boot.glob("context-*") if path.is_dir()]
+        if not loads:
+            yield f"{boot}: it ended before its first load"
+        for load in loads:
+            if not (load / "run.json").exists():
+                yield f"{load}: it was cut short"
 
 
-def _row(path: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
-    keys = facts["comparability"]
+def _why(error: Exception) -> str:
+    """Return what is wrong with a file, in one line."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        return f"{key + ': ' if key else ''}{first['msg']}"[:200]
+    return f"it lacks {error}" if isinstance(error, KeyError) else f"{error!s:.200}"
+
+
+def _row(path: Path, facts: _Facts) -> dict[str, Any] | None:
+    """Return a row of the table, None where the load was cut short.
+
+    Raises:
+        KeyError: A key that the table needs is not among those of comparability.
+        ValueError: One has no number for a value.
+    """
+    if facts.estimates is None or facts.faults is None:
+        return None
+    keys = facts.comparability
     arm = path.parts[-3].partition("boot-")[0]
     asked = [f"{keys[f'workload.{name}']} {name}" for name in ("users", "rounds") if f"workload.{name}" in keys]
     asked += [f"{keys['workload.qps']} requests/s"] if "workload.qps" in keys else []
     asked += [f"{float(keys['workload.duration_s']):g} s"] if "workload.duration_s" in keys else []
     gpus = keys["hardware.gpus"]
+    started_at = facts.load.started_at
     row = {
-        "label": f"{facts['label']} ({arm.upper()})" if arm else facts["label"],
+        "label": f"{facts.label} ({arm.upper()})" if arm else facts.label,
         "context_tokens": int(keys[_AXIS]),
         # A load that was cut short before it told its start counts from when that was written down.
-        "started_at": float(facts["load"].get("started_at", path.stat().st_mtime)),
-        "faults": "; ".join(facts["faults"]),
+        "started_at": path.stat().st_mtime if started_at is None else started_at,
+        "faults": "; ".join(facts.faults),
         "model": keys["serving.model"],
         "hardware": f"{keys['hardware.cores']} cores of {keys['hardware.cpu']}" if gpus == "none" else gpus,
         "workload": ", ".join(asked),
     }
-    return row | {figure.key: facts["estimates"].get(figure.key) for figure in FIGURES}
+    return row | facts.estimates.model_dump()
 
 
 def means(rows: pd.DataFrame) -> pd.DataFrame:

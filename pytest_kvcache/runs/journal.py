@@ -7,7 +7,6 @@ that cannot be read, or that another version wrote, is kept and said each time: 
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import from_json
 
 from pytest_kvcache.errors import ConfigError
 from pytest_kvcache.runs import containers, files, processes
@@ -31,7 +32,8 @@ class Record:
 
     Args:
         run_id: The run.
-        boot_id: The kernel's name for the time since the machine was started: processes of an earlier one are gone.
+        boot_id: The kernel's name for the time since the machine was started: processes of an earlier one are gone. ""
+            where it gives none; clock ticks alone then tell processes apart.
         leaders: First process of each component.
         folders: Folders to remove, with all content.
         shared_memory: Shared-memory files by inode.
@@ -46,6 +48,11 @@ class Record:
     shared_memory: dict[str, int] = field(default_factory=dict)
     docker: str = ""
     version: int = VERSION
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+
+
+_RECORD = TypeAdapter(Record)
 
 
 class Journal:
@@ -66,7 +73,7 @@ class Journal:
 
     def add_folder(self, folder: Path) -> None:
         """Note a folder before it is made."""
-        self.record.folders.append(str(folder))
+        self.record.folders.append(str(folder.absolute()))
         self._write()
 
     def add_leader(self, leader: Leader) -> None:
@@ -141,19 +148,25 @@ class _UnreadableError(Exception):
 
 
 def _clean(record: Record) -> tuple[str, bool]:
-    """Remove what a dead run left; return what was done, and whether all of it is gone."""
+    """Remove what a dead run left; return what was done, and whether all of it is gone.
+
+    Raises:
+        ConfigError: The run had containers, and their daemon does not answer.
+    """
     same_boot = record.boot_id == _boot_id()
     left = processes.members(record.leaders) if same_boot else []
     if same_boot:
         processes.end(record.leaders, grace_s=2.0)
         processes.remove_shared_memory(record.shared_memory)
-        if alive := processes.members(record.leaders):
-            numbers = ", ".join(str(process.pid) for process in alive)
-            return f"processes of run {record.run_id}, which was killed, do not end: {numbers}", False
-    folders = [f for f in record.folders if Path(f).exists()]
+    removed = f", {containers.remove(record.run_id, record.docker)} containers removed" if record.docker else ""
+    # After the containers: a user who may not end what runs in one may have the daemon end it.
+    if same_boot and (alive := processes.members(record.leaders)):
+        return f"processes of run {record.run_id}, which was killed, do not end: {processes.numbers(alive)}", False
+    folders = [Path(folder) for folder in record.folders if Path(folder).exists()]
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
-    removed = f", {containers.remove(record.run_id, record.docker)} containers removed" if record.docker else ""
+    if kept := [str(folder) for folder in folders if folder.exists()]:
+        return f"folders of run {record.run_id}, which was killed, cannot be removed: {', '.join(kept)}", False
     told = (
         f"cleaned up after run {record.run_id}, which was killed: "
         f"{len(left)} processes ended, {len(folders)} folders removed{removed}"
@@ -162,19 +175,30 @@ def _clean(record: Record) -> tuple[str, bool]:
 
 
 def _read(path: Path) -> Record:
+    """Return what a journal says.
+
+    Raises:
+        _UnreadableError: It is empty or damaged, or another version wrote it.
+    """
     try:
-        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        version = data.get("version", 1)
-    except (ValueError, AttributeError, OSError) as error:
-        raise _UnreadableError(f"cannot be read ({error!s:.80})" if path.stat().st_size else "is empty") from None
+        text = path.read_bytes()
+        data: Any = from_json(text)
+    except (ValueError, OSError) as error:
+        empty = path.stat().st_size == 0
+        raise _UnreadableError("is empty" if empty else f"cannot be read ({error!s:.80})") from None
+    version = data.get("version", 1) if isinstance(data, dict) else VERSION
     if version != VERSION:
         raise _UnreadableError(f"was written by another version of pytest-kvcache (layout {version!s:.20})")
     try:
-        data["leaders"] = [Leader(**leader) for leader in data["leaders"]]
-        return Record(**data)
-    except (TypeError, KeyError) as error:
-        raise _UnreadableError(f"cannot be read ({error!s:.80})") from None
+        return _RECORD.validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "the whole"
+        raise _UnreadableError(f"cannot be read ({key:.80}: {first['msg']:.80})") from None
 
 
 def _boot_id() -> str:
-    return _BOOT_ID.read_text(encoding="ascii").strip()
+    try:
+        return _BOOT_ID.read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        return ""

@@ -72,6 +72,11 @@ def members(leaders: Iterable[Leader]) -> list[psutil.Process]:
     return found
 
 
+def numbers(processes: Iterable[psutil.Process]) -> str:
+    """Return the numbers of processes, for people."""
+    return ", ".join(str(process.pid) for process in processes)
+
+
 def _writes_to(pid: int, logs: set[str]) -> bool:
     for descriptor in ("1", "2"):
         with contextlib.suppress(OSError):

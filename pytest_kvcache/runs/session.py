@@ -111,7 +111,8 @@ class RunSession:
         """End these components and all that they started; at most about 7 s."""
         with signals.deferred():
             processes.end(leaders, grace_s=GRACE_S)
-            self.journal.drop_leaders(leaders)
+            if not processes.members(leaders):  # else the record keeps them until they are gone
+                self.journal.drop_leaders(leaders)
 
     def close(self) -> None:
         """End what still runs, remove what is temporary. A second call does nothing."""
@@ -126,7 +127,11 @@ class RunSession:
             self.ports.release()
             with contextlib.suppress(OSError):
                 self.folder.rmdir()  # only where nothing was measured or logged
-            if self.remove_containers():
+            containers_gone = self.remove_containers()
+            alive = processes.members(self.journal.record.leaders)
+            if alive:
+                self._say(f"processes of this run do not end, the next one tries again: {processes.numbers(alive)}")
+            if containers_gone and not alive:
                 self.journal.close()
             else:
                 self.journal.abandon()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -108,36 +108,14 @@ def remove(bucket: Bucket, *, model: str, salt: str) -> str:
     """
     from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415 - slow to import
 
-    s3 = client(bucket)
+    s3, prefix = client(bucket), model.partition("/")[0]
     try:
-        keys = _sizes(s3, bucket.name, prefix=model.partition("/")[0], salt=salt)
+        keys = _sizes(s3, bucket.name, prefix=prefix, salt=salt)
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             list(pool.map(lambda key: s3.delete_object(Bucket=bucket.name, Key=key), keys))
     except (ClientError, BotoCoreError) as error:
-        return f"objects of this run, their names end in {salt}, may be left in the bucket {bucket.name}: {error}"
-    return ""
-
-
-def remove_new(bucket: Bucket, *, prefix: str, before: Collection[str]) -> str:
-    """Remove the objects whose names begin with `prefix`, but for those that were there before.
-
-    Args:
-        bucket: Where they are.
-        prefix: Of what was written since.
-        before: Names that are somebody else's.
-
-    Returns:
-        Why some may be left, "" where none is.
-    """
-    from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415 - slow to import
-
-    s3 = client(bucket)
-    try:
-        keys = [key for key in _sizes(s3, bucket.name, prefix=prefix, salt="") if key not in before]
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            list(pool.map(lambda key: s3.delete_object(Bucket=bucket.name, Key=key), keys))
-    except (ClientError, BotoCoreError) as error:
-        return f"objects whose names begin with {prefix} may be left in the bucket {bucket.name}: {error}"
+        names = f"begin with {prefix}" + (f" and end in {salt}" if salt else "")
+        return f"objects of this run, their names {names}, may be left in the bucket {bucket.name}: {error}"
     return ""
 
 

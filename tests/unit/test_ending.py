@@ -60,6 +60,18 @@ def test_interrupted_under_load(long_run: Project, kvcache_home: Path, number: i
     assert (rows["status"] == "ok").any()
 
 
+def test_nohup_outlives_its_terminal(project: Project, kvcache_home: Path) -> None:
+    """`nohup pytest` is not ended by the SIGHUP of a terminal that goes away, whenever that comes."""
+    configure(project, toml(duration_s=2, qps=5))
+    session = Session(project, "--tier", "gpu", "--record-baselines", ignoring=[signal.SIGHUP])
+    session.wait_for_boot()
+    session.process.send_signal(signal.SIGHUP)
+    session.wait_for_load()
+    session.process.send_signal(signal.SIGHUP)
+    assert session.process.wait(30) == 0, session.out.read_text()
+    assert traces(project.path, kvcache_home) == NOTHING
+
+
 def test_an_interrupted_update_writes_no_baseline(project: Project) -> None:
     """Ctrl-C in the middle of --update-baselines leaves every stored cell as it was, and says so."""
     configure(project, toml(contexts=(20, 50), duration_s=4))

@@ -78,14 +78,84 @@ def test_unlike_runs_make_no_chart(run: Path, tmp_path: Path, key: str) -> None:
     assert caught.value.where == str(other)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"comparability": {}, "load": 1}'])
-def test_a_damaged_file_is_named(run: Path, content: str) -> None:
-    """A run.json that is none is left out, and named with what it is."""
-    path = next(run.rglob("run.json"))
+DAMAGED = [
+    "{",
+    "",
+    "\0\0\0",
+    "[]",
+    "null",
+    '"text"',
+    "{}",
+    '{"comparability": {}, "load": 1}',
+    '{"label": 1',
+    '{"label": [], "comparability": []}',
+    '{"label": "x", "comparability": {"hardware.gpus": null}}',
+    "[" * 100_000,
+]
+#: Ways in which a key of a whole file can be wrong: its path, and what stands there.
+WRONG = [
+    (("estimates",), []),
+    (("estimates",), "x"),
+    (("estimates", "tokens_per_s"), "fast"),
+    (("estimates", "tokens_per_s"), [1.0]),
+    (("faults",), "none"),
+    (("faults",), [1]),
+    (("load",), []),
+    (("load", "started_at"), "yesterday"),
+    (("label",), None),
+    (("comparability", "workload.context_tokens"), "many"),
+    (("comparability", "workload.users"), 3),
+]
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_a_damaged_file_is_left_out_and_named(run: Path, content: str) -> None:
+    """A run.json that is none, or half of one, takes its own load out of the table only."""
+    path = run / "cpu" / "boot-1" / "context-1000" / "run.json"
     path.write_text(content)
     rows = series.read([run])
-    assert [str(path.parent) in line for line in rows.attrs["left_out"]] == [True]
+    assert [f"{path.parent}: its run.json is damaged" in line for line in rows.attrs["left_out"]] == [True]
+    assert "\n" not in rows.attrs["left_out"][0]
     assert len(rows) == 5
+
+
+@pytest.mark.parametrize(("keys", "value"), WRONG)
+def test_a_file_with_a_wrong_value_is_left_out_and_named(run: Path, keys: tuple[str, ...], value: Any) -> None:
+    """Values of another type are found when the file is read, and not by what computes with them."""
+    path = run / "cpu" / "boot-1" / "context-1000" / "run.json"
+    facts = json.loads(path.read_text())
+    inner = facts
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner[keys[-1]] = value
+    path.write_text(json.dumps(facts))
+    rows = series.read([run])
+    assert [str(path.parent) in line for line in rows.attrs["left_out"]] == [True]
+    assert len(series.means(rows)) == 5
+
+
+def test_a_file_that_was_cut_anywhere_is_left_out(run: Path) -> None:
+    """However much of it reached the disk, the other loads are drawn."""
+    path = run / "cpu" / "boot-1" / "context-1000" / "run.json"
+    whole = path.read_bytes()
+    for length in range(0, len(whole), 7):
+        path.write_bytes(whole[:length])
+        rows = series.read([run])
+        assert (len(rows), len(rows.attrs["left_out"])) == (5, 1)
+
+
+def test_a_damaged_file_is_not_what_others_are_held_against(run: Path, tmp_path: Path) -> None:
+    """Where runs are unlike, the error names a file that was read, not one that was left out."""
+    next(iter(sorted(run.rglob("run.json")))).write_text("{")
+    other = left(tmp_path / "runs" / "2", "gpu", 1000, 1.0, keys={"serving.model": "other"})
+    with pytest.raises(ConfigError, match=r"than .*context-9000.run\.json \(m\)") as caught:
+        series.read([run, other.parents[3]])
+    assert caught.value.where == str(other)
+
+
+def test_a_folder_that_is_named_twice_counts_once(run: Path) -> None:
+    """A run and the folder that it is in give each boot one row."""
+    assert len(series.read([run, run.parent])) == 6
 
 
 def texts(path: Path) -> list[str]:
@@ -141,6 +211,8 @@ def test_a_session_that_was_interrupted_is_drawn(
     begun = left(run, "pnfs", 20000, 5.0)
     begun.rename(begun.with_name("plan.json"))
     left(run, "gpu", 30000, 5.0).write_text("")
+    (run / "s3" / "boot-1" / "logs").mkdir(parents=True)
+    (run / "s3" / "boot-2" / "context-1000").mkdir(parents=True)
     assert main(["report", str(run)]) == 0
     out = capsys.readouterr().out
     assert "+201% (at 9000)" in out
@@ -150,8 +222,25 @@ def test_a_session_that_was_interrupted_is_drawn(
         "gpu/boot-1/context-20000",
         "gpu/boot-1/context-30000",
         "pnfs/boot-1/context-20000",
+        "s3/boot-1",
+        "s3/boot-2/context-1000",
     ]
-    assert sum("it was cut short" in line for line in lines) == 2
+    assert sum("it was cut short" in line for line in lines) == 3
+    assert sum("it ended before its first load" in line for line in lines) == 1
+
+
+def test_the_newest_run_with_figures_is_drawn_and_newer_ones_are_named(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A session that was interrupted before its first load, or whose files are damaged, hides no other."""
+    monkeypatch.chdir(run.parent.parent)
+    (run.parent / "2" / "gpu" / "boot-1" / "logs").mkdir(parents=True)
+    left(run.parent / "3", "gpu", 1000, 1.0).write_text("{")
+    assert main(["report", "--kv-runs", str(run.parent)]) == 0
+    out = capsys.readouterr().out
+    assert "+201% (at 9000)" in out
+    lines = [line for line in out.splitlines() if line.startswith("left out: ")]
+    assert [line.split("/runs/")[1][:2] for line in lines] == ["3:", "2:"]
 
 
 def test_a_session_of_which_nothing_is_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

