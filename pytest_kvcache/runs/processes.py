@@ -124,7 +124,7 @@ def end(leaders: Iterable[Leader], *, grace_s: float) -> list[str]:
 
     Args:
         leaders: What to end; those that are gone already do no harm.
-        grace_s: How long the leaders have to end what they started.
+        grace_s: How long the leaders have to end what they started. What has lost its leader is told itself.
 
     Returns:
         A line for each process that had to be forced.
@@ -136,8 +136,15 @@ def end(leaders: Iterable[Leader], *, grace_s: float) -> list[str]:
             if is_same(leader):
                 psutil.Process(leader.pid).terminate()
     deadline = time.monotonic() + grace_s
+    told: set[int] = set()
     while (alive := members(known)) and time.monotonic() < deadline:
         segments |= shared_memory(alive)
+        if not any(is_same(leader) for leader in known):
+            # Whoever would have ended them is gone: nothing but this tells them to.
+            for process in (each for each in alive if each.pid not in told):
+                told.add(process.pid)
+                with contextlib.suppress(psutil.Error, OSError):
+                    process.terminate()
         time.sleep(_POLL_S)
     forced = []
     for process in alive:
