@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import shutil
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from pytest_kvcache.errors import SetupError
 @pytest.fixture
 def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A finished environment of `setup`, empty but for its marker."""
-    monkeypatch.setattr(setup, "inspect", lambda path: Engine(path, {}))
+    monkeypatch.setattr(setup, "inspect", lambda path: Engine(path, {"python": platform.python_version()}))
     path = setup.engine_path(tmp_path)
     (path / "lib" / "python3.11" / "site-packages").mkdir(parents=True)
     (path / setup._MARKER).write_text(json.dumps({}))
