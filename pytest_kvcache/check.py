@@ -44,7 +44,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Result:
+class CheckResult:
     """A finding with where it belongs.
 
     Args:
@@ -58,7 +58,7 @@ class Result:
     finding: Finding
 
 
-def run(subject: str, check: Check, *, limit_s: float = LIMIT_S) -> Result:
+def run(subject: str, check: Check, *, limit_s: float = LIMIT_S) -> CheckResult:
     """Carry out a check, for at most `limit_s` (s)."""
     box: list[Finding | BaseException] = []
 
@@ -77,4 +77,4 @@ def run(subject: str, check: Check, *, limit_s: float = LIMIT_S) -> Result:
         found = Finding("fail", str(found))
     if isinstance(found, BaseException):
         raise found
-    return Result(subject, check.name, found)
+    return CheckResult(subject, check.name, found)

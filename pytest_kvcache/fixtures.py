@@ -24,7 +24,7 @@ class NoBenchmark:
 
     @pytest.fixture
     def benchmark(self) -> None:
-        """Nothing."""
+        """Give nothing: nobody measures with it."""
 
 
 def _state(request: pytest.FixtureRequest) -> PerfState:

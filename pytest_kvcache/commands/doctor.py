@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pytest_kvcache import preflight
 from pytest_kvcache.campaign.settings import CPU_PROFILE, GPU_PROFILE
-from pytest_kvcache.check import Check, Finding, Result
+from pytest_kvcache.check import Check, CheckResult, Finding
 from pytest_kvcache.commands.located import add_project_arguments, located
 from pytest_kvcache.engine import floors, setup
 from pytest_kvcache.engine.base import BaseEngine
@@ -39,7 +39,7 @@ Say = Callable[[str], None]
 _IMPORT_LIMIT_S = 330.0
 _BENCH_LIMIT_S = 180.0
 _WIDTH = 120
-_NOT_TIMED = Result(
+_NOT_TIMED = CheckResult(
     "engine", "LMCache's adapter", Finding("warn", "not timed: --bench does not go into images", "name a folder")
 )
 
@@ -107,7 +107,7 @@ def run(args: argparse.Namespace, say: Say) -> int:
     return 1 if counts["fail"] else 0
 
 
-def table(results: Sequence[Result]) -> list[str]:
+def table(results: Sequence[CheckResult]) -> list[str]:
     """Return a line for each check, wrapped, and below it what to do where something is to be done."""
     first = max((len(r.subject) for r in results), default=0)
     second = max((len(r.name) for r in results), default=0)
@@ -130,18 +130,18 @@ def table(results: Sequence[Result]) -> list[str]:
     return lines
 
 
-def _engine(name: str | None, mounts: Sequence[BindMount]) -> tuple[BaseEngine | None, Result]:
+def _engine(name: str | None, mounts: Sequence[BindMount]) -> tuple[BaseEngine | None, CheckResult]:
     """Return the engine, and how finding it went."""
     try:
         engine = engine_named(name, mounts) if name else setup.installed(home())
     except (SetupError, ConfigError) as error:
-        return None, Result("engine", "environment", Finding("fail", f"{error.where}: {error.what}", error.todo))
+        return None, CheckResult("engine", "environment", Finding("fail", f"{error.where}: {error.what}", error.todo))
     if engine is None:
         finding = Finding(
             "fail", f"not there: {setup.engine_path(home())}", "run `pytest-kvcache setup`, or --kv-engine"
         )
-        return None, Result("engine", "environment", finding)
-    return engine, Result("engine", "environment", Finding("pass", engine.where))
+        return None, CheckResult("engine", "environment", finding)
+    return engine, CheckResult("engine", "environment", Finding("pass", engine.where))
 
 
 def _features(engine: BaseEngine, tiers: Sequence[Tier], ctx: TierContext, *, bench: bool) -> Finding:
@@ -151,7 +151,7 @@ def _features(engine: BaseEngine, tiers: Sequence[Tier], ctx: TierContext, *, be
     return engines.features(engine, ctx.profile, offloads, bench=bench)
 
 
-def _bench(tiers: Sequence[Tier], ctx: TierContext, engine: BaseEngine, say: Say) -> list[Result]:
+def _bench(tiers: Sequence[Tier], ctx: TierContext, engine: BaseEngine, say: Say) -> list[CheckResult]:
     """Return what LMCache's own adapters find, of the tiers that have storage; their servers live as long as this."""
     session = RunSession(home(), ctx.scratch / "runs", say)
     try:

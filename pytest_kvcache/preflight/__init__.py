@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pytest_kvcache.check import Check, Finding, Result, run
+from pytest_kvcache.check import Check, CheckResult, Finding, run
 from pytest_kvcache.serving.tier import CheckedTier, Tier, TierContext
 
-__all__ = ["Check", "Finding", "Result", "blocking", "of_tier", "run", "stopping"]
+__all__ = ["Check", "CheckResult", "Finding", "blocking", "of_tier", "run", "stopping"]
 
 #: A boot waits for this, and no longer.
 _BLOCKING_LIMIT_S = 30.0
 
 
-def of_tier(tier: Tier, ctx: TierContext) -> list[Result]:
+def of_tier(tier: Tier, ctx: TierContext) -> list[CheckResult]:
     """Return what all checks of a tier find; where it cannot run, that is the only finding.
 
     Args:

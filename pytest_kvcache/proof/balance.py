@@ -77,7 +77,7 @@ def balance(ledger: Ledger, client: Mapping[str, ClientTokens], *, beyond_tokens
     Args:
         ledger: From the counters.
         client: By server; a server that answered nothing may be absent.
-        beyond_tokens: As above, for such a server.
+        beyond_tokens: Prompt tokens of requests that were sent and are not in the rows.
     """
     if "" in client:
         return [f"{client[''].requests} answers do not name their server: the ledger cannot be held against them"]

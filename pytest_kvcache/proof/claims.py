@@ -29,7 +29,7 @@ class Expectable:
 
     Args:
         l1: Why no hit in L1 can be expected, "" where one can.
-        l2: Likewise in L2.
+        l2: Why no hit in L2 can be expected, "" where one can.
     """
 
     l1: str = ""

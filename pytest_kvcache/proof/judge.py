@@ -106,7 +106,7 @@ def judge(
     Args:
         rows: A row a request (`load.records`).
         before: Counters by component, read right before the clock.
-        after: Likewise after the last answer.
+        after: Counters by component, read after the last answer.
         served: How it was served.
         workload: What was sent.
         context_tokens: At which length.

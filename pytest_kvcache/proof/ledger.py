@@ -46,9 +46,9 @@ class Tokens:
         lost: A lookup found them and the load failed, so that they were computed, or their request failed.
         lost_in_reading: Of those, lost after vLLM had counted them as external.
         l1_found: In L1 when LMCache was asked, also those that vLLM had itself.
-        l2_found: Likewise in L2.
-        unsplit_found: Likewise in one of the two.
-        requested: That LMCache was asked for, whole chunks.
+        l2_found: In L2 when LMCache was asked, also those that vLLM had itself.
+        unsplit_found: In one of the two, where LMCache does not say in which.
+        requested: Whole chunks that LMCache was asked for.
     """
 
     computed: float = 0.0

@@ -21,8 +21,8 @@ def of_mount(before: MountReading, after: MountReading, claimed: LmcacheAccount,
     """Hold what a mount counted in a load against what LMCache stored and loaded in it.
 
     Args:
-        before: The load.
-        after: The load.
+        before: What was read before the load.
+        after: What was read after it.
         claimed: By LMCache.
         require: Of the tier.
     """

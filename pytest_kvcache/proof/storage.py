@@ -18,8 +18,8 @@ def compare_accounts(
     Args:
         storage_account: Who speaks.
         require: What the tier requires of its mount.
-        before: The load.
-        after: The load.
+        before: What was read before the load.
+        after: What was read after it.
         chunk_tokens: LMCache's chunk size.
     """
     unread = tuple(f"the storage does not say what it holds: {look.unread}" for look in (before, after) if look.unread)

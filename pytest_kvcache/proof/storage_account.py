@@ -30,10 +30,10 @@ class LmcacheAccount:
     """What the LMCaches of a pair say of the shared storage, in bytes.
 
     Args:
-        least: That must be there: the most that one of them stored since the boot.
-        most: That can be there: what all of them stored.
-        stored: In the load, by all of them.
-        loaded: Likewise.
+        least: What must be there: the most that one of them stored since the boot.
+        most: What can be there: all that they stored together.
+        stored: What all of them stored in the load.
+        loaded: What all of them loaded in the load.
     """
 
     least: float
@@ -94,8 +94,8 @@ def claims(before: Snapshot, after: Snapshot, *, chunk_tokens: int) -> LmcacheAc
     """Return what LMCache says; each figure as small as the two readings allow, but for `most`.
 
     Args:
-        before: The load.
-        after: The load.
+        before: What was read before the load.
+        after: What was read after it.
         chunk_tokens: LMCache's chunk size.
     """
     grown = _moves(ranks_as_one(before.last), ranks_as_one(after.first))
@@ -145,8 +145,8 @@ def of_server(before: StorageReading, after: StorageReading, claimed: LmcacheAcc
     """Hold the bytes that an S3 server moved in a load against what LMCache stored and loaded in it.
 
     Args:
-        before: The load.
-        after: The load.
+        before: What was read before the load.
+        after: What was read after it.
         claimed: By LMCache.
     """
     if before.served_bytes is None or after.served_bytes is None:

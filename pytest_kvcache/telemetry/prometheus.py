@@ -16,7 +16,7 @@ FOREIGN = "no_prometheus_text"
 _PREFIXES = ("vllm:", "lmcache", STARTED)
 #: Labels that are the same for every sample of one server.
 _DROPPED = frozenset({"engine", "model_name"})
-#: Likewise for an LMCache inside vLLM, each of whose ranks is a component of its own.
+#: The same for an LMCache inside vLLM, each of whose ranks is a component of its own.
 _INSIDE, _DROPPED_INSIDE = "lmcache:", frozenset({"role", "served_model_name", "worker_id"})
 
 Counters = dict[str, float]

@@ -46,7 +46,7 @@ class SteadyWorkload(Workload):
 
         Args:
             turn: Makes the request that is due.
-            first_user: As above.
+            first_user: Users are numbered from the one after it.
             warm_up: Sent before all that.
         """
         turns: dict[int, list[Turn]] = {}

@@ -103,7 +103,7 @@ class Readings:
     Args:
         gpus: Those of the run that NVML knows.
         samples: In the order of time.
-        xids: Likewise.
+        xids: Errors of the driver in the order of time.
         notes: What could not be looked at, and why.
     """
 

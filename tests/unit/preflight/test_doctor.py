@@ -9,7 +9,7 @@ import pytest
 
 from pytest_kvcache import cli
 from pytest_kvcache.commands import doctor
-from pytest_kvcache.preflight import Finding, Result
+from pytest_kvcache.preflight import CheckResult, Finding
 from tests.stubs.engine import toml
 
 
@@ -54,7 +54,7 @@ def test_an_engine_that_is_not_there(argv: list[str], tmp_path: Path, capsys: py
 
 def test_long_findings_are_wrapped() -> None:
     """Lines stay within 120 characters, and the remedy stands below its finding."""
-    lines = doctor.table([Result("tier s3", "x", Finding("warn", "word " * 60, "do " * 60))])
+    lines = doctor.table([CheckResult("tier s3", "x", Finding("warn", "word " * 60, "do " * 60))])
     assert max(len(line) for line in lines) <= 120
     assert lines[0].startswith("WARN  tier s3  x  word")
     assert any(line.strip().startswith("-> do") for line in lines)
