@@ -20,7 +20,7 @@ article: setup ## The article's four scenarios at three context lengths, one boo
 	$(BIN)/pytest -m perf --kv-profile cpu-article --kv-boots 1 --record-baselines --benchmark-disable tests/perf
 
 test: setup ## Unit and integration tests, and those that share one real pair
-	$(BIN)/pytest -n 2 --dist worksteal tests/unit
+	$(BIN)/pytest -n 2 --dist worksteal --durations=25 tests/unit
 	$(BIN)/pytest tests/integration
 
 engine-test: setup ## What the probes of a boot show on each tier of the real engine, in both modes (about twelve minutes)

@@ -74,8 +74,10 @@ def activate(config: pytest.Config, items: Sequence[pytest.Item]) -> PerfState:
     state = PerfState(chosen, say)
     if not config.getoption("collectonly"):
         try:
+            if chosen.options.update != "none":
+                store.check_writable(chosen.options.baselines)
             state.claim_machine()
-        except RunError as error:
+        except (BaselineError, RunError) as error:
             raise pytest.UsageError(str(error)) from None
     config.stash[KEY] = state
     config.stash[hooks.KEY] = state.listener = hooks.Hooks(config, state)

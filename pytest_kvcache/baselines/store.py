@@ -116,6 +116,21 @@ def read_bytes(path: Path, *, root: Path, limit: int) -> bytes | None:
     return data
 
 
+def check_writable(root: Path) -> None:
+    """Return if baselines can be written below `root`, which need not exist yet; nothing is left there.
+
+    Raises:
+        BaselineError: They cannot, and why.
+    """
+    folder = next(each for each in (root, *root.absolute().parents) if each.exists())
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return
+    except OSError as error:
+        todo = "make it writable, or name another folder with --kv-baselines"
+        raise BaselineError(f"baselines cannot be written there: {error}", where=str(root), todo=todo) from None
+
+
 def write_all(root: Path, writes: Iterable[Write]) -> list[Path]:
     """Write all cells or none; return the paths of their JSON files.
 

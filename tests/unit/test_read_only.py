@@ -84,3 +84,13 @@ def test_a_subcommand_without_a_home(
     assert cli.main(command.split()) in {0, 1}
     _, err = capsys.readouterr()
     assert len(err.splitlines()) == (1 if "vllm" in command else 0)
+
+
+def test_baselines_that_cannot_be_written_cost_no_boot(project: Project) -> None:
+    """Where they are to be written and cannot be, that is said before the first boot; comparing needs no such right."""
+    configure(project, toml())
+    (project.path / "place").write_text("in the place of a folder")
+    result = run(project, "--tier", "gpu", "--record-baselines", "--kv-baselines=place/baselines")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "place/baselines: baselines cannot be written there" in result.stderr.str()
+    assert not (project.path / ".kvcache").exists()
