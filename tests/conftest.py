@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import os
 import pkgutil
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +21,13 @@ from pytest_kvcache.engine import setup
 from pytest_kvcache.home import home
 from tests.projects import Session
 from tests.stubs.engine import make_engine
+
+# What starts the tests in the background may have them ignore signals, and what ignores a signal starts others that do:
+# tests that end sessions by signals need what a terminal gives.
+if threading.current_thread() is threading.main_thread():
+    for _number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        if signal.getsignal(_number) is signal.SIG_IGN:
+            signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
 
 # A slow machine is no fault of an example.
 settings.register_profile("untimed", deadline=None)
