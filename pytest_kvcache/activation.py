@@ -24,24 +24,22 @@ from pytest_kvcache.serving.tier import Tier
 from pytest_kvcache.showable import showable
 from pytest_kvcache.verdict.metrics import JUDGED
 
-_SETTINGS = pytest.StashKey["Settings | ConfigError | pytest.UsageError"]()
+_SETTINGS = pytest.StashKey["Settings | None"]()
 
 
 def resolved(config: pytest.Config) -> Settings | None:
-    """Return the checked configuration of the session, None where it is wrong: `activate` says how.
+    """Return the checked configuration of the session, None where it is wrong: `selection.WRONG` says how.
 
     It is looked at while tests are collected, since tiers and contexts are their parameters. That it is wrong matters
     only if one of them is left to run.
     """
-    found = config.stash.get(_SETTINGS, None)
-    if found is None:
+    if _SETTINGS not in config.stash:
+        config.stash[_SETTINGS] = None
         try:
-            found = settings.resolve(options.from_config(config))
+            config.stash[_SETTINGS] = settings.resolve(options.from_config(config))
         except (ConfigError, pytest.UsageError) as error:
-            found = error
             config.stash[selection.WRONG] = str(error)
-        config.stash[_SETTINGS] = found
-    return found if isinstance(found, Settings) else None
+    return config.stash[_SETTINGS]
 
 
 def activate(config: pytest.Config, items: Sequence[pytest.Item]) -> PerfState:
@@ -60,7 +58,7 @@ def activate(config: pytest.Config, items: Sequence[pytest.Item]) -> PerfState:
     neighbours.refuse(config, items)
     chosen = resolved(config)
     if chosen is None:
-        raise pytest.UsageError(str(config.stash[_SETTINGS]))
+        raise pytest.UsageError(selection.wrong_configuration(config))
 
     def say(line: str) -> None:
         reporter = config.pluginmanager.get_plugin("terminalreporter")

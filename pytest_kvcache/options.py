@@ -94,8 +94,7 @@ def add_short_options(parser: pytest.Parser) -> None:
     To be called once all of them had their turn: who registers a name that is there already gets an error.
     """
     group = parser.getgroup("kvcache", _GROUP)
-    groups = [parser._anonymous, *parser._groups]  # pytest has no public list of what is registered
-    taken = {name for each in groups for option in each.options for name in option.names()}
+    taken = _destinations(parser)
     for short, (dest, action) in SHORT.items():
         if short in taken:
             continue
@@ -119,9 +118,13 @@ def wanted_of_perf_tests(config: pytest.Config) -> str:
 def spelled(config: pytest.Config, short: str) -> str:
     """Return the name of an option of ours to offer: its short one, or the long one where that is somebody else's."""
     dest, _ = SHORT[short]
-    groups = config._parser._groups  # pytest has no public list of what is registered
-    ours = any(short in option.names() and option.dest == dest for group in groups for option in group.options)
-    return short if ours else "--" + dest.replace("_", "-")
+    return short if _destinations(config._parser).get(short) == dest else "--" + dest.replace("_", "-")
+
+
+def _destinations(parser: pytest.Parser) -> dict[str, str]:
+    """Return the destination of each option that is registered, by all of its names."""
+    groups = [parser._anonymous, *parser._groups]  # pytest has no public list of what is registered
+    return {name: option.dest for group in groups for option in group.options for name in option.names()}
 
 
 def undecided_status(report: pytest.TestReport) -> tuple[str, str, str] | None:

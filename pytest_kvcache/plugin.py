@@ -101,12 +101,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _is_wanted(item: pytest.Item, config: pytest.Config) -> bool:
     """Return whether a test of ours stays; in a distributed session none does, and the controller says so."""
-    if hasattr(config, "workerinput"):
-        if selection.is_asked_for(item, config):
-            config.stash[selection.REFUSED] = True
-            return False
-        return not item.get_closest_marker(options.MARKER)
-    return selection.is_asked_for(item, config) or not item.get_closest_marker(options.MARKER)
+    asked_for = selection.is_asked_for(item, config)
+    if asked_for and hasattr(config, "workerinput"):
+        config.stash[selection.REFUSED] = True
+        return False
+    return asked_for or not item.get_closest_marker(options.MARKER)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -10,6 +10,7 @@ The namespace is that of the network: containers with a network of their own do 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
 import struct
@@ -25,7 +26,6 @@ from pytest_kvcache.errors import RunError
 VARIABLE = "PYTEST_KVCACHE_MACHINE"
 PROCESSORS = "processors"
 _POLL_S = 0.5
-_LONGEST = 100  # of the 107 bytes of a name
 _LONGEST_COMMAND = 160
 
 
@@ -39,7 +39,7 @@ class MachineLock:
 
     def __init__(self, names: Iterable[str], environ: Mapping[str, str] = os.environ) -> None:
         machine = environ.get(VARIABLE, "")
-        self._names = {name: f"\0pytest-kvcache:{machine}:{name}".encode()[:_LONGEST] for name in sorted(set(names))}
+        self._names = {name: _address(f"{machine}:{name}") for name in sorted(set(names))}
         self._held: list[socket.socket] = []
 
     def acquire(self, wait_s: float, say: Callable[[str], None]) -> None:
@@ -90,6 +90,11 @@ class MachineLock:
             each.listen(64)
             self._held.append(each)
         return ""
+
+
+def _address(name: str) -> bytes:
+    """Return the socket's name: a digest, since it has room for 107 bytes and two long names must not become one."""
+    return b"\0pytest-kvcache:" + hashlib.sha256(name.encode()).hexdigest().encode()
 
 
 def _described(name: str) -> str:

@@ -98,6 +98,20 @@ def test_parts_of_a_machine_have_names(other: subprocess.Popen[str]) -> None:
     assert other.poll() is None
 
 
+def test_long_names_of_parts_stay_apart() -> None:
+    """However long the name of a part is, it is told from others, and its GPUs from each other."""
+    long = "x" * 200
+    locks = [MachineLock([name], {VARIABLE: long + end}) for end in ("a", "b") for name in GPUS]
+    try:
+        for lock in locks:
+            lock.acquire(0, print)
+        with pytest.raises(RunError):
+            MachineLock([GPUS[0]], {VARIABLE: f"{long}a"}).acquire(0, print)
+    finally:
+        for lock in locks:
+            lock.release()
+
+
 def test_a_session_that_may_not_wait_names_the_holder(
     project: Project, monkeypatch: pytest.MonkeyPatch, other: subprocess.Popen[str]
 ) -> None:
