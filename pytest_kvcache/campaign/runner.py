@@ -15,9 +15,10 @@ from typing import Any
 import pandas as pd
 
 from pytest_kvcache.errors import RunError
-from pytest_kvcache.load import records, validity
+from pytest_kvcache.load import validity
 from pytest_kvcache.load.plan import LoadPlan
 from pytest_kvcache.load.snapshot import Snapshot, take_snapshot
+from pytest_kvcache.load.table import read
 from pytest_kvcache.probes.probe import Probed
 from pytest_kvcache.proof import storage
 from pytest_kvcache.proof.gpus import GpuLoad
@@ -35,7 +36,7 @@ from pytest_kvcache.serving.pair import ServingPair
 from pytest_kvcache.telemetry import counters
 from pytest_kvcache.telemetry.gpu.readings import Span
 from pytest_kvcache.verdict.estimate import Estimates, estimate
-from pytest_kvcache.workload import reference
+from pytest_kvcache.workload import reference_csv
 from pytest_kvcache.workload.multi_round import MultiRoundQa
 
 ROWS, RUN, LOAD, CSV = "requests.parquet", "run.json", "load.json", "summary.csv"
@@ -132,7 +133,7 @@ def run_load(
             where=str(handle.log),
             todo="read the log above",
         )
-    rows, load = records.read(plan.rows), facts["load"]
+    rows, load = read(plan.rows), facts["load"]
     proof = judge(
         rows,
         load["counters_before"],
@@ -152,9 +153,9 @@ def run_load(
     more: dict[str, Any] = {"estimates": figures, "faults": faults, "suspicions": suspicions, "proof": proof.facts()}
     more |= seen.facts()
     if isinstance(plan.workload, MultiRoundQa) and plan.workload.mode == "compat":
-        table = reference.csv_table(rows, started_at=load["started_at"])
+        table = reference_csv.csv_table(rows, started_at=load["started_at"])
         replace_whole(folder / CSV, lambda partial: table.to_csv(partial, index=False))
-        summed = reference.summary(table, started_at=load["started_at"], config_qps=plan.workload.qps)
+        summed = reference_csv.summary(table, started_at=load["started_at"], config_qps=plan.workload.qps)
         more["reference_summary"] = asdict(summed) if summed else None
     write_json(folder / RUN, facts | more)
     return RunResult(

@@ -16,13 +16,14 @@ import pandas as pd
 
 from pytest_kvcache.load import records, validity, worker
 from pytest_kvcache.load.plan import LoadPlan
+from pytest_kvcache.load.table import to_frame
 from pytest_kvcache.paths import argument
 from pytest_kvcache.report import terminal
 from pytest_kvcache.runs.files import replace_whole
 from pytest_kvcache.telemetry.counters import growth
 from pytest_kvcache.tiers.catalogue import validate
 from pytest_kvcache.verdict.estimate import Estimates, estimate
-from pytest_kvcache.workload import reference
+from pytest_kvcache.workload import reference_csv
 from pytest_kvcache.workload.base import Workload
 from pytest_kvcache.workload.mooncake import MooncakeTrace
 from pytest_kvcache.workload.multi_round import MultiRoundQa
@@ -110,8 +111,8 @@ def run(args: argparse.Namespace, say: Say) -> int:
         pass
     say(f"{workload.kind}: preparing prompts, warming up")
     outcome = worker.carry_out(plan, say)
-    rows = records.to_frame(outcome.rows)
-    table = reference.csv_table(rows, started_at=outcome.started_at)
+    rows = to_frame(outcome.rows)
+    table = reference_csv.csv_table(rows, started_at=outcome.started_at)
     replace_whole(args.output, lambda partial: table.to_csv(partial, index=False))
     _tell(plan, rows, table, outcome, say)
     faults = validity.faults(rows, workload, outcome.facts())
@@ -145,7 +146,7 @@ def _workload(args: argparse.Namespace) -> Workload:
 
 
 def _tell(plan: LoadPlan, rows: pd.DataFrame, table: pd.DataFrame, outcome: worker.WorkerOutcome, say: Say) -> None:
-    summed = reference.summary(
+    summed = reference_csv.summary(
         table,
         started_at=outcome.started_at,
         config_qps=getattr(plan.workload, "qps", len(rows) / plan.workload.duration_s),

@@ -1,11 +1,14 @@
-"""One row for every request that was to be sent, and the table of them."""
+"""One row for every request that was to be sent, and the file that keeps them.
+
+A load process starts with each load and imports no pandas for it: `table.py` has the same rows as a DataFrame.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-
-import pandas as pd
+from typing import get_args, get_origin, get_type_hints
 
 from pytest_kvcache.runs.files import replace_whole
 
@@ -81,30 +84,27 @@ class RequestRecord:
         return self.first_token_s - self.actual_start_s
 
 
-_INTEGERS = (
-    "intended_prompt_tokens",
-    "intended_generated_tokens",
-    "prompt_tokens",
-    "generated_tokens",
-    "cached_tokens",
-)
+def in_order(records: Iterable[RequestRecord]) -> list[RequestRecord]:
+    """Return them in the order of their intended starts, and of their users where those are the same."""
+    return sorted(records, key=lambda record: (record.intended_start_s, record.user))
 
 
-def to_frame(records: list[RequestRecord]) -> pd.DataFrame:
-    """Return the table, a row a request in the order of the intended starts."""
-    columns = [f.name for f in fields(RequestRecord)]
-    frame = pd.DataFrame([asdict(r) for r in records], columns=columns)
-    frame = frame.astype(dict.fromkeys(_INTEGERS, "Int64"))
-    times = [c for c in columns if c.endswith("_s") and c != "token_times_s"]
-    frame = frame.astype(dict.fromkeys(times, "float64"))
-    return frame.sort_values(["intended_start_s", "user"], kind="stable", ignore_index=True)
+def save(records: Iterable[RequestRecord], path: Path) -> None:
+    """Write a row for each as Parquet, in order; a file of that name is replaced only by a whole one.
 
+    Args:
+        records: Of one run.
+        path: Integers without a value are null in it, times without one too.
+    """
+    # Imported when the measurement is over.
+    import pyarrow as pa  # noqa: PLC0415
+    from pyarrow import parquet  # noqa: PLC0415
 
-def save(frame: pd.DataFrame, path: Path) -> None:
-    """Write the table as Parquet; a file of that name is replaced only by a whole one."""
-    replace_whole(path, lambda partial: frame.to_parquet(partial, index=False))
-
-
-def read(path: Path) -> pd.DataFrame:
-    """Return the table at `path`."""
-    return pd.read_parquet(path)
+    types = {int: pa.int64(), float: pa.float64(), str: pa.string()}
+    hints = get_type_hints(RequestRecord)
+    schema = pa.schema(
+        (name, pa.list_(pa.float64()) if get_origin(hint) is list else types[(*get_args(hint), hint)[0]])
+        for name, hint in hints.items()
+    )
+    table = pa.Table.from_pylist([asdict(record) for record in in_order(records)], schema=schema)
+    replace_whole(path, lambda partial: parquet.write_table(table, partial))

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 from pydantic import PositiveFloat
 
-from pytest_kvcache.load import records
 from pytest_kvcache.load.records import RequestRecord
 from pytest_kvcache.strict import Strict
 
@@ -33,6 +32,8 @@ class StopRule(Strict):
             rows: Those that have ended.
             count: Whole rounds.
         """
-        from pytest_kvcache.verdict import rounds  # noqa: PLC0415 - a load process seldom needs SciPy
+        # A load process seldom needs pandas and SciPy.
+        from pytest_kvcache.load.table import to_frame  # noqa: PLC0415
+        from pytest_kvcache.verdict import rounds  # noqa: PLC0415
 
-        return rounds.enough(records.to_frame(rows), rounds=count, round_s=self.round_s, spreads=dict(self.spreads))
+        return rounds.enough(to_frame(rows), rounds=count, round_s=self.round_s, spreads=dict(self.spreads))

@@ -116,7 +116,7 @@ def carry_out(plan: LoadPlan, say: Callable[[str], None]) -> WorkerOutcome:
         outcome.elapsed_s = time.monotonic() - start_s
         outcome.counters_after = scrape_all(plan.metrics_urls)
         outcome.interrupted = stop.asked
-        records.save(records.to_frame(outcome.rows), plan.rows)
+        records.save(outcome.rows, plan.rows)
         write_json(plan.summary, outcome.facts())
     return outcome
 

@@ -92,7 +92,8 @@ class SessionReport:
         for against in series.YARDSTICKS:
             if table := terminal.tiers_table(results, against=against):
                 yield f"against {against}:\n{table}"
-        yield from self._chart()
+        if len({result.context_tokens for result in results}) > 1:
+            yield from self._chart()
         if state.written:
             table = terminal.updates(state.campaign.writes, self._rules())
             yield f"baselines written to {state.settings.options.baselines}:\n{table}"
@@ -102,12 +103,11 @@ class SessionReport:
         yield terminal.minutes(state.engine_minutes, state.fixed_minutes)
 
     def _chart(self) -> Iterator[str]:
-        """Draw the chart; that it cannot be drawn hides nothing else of the summary."""
+        """Tell tables and chart against the context length; a chart that cannot be drawn hides nothing else."""
         folder = self._state.run.folder
         try:
             measured = series.read([folder])
-            if measured["context_tokens"].nunique() > 1:
-                yield from series.best_tables(series.means(measured))
+            yield from series.best_tables(series.means(measured))
             yield f"chart: {chart.draw(measured, folder / 'chart.svg')}"
         except (ConfigError, OSError) as error:
             yield f"no chart: {error}"

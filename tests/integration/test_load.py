@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from pytest_kvcache.workload import reference
+from pytest_kvcache.workload import reference_csv
 from tests.stubs.server import free_port, stub_server
 
 FLAGS = {
@@ -71,7 +71,7 @@ def test_compat_leaves_the_originals_csv(tmp_path: Path) -> None:
         code, output, rows = load(tmp_path, url, mode="compat", time="1.2")
     assert code == 0, output
     table = pd.read_csv(tmp_path / "out" / "summary.csv")
-    assert tuple(table.columns) == reference.COLUMNS
+    assert tuple(table.columns) == reference_csv.COLUMNS
     assert len(table) == len(rows)
     for _, own in rows.groupby("user"):
         # The next prompt has the question and the answer of 4 words more.

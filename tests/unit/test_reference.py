@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from pytest_kvcache.tiers.catalogue import load
-from pytest_kvcache.workload import reference
+from pytest_kvcache.workload import reference, reference_csv
 from pytest_kvcache.workload.multi_round import MultiRoundQa
 from pytest_kvcache.workload.script import Script
 
@@ -122,8 +122,8 @@ def rows() -> pd.DataFrame:
 
 def test_the_csv_has_the_originals_columns() -> None:
     """One line a finished request, questions of a user counted from 1, times of launch and end on the wall clock."""
-    table = reference.csv_table(rows(), started_at=1000.0)
-    assert tuple(table.columns) == reference.COLUMNS
+    table = reference_csv.csv_table(rows(), started_at=1000.0)
+    assert tuple(table.columns) == reference_csv.COLUMNS
     assert table["user_id"].tolist() == [1, 1, 2]
     assert table["question_id"].tolist() == [1, 2, 1]
     assert table["launch_time"].tolist() == [1000.0, 1002.0, 1001.0]
@@ -134,8 +134,8 @@ def test_the_csv_has_the_originals_columns() -> None:
 
 def test_the_summary_has_the_originals_formulas() -> None:
     """Rates are over the time from the start to the last end; decode throughput and TTFT are means over requests."""
-    table = reference.csv_table(rows(), started_at=1000.0)
-    found = reference.summary(table, started_at=1000.0, config_qps=1.0, pending=1)
+    table = reference_csv.csv_table(rows(), started_at=1000.0)
+    found = reference_csv.summary(table, started_at=1000.0, config_qps=1.0, pending=1)
     assert found is not None
     total = 5.75
     assert found.total_s == pytest.approx(total)
@@ -145,4 +145,4 @@ def test_the_summary_has_the_originals_formulas() -> None:
     assert found.output_tokens_per_s == pytest.approx(60 / total)
     assert found.decode_tokens_per_s == pytest.approx((10 / 1 + 30 / 3 + 20 / 2) / 3)
     assert found.ttft_mean_s == pytest.approx(0.5)
-    assert reference.summary(table[:0], started_at=0, config_qps=1) is None
+    assert reference_csv.summary(table[:0], started_at=0, config_qps=1) is None

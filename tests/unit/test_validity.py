@@ -7,8 +7,9 @@ from collections.abc import Mapping
 import pandas as pd
 import pytest
 
-from pytest_kvcache.load import records, validity
+from pytest_kvcache.load import validity
 from pytest_kvcache.load.records import RequestRecord
+from pytest_kvcache.load.table import to_frame
 from pytest_kvcache.workload.multi_round import MultiRoundQa
 
 WORKLOAD = MultiRoundQa(
@@ -48,7 +49,7 @@ def row(i: int, **more: object) -> RequestRecord:
 
 def table(**changed: Mapping[str, object]) -> pd.DataFrame:
     """Return 100 requests, those named `rN` changed."""
-    return records.to_frame([row(i, **changed.get(f"r{i}", {})) for i in range(100)])
+    return to_frame([row(i, **changed.get(f"r{i}", {})) for i in range(100)])
 
 
 def test_a_good_run_has_no_fault() -> None:

@@ -62,10 +62,10 @@ def test_what_ends_before_the_check_is_told_once(project: Project, how: str, plu
 @pytest.mark.parametrize("how", ["-W", "environment"])
 def test_a_measurement_warns_of_nothing(project: Project, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     """A whole session, its children among them, passes where every warning is an error."""
-    configure(project, toml())
+    configure(project, toml(contexts=(50, 60)))
     args = ["-W", "error"] if how == "-W" else []
     if how == "environment":
         monkeypatch.setenv("PYTHONWARNINGS", "error")
     result = run(project, "--tier", "gpu", "--record-baselines", *args)
-    result.assert_outcomes(passed=3)
+    result.assert_outcomes(passed=6)
     result.stdout.fnmatch_lines(["chart: *", "baselines written to *"])

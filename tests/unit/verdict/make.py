@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from pytest_kvcache.campaign.comparability import workload_hash
-from pytest_kvcache.load.records import OK, RequestRecord, to_frame
+from pytest_kvcache.load.records import OK, RequestRecord
+from pytest_kvcache.load.table import to_frame
 from pytest_kvcache.verdict.cells import Cell, StoredBoot, StoredCell, name_of
 from pytest_kvcache.verdict.metrics import JUDGED
 from pytest_kvcache.verdict.procedure import Boot, Evidence

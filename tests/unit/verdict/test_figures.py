@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 
 from pytest_kvcache.campaign.comparability import comparability, machine_name
-from pytest_kvcache.load.records import BROKEN, OK, RequestRecord, to_frame
+from pytest_kvcache.load.records import BROKEN, OK, RequestRecord
+from pytest_kvcache.load.table import to_frame
 from pytest_kvcache.load.validity import suspicions
 from pytest_kvcache.proof.breakdown import components
 from pytest_kvcache.report.terminal import run_lines
