@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import pytest
 
-from pytest_kvcache import neighbours, options, parameters, selection
+from pytest_kvcache import neighbours, options, parameters, selection, values
 from pytest_kvcache.api import hooks
 from pytest_kvcache.baselines import store
 from pytest_kvcache.campaign import settings
@@ -22,7 +22,6 @@ from pytest_kvcache.runs import signals
 from pytest_kvcache.runs.leaving import Leaving
 from pytest_kvcache.serving.tier import Tier
 from pytest_kvcache.showable import showable
-from pytest_kvcache.verdict.metrics import JUDGED
 
 _SETTINGS = pytest.StashKey["Settings | None"]()
 
@@ -134,7 +133,7 @@ def parametrize(metafunc: pytest.Metafunc, asked: Sequence[str]) -> bool:
     if "kv_context" in asked:
         metafunc.parametrize("kv_context", chosen.profile.workload.context_tokens, indirect=True)
     if "kv_gate" in asked:
-        metafunc.parametrize("kv_gate", [metric.short for metric in JUDGED], indirect=True)
+        metafunc.parametrize("kv_gate", [gate.short for gate in values.gates(chosen.profile)], indirect=True)
     return True
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pytest_kvcache.perf import BaselineCheck, LoadPair, Measure, MeasureTier
     from pytest_kvcache.serving.pair import ServingPair
     from pytest_kvcache.serving.tier import Tier
-    from pytest_kvcache.verdict.metrics import Metric
+    from pytest_kvcache.verdict.gates import AnyGate
 
 
 class NoBenchmark:
@@ -78,14 +78,14 @@ def kv_context(request: pytest.FixtureRequest) -> int:
 
 
 @pytest.fixture
-def kv_gate(request: pytest.FixtureRequest) -> Metric:
-    """A metric that is judged (TTFT, processing speed, decode throughput): one test for each."""
-    _state(request)
+def kv_gate(request: pytest.FixtureRequest) -> AnyGate:
+    """What is judged: TTFT, processing speed, decode throughput, and the profile's own gates; one test for each."""
+    state = _state(request)
     from pytest_kvcache import perf, values  # noqa: PLC0415 - heavy
-    from pytest_kvcache.verdict import metrics  # noqa: PLC0415 - heavy
 
     with perf.told_plainly():
-        return values.gate(values.given(request, [metric.short for metric in metrics.JUDGED]))
+        known = [gate.short for gate in values.gates(state.profile)]
+        return values.gate(values.given(request, known), state.profile)
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,7 @@ from pytest_kvcache.report.rows import properties, status
 from pytest_kvcache.serving.pair import ServingPair
 from pytest_kvcache.serving.tier import Tier, TierContext
 from pytest_kvcache.tiers.none import NoTier
+from pytest_kvcache.verdict.gates import AnyGate
 from pytest_kvcache.verdict.metrics import JUDGED, Metric
 from pytest_kvcache.workload.base import Workload
 
@@ -224,27 +225,29 @@ class BaselineCheck:
     item: pytest.Item
     benchmark: Any
 
-    def check(self, result: Result, gate: Metric | str | None = None) -> None:
+    def check(self, result: Result, gate: AnyGate | str | None = None) -> None:
         """Pass or fail the test by the verdict on `gate`, or on the whole cell where none is named.
 
-        A gate is what `kv_gate` brings, or its short name: `ttft`, `speed` or `decode`.
+        A gate is what `kv_gate` brings, or its short name: `ttft`, `speed`, `decode`, and those that the profile
+        declares, such as `tokens` and `limit-ttft_p99_s`.
         `pass` and `improved` succeed, and so does what was recorded. `inconclusive` and `incomparable` are shown as
         such and fail under --kv-strict. Everything else fails.
         """
         with told_plainly():
-            judged = None if gate is None else values.gate(gate)
+            judged = None if gate is None else values.gate(gate, self.state.profile)
             self._check(values.result(result).cell, judged)
 
-    def _check(self, result: CellResult, gate: Metric | None) -> None:
+    def _check(self, result: CellResult, gate: AnyGate | None) -> None:
         state = self.state
         outcome = properties(result, gate)
         for name, value in outcome.items():
             # Not record_property: it warns under the default JUnit family, which takes properties all the same.
             self.item.user_properties.append((f"kv_{name}", value))
-        metric = gate or JUDGED[0]
-        rows_of_benchmark.publish(
-            self.benchmark, self.item, result, metric, rows_of_benchmark.facts(result, metric, outcome)
-        )
+        metric = JUDGED[0] if gate is None else gate
+        if isinstance(metric, Metric):  # pytest-benchmark knows times, and no others are gated by times
+            rows_of_benchmark.publish(
+                self.benchmark, self.item, result, metric, rows_of_benchmark.facts(result, metric, outcome)
+            )
         self.item.config.stash[hooks.KEY].judged(self.item, result, gate)
         found = verdict_of(result, gate)
         if found.succeeds:
@@ -255,7 +258,7 @@ class BaselineCheck:
             return
         pytest.fail(message, pytrace=False)
 
-    def _message(self, result: CellResult, gate: Metric | None) -> str:
+    def _message(self, result: CellResult, gate: AnyGate | None) -> str:
         others: list[str] = []
         if status(result, gate) == "no-baseline":
             with contextlib.suppress(KvCacheError):

@@ -14,7 +14,8 @@ from pytest_kvcache.campaign.state import PerfState
 from pytest_kvcache.config.profile import Profile
 from pytest_kvcache.errors import ConfigError
 from pytest_kvcache.serving.tier import Tier
-from pytest_kvcache.verdict.metrics import JUDGED, Metric
+from pytest_kvcache.verdict.gates import AnyGate
+from pytest_kvcache.verdict.metrics import JUDGED
 
 #: What a test without a value of its own can do instead.
 _INSTEAD = {
@@ -82,17 +83,27 @@ def context(value: object, profile: Profile) -> int:
     return value
 
 
-def gate(value: object) -> Metric:
-    """Return the judged metric that its short name or key stands for; a metric stands for itself.
+def gates(profile: Profile) -> tuple[AnyGate, ...]:
+    """Return all gates of a profile: the metrics that are judged, then exact gates and limits that it declares."""
+    return (*JUDGED, *profile.gates.declared())
+
+
+def gate(value: object, profile: Profile) -> AnyGate:
+    """Return the gate that its short name or its figure's key stands for; a gate stands for itself.
 
     Raises:
-        ConfigError: It is not judged.
+        ConfigError: The profile has none of that name.
     """
-    found = next((metric for metric in JUDGED if value in (metric, metric.short, metric.key)), None)
-    if found is None:
-        known = ", ".join(metric.short for metric in JUDGED)
-        raise ConfigError(f"must be one of {known}, not {value!r}", where="kv_gate")
-    return found
+    known = gates(profile)
+    for each in known:
+        if value in (each, each.short, getattr(each, "key", each.short)):
+            return each
+    names = ", ".join(each.short for each in known)
+    raise ConfigError(
+        f"must be one of {names}, not {value!r}",
+        where="kv_gate",
+        todo=f"exact gates and limits are declared in [profiles.{profile.name}.gates]",
+    )
 
 
 def result(value: object) -> Result:

@@ -15,7 +15,7 @@ from pytest_kvcache.campaign.result import CellResult
 from pytest_kvcache.campaign.runner import RunResult
 from pytest_kvcache.campaign.state import PerfState
 from pytest_kvcache.serving.pair import ServingPair
-from pytest_kvcache.verdict.metrics import Metric
+from pytest_kvcache.verdict.gates import AnyGate
 
 BOOT, MEASURED, VERDICT, REPORT = (f"pytest_kvcache_{name}" for name in ("boot", "measured", "verdict", "report"))
 
@@ -59,7 +59,7 @@ class Hooks:
         if self._asked(MEASURED):
             self._call(MEASURED, measured=measured_boot(run))
 
-    def judged(self, item: pytest.Item, cell: CellResult, gate: Metric | None) -> None:
+    def judged(self, item: pytest.Item, cell: CellResult, gate: AnyGate | None) -> None:
         """Call `pytest_kvcache_verdict`."""
         if self._asked(VERDICT):
             self._call(VERDICT, item=item, result=result_of(cell), verdict=verdict_of(cell, gate))

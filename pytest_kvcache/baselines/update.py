@@ -90,6 +90,7 @@ def record(
                     recorded=recorded,
                     figures={k: float(v) for k, v in boot.figures.items() if math.isfinite(v)},
                     canary={k: float(v) for k, v in boot.canary.items()},
+                    account=boot.account,
                 )
                 for boot, _ in boots
             ),

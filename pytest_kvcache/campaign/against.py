@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from pytest_kvcache.campaign import boots as booting
-from pytest_kvcache.campaign import explanation
+from pytest_kvcache.campaign import explanation, gate_verdicts
 from pytest_kvcache.campaign.arm import Arm
 from pytest_kvcache.campaign.boots import BootResult
 from pytest_kvcache.campaign.comparability import machine_name
@@ -99,12 +99,13 @@ class AgainstCampaign:
             minutes=tuple(x.minutes + y.minutes for x, y in zip(a, b, strict=True)),
             verdict=verdict,
             explanation=explanation.against_arm(verdict, [each.runs[context] for each in a], runs),
+            gate_verdicts=gate_verdicts.against_arm(arm.profile.gates, [each.runs[context] for each in a], runs),
         )
 
 
 def _boot(result: BootResult, context: int) -> Boot:
     run = result.runs[context]
-    return Boot(run.estimates, result.canary, run.faults)
+    return Boot(run.estimates, result.canary, run.faults, run.account)
 
 
 def _final(verdict: PairedVerdict) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pytest_kvcache.baselines import store, update
 from pytest_kvcache.baselines.store import Write
 from pytest_kvcache.campaign import boots as booting
-from pytest_kvcache.campaign import explanation
+from pytest_kvcache.campaign import explanation, gate_verdicts
 from pytest_kvcache.campaign.arm import Arm
 from pytest_kvcache.campaign.comparability import machine_name, workload_hash
 from pytest_kvcache.campaign.result import CellResult
@@ -21,6 +21,7 @@ from pytest_kvcache.load.stopping import StopRule
 from pytest_kvcache.telemetry.revision import uncommitted
 from pytest_kvcache.verdict import headline, procedure, rounds
 from pytest_kvcache.verdict.cells import Cell, StoredCell
+from pytest_kvcache.verdict.gates import GateVerdict, TokenGate
 from pytest_kvcache.verdict.procedure import Boot, CellVerdict, Evidence
 
 
@@ -84,7 +85,7 @@ class BaselineCampaign:
 
     def _look(self, cell: _Open, run: RunResult, canary: dict[str, float], minutes: float) -> None:
         cell.runs.append(run)
-        cell.boots.append(Boot(run.estimates, canary, run.faults))
+        cell.boots.append(Boot(run.estimates, canary, run.faults, run.account))
         cell.minutes.append(minutes)
         more = len(cell.boots) < cell.allowed
         if cell.records:
@@ -112,7 +113,16 @@ class BaselineCampaign:
         """Return when a boot may end early: never where the baseline cannot be cut to the same rounds."""
         stored = cell.stored
         rules = self._arm.profile.rules
-        if cell.records or not rules.early_stop or stored is None or stored.round_s is None or stored.requests is None:
+        # An exact gate compares whole runs, and decides on the first.
+        exact = self._arm.profile.gates.tokens is not None and not cell.runs
+        if (
+            cell.records
+            or exact
+            or not rules.early_stop
+            or stored is None
+            or stored.round_s is None
+            or stored.requests is None
+        ):
             return None
         try:
             spreads = rounds.spreads(procedure.tier_of(stored, self._siblings), adjust_for=self._policy.adjust_for)
@@ -147,8 +157,11 @@ class BaselineCampaign:
     def _result(self, cell: _Open) -> CellResult:
         write: Write | None = None
         refused: tuple[str, ...] = ()
+        gates = gate_verdicts.against_baseline(
+            self._arm.profile.gates, cell.runs, cell.stored, workload=self._hash(cell)
+        )
         if cell.records and cell.verdict is None:
-            refused = tuple(self._refusals(cell))
+            refused = tuple(self._refusals(cell, gates))
             try:
                 write = None if refused else self._write(cell)
             except BaselineError as error:
@@ -163,13 +176,18 @@ class BaselineCampaign:
             write=write,
             refused=refused,
             explanation=explanation.against_baseline(cell.verdict, cell.stored, cell.runs, self._root),
+            gate_verdicts=gates,
         )
 
-    def _refusals(self, cell: _Open) -> list[str]:
-        """Return why these boots must not become the baseline; filling up a new one is not held to all of it."""
+    def _refusals(self, cell: _Open, gates: Sequence[GateVerdict]) -> list[str]:
+        """Return why these boots must not become the baseline; filling up a new one is not held to all of it.
+
+        A boot whose tokens came from elsewhere than those of the boots that are there has no common centre with them.
+        """
         options = self._state.settings.options
         if options.update == "missing":
-            return update.refusals(cell.boots, least_boots=1)
+            moved = [g.line for g in gates if isinstance(g.gate, TokenGate) and g.status in {"regressed", "improved"}]
+            return [*update.refusals(cell.boots, least_boots=1), *moved]
         least = self._arm.profile.rules.baseline_boots
         return update.refusals(cell.boots, dirty=uncommitted(options.rootdir), least_boots=least)
 

@@ -29,7 +29,9 @@ def comparability(
         storage: The tier's facts.
         launcher: How the components ran.
     """
-    serving = profile.model_dump(exclude={"name", "description", "workload", "rules", "boot_timeout_s", "model"})
+    serving = profile.model_dump(
+        exclude={"name", "description", "workload", "rules", "gates", "boot_timeout_s", "model"}
+    )
     return {
         **_prefixed("hardware", hardware),
         **_prefixed("storage", storage),

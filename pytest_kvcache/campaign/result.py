@@ -13,6 +13,7 @@ from pytest_kvcache.campaign.runner import RunResult
 from pytest_kvcache.proof.explain import Explanation
 from pytest_kvcache.verdict.cells import Cell, StoredCell
 from pytest_kvcache.verdict.estimate import Estimates
+from pytest_kvcache.verdict.gates import GateVerdict
 from pytest_kvcache.verdict.metrics import JUDGED
 from pytest_kvcache.verdict.paired import PairedVerdict
 from pytest_kvcache.verdict.procedure import Boot, CellVerdict
@@ -35,6 +36,7 @@ class CellResult:
         write: What is to become the baseline, None where nothing is.
         refused: Why nothing is, although it was asked for.
         explanation: Where the time went, if the verdict says that something moved.
+        gate_verdicts: What exact gates and limits came to, in the order of their declaration.
     """
 
     cell: Cell
@@ -46,6 +48,7 @@ class CellResult:
     write: Write | None = None
     refused: tuple[str, ...] = field(default=())
     explanation: Explanation | None = None
+    gate_verdicts: tuple[GateVerdict, ...] = ()
 
     @property
     def label(self) -> str:

@@ -21,6 +21,7 @@ from pytest_kvcache.load.snapshot import Snapshot, take_snapshot
 from pytest_kvcache.load.table import read
 from pytest_kvcache.probes.probe import Probed
 from pytest_kvcache.proof import storage
+from pytest_kvcache.proof.account import account_of
 from pytest_kvcache.proof.gpus import GpuLoad
 from pytest_kvcache.proof.judge import Proof, ServedCaches, judge
 from pytest_kvcache.proof.ledger import Ledger
@@ -36,6 +37,7 @@ from pytest_kvcache.serving.pair import ServingPair
 from pytest_kvcache.telemetry import counters
 from pytest_kvcache.telemetry.gpu.readings import Span
 from pytest_kvcache.verdict.estimate import Estimates, estimate
+from pytest_kvcache.verdict.token_account import TokenAccount
 from pytest_kvcache.workload import reference_csv
 from pytest_kvcache.workload.multi_round import MultiRoundQa
 
@@ -64,6 +66,7 @@ class RunResult:
         comparability: What must be equal for a comparison.
         versions: Of what was tested.
         lacks: What its engine, being older, did not tell.
+        account: Where its tokens came from, for exact gates; None where it ended early.
     """
 
     tier: str
@@ -81,6 +84,7 @@ class RunResult:
     comparability: Mapping[str, str]
     versions: Mapping[str, str]
     lacks: tuple[str, ...] = ()
+    account: TokenAccount | None = None
 
 
 def run_load(
@@ -157,6 +161,8 @@ def run_load(
         replace_whole(folder / CSV, lambda partial: table.to_csv(partial, index=False))
         summed = reference_csv.summary(table, started_at=load["started_at"], config_qps=plan.workload.qps)
         more["reference_summary"] = asdict(summed) if summed else None
+    account = account_of(rows, proof) if load.get("stopped_after_rounds") is None else None
+    more["account"] = account.model_dump() if account else None
     write_json(folder / RUN, facts | more)
     return RunResult(
         tier=tier,
@@ -174,6 +180,7 @@ def run_load(
         comparability=comparability,
         versions=versions,
         lacks=pair.plan.lacks,
+        account=account,
     )
 
 

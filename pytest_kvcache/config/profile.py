@@ -8,10 +8,12 @@ from typing import Literal, Self
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationInfo, field_validator, model_validator
 
 from pytest_kvcache.config import environment, refused_args
+from pytest_kvcache.config.gates import Gates
 from pytest_kvcache.config.rules import Rules
 from pytest_kvcache.config.vllm_args import number_of
 from pytest_kvcache.strict import Strict, as_path
 from pytest_kvcache.verdict.cells import FolderName
+from pytest_kvcache.verdict.limits import least_requests
 from pytest_kvcache.workload.registry import AnyWorkload
 
 #: Name that asks for the small random-weight Qwen3 made on the spot (`engine/tiny_model.py`).
@@ -42,6 +44,7 @@ class Profile(Strict):
     boot_timeout_s: PositiveFloat = 900
     workload: AnyWorkload
     rules: Rules = Rules()
+    gates: Gates = Gates()
 
     @model_validator(mode="after")
     def _prompts_fit(self) -> Self:
@@ -50,6 +53,24 @@ class Profile(Strict):
             raise ValueError(
                 f"max_model_len {self.max_model_len} is less than the longest prompt with its answer, {longest} tokens"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _gates_can_be_told(self) -> Self:
+        if self.gates.tokens == 0 and not self.workload.repeats_exactly:
+            raise ValueError(
+                f"gates.tokens = 0 asks for the same tokens in every boot, and workload {self.workload.kind} does not "
+                "send the same in every boot; give the share of the tokens that may differ, such as 0.05"
+            )
+        count = self.workload.requests()
+        for key in self.gates.limits:
+            needed = least_requests(key)
+            if count is not None and 0 < count < needed:
+                longer = self.workload.duration_s * needed / count
+                raise ValueError(
+                    f"gates.limits.{key}: a run of {count} requests says nothing of it; it needs {needed}, "
+                    f"workload.duration_s = {math.ceil(longer)} at this rate"
+                )
         return self
 
     @field_validator("model")

@@ -5,11 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from pytest_kvcache.campaign.result import CellResult
+from pytest_kvcache.verdict.gates import AnyGate, GateVerdict, TokenGate, worst
 from pytest_kvcache.verdict.headline import deciding_gate
 from pytest_kvcache.verdict.interval import Outcome
+from pytest_kvcache.verdict.limits import Limit
 from pytest_kvcache.verdict.metrics import Metric
 from pytest_kvcache.verdict.procedure import Gate, share
 
+#: Statuses of a declared gate that nobody needs to look at.
+_GOOD = frozenset({"pass", "improved", "recorded"})
 _STATUS = {
     Outcome.PASS: "pass",
     Outcome.REGRESSED: "regressed",
@@ -19,17 +23,48 @@ _STATUS = {
 }
 
 
-def gate_of(result: CellResult, metric: Metric | None) -> Gate | None:
+def declared_gate(result: CellResult, gate: AnyGate | None) -> GateVerdict | None:
+    """Return what an exact gate or a limit came to; where no gate is named, the one of them that fails, if one does."""
+    if gate is None:
+        return next((each for each in result.gate_verdicts if each.status not in _GOOD), None)
+    return next((each for each in result.gate_verdicts if each.gate == gate), None)
+
+
+def gate_of(result: CellResult, metric: AnyGate | None) -> Gate | None:
     """Return the gate of a metric, the one that decides where none is named; None where nothing was compared."""
-    if result.verdict is None:
+    if result.verdict is None or isinstance(metric, TokenGate | Limit):
         return None
     if metric is not None:
         return next((gate for gate in result.verdict.gates if gate.metric == metric), None)
     return deciding_gate(result.verdict)
 
 
-def status(result: CellResult, metric: Metric | None) -> str:
-    """Return the status of one gate of a cell, or of the whole cell where no metric is named."""
+def status(result: CellResult, metric: AnyGate | None) -> str:
+    """Return the status of one gate of a cell, or of the whole cell where no metric is named.
+
+    Of the whole cell it is that of the comparison, unless an exact gate or a limit says something worse.
+    """
+    if isinstance(metric, TokenGate | Limit):
+        return _declared_status(result, metric)
+    compared = compared_status(result, metric)
+    others = [_declared_status(result, each.gate) for each in result.gate_verdicts] if metric is None else []
+    bad = [each for each in others if each not in _GOOD]
+    return worst([compared, *bad]) if bad and compared != "refused" else compared
+
+
+def _declared_status(result: CellResult, gate: TokenGate | Limit) -> str:
+    found = declared_gate(result, gate)
+    if found is None:
+        return "inconclusive"
+    if isinstance(gate, TokenGate) and result.stored is None and result.write is not None:
+        return "recorded"
+    if isinstance(gate, TokenGate) and result.refused and found.status in _GOOD | {"no-baseline"}:
+        return "refused"
+    return found.status
+
+
+def compared_status(result: CellResult, metric: Metric | None) -> str:
+    """Return the status of the comparison with a baseline or between arms, of one metric or of all."""
     if result.write is not None:
         return "recorded" if result.stored is None else "updated"
     if result.refused:
@@ -43,13 +78,15 @@ def status(result: CellResult, metric: Metric | None) -> str:
     return _STATUS[gate.outcome]
 
 
-def properties(result: CellResult, metric: Metric | None) -> dict[str, Any]:
+def properties(result: CellResult, metric: AnyGate | None) -> dict[str, Any]:
     """Return verdict, ratio, interval, boots and engine minutes of a gate, for JUnit and benchmark rows."""
     found: dict[str, Any] = {
         "verdict": status(result, metric),
         "boots": len(result.runs),
         "engine_minutes": round(sum(result.minutes), 2),
     }
+    if (declared := declared_gate(result, metric)) is not None and metric is not None:
+        found["gate"] = declared.line
     gate = gate_of(result, metric)
     if gate is not None:
         found |= {

@@ -89,6 +89,8 @@ class SessionReport:
         for each in results:
             if moved := terminal.explanation(each):
                 yield f"{each.label}, context {each.context_tokens}: {each.outcome}: {moved}"
+        if lines := terminal.declared_gates(results):
+            yield lines
         for against in series.YARDSTICKS:
             if table := terminal.tiers_table(results, against=against):
                 yield f"against {against}:\n{table}"

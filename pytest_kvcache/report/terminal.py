@@ -10,12 +10,13 @@ import pandas as pd
 from pytest_kvcache.baselines import update
 from pytest_kvcache.baselines.store import Write
 from pytest_kvcache.campaign.result import CellResult
-from pytest_kvcache.report.rows import gate_of, status
+from pytest_kvcache.report.rows import compared_status, declared_gate, gate_of, status
 from pytest_kvcache.report.series import FIGURES
 from pytest_kvcache.verdict import headline, procedure
 from pytest_kvcache.verdict.estimate import Estimates
+from pytest_kvcache.verdict.gates import AnyGate, GateVerdict
 from pytest_kvcache.verdict.interim import Policy
-from pytest_kvcache.verdict.metrics import Metric
+from pytest_kvcache.verdict.limits import Limit
 from pytest_kvcache.verdict.paired import PairedVerdict
 
 _COLUMNS = {
@@ -29,6 +30,20 @@ _COLUMNS = {
     "tokens_per_s": ("tok/s", "{:.0f}"),
     "cached_share": ("cached", "{:.0%}"),
 }
+
+
+#: Statuses of a comparison that leave an exact gate or a limit to be what a person must see first.
+_SETTLED = frozenset({"pass", "improved", "recorded", "updated", "measured"})
+
+
+def declared_gates(results: Sequence[CellResult]) -> str:
+    """Return a line for each exact gate and limit of each cell, "" where none is declared."""
+    lines = [
+        f"  {result.label}, context {result.context_tokens}: {status(result, each.gate)}: {each.line}"
+        for result in results
+        for each in result.gate_verdicts
+    ]
+    return "\n".join(["exact gates and limits:", *lines]) if lines else ""
 
 
 def measured_table(results: Sequence[CellResult]) -> str:
@@ -180,19 +195,23 @@ def minutes(engine: float, fixed: float) -> str:
     return f"engine minutes: {engine:.1f}; a fixed number of boots would have taken {fixed:.1f}"
 
 
-def failure(result: CellResult, gate: Metric | None, *, refresh: str, others: Sequence[str]) -> str:
+def failure(result: CellResult, gate: AnyGate | None, *, refresh: str, others: Sequence[str]) -> str:
     """Return the message of a test whose verdict does not succeed: what, why, where, what to do.
 
     Args:
         result: The cell.
-        gate: The metric that the test is about, None where all of them.
+        gate: What the test is about, None where all of it.
         refresh: The command that stores new figures as the baseline; an A/B stores nothing.
         others: Machines that have a baseline of the same cell.
     """
     paired = isinstance(result.verdict, PairedVerdict)
     where = f"{'B against A, ' if paired else ''}{result.cell} on {result.label}"
     data = f"rows, counters and logs: {result.folder}"
+    declared = declared_gate(result, gate)
     found, verdict = status(result, gate), result.verdict
+    decides = declared is not None and (gate is not None or compared_status(result, None) in _SETTLED)
+    if declared is not None and decides and found != "refused":
+        return _declared_failure(declared, found, where, data, refresh="" if paired else refresh)
     about = gate_of(result, gate)
     reasons = [f"  {reason}" for reason in (verdict.reasons if verdict else result.refused)]
     notes = [f"note: {note}" for note in (verdict.notes if isinstance(verdict, procedure.CellVerdict) else ())]
@@ -229,6 +248,25 @@ def failure(result: CellResult, gate: Metric | None, *, refresh: str, others: Se
     else:
         parts = [f"{where} is {found}: no verdict may rest on this run", *reasons, data]
     return "\n".join(part for part in parts if part)
+
+
+def _declared_failure(declared: GateVerdict, found: str, where: str, data: str, *, refresh: str) -> str:
+    """Return the message of an exact gate or a limit: a limit is its own baseline, which nothing refreshes."""
+    heads = {
+        "regressed": f"{where} regressed: {declared.line}",
+        "no-baseline": f"{where} has no baseline for this machine: {declared.line}",
+        "incomparable": f"{where} is not comparable with its baseline: {declared.line}",
+        "inconclusive": f"{where} is inconclusive: {declared.line}",
+    }
+    parts = [heads.get(found, f"{where} is {found}: {declared.line}")]
+    parts += [f"  {reason}" for reason in declared.reasons]
+    parts.append(data)
+    if isinstance(declared.gate, Limit):
+        parts.append("a limit is set in gates.limits of the profile; no baseline moves it")
+    elif refresh:
+        wanted = "to record one" if found == "no-baseline" else "if the new values are right"
+        parts.append(f"{wanted}: {refresh}")
+    return "\n".join(parts)
 
 
 def _format(value: float | None, form: str) -> str:

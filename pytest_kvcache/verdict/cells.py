@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 
 from pytest_kvcache.errors import BaselineError
 from pytest_kvcache.verdict.metrics import JUDGED
+from pytest_kvcache.verdict.token_account import TokenAccount
 
 SCHEMA = 3
 #: Longest JSON file that is read. Six boots take about 6 kB.
@@ -108,12 +109,14 @@ class StoredBoot(BaselineModel):
         figures: Estimates in natural units by name, unit last. Those of `metrics.JUDGED` are there and between 1e-9
             and 1e9; the others are for reports.
         canary: Readings around the boot, in seconds, by name.
+        account: Where its tokens came from; None where nothing counted them.
     """
 
     run_id: Key
     recorded: Date
     figures: Annotated[dict[Key, Number], Field(max_length=200)]
     canary: Annotated[dict[Key, Positive], Field(max_length=50)] = Field(default_factory=dict)
+    account: TokenAccount | None = None
 
     @field_validator("figures")
     @classmethod

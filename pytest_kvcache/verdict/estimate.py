@@ -40,7 +40,8 @@ def estimate(rows: pd.DataFrame, *, duration_s: float) -> Estimates:
         duration_s: For how long requests were started.
 
     Returns:
-        Counts (`scheduled`, `sent`, `finished`, `failed`), TTFT, ITL and throughput by name, unit last. Figures that
+        Counts (`scheduled`, `sent`, `finished`, `failed`), TTFT, ITL, TPOT, E2E latency (`e2el_*`, from the send to
+        the last token) and throughput by name, unit last. Figures that
         need a finished request are absent where there is none.
 
         TTFT counts from the actual send; `ttft_from_intended_*` from when the schedule wanted it, so that a user who is
@@ -81,6 +82,7 @@ def estimate(rows: pd.DataFrame, *, duration_s: float) -> Estimates:
         **({f"residual_p{p}_s": float(residual.quantile(p / 100)) for p in (50, 99)} if len(residual) else {}),
         **_spread_of("itl", gaps),
         **_spread_of("tpot", tpot),
+        **_spread_of("e2el", (done["last_token_s"] - done["actual_start_s"]).astype("float64")),
         "decode_tokens_per_s": generated / float(decode_s.sum()) if decode_s.sum() > 0 else float("nan"),
         "decode_mean_tokens_per_s": float((done["generated_tokens"] / decode_s.where(decode_s > 0)).mean()),
         "requests_per_s": len(done) / elapsed,

@@ -18,6 +18,7 @@ from pytest_kvcache.verdict.interim import Policy
 from pytest_kvcache.verdict.interval import Outcome, judge
 from pytest_kvcache.verdict.metrics import JUDGED, Metric
 from pytest_kvcache.verdict.spread import degrees, level, mean, usable
+from pytest_kvcache.verdict.token_account import TokenAccount
 
 Status = Literal[
     "pass", "regressed", "improved", "inconclusive", "incomparable", "invalid", "no-baseline", "needs-boot"
@@ -34,11 +35,13 @@ class Boot:
         figures: Estimates in natural units, as `estimate` gives them.
         canary: Readings around it, in seconds, by name.
         faults: Why no verdict may rest on it, empty where one may.
+        account: Where its tokens came from; None where that is not known, or the boot ended early.
     """
 
     figures: Mapping[str, float]
     canary: Mapping[str, float] = field(default_factory=dict)
     faults: Sequence[str] = ()
+    account: TokenAccount | None = None
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,15 @@ class Workload(Strict):
         """Return about how many different tokens one run leaves in a cache, None where it is not known beforehand."""
         return None
 
+    def requests(self) -> int | None:
+        """Return how many requests one run sends at each length, None where it is not known beforehand."""
+        return None
+
+    @property
+    def repeats_exactly(self) -> bool:
+        """Whether every run sends the same prompts, so that caches of one size have the same hits in each boot."""
+        return False
+
     def round_s(self) -> float | None:
         """Return the time in which every user asks once, None where there is no such thing."""
         return None

@@ -43,6 +43,11 @@ class MultiRoundQa(SteadyWorkload):
         """Whether prompts are exact."""
         return self.mode == "exact"
 
+    @property
+    def repeats_exactly(self) -> bool:
+        """Whether prompts are exact, and with them every user's turn."""
+        return self.mode == "exact"
+
     def longest_tokens(self) -> int | None:
         """Return the length of the longest prompt with its answer."""
         if self.mode == "compat":

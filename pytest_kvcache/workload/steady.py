@@ -41,6 +41,10 @@ class SteadyWorkload(Workload):
             before=before,
         )
 
+    def requests(self) -> int | None:
+        """Return how many requests are due before the end."""
+        return sum(1 for _ in self.due())
+
     def steady_script(self, turn: Callable[[Due], Turn], *, first_user: int, warm_up: tuple[Turn, ...] = ()) -> Script:
         """Return the run as conversations, primed with what caches hold at its start.
 

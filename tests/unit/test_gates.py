@@ -1,0 +1,97 @@
+"""Exact gates and limits in a profile, and in whole sessions on stubs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pytest_kvcache.config.profile import Profile
+from pytest_kvcache.errors import ConfigError
+from pytest_kvcache.tiers.catalogue import parse
+from tests.projects import Project, configure, run
+from tests.stubs.engine import toml
+
+GATES = """
+[profiles.stub.gates]
+tokens = 0.0
+limits = { ttft_p50_s = 3.0, failed = 0, cached_share = 0.9, goodput_share = 0.5 }
+slo = { ttft_s = 4.0 }
+"""
+
+
+def stub(text: str) -> Profile:
+    """Return the profile of a kvcache.toml."""
+    return parse(text.encode(), source=Path("kvcache.toml"), where="kvcache.toml").profile("stub")
+
+
+@pytest.mark.parametrize(
+    ("gates", "named"),
+    [
+        ("limits = { ttft_p98_s = 1 }", "limits.ttft_p98_s: unknown figure; allowed: ttft_mean_s"),
+        ("limits = { ttft_s = 1 }", "limits.ttft_s: unknown figure"),
+        ("limits = { goodput_share = 0.9 }", "limits.goodput_share needs slo"),
+        ("limits = { cached_share = 60 }", "limits.cached_share: 60 is no share of 0 to 1"),
+        (
+            "limits = { ttft_p99_s = 1 }",
+            "a run of 12 requests says nothing of it; it needs 100, workload.duration_s = 5",
+        ),
+        ("limits = { e2el_p99_s = 1 }", "it needs 100"),
+        ("limits = { failed = -1 }", "greater than or equal to 0"),
+        ("limits = { failed = true }", "gates.limits"),
+        ("limits = { failed = nan }", "gates.limits"),
+        ("slo = {}", "name at least one of ttft_s"),
+        ("slo = { ttft = 1 }", "gates.slo.ttft"),
+        ("tokens = 1.5", "gates.tokens"),
+        ("tokens = -0.1", "gates.tokens"),
+        ("token = 0", "gates.token"),
+    ],
+)
+def test_a_gate_that_cannot_be_told_is_refused(gates: str, named: str) -> None:
+    """What is declared wrongly, or cannot be decided by a run of this length, is an error before anything boots."""
+    text = toml(more=f"\n[profiles.stub.gates]\n{gates}\n")
+    with pytest.raises(ConfigError) as error:
+        stub(text)
+    assert "profiles.stub" in str(error.value)
+    assert named in str(error.value)
+
+
+def test_an_exact_gate_needs_a_workload_that_repeats() -> None:
+    """Where boots do not send the same, tokens may only be gated with a tolerance."""
+    text = toml().replace("users = 3", 'mode = "compat"\nusers = 3') + "\n[profiles.stub.gates]\ntokens = 0.0\n"
+    with pytest.raises(ConfigError, match="give the share of the tokens that may differ"):
+        stub(text)
+    assert stub(text.replace("tokens = 0.0", "tokens = 0.05")).gates.tokens == 0.05
+
+
+def test_one_boot_decides_exact_gates_and_limits(project: Project) -> None:
+    """Each gate is a test of its own: limits hold from the first session, tokens as soon as one boot is recorded."""
+    # One user asks in one order, however busy the machine is.
+    configure(project, toml(boots=2, more=GATES).replace("users = 3\nrounds = 8", "users = 1\nrounds = 60"))
+    first = run(project, "--tier", "gpu", "--record-baselines", "--kv-boots", "1")
+    first.assert_outcomes(passed=7, failed=1)
+    first.stdout.fnmatch_lines(
+        [
+            "stub/gpu/50 on gpu regressed: share of prompt tokens from caches: 0.*, beyond its limit of at least 0.9",
+            "a limit is set in gates.limits of the profile; no baseline moves it",
+            "FAILED *[[]gpu-50-limit-cached_share]*",
+        ]
+    )
+    (cell,) = (project.path / "baselines").rglob("*.json")
+    data = json.loads(cell.read_text())
+    account = data["boots"][0]["account"]
+    account["tokens"] = {"computed": account["tokens"]["computed"] - 7, "device": account["tokens"]["device"] + 7}
+    cell.write_text(json.dumps(data))
+    before = cell.read_bytes()
+    second = run(project, "--tier", "gpu", "-k", "tokens")
+    second.assert_outcomes(failed=1, deselected=7)
+    second.stdout.fnmatch_lines(
+        [
+            "stub/gpu/50 on gpu regressed: where prompt tokens came from: computed * -> * (+7); from the device *(-7)*",
+            "if the new values are right: pytest -m perf --tier gpu --kv-profile stub --update-baselines",
+        ]
+    )
+    third = run(project, "--tier", "gpu", "--record-baselines", "--kv-boots", "1")
+    third.stdout.fnmatch_lines(["*was not made a baseline:", "*computed * -> * (+7)*"])
+    assert cell.read_bytes() == before
