@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pytest_kvcache.serving.tier import Tier, TierContext
     from pytest_kvcache.tiers.base import TierModel
     from pytest_kvcache.verdict.estimate import Goodput
+    from pytest_kvcache.verdict.gates import AnyGate
     from pytest_kvcache.verdict.metrics import Metric
     from pytest_kvcache.workload.base import Workload
     from pytest_kvcache.workload.script import Conversation, Message, Script, Turn
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AnyGate",
     "BaselineCheck",
     "BaselineError",
     "BootError",
@@ -113,6 +115,7 @@ _MODULES = {
     "serving.tier": ("Tier", "TierContext"),
     "tiers.base": ("TierModel",),
     "verdict.estimate": ("Goodput",),
+    "verdict.gates": ("AnyGate",),
     "verdict.metrics": ("Metric",),
     "workload.base": ("Workload",),
     "workload.script": ("Conversation", "Message", "Script", "Turn"),

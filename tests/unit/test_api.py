@@ -146,7 +146,7 @@ def test_what_a_test_annotates_is_exported() -> None:
         types |= {p.annotation for p in inspect.signature(hook).parameters.values()}
     names = {re.sub(r"Iterator\[(.*)\]", r"\1", str(each)) for each in types}
     ours = {name for name in names if not name.startswith("pytest.")} - {"None", "int"}
-    assert {"MeasureTier", "Measure", "LoadPair", "BaselineCheck", "ServingPair", "Metric", "Verdict"} <= ours
+    assert {"MeasureTier", "Measure", "LoadPair", "BaselineCheck", "ServingPair", "AnyGate", "Verdict"} <= ours
     assert ours <= set(pytest_kvcache.__all__)
     assert {name for name in plugin.__all__ if not name.startswith("_")} == selection.FIXTURES
 
