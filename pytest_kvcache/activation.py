@@ -22,6 +22,7 @@ from pytest_kvcache.runs import signals
 from pytest_kvcache.runs.leaving import Leaving
 from pytest_kvcache.serving.tier import Tier
 from pytest_kvcache.showable import showable
+from pytest_kvcache.verdict.gains import Gain
 
 _SETTINGS = pytest.StashKey["Settings | None"]()
 
@@ -133,8 +134,24 @@ def parametrize(metafunc: pytest.Metafunc, asked: Sequence[str]) -> bool:
     if "kv_context" in asked:
         metafunc.parametrize("kv_context", chosen.profile.workload.context_tokens, indirect=True)
     if "kv_gate" in asked:
-        metafunc.parametrize("kv_gate", [gate.short for gate in values.gates(chosen.profile)], indirect=True)
+        names = dict.fromkeys(gate.short for gate in values.gates(chosen.profile))
+        metafunc.parametrize("kv_gate", list(names), indirect=True)
     return True
+
+
+def without_gains_of_others(items: list[pytest.Item], ours: Collection[pytest.Item], config: pytest.Config) -> None:
+    """Take out of `items` the tests of gains that their tier has not to bring: every tier is given all gates."""
+    chosen = resolved(config)
+    if chosen is None or not chosen.profile.gates.gains:
+        return
+    gains = {(gain.tier, gain.short) for gain in chosen.profile.gates.declared_gains()}
+    names = {name for _, name in gains}
+
+    def stays(item: pytest.Item) -> bool:
+        name, tier = _params(item).get("kv_gate"), _tier_of(item)
+        return item not in ours or not tier or name not in names or (tier, name) in gains
+
+    items[:] = [item for item in items if stays(item)]
 
 
 def order(items: list[pytest.Item], ours: Collection[pytest.Item]) -> None:
@@ -173,6 +190,14 @@ def selected_contexts(items: Sequence[pytest.Item], tier: Tier) -> list[int]:
     params = [_params(item) for item in named or items if _tier_of(item) in {"", tier.name}]
     lengths = {each.get("kv_context") for each in params}
     return sorted(length for length in lengths if isinstance(length, int) and not isinstance(length, bool))
+
+
+def gain_contexts(items: Sequence[pytest.Item], gain: Gain) -> list[int]:
+    """Return the contexts at which the session's tests ask for gains of a tier over another, shortest first."""
+    end = f"-over-{gain.over}"
+    named = [_params(item) for item in items if _tier_of(item) == gain.tier]
+    params = [each for each in named if str(each.get("kv_gate")).endswith(end)]
+    return sorted({n for each in params if isinstance(n := each.get("kv_context"), int)})
 
 
 def _tier_of(item: pytest.Item) -> str:

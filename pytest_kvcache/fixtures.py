@@ -85,7 +85,8 @@ def kv_gate(request: pytest.FixtureRequest) -> AnyGate:
 
     with perf.told_plainly():
         known = [gate.short for gate in values.gates(state.profile)]
-        return values.gate(values.given(request, known), state.profile)
+        tier = values.tier_name(request)
+        return values.gate(values.given(request, known), state.profile, tier)
 
 
 @pytest.fixture(scope="session")
@@ -154,9 +155,10 @@ def kv_baseline(
 ) -> Iterator[BaselineCheck]:
     """Hold a result against the stored baseline: `kv_baseline.check(result, kv_gate)`."""
     state = _state(request)
-    from pytest_kvcache import perf  # noqa: PLC0415 - heavy
+    from pytest_kvcache import activation, perf  # noqa: PLC0415 - heavy
 
-    yield perf.BaselineCheck(state, request.node, benchmark)
+    items = request.session.items
+    yield perf.BaselineCheck(state, request.node, benchmark, lambda gain: activation.gain_contexts(items, gain))
     if hasattr(benchmark, "skipped"):
         # A test that ended before `check` has said why. pytest-benchmark would add that its fixture was not used.
         benchmark.skipped = True

@@ -29,7 +29,8 @@ from pytest_kvcache.report.rows import properties, status
 from pytest_kvcache.serving.pair import ServingPair
 from pytest_kvcache.serving.tier import Tier, TierContext
 from pytest_kvcache.tiers.none import NoTier
-from pytest_kvcache.verdict.gates import AnyGate
+from pytest_kvcache.verdict.gains import Gain
+from pytest_kvcache.verdict.gates import AnyGate, GateVerdict
 from pytest_kvcache.verdict.metrics import JUDGED, Metric
 from pytest_kvcache.workload.base import Workload
 
@@ -53,10 +54,11 @@ def check_profile(profile: object, state: PerfState) -> None:
         values.check_profile(profile, state)
 
 
-def usable(value: object, state: PerfState) -> Tier:
+def usable(value: object, state: PerfState, *, named: bool = True) -> Tier:
     """Return a tier, or the one of that name, where it can run here; skip the test where not.
 
-    Where --tier names the tier, the test fails in place of being skipped. Where --tier names others, it is skipped.
+    Where --tier names the tier, the test fails in place of being skipped. Where --tier names others, it is skipped,
+    unless `named` is False: what a tier is held against is measured beside it.
     A tier that can run, and whose storage then fails the preflight, fails in either case: its storage is there, and
     something is wrong with it.
     """
@@ -64,7 +66,7 @@ def usable(value: object, state: PerfState) -> Tier:
         tier = values.tier(value, state)
         if tier in state.usable:
             return tier
-        if state.settings.options.tiers and not state.settings.asked_by_name(tier):
+        if named and state.settings.options.tiers and not state.settings.asked_by_name(tier):
             pytest.skip(
                 f"{state.settings.options.tier_option} names {', '.join(state.settings.options.tiers)}, "
                 f"and not tier {tier.name}"
@@ -219,11 +221,13 @@ class BaselineCheck:
         state: The session's.
         item: The test.
         benchmark: pytest-benchmark's fixture, or what stands in its place.
+        gain_contexts: Returns the contexts at which the session's tests ask for gains of a tier.
     """
 
     state: PerfState
     item: pytest.Item
     benchmark: Any
+    gain_contexts: Callable[[Gain], Sequence[int]]
 
     def check(self, result: Result, gate: AnyGate | str | None = None) -> None:
         """Pass or fail the test by the verdict on `gate`, or on the whole cell where none is named.
@@ -234,8 +238,18 @@ class BaselineCheck:
         such and fail under --kv-strict. Everything else fails.
         """
         with told_plainly():
-            judged = None if gate is None else values.gate(gate, self.state.profile)
-            self._check(values.result(result).cell, judged)
+            cell = values.result(result).cell
+            judged = None if gate is None else values.gate(gate, self.state.profile, cell.cell.tier)
+            self._check(self._with_gain(cell, judged) if isinstance(judged, Gain) else cell, judged)
+
+    def _with_gain(self, result: CellResult, gain: Gain) -> CellResult:
+        """Return a result together with what its tier brings over the other one, measured where it is not yet."""
+        if self.state.settings.options.against is not None:
+            pytest.skip("gains are of two tiers of one engine, and not measured under --kv-against")
+        usable(gain.over, self.state, named=False)
+        found = measuring.gain(self.state, gain, result.context_tokens, selected=self.gain_contexts(gain))
+        told = GateVerdict(gain, found.verdict.status, found.line, (f"boots of the gain: {found.folder}",))
+        return replace(result, gate_verdicts=(*result.gate_verdicts, told))
 
     def _check(self, result: CellResult, gate: AnyGate | None) -> None:
         state = self.state

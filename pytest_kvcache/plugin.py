@@ -96,6 +96,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if wanted:
         from pytest_kvcache import activation  # noqa: PLC0415 - heavy
 
+        activation.without_gains_of_others(items, wanted, config)
         activation.order(items, wanted)
 
 

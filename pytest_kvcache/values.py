@@ -83,18 +83,31 @@ def context(value: object, profile: Profile) -> int:
     return value
 
 
-def gates(profile: Profile) -> tuple[AnyGate, ...]:
-    """Return all gates of a profile: the metrics that are judged, then exact gates and limits that it declares."""
-    return (*JUDGED, *profile.gates.declared())
+def tier_name(request: pytest.FixtureRequest) -> str | None:
+    """Return the name of the tier that a test is parametrized with, None where it is not."""
+    params = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    tier = params.get("kv_tier")
+    return None if tier is None else str(getattr(tier, "name", tier))
 
 
-def gate(value: object, profile: Profile) -> AnyGate:
+def gates(profile: Profile, tier: str | None = None) -> tuple[AnyGate, ...]:
+    """Return all gates of a profile: the metrics that are judged, then those that it declares.
+
+    Args:
+        profile: The session's.
+        tier: Leaves out gains of other tiers; None leaves out none.
+    """
+    gains = (gain for gain in profile.gates.declared_gains() if tier in {None, gain.tier})
+    return (*JUDGED, *profile.gates.declared(), *gains)
+
+
+def gate(value: object, profile: Profile, tier: str | None = None) -> AnyGate:
     """Return the gate that its short name or its figure's key stands for; a gate stands for itself.
 
     Raises:
         ConfigError: The profile has none of that name.
     """
-    known = gates(profile)
+    known = gates(profile, tier)
     for each in known:
         if value in (each, each.short, getattr(each, "key", each.short)):
             return each
@@ -102,7 +115,7 @@ def gate(value: object, profile: Profile) -> AnyGate:
     raise ConfigError(
         f"must be one of {names}, not {value!r}",
         where="kv_gate",
-        todo=f"exact gates and limits are declared in [profiles.{profile.name}.gates]",
+        todo=f"exact gates, limits and gains are declared in [profiles.{profile.name}.gates]",
     )
 
 

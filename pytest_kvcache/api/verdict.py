@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from pytest_kvcache.campaign.result import CellResult
 from pytest_kvcache.report.rows import declared_gate, gate_of, status
-from pytest_kvcache.verdict.gates import AnyGate, TokenGate
-from pytest_kvcache.verdict.limits import Limit
+from pytest_kvcache.verdict.gates import AnyGate, DeclaredGate
 from pytest_kvcache.verdict.metrics import Metric
 from pytest_kvcache.verdict.paired import PairedVerdict
 from pytest_kvcache.verdict.procedure import share
@@ -28,8 +27,8 @@ class Verdict:
     Args:
         status: `pass`, `improved`, `regressed`, `inconclusive`, `incomparable`, `invalid`, `no-baseline`; `recorded`,
             `updated` or `refused` where baselines are stored; `measured` where nothing was to be compared.
-        metric: Which metric the numbers are of: of a whole cell, the one that decides. None of an exact gate or a
-            limit.
+        metric: Which metric the numbers are of: of a whole cell, the one that decides. None of a gate that
+            the profile declares.
         old: The baseline's, or that of A, in the metric's own unit.
         new: What was measured now.
         worse_by: The effect.
@@ -65,7 +64,7 @@ class Verdict:
 def verdict_of(cell: CellResult, gate: AnyGate | None) -> Verdict:
     """Return what the comparison of one gate of a cell came to, or that of the whole cell where none is named."""
     found, declared = gate_of(cell, gate), declared_gate(cell, gate)
-    reasons = () if cell.verdict is None or isinstance(gate, TokenGate | Limit) else cell.verdict.reasons
+    reasons = () if cell.verdict is None or isinstance(gate, DeclaredGate) else cell.verdict.reasons
     return Verdict(
         status=status(cell, gate),
         metric=(gate if isinstance(gate, Metric) else None) if found is None else found.metric,

@@ -6,10 +6,14 @@ import contextlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pytest_kvcache.baselines.store import Write
 from pytest_kvcache.campaign.result import CellResult
 from pytest_kvcache.errors import KvCacheError, RunError
+
+if TYPE_CHECKING:
+    from pytest_kvcache.campaign.gains import GainResult
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class Campaign:
     Attributes:
         results: What was measured, or why not, by cell.
         writes: Baselines to write at the end of the session.
+        gains: What tiers bring over others, or why that could not be measured, by tier, other tier and context.
         busy: Something is being booted or measured.
         interruptions: By tier, what cut a boot, its probes or a load short: nothing of that tier is booted again.
     """
@@ -40,6 +45,7 @@ class Campaign:
     def __init__(self) -> None:
         self.results: dict[CellKey, CellResult | KvCacheError] = {}
         self.writes: list[Write] = []
+        self.gains: dict[tuple[str, str, int], list[GainResult] | KvCacheError] = {}
         self.interruptions: dict[str, RunError] = {}
         self.busy = False
         self._boots: Counter[tuple[str, str]] = Counter()

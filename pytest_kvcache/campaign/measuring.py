@@ -11,10 +11,13 @@ from pytest_kvcache.campaign.arm import Arm
 from pytest_kvcache.campaign.baseline import BaselineCampaign
 from pytest_kvcache.campaign.campaign import CellKey
 from pytest_kvcache.campaign.comparability import workload_hash
+from pytest_kvcache.campaign.gains import GainCampaign, GainResult
 from pytest_kvcache.campaign.result import CellResult
 from pytest_kvcache.campaign.state import PerfState
+from pytest_kvcache.errors import KvCacheError
 from pytest_kvcache.serving.pair import ServingPair
 from pytest_kvcache.serving.tier import Tier
+from pytest_kvcache.verdict.gains import Gain
 
 
 def measure(state: PerfState, tier: Tier, context_tokens: int, *, selected: Sequence[int]) -> CellResult:
@@ -73,3 +76,33 @@ def arm_of(tier: Tier, state: PerfState) -> Arm:
 
 def _key(state: PerfState, tier: Tier, context_tokens: int) -> CellKey:
     return CellKey(tier.name, context_tokens, workload_hash(state.profile.workload.sent(context_tokens)))
+
+
+def gain(state: PerfState, wanted: Gain, context_tokens: int, *, selected: Sequence[int]) -> GainResult:
+    """Return what a tier brings over another one at a context length; the first call boots both, all others read.
+
+    Args:
+        state: The session's.
+        wanted: Which gate; all gains of its two tiers are decided on the same boots.
+        context_tokens: Length of the user context.
+        selected: Lengths at which the session's tests ask for gains of this tier.
+
+    Raises:
+        KvCacheError: The tiers cannot be measured, or could not be before.
+    """
+    known, pair = state.campaign.gains, (wanted.tier, wanted.over)
+    together = list(selected) if context_tokens in selected else [context_tokens]
+    if (*pair, context_tokens) not in known:
+        lengths = [length for length in together if (*pair, length) not in known]
+        tiers = state.settings.catalogue.tiers
+        gains = [g for g in state.profile.gates.declared_gains() if (g.tier, g.over) == pair]
+        arms = (arm_of(tiers[wanted.over], state), arm_of(tiers[wanted.tier], state))
+        try:
+            with state.campaign.measuring(wanted.tier, ()), state.run.leaving_nothing():
+                known.update({(*pair, n): r for n, r in GainCampaign(state, *arms, gains, lengths).run().items()})
+        except KvCacheError as error:
+            known.update(dict.fromkeys([(*pair, length) for length in lengths], error))
+    found = known[(*pair, context_tokens)]
+    if isinstance(found, KvCacheError):
+        raise found
+    return next(each for each in found if each.gain.short == wanted.short)

@@ -64,6 +64,7 @@ def resolve(options: Options) -> Settings:
     default = GPU_PROFILE if usable_gpus(os.environ) else CPU_PROFILE
     profile = known.profile(options.profile or default)
     profile.workload.check()
+    _check_gains(profile, known)
     _check_against(options)
     for engine in (options.engine, options.against):
         if engine is not None and engine.startswith(image.PREFIX):
@@ -77,6 +78,16 @@ def resolve(options: Options) -> Settings:
         other=_other(options, profile.name, tiers),
         mounts=tuple(parse_mount(text, "kv_image_mounts") for text in options.image_mounts),
     )
+
+
+def _check_gains(profile: Profile, known: Catalogue) -> None:
+    for gain in profile.gates.declared_gains():
+        for name in (gain.tier, gain.over):
+            if name not in known.tiers:
+                raise ConfigError(
+                    f"unknown tier {name!r}; known: {', '.join(known.tiers)}",
+                    where=f"profiles.{profile.name}.gates.gains.{gain.tier} over {gain.over}",
+                )
 
 
 def _check_against(options: Options) -> None:

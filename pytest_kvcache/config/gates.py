@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+import math
+import re
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, PositiveFloat, model_validator
+from pydantic import Field, PositiveFloat, field_validator, model_validator
 
 from pytest_kvcache.strict import Strict
+from pytest_kvcache.verdict.gains import Gain
 from pytest_kvcache.verdict.gates import TokenGate
 from pytest_kvcache.verdict.limits import AT_LEAST, AT_MOST, OF_SLO, Limit
+from pytest_kvcache.verdict.metrics import JUDGED
 
 Bound = Annotated[float, Field(ge=0, le=1e12)]
 
@@ -27,8 +31,26 @@ class ServiceLevel(Strict):
         return self
 
 
+Ratio = Annotated[float, Field(gt=0, le=1000)] | Literal["baseline"]
+_OVER = re.compile(r"([A-Za-z0-9_][A-Za-z0-9._+-]*) over ([A-Za-z0-9_][A-Za-z0-9._+-]*)")
+
+
+class GainBounds(Strict):
+    """What a tier has to bring over another: ratios of their figures, or `"baseline"` for those of the baselines."""
+
+    ttft: Ratio | None = Field(default=None, description="TTFT at most this many times that of the other tier")
+    speed: Ratio | None = Field(default=None, description="processing speed at least this many times the other's")
+    decode: Ratio | None = Field(default=None, description="decode throughput at least this many times the other's")
+
+    @model_validator(mode="after")
+    def _asks_something(self) -> Self:
+        if self.ttft is None and self.speed is None and self.decode is None:
+            raise ValueError("name at least one of ttft, speed and decode")
+        return self
+
+
 class Gates(Strict):
-    """Gates that decide on one boot: exact ones, and limits."""
+    """Gates beside the comparison with a baseline: exact ones, limits, and gains of a tier over another."""
 
     tokens: float | None = Field(
         default=None,
@@ -40,6 +62,19 @@ class Gates(Strict):
         default_factory=dict, description="bounds of figures without a baseline: times at most, rates at least"
     )
     slo: ServiceLevel | None = Field(default=None, description="what goodput_share and goodput_per_s count")
+
+    gains: dict[str, GainBounds] = Field(
+        default_factory=dict, description='what a tier brings in the same session, by "TIER over TIER"'
+    )
+
+    @field_validator("gains")
+    @classmethod
+    def _gains_name_two_tiers(cls, value: dict[str, GainBounds]) -> dict[str, GainBounds]:
+        for key in value:
+            found = _OVER.fullmatch(key)
+            if found is None or found.group(1) == found.group(2):
+                raise ValueError(f'{key!r} does not name two tiers, such as "pnfs over gpu"')
+        return value
 
     @model_validator(mode="after")
     def _limits_are_known(self) -> Self:
@@ -53,6 +88,16 @@ class Gates(Strict):
         return self
 
     def declared(self) -> tuple[TokenGate | Limit, ...]:
-        """Return the gates, in the order in which tests get them."""
+        """Return the exact gate and the limits, which every cell has, in the order in which tests get them."""
         exact = () if self.tokens is None else (TokenGate(self.tokens),)
         return (*exact, *(Limit(key, bound) for key, bound in self.limits.items()))
+
+    def declared_gains(self) -> tuple[Gain, ...]:
+        """Return what tiers have to bring over others, in the order of their declaration."""
+        return tuple(
+            Gain(tier, over, metric, math.nan if bound == "baseline" else bound)
+            for key, bounds in self.gains.items()
+            for tier, over in [key.split(" over ")]
+            for metric in JUDGED
+            if (bound := getattr(bounds, metric.short)) is not None
+        )

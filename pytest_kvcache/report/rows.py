@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from pytest_kvcache.campaign.result import CellResult
-from pytest_kvcache.verdict.gates import AnyGate, GateVerdict, TokenGate, worst
+from pytest_kvcache.verdict.gates import AnyGate, DeclaredGate, GateVerdict, TokenGate, worst
 from pytest_kvcache.verdict.headline import deciding_gate
 from pytest_kvcache.verdict.interval import Outcome
-from pytest_kvcache.verdict.limits import Limit
 from pytest_kvcache.verdict.metrics import Metric
 from pytest_kvcache.verdict.procedure import Gate, share
 
@@ -24,7 +23,7 @@ _STATUS = {
 
 
 def declared_gate(result: CellResult, gate: AnyGate | None) -> GateVerdict | None:
-    """Return what an exact gate or a limit came to; where no gate is named, the one of them that fails, if one does."""
+    """Return what a declared gate came to; where no gate is named, the one of them that fails, if one does."""
     if gate is None:
         return next((each for each in result.gate_verdicts if each.status not in _GOOD), None)
     return next((each for each in result.gate_verdicts if each.gate == gate), None)
@@ -32,7 +31,7 @@ def declared_gate(result: CellResult, gate: AnyGate | None) -> GateVerdict | Non
 
 def gate_of(result: CellResult, metric: AnyGate | None) -> Gate | None:
     """Return the gate of a metric, the one that decides where none is named; None where nothing was compared."""
-    if result.verdict is None or isinstance(metric, TokenGate | Limit):
+    if result.verdict is None or isinstance(metric, DeclaredGate):
         return None
     if metric is not None:
         return next((gate for gate in result.verdict.gates if gate.metric == metric), None)
@@ -44,7 +43,7 @@ def status(result: CellResult, metric: AnyGate | None) -> str:
 
     Of the whole cell it is that of the comparison, unless an exact gate or a limit says something worse.
     """
-    if isinstance(metric, TokenGate | Limit):
+    if isinstance(metric, DeclaredGate):
         return _declared_status(result, metric)
     compared = compared_status(result, metric)
     others = [_declared_status(result, each.gate) for each in result.gate_verdicts] if metric is None else []
@@ -52,7 +51,7 @@ def status(result: CellResult, metric: AnyGate | None) -> str:
     return worst([compared, *bad]) if bad and compared != "refused" else compared
 
 
-def _declared_status(result: CellResult, gate: TokenGate | Limit) -> str:
+def _declared_status(result: CellResult, gate: DeclaredGate) -> str:
     found = declared_gate(result, gate)
     if found is None:
         return "inconclusive"

@@ -14,6 +14,7 @@ from pytest_kvcache.report.rows import compared_status, declared_gate, gate_of, 
 from pytest_kvcache.report.series import FIGURES
 from pytest_kvcache.verdict import headline, procedure
 from pytest_kvcache.verdict.estimate import Estimates
+from pytest_kvcache.verdict.gains import Gain
 from pytest_kvcache.verdict.gates import AnyGate, GateVerdict
 from pytest_kvcache.verdict.interim import Policy
 from pytest_kvcache.verdict.limits import Limit
@@ -263,6 +264,8 @@ def _declared_failure(declared: GateVerdict, found: str, where: str, data: str, 
     parts.append(data)
     if isinstance(declared.gate, Limit):
         parts.append("a limit is set in gates.limits of the profile; no baseline moves it")
+    elif isinstance(declared.gate, Gain):
+        parts.append("the ratio that is asked is set in gates.gains of the profile")
     elif refresh:
         wanted = "to record one" if found == "no-baseline" else "if the new values are right"
         parts.append(f"{wanted}: {refresh}")

@@ -1,10 +1,11 @@
-"""The kinds of gates beside the metrics that are compared by statistics, and what each came to (pure)."""
+"""The kinds of gates beside the metrics that are compared with a baseline, and what each came to (pure)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pytest_kvcache.verdict.gains import Gain
 from pytest_kvcache.verdict.limits import Limit, LimitVerdict
 from pytest_kvcache.verdict.metrics import Metric
 from pytest_kvcache.verdict.token_account import TokenVerdict
@@ -23,8 +24,9 @@ class TokenGate:
     label: str = "where prompt tokens came from"
 
 
-#: What `kv_gate` may be.
-AnyGate = Metric | TokenGate | Limit
+#: Gates that a profile declares, and what `kv_gate` may be.
+DeclaredGate = TokenGate | Limit | Gain
+AnyGate = Metric | DeclaredGate
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class GateVerdict:
         reasons: What a reader should know besides, a line each.
     """
 
-    gate: TokenGate | Limit
+    gate: DeclaredGate
     status: str
     line: str
     reasons: tuple[str, ...] = ()

@@ -10,7 +10,7 @@ import pytest
 from pytest_kvcache.config.profile import Profile
 from pytest_kvcache.errors import ConfigError
 from pytest_kvcache.tiers.catalogue import parse
-from tests.projects import Project, configure, run
+from tests.projects import Project, configure, run, run_folder
 from tests.stubs.engine import toml
 
 GATES = """
@@ -95,3 +95,48 @@ def test_one_boot_decides_exact_gates_and_limits(project: Project) -> None:
     third = run(project, "--tier", "gpu", "--record-baselines", "--kv-boots", "1")
     third.stdout.fnmatch_lines(["*was not made a baseline:", "*computed * -> * (+7)*"])
     assert cell.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("gains", "named"),
+    [
+        ('"pnfs" = { ttft = 0.6 }', "'pnfs' does not name two tiers"),
+        ('"gpu over gpu" = { ttft = 0.6 }', "does not name two tiers"),
+        ('"pnfs over gpu" = {}', "name at least one of ttft, speed and decode"),
+        ('"pnfs over gpu" = { ttft = 0 }', "gains"),
+        ('"pnfs over gpu" = { ttft = "best" }', "gains"),
+        ('"pnfs over gpu" = { itl = 1 }', "gains"),
+    ],
+)
+def test_a_gain_that_names_nothing_is_refused(gains: str, named: str) -> None:
+    """Gains name two tiers and at least one ratio."""
+    with pytest.raises(ConfigError) as error:
+        stub(toml(more=f"\n[profiles.stub.gates.gains]\n{gains}\n"))
+    assert named in str(error.value)
+
+
+def test_a_tier_is_held_against_another_in_the_same_session(project: Project) -> None:
+    """Both tiers are booted in turn, A B B A; all gains of the two are decided on these boots, and need no baseline."""
+    gains = (
+        '\n[profiles.stub.gates.gains]\n"cpu over gpu" = { ttft = 1000, decode = 1000 }\n"s3 over gpu" = { ttft = 1 }'
+    )
+    configure(project, toml(duration_s=0.3, more=gains))
+    result = run(project, "--tier", "cpu", "-k", "gain", "--kv-boots", "4", "--kv-strict", "-v")
+    result.assert_outcomes(passed=1, failed=1, deselected=3)
+    result.stdout.fnmatch_lines(
+        [
+            "*[[]cpu-50-gain-ttft-over-gpu] PASSED*",
+            "*decode throughput per request (tokens/s) of cpu over gpu: *times [[]*, *] after 2 pairs, at least 1e+03 is *",
+            "the ratio that is asked is set in gates.gains of the profile",
+        ]
+    )
+    boots = [p.relative_to(run_folder(project)) for p in run_folder(project).glob("*/gainboot-*")]
+    assert sorted(map(str, boots)) == ["cpu/gainboot-1", "cpu/gainboot-2", "gpu/gainboot-1", "gpu/gainboot-2"]
+
+
+def test_a_gain_over_an_unknown_tier_is_a_usage_error(project: Project) -> None:
+    """A tier that is not there is named before anything boots."""
+    configure(project, toml(more='\n[profiles.stub.gates.gains]\n"pnfs over nvme" = { ttft = 0.5 }\n'))
+    result = run(project, "--tier", "gpu")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*gates.gains.pnfs over nvme: unknown tier 'nvme'; known: gpu, cpu, s3, pnfs*"])

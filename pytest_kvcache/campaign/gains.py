@@ -1,0 +1,154 @@
+"""A tier against another one in the same session: boots in the order A B B A, decided on declared gains."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pytest_kvcache.baselines import store
+from pytest_kvcache.campaign import boots as booting
+from pytest_kvcache.campaign.arm import Arm
+from pytest_kvcache.campaign.boots import BootResult
+from pytest_kvcache.campaign.comparability import machine_name
+from pytest_kvcache.campaign.state import PerfState
+from pytest_kvcache.errors import BaselineError
+from pytest_kvcache.verdict import paired
+from pytest_kvcache.verdict.cells import Cell, StoredCell
+from pytest_kvcache.verdict.gains import Gain, GainVerdict, decide_gain
+from pytest_kvcache.verdict.paired import PAIRS_AT_LOOK, BootPair
+from pytest_kvcache.verdict.procedure import Boot
+from pytest_kvcache.verdict.spread import mean
+
+
+@dataclass(frozen=True)
+class GainResult:
+    """What a gain gate came to at one context.
+
+    Args:
+        gain: Which gate, with the ratio that it had to reach there.
+        context_tokens: Length of the user context.
+        labels: Of the tier and of the other one, with what stood in for what.
+        verdict: The decision.
+        folder: Where rows, facts and logs of the tier's last boot are.
+        minutes: Engine minutes of all boots of both tiers.
+    """
+
+    gain: Gain
+    context_tokens: int
+    labels: tuple[str, str]
+    verdict: GainVerdict
+    folder: Path
+    minutes: float
+
+    @property
+    def line(self) -> str:
+        """The gate in one line, for people."""
+        told, (low, high) = self.verdict, self.verdict.interval
+        if told.status == "invalid":
+            return f"{self.gain.label}: {told.reasons[0]}"
+        return (
+            f"{self.gain.label}: {told.ratio:.3g} times [{low:.3g}, {high:.3g}] after {told.pairs} pairs, "
+            f"{self.gain.relation} {self.gain.bound:.3g} is asked"
+        )
+
+
+class GainCampaign:
+    """All boots of two tiers that are held against each other.
+
+    Args:
+        state: The session's.
+        over: The tier that another one is held against.
+        tier: That other one.
+        gains: Gates of these two tiers.
+        contexts: Lengths that tests of this session ask for.
+    """
+
+    def __init__(self, state: PerfState, over: Arm, tier: Arm, gains: Sequence[Gain], contexts: Sequence[int]) -> None:
+        self._state, self._contexts = state, list(contexts)
+        self._arms = {"a": replace(over, name="gain"), "b": replace(tier, name="gain")}
+        self._boots: dict[str, list[BootResult]] = {"a": [], "b": []}
+        self._policy = tier.profile.rules.policy()
+        self._gains = {context: [self._with_bound(gain, context) for gain in gains] for context in contexts}
+
+    def run(self) -> dict[int, list[GainResult]]:
+        """Boot both tiers in turn until every gain is decided; return the results by context.
+
+        Raises:
+            BaselineError: A gain asks for what the baselines have, and one of the two has none.
+            BootError: A pair did not start, or a component died.
+            RunError: The load could not be sent.
+        """
+        verdicts: dict[tuple[int, str], GainVerdict] = {}
+        looks = PAIRS_AT_LOOK[: self._policy.looks]
+        most = self._state.settings.options.boots
+        looks = tuple(pairs for pairs in looks if most is None or 2 * pairs <= most) or looks[:1]
+        for look, pairs in enumerate(looks):
+            for arm in paired.order(pairs)[len(self._boots["a"]) + len(self._boots["b"]) :]:
+                self._boots[arm].append(booting.measure(self._arms[arm], self._state, self._contexts))
+            verdicts = self._decide(more=look + 1 < len(looks))
+            if all(verdict.status != "needs-boot" for verdict in verdicts.values()):
+                break
+        return {context: self._results(context, verdicts) for context in self._contexts}
+
+    def _decide(self, *, more: bool) -> dict[tuple[int, str], GainVerdict]:
+        found: dict[tuple[int, str], GainVerdict] = {}
+        family = sum(map(len, self._gains.values()))
+        pairs = {context: self._pairs(context) for context in self._contexts}
+        for at in range(len(self._gains[self._contexts[0]])):
+            gains = {context: self._gains[context][at] for context in self._contexts}
+            for context, gain in gains.items():
+                # All contexts lend their pairs to the spread; each has its own threshold.
+                verdict = decide_gain(gain, pairs, family=family, policy=self._policy, another_block=more)[context]
+                found[context, gain.short] = verdict
+        return found
+
+    def _pairs(self, context: int) -> list[BootPair]:
+        a, b = ([_boot(each, context) for each in self._boots[arm]] for arm in ("a", "b"))
+        return [BootPair(x, y) for x, y in zip(a, b, strict=True)]
+
+    def _results(self, context: int, verdicts: Mapping[tuple[int, str], GainVerdict]) -> list[GainResult]:
+        runs = {arm: [each.runs[context] for each in boots] for arm, boots in self._boots.items()}
+        minutes = sum(each.minutes for boots in self._boots.values() for each in boots)
+        results = []
+        for gain in self._gains[context]:
+            result = GainResult(
+                gain,
+                context,
+                (runs["b"][0].label, runs["a"][0].label),
+                verdicts[context, gain.short],
+                runs["b"][-1].folder,
+                minutes,
+            )
+            self._state.say(f"context {context}: {result.verdict.status}: {result.line}")
+            results.append(result)
+        return results
+
+    def _with_bound(self, gain: Gain, context: int) -> Gain:
+        """Return the gain with the ratio that it must reach; by default the baselines' own, less the margin."""
+        if not math.isnan(gain.bound):
+            return gain
+        tier, over = (self._stored(self._arms[arm], context) for arm in ("b", "a"))
+        effect = _level(tier, gain) - _level(over, gain)
+        return replace(gain, bound=gain.ratio(effect + math.log1p(self._policy.margin_of(gain.metric.key))))
+
+    def _stored(self, arm: Arm, context: int) -> StoredCell:
+        cell = Cell(arm.profile.name, machine_name(self._state.hardware), arm.tier.name, context)
+        stored = store.read(self._state.settings.options.baselines, cell)
+        if stored is None:
+            raise BaselineError(
+                "has no baseline on this machine, and its gain is to be what the baselines have",
+                where=str(cell),
+                todo="record it (`--update-baselines`), or declare the ratio that the gain must reach",
+            )
+        return stored
+
+
+def _boot(result: BootResult, context: int) -> Boot:
+    run = result.runs[context]
+    return Boot(run.estimates, result.canary, run.faults, run.account)
+
+
+def _level(stored: StoredCell, gain: Gain) -> float:
+    return mean([gain.metric.log(boot.figures[gain.metric.key]) for boot in stored.boots])

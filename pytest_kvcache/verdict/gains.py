@@ -1,0 +1,150 @@
+"""Gain gates: what a tier brings over another one in the same session, without a baseline (pure).
+
+The two tiers are booted in turn, A B B A, and each pair gives one log ratio, as in an A/B (`paired.py`): what the hour
+of the machine does to both of them is not in it. The gate asks for a ratio at least as good as a declared one, such as
+TTFT at most 0.6 times that of the other tier. It passes where the upper end of the paired t interval is on the good
+side of that ratio, and has regressed where the lower end is on the bad side.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pytest_kvcache.verdict.interim import Policy, t_quantile
+from pytest_kvcache.verdict.interval import pooled
+from pytest_kvcache.verdict.metrics import Metric
+from pytest_kvcache.verdict.paired import PAIRS_AT_LOOK, BootPair
+
+
+@dataclass(frozen=True)
+class Gain:
+    """One gate: a tier's figure over that of another tier.
+
+    Args:
+        tier: Name of the tier that has to bring something.
+        over: Name of the tier that it is held against.
+        metric: Which figure.
+        bound: The ratio tier / over that it must reach: at most this for times, at least this for throughputs. NaN
+            where the baselines of the two tiers say it.
+    """
+
+    tier: str
+    over: str
+    metric: Metric
+    bound: float
+
+    @property
+    def short(self) -> str:
+        """Its name in test ids."""
+        return f"gain-{self.metric.short}-over-{self.over}"
+
+    @property
+    def label(self) -> str:
+        """Its name in messages."""
+        return f"{self.metric.label} of {self.tier} over {self.over}"
+
+    @property
+    def relation(self) -> str:
+        """`at least` or `at most`."""
+        return "at least" if self.metric.higher_is_better else "at most"
+
+    @property
+    def threshold(self) -> float:
+        """The bound on the turned log scale, where more is worse."""
+        return self.metric.log(self.bound)
+
+    def ratio(self, effect: float) -> float:
+        """Return the ratio tier / over of a difference on the turned log scale."""
+        return math.exp(-effect if self.metric.higher_is_better else effect)
+
+
+@dataclass(frozen=True)
+class GainVerdict:
+    """What a gain gate came to at one context.
+
+    Args:
+        status: `needs-boot` where more pairs are wanted; `invalid` where a boot has faults.
+        ratio: Geometric mean of tier / over; NaN where nothing was compared.
+        interval: The ratio is between these; the better end first is not promised, they are ordered by size.
+        pairs: How many it rests on.
+        reasons: Why, where it is invalid.
+    """
+
+    status: Literal["pass", "regressed", "inconclusive", "needs-boot", "invalid"]
+    ratio: float = math.nan
+    interval: tuple[float, float] = (math.nan, math.nan)
+    pairs: int = 0
+    reasons: tuple[str, ...] = ()
+
+
+def decide_gain(
+    gain: Gain,
+    by_context: Mapping[int, Sequence[BootPair]],
+    *,
+    family: int,
+    policy: Policy,
+    another_block: bool = True,
+) -> dict[int, GainVerdict]:
+    """Judge one gain gate at each context after a whole number of blocks A B B A.
+
+    The spread of a pair's log ratio is pooled over the contexts, or the context's own where that is larger.
+
+    Args:
+        gain: Which gate.
+        by_context: Pairs so far, by context length: `a` of the tier `gain.over`, `b` of `gain.tier`; each a number out
+            of `PAIRS_AT_LOOK`.
+        family: Declared gain gates, contexts counted: the budget of false `regressed` is divided by it.
+        policy: The rules.
+        another_block: False where no more boots can be had.
+
+    Raises:
+        ValueError: A number of pairs at which nothing is decided.
+    """
+    allowed = PAIRS_AT_LOOK[: policy.looks]
+    verdicts: dict[int, GainVerdict] = {}
+    sound: dict[int, list[float]] = {}
+    for context, pairs in by_context.items():
+        if len(pairs) not in allowed:
+            raise ValueError(f"{len(pairs)} pairs; decisions are at {', '.join(map(str, allowed))}")
+        if faults := _faults(gain, pairs):
+            verdicts[context] = GainVerdict("invalid", pairs=len(pairs), reasons=faults)
+        else:
+            sound[context] = [
+                gain.metric.log(pair.b.figures[gain.metric.key]) - gain.metric.log(pair.a.figures[gain.metric.key])
+                for pair in pairs
+            ]
+    if not sound:
+        return verdicts
+    means = {context: math.fsum(d) / len(d) for context, d in sound.items()}
+    squares = [math.fsum((x - means[context]) ** 2 for x in d) for context, d in sound.items()]
+    spread = pooled(squares, [len(d) - 1 for d in sound.values()])
+    for position, (context, differences) in enumerate(sound.items()):
+        count, effect = len(differences), means[context]
+        error = float(spread.sd[position]) / math.sqrt(count)
+        number = PAIRS_AT_LOOK.index(count) + 1
+        lower = effect - float(t_quantile(policy.regression_level(number, family), spread.df)) * error
+        upper = effect + float(t_quantile(policy.pass_level(number), spread.df)) * error
+        more = another_block and count < allowed[-1]
+        status: Literal["pass", "regressed", "inconclusive", "needs-boot"]
+        if lower > gain.threshold:
+            status = "regressed"
+        elif upper <= gain.threshold:
+            status = "pass"
+        else:
+            status = "needs-boot" if more else "inconclusive"
+        low, high = sorted((gain.ratio(lower), gain.ratio(upper)))
+        verdicts[context] = GainVerdict(status, gain.ratio(effect), (low, high), count)
+    return {context: verdicts[context] for context in by_context}
+
+
+def _faults(gain: Gain, pairs: Sequence[BootPair]) -> tuple[str, ...]:
+    lines = []
+    for number, pair in enumerate(pairs, start=1):
+        for name, boot in ((gain.over, pair.a), (gain.tier, pair.b)):
+            lines += [f"pair {number}, {name}: {fault}" for fault in boot.faults]
+            if not 0 < boot.figures.get(gain.metric.key, math.nan) < math.inf:
+                lines.append(f"pair {number}, {name}: {gain.metric.label} could not be measured")
+    return tuple(lines)
