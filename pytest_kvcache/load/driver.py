@@ -114,7 +114,7 @@ class Driver:
     _told: int = 0
 
     def newly_ended(self) -> tuple[list[RequestRecord], float]:
-        """Return the rows that ended since the last call, and the time (s) before which all intended ones have."""
+        """Return the rows that ended since the last call, and the time (s) up to which all requests have ended."""
         fresh = self._ended[self._told :]
         self._told = len(self._ended)
         return fresh, min((row.intended_start_s for row in self.rows if not row.over), default=math.inf)

@@ -44,14 +44,14 @@ class WorkerOutcome:
     Args:
         rows: One row for each request that the schedule asked for, also where it was never sent.
         started_at: Wall clock at the start (s since the epoch).
-        started_monotonic_s: The start on CLOCK_MONOTONIC, which is zero for all times in the rows.
+        started_monotonic_s: The start on CLOCK_MONOTONIC, from which all times in the rows count.
         elapsed_s: Time from the start to the last answer.
         warmup_errors: What went wrong before the start.
         lost_workers: How those load processes ended that handed over no rows; the rows of the others are kept.
         interrupted: Whether a signal ended the run early.
         workers: Number of load processes.
-        stopped_after_rounds: Number of whole rounds after which the run was stopped early, which are all that `rows`
-            has; None where it was not.
+        stopped_after_rounds: Number of whole rounds after which the run was stopped early, since they were enough;
+            `rows` has no later ones. None where the run was not stopped so.
         beyond_tokens: Prompt tokens of requests that were sent after those rounds.
         counters_before: Counters by component, read when the clock was about to start.
         counters_after: Counters by component, read after the last answer.
@@ -88,7 +88,7 @@ def main() -> int:
 
 
 def carry_out(plan: LoadPlan, say: Callable[[str], None]) -> WorkerOutcome:
-    """Run `plan`, write its files, and return what it brought. SIGINT and SIGTERM end it early.
+    """Run `plan`, write its files, and return its outcome. SIGINT and SIGTERM end the run early.
 
     Raises:
         RunError: The workload does not fit the server.

@@ -1,4 +1,4 @@
-"""A record on disk of what a run has started, so that the next run can clean up after one that was killed.
+"""A record on disk of what a run has started, so that the next run can clean up after a killed one.
 
 A run holds a file lock for as long as it lives; the kernel lets go of it however the run ends. A journal whose lock
 can be taken belongs to a dead run: its processes, shared memory, folders and containers are removed, and then the

@@ -33,7 +33,7 @@ _LONGEST_COMMAND = 160
 
 
 class MachineLock:
-    """What a session measures on, held from `acquire` to `release`.
+    """The devices that a session measures on, held from `acquire` to `release`.
 
     Args:
         names: GPUs by UUID, or `PROCESSORS`.

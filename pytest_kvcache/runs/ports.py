@@ -1,4 +1,4 @@
-"""TCP ports for a run: free now, and leased so that another run on the machine does not pick the same."""
+"""TCP ports for a run: free now, and leased so that no other run on the machine picks the same ports."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from filelock import FileLock, Timeout
 
 from pytest_kvcache.errors import RunError
 
-#: Below the range that Linux hands out for outgoing connections (32768 and up), so that no such connection
-#: takes a port in the minute between its choice and a server's listening on it.
+#: This range lies below the one that Linux hands out for outgoing connections (32768 and up), so that no such
+#: connection takes a port in the minute between its choice and a server's listening on it.
 _RANGE = range(18000, 32000)
 
 

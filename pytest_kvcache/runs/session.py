@@ -26,16 +26,16 @@ class RunSession:
 
     Args:
         home: The plugin's folder (journals, leases, stand-in storage).
-        runs: Folder of results; this run's is made in it and is never an existing one.
+        runs: Folder of all results; this run's own folder is made in it, and is never an existing one.
         say: Gets a line for each earlier run that was cleaned up after, and where this run cannot clean up.
 
     Raises:
         ConfigError: One of the folders cannot be written, or has a name that cannot be written into files.
 
     Attributes:
-        id: Names the run everywhere.
-        folder: Results, kept.
-        scratch: Temporary files and sockets, removed. Its path is short: Unix sockets allow 107 bytes.
+        id: Name of the run everywhere.
+        folder: Folder of the results, which is kept.
+        scratch: Folder of temporary files and sockets, which is removed. Its path is short: sockets allow 107 bytes.
     """
 
     def __init__(self, home: Path, runs: Path, say: Callable[[str], None]) -> None:
@@ -126,7 +126,7 @@ class RunSession:
                 shutil.rmtree(folder, ignore_errors=True)
             self.ports.release()
             with contextlib.suppress(OSError):
-                self.folder.rmdir()  # only where nothing was measured or logged
+                self.folder.rmdir()  # succeeds only where nothing was measured or logged
             containers_gone = self.remove_containers()
             alive = processes.members(self.journal.record.leaders)
             if alive:

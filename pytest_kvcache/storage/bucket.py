@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from pytest_kvcache.errors import RunError
 
 _TIMEOUT_S = 10.0
-#: Deletes of one key at a time, so many side by side: not every S3 service knows the delete of many keys.
+#: Number of deletes side by side, each of one key: not every S3 service knows the delete of many keys.
 _AT_ONCE = 16
 
 

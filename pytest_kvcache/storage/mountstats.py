@@ -92,7 +92,7 @@ class Reading:
         bytes: Counts by name (`server_read`: from the server; `normal_read`: by programs, from the page cache or not;
             `direct_read`: by programs with O_DIRECT), in bytes; only `pages_*` count pages.
         transports: Connections to the mount's server: one, or as many as `nconnect` asked for.
-        operations: By NFS operation (`READ`, `LAYOUTGET`).
+        operations: Counters by NFS operation (`READ`, `LAYOUTGET`).
     """
 
     source: str

@@ -40,7 +40,7 @@ class Link:
         return self.state == "ACTIVE"
 
     def describe(self) -> str:
-        """Return one line."""
+        """Return device, port, state, rate and layer in one line."""
         return f"{self.device}/{self.port} {self.state}, {self.rate or 'rate unknown'}, {self.layer or '?'}"
 
 

@@ -12,7 +12,7 @@ from pytest_kvcache.errors import ConfigError
 
 #: The first of these variables that is set counts: HIP reads CUDA's variable too.
 VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
-#: The GPUs that NVIDIA's container runtime gives a container: numbers or names, `all`, or none at all.
+#: The variable by which NVIDIA's container runtime gives GPUs to a container: by number or name, `all`, or none.
 RUNTIME = "NVIDIA_VISIBLE_DEVICES"
 _CONTAINER_MARKS = (Path("/.dockerenv"), Path("/run/.containerenv"))
 _DEVICES = Path("/dev")
@@ -23,7 +23,7 @@ class Allotment:
     """GPUs that the caller may use.
 
     Args:
-        devices: As `CUDA_VISIBLE_DEVICES` names them: numbers, `GPU-…` (maybe abbreviated) or `MIG-…`.
+        devices: The GPUs, as `CUDA_VISIBLE_DEVICES` names them: numbers, `GPU-…` (maybe abbreviated) or `MIG-…`.
         source: Where the allotment is written (`CUDA_VISIBLE_DEVICES=4,5`).
         shortfall: Why there are fewer GPUs than were written, "" where there are as many.
     """

@@ -36,7 +36,7 @@ def total(counters: Counters, name: str, **labels: str) -> float:
     """Return the sum of a counter over all of its label values, 0 where it is not there.
 
     Args:
-        counters: As `telemetry.prometheus` reads them.
+        counters: Counters of one component, as `telemetry.prometheus` reads them.
         name: Name of the counter, without labels.
         **labels: Labels that a sample must carry to be counted.
     """

@@ -38,12 +38,12 @@ class Workload(Strict):
         min_length=1, description="lengths of the user context, one test each [--user-history-prompt]"
     )
     duration_s: PositiveFloat = Field(description="no request is started later than this [--time]")
-    seed: int = Field(default=0, description="all texts follow from it")
+    seed: int = Field(default=0, description="number that all texts follow from")
     ignore_eos: bool = Field(default=True, description="answers are exactly as long as was asked for")
     warmup_requests: int = Field(default=10, ge=0, description="requests sent before the clock starts")
-    request_timeout_s: PositiveFloat = Field(default=300, description="a request is failed after this")
-    token_timeout_s: PositiveFloat = Field(default=120, description="a stream that stands still for this is failed")
-    workers: PositiveInt | None = Field(default=None, description="load processes; by default as the rate needs")
+    request_timeout_s: PositiveFloat = Field(default=300, description="a request that takes longer than this fails")
+    token_timeout_s: PositiveFloat = Field(default=120, description="a stream that brings nothing for this long fails")
+    workers: PositiveInt | None = Field(default=None, description="load processes; by default what the rate needs")
     send_late_budget_s: PositiveFloat = Field(
         default=0.05, description="a run whose requests left later than this (p99, the client's fault) is invalid"
     )

@@ -53,8 +53,8 @@ class MooncakeTrace(Workload):
     NOT_COMPARED: ClassVar[frozenset[str]] = Workload.NOT_COMPARED | {"path"}
 
     kind: Literal["mooncake-trace"] = "mooncake-trace"
-    path: UserPath = Field(description="the trace")
-    speed: PositiveFloat = Field(default=1.0, description="2 sends twice as fast as the trace was taken")
+    path: UserPath = Field(description="the trace file")
+    speed: PositiveFloat = Field(default=1.0, description="a speed of 2 sends twice as fast as the trace was taken")
 
     def check(self) -> None:
         """Read the whole trace once.

@@ -34,8 +34,8 @@ class MultiRoundQa(SteadyWorkload):
     mode: Literal["exact", "compat"] = Field(
         default="exact", description="prepared prompts of exact length, or what LMCache's script sends"
     )
-    shared_prompt_tokens: int = Field(ge=0, description="prompt common to all [--shared-system-prompt]")
-    question_tokens: PositiveInt = Field(default=32, description="what a round adds beside the answer (exact only)")
+    shared_prompt_tokens: int = Field(ge=0, description="prompt that all users share [--shared-system-prompt]")
+    question_tokens: PositiveInt = Field(default=32, description="what a round adds besides its answer (exact only)")
     answer_tokens: PositiveInt = Field(description="length of an answer [--answer-len]")
 
     @property

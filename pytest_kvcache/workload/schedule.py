@@ -25,7 +25,7 @@ class Due:
     Args:
         user: Number of the user.
         round: Number of the user's question, from 1.
-        at_s: When the request is due, after the start of the run; negative for one that would have come before.
+        at_s: When the request is due, after the start of the run; negative for a request before the start.
     """
 
     user: int

@@ -51,8 +51,8 @@ class ShareGpt(SteadyWorkload):
     NOT_COMPARED: ClassVar[frozenset[str]] = SteadyWorkload.NOT_COMPARED | {"path"}
 
     kind: Literal["sharegpt"] = "sharegpt"
-    path: UserPath = Field(description="the file")
-    answer_tokens: PositiveInt = Field(description="longest answer")
+    path: UserPath = Field(description="the ShareGPT-style file")
+    answer_tokens: PositiveInt = Field(description="length of the longest answer")
 
     def check(self) -> None:
         """Read the whole file once.
@@ -146,7 +146,7 @@ def _saying(item: Any, where: str) -> Saying:
     tokens = item.get("num_tokens")
     if tokens is not None and (not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 0):
         raise ConfigError(f"num_tokens is {tokens!r}, not a count", where=where)
-    # Other roles are those of systems and tools: `read` leaves out a conversation with one after its first question.
+    # Other roles are a system's or a tool's: `read` leaves out a conversation with one after its first question.
     return Saying(role or "other", item["value"], tokens)
 
 
