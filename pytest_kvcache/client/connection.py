@@ -1,8 +1,8 @@
-"""One connection: a socket whose kernel stamps what leaves and what arrives, with TLS on top where asked for.
+"""One connection to the server: a socket on which the kernel stamps departures and arrivals, with TLS for https.
 
-The stamps are software stamps (SO_TIMESTAMPING, Documentation/networking/timestamping.rst): taken as the segment with
-the last byte of the request goes to the interface, and as a segment of the answer comes from it. They are of the wall
-clock; `WallClock` turns them into CLOCK_MONOTONIC.
+The stamps are software stamps (SO_TIMESTAMPING, Documentation/networking/timestamping.rst). The kernel takes one when
+the segment with the last byte of the request goes to the network interface, and one when a segment of the answer comes
+from the interface. They are times of the wall clock; `WallClock` turns them into times of CLOCK_MONOTONIC.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from pytest_kvcache.client.exchange import Exchange
 from pytest_kvcache.client.framing import StreamedAnswer
 
 _SO_TIMESTAMPING = 37
-# Documentation/networking/timestamping.rst, SOF_TIMESTAMPING_*: stamp what leaves, what arrives, hand the stamps out,
-# number what leaves by its last byte (counted from the option on), without a copy of the data.
+# The flags SOF_TIMESTAMPING_* of Documentation/networking/timestamping.rst, in this order: stamp departures, stamp
+# arrivals, report software stamps, number a departure by its last byte, return the stamp without a copy of the data,
+# count bytes from the setting of the option.
 _TX, _RX, _SOFTWARE, _OPT_ID, _OPT_TSONLY, _OPT_ID_TCP = 1 << 1, 1 << 3, 1 << 4, 1 << 7, 1 << 11, 1 << 16
 _MSG_ERRQUEUE = 0x2000
 _STAMP = struct.Struct("@qq")
@@ -31,15 +32,15 @@ _ERROR_ANCILLARY = _ANCILLARY + socket.CMSG_SPACE(_EXTENDED_ERROR.size + 64)
 _READ = 1 << 16
 #: A stamp older than this (ns) is not believed.
 _OLDEST_NS = 60_000_000_000
-#: The two clocks are compared within this time (ns), or the comparison is not believed.
+#: A comparison of the two clocks that took longer than this (ns) is not believed.
 _COMPARED_NS = 5_000
 
 
 class WallClock:
-    """Turns stamps of the wall clock into CLOCK_MONOTONIC.
+    """Turns stamps of the wall clock into times of CLOCK_MONOTONIC.
 
-    The difference of the two is read again at every turn of the loop, so that a step of the wall clock (or its slow
-    correction) spoils no more than the stamps under way at that moment.
+    The difference of the two clocks is read again at every turn of the event loop, so that a step of the wall
+    clock (or its slow correction) spoils no more than the stamps that are being taken at that moment.
     """
 
     __slots__ = ("_ahead_ns", "_newest_ns")
@@ -49,8 +50,8 @@ class WallClock:
         self.compare()
 
     def compare(self) -> None:
-        """Read how far the wall clock is ahead."""
-        for _ in range(3):  # again where the process was interrupted between the readings
+        """Read how far the wall clock is ahead of CLOCK_MONOTONIC."""
+        for _ in range(3):  # tries again where the process was interrupted between the readings
             before, wall, after = time.monotonic_ns(), time.time_ns(), time.monotonic_ns()
             if after - before < _COMPARED_NS or not self._ahead_ns:
                 self._ahead_ns = wall - (before + after) // 2
@@ -58,27 +59,27 @@ class WallClock:
         self._newest_ns = after
 
     def monotonic_s(self, stamp: bytes) -> float | None:
-        """Return a kernel's stamp on CLOCK_MONOTONIC; None for one that is empty or cannot be."""
+        """Return a stamp's time on CLOCK_MONOTONIC (s); None where the stamp is empty, too old or in the future."""
         seconds, nanoseconds = _STAMP.unpack_from(stamp)
         at = int(seconds * 1_000_000_000 + nanoseconds - self._ahead_ns)
         if at > self._newest_ns:
             self.compare()
             at = int(seconds * 1_000_000_000 + nanoseconds - self._ahead_ns)
-        # The comparison is good to about a microsecond: a stamp of just now may seem to be of the future.
+        # The comparison is good to about a microsecond: a stamp that was just taken may seem to be in the future.
         return at / 1e9 if self._newest_ns - _OLDEST_NS < at <= self._newest_ns + _COMPARED_NS else None
 
 
 class Connection:
-    """One socket; knows the exchange it works on.
+    """One socket, and the exchange that is under way on it.
 
     Args:
-        address: Of the server.
-        clock: For the stamps.
-        tls: For https; None for http.
-        host: Name that the certificate must have.
+        address: Address and port of the server.
+        clock: Converts the kernel's stamps.
+        tls: TLS settings for https; None for http.
+        host: Name that the server's certificate must have.
 
     Raises:
-        OSError: It cannot be opened.
+        OSError: The connection cannot be opened.
     """
 
     __slots__ = (
@@ -105,7 +106,7 @@ class Connection:
         self.fd = self.sock.fileno()
         self.exchange: Exchange | None = None
         self.answer = StreamedAnswer([])
-        #: An exchange was finished on it.
+        #: Whether an exchange was finished on this connection.
         self.used = False
         self.waits_to_send = False
         self._clock = clock
@@ -113,7 +114,7 @@ class Connection:
         self._sent_bytes = 0
         self._stamped = False
         self._tls: ssl.SSLObject | None = None
-        #: Requests may be sent, or written to be sent.
+        #: Whether a request may be written: from the start without TLS, after the handshake with TLS.
         self.ready = tls is None
         if tls is not None:
             self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -123,7 +124,7 @@ class Connection:
         if code not in {0, errno.EINPROGRESS}:
             self.sock.close()
             raise OSError(code, os.strerror(code))
-        try:  # after connecting: bytes are counted from here on
+        try:  # set after connecting: the kernel counts bytes from here on
             flags = _TX | _RX | _SOFTWARE | _OPT_ID | _OPT_TSONLY | _OPT_ID_TCP
             self.sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPING, flags)
             self._stamps_sends = True
@@ -133,16 +134,16 @@ class Connection:
                 self.sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPING, _RX | _SOFTWARE)
 
     def begin(self, exchange: Exchange) -> None:
-        """Work on `exchange`: encrypt its payload now, or once the handshake is over."""
+        """Take on `exchange`: write its payload now, or once the TLS handshake is over."""
         self.exchange, self.answer, self._stamped = exchange, StreamedAnswer(exchange.pieces), False
         if self.ready:
             self._write(exchange.payload)
 
     def shake_hands(self) -> None:
-        """Take the TLS handshake as far as it goes.
+        """Carry on the TLS handshake as far as the data that arrived allow.
 
         Raises:
-            ssl.SSLError: It failed.
+            ssl.SSLError: The handshake failed.
         """
         if self.ready or self._tls is None:
             return
@@ -154,10 +155,10 @@ class Connection:
             self._write(self.exchange.payload)
 
     def flush(self) -> None:
-        """Send what is written, and stamp the exchange once its last byte is sent.
+        """Send the bytes that are written, and stamp the exchange once the last byte is sent.
 
         Raises:
-            BlockingIOError: The rest must wait.
+            BlockingIOError: The socket takes no more for now; the rest must wait.
             OSError: The connection is broken.
         """
         while self._unsent:
@@ -165,12 +166,12 @@ class Connection:
             self._sent_bytes += sent
             self._unsent = self._unsent[sent:]
         if self.exchange is not None and self.exchange.sent_s is None and self.ready:
-            # By the clock, until the kernel says it better: the process may have been interrupted since.
+            # The clock's time stands until the kernel's stamp replaces it: the process may have been interrupted since.
             self.exchange.sent_s = time.monotonic()
             self.read_send_stamps()
 
     def read_send_stamps(self) -> None:
-        """Take the kernel's stamp of the exchange's last byte; where it comes later, EPOLLERR tells."""
+        """Take the kernel's stamp of the request's last byte if it is there; EPOLLERR announces a later one."""
         if not self._stamps_sends:
             return
         while True:
@@ -191,10 +192,13 @@ class Connection:
                 self.exchange.sent_s, self._stamped = at, True
 
     def receive(self) -> tuple[float | None, bytes | None]:
-        """Return what arrived and the kernel's stamp of its last segment; b"" at the end, None where nothing is there.
+        """Return the kernel's stamp of the last segment that arrived (s, CLOCK_MONOTONIC), and the data.
+
+        The stamp is None where the kernel gave none. The data are b"" at the end of the connection, and None where
+        nothing can be read yet.
 
         Raises:
-            OSError: The connection is broken, or what arrived is no TLS (ssl.SSLError).
+            OSError: The connection is broken, or the data are not TLS (ssl.SSLError).
         """
         try:
             data, ancillary, _, _ = self.sock.recvmsg(_READ, _ANCILLARY)
@@ -214,7 +218,7 @@ class Connection:
         except ssl.SSLWantReadError:
             return at, b"".join(plain) or None
         except ssl.SSLZeroReturnError:
-            pass  # the end, perhaps together with the last data
+            pass  # the server has closed TLS, perhaps together with the last data
         return at, b"".join(plain) if self.ready else None
 
     def _write(self, payload: bytes) -> None:

@@ -1,4 +1,4 @@
-"""One request over the wire and what came back: the unit that a workload submits and gets back."""
+"""One request over the wire and its answer: what a caller submits to `Wire`, and gets back."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from pytest_kvcache.client.framing import Pieces
 
-#: How `failed` begins, by kind.
+#: The words with which `Exchange.failed` begins, one constant for each kind of failure.
 NO_CONNECTION, CLOSED, TIMED_OUT, ENDED = "no connection", "connection closed", "timed out", "the run was ended first"
 STALLED, MALFORMED = "stalled", "not HTTP"
 
@@ -18,15 +18,18 @@ class Exchange:
 
     Args:
         payload: The whole request, head and body.
-        due_s: When it is to be sent.
-        deadline_s: When it is given up.
-        done: Called once, when it is over either way.
-        stall_s: Given up when nothing arrives for so long, counted from the send and from each arrival. Any bytes of
-            the answer count, an SSE comment that keeps the connection alive as much as a token. None: never.
-        sent_s: When the last byte of it left, by the kernel's stamp; where the kernel gives none, when it had the byte.
-        pieces: What arrived, each with its arrival; interim responses (1xx) left out.
+        due_s: When the request is to be sent.
+        deadline_s: When the exchange is given up.
+        done: Called once with the exchange when it is over, whether it succeeded or failed.
+        stall_s: The exchange is given up when nothing arrives for so long, counted from the send and from each arrival.
+            Any bytes of the answer count, an SSE comment that keeps the connection alive as much as a token. None sets
+            no such limit.
+        sent_s: When the last byte of the request left, by the kernel's stamp; where the kernel gives no stamp, when the
+            kernel had taken that byte.
+        pieces: The data that arrived, each piece with its arrival; interim responses (1xx) are left out.
         failed: What went wrong with the connection, "" where nothing did.
-        resent: Sent a second time, since the server had closed the kept-alive connection before it read the first one.
+        resent: Whether the request was sent a second time, since the server had closed the kept-alive connection before
+            it read the request.
     """
 
     payload: bytes

@@ -1,4 +1,4 @@
-"""HTTP/1.1 and server-sent events, as far as a streamed answer needs them: pieces to events, each with its arrival."""
+"""Turns the received pieces of a streamed answer into its events: HTTP/1.1 and server-sent events as far as needed."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+#: Received data in order, each piece with its arrival (s, CLOCK_MONOTONIC).
 Pieces = list[tuple[float, bytes]]
 
-#: A head or a line of chunk framing that is longer than this is none.
+#: A longer head, or a longer line of chunk framing, is taken for something that is not HTTP.
 HEAD_MAX_BYTES = 64 * 1024
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] +(\d{3})(?: .*)?", re.DOTALL)
 _SIZE = re.compile(rb"[0-9a-fA-F]{1,15}")
@@ -25,14 +26,14 @@ def request(host: str, path: str, body: bytes, headers: Mapping[str, str] = Mapp
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What a response's head says about the rest.
+    """What a response's head says about the rest of the response.
 
     Args:
         status: HTTP status.
         size: Bytes of the head, the empty line included.
-        chunked: The body comes in chunks.
+        chunked: Whether the body comes in chunks.
         length: Bytes of the body; None where it is chunked, or ends when the connection does.
-        keeps: The connection may be used again.
+        keeps: Whether the connection may be used again.
     """
 
     status: int
@@ -46,7 +47,7 @@ def read_head(text: bytes) -> Head | None:
     """Return the head that `text` begins with, None where its end has not arrived.
 
     Raises:
-        ValueError: It is none, or longer than a head may be.
+        ValueError: `text` does not begin with an HTTP head, or the head is longer than `HEAD_MAX_BYTES`.
     """
     if not text.startswith(b"HTTP/1."[: len(text)]):
         raise ValueError(f"an answer that begins with {text[:40]!r}")
@@ -90,7 +91,7 @@ class StreamedAnswer:
     """Follows an answer while it arrives and knows when it is over.
 
     Args:
-        pieces: Grows as they arrive; interim responses (1xx) are taken out of it.
+        pieces: The list to which `take` adds what arrives; interim responses (1xx) are taken out of it.
     """
 
     __slots__ = ("_arrived", "_last", "_left", "_pieces", "_rest", "_walked", "head")
@@ -99,14 +100,15 @@ class StreamedAnswer:
         self._pieces = pieces
         self.head: Head | None = None
         self._arrived = 0
-        # Chunk framing: pieces walked through, bytes not understood yet, bytes to skip, whether the last chunk is read.
+        # State of the chunk framing: number of pieces walked through, bytes that are not parsed yet, number of bytes to
+        # skip, and whether the last chunk was read.
         self._walked, self._rest, self._left, self._last = 0, b"", 0, False
 
     def take(self, at: float, data: bytes) -> bool:
-        """Add what arrived; return whether the answer is over.
+        """Add `data`, which arrived at `at` (s); return whether the answer is over.
 
         Raises:
-            ValueError: It is not HTTP.
+            ValueError: The answer is not HTTP.
         """
         self._pieces.append((at, data))
         self._arrived += len(data)
@@ -116,13 +118,13 @@ class StreamedAnswer:
             if head is None:
                 return False
         elif head.chunked and len(data) >= 4 and data[-4:] != b"\r\n\r\n":
-            return False  # every end looks like this; the framing is walked through only where there may be one
+            return False  # a chunked body ends in an empty line: the framing is walked through only after one
         if head.chunked:
             return self._walk()
         return head.length is not None and self._arrived >= head.size + head.length
 
     def may_end(self) -> bool:
-        """Return whether it is whole where the connection is closed now."""
+        """Return whether the answer is whole if the connection is closed now."""
         if self.head is None:
             return False
         if self.head.chunked:
@@ -172,7 +174,7 @@ def status(pieces: Pieces) -> int:
 
 
 def body_pieces(pieces: Pieces) -> Iterator[tuple[float, bytes]]:  # noqa: PLR0912 - a branch for each state of the framing
-    """Yield the response's body piece by piece, freed of head and chunk framing, each with its arrival.
+    """Yield the response's body without head and chunk framing, piece by piece, each piece with its arrival (s).
 
     Raises:
         ValueError: The framing is broken.
@@ -215,7 +217,7 @@ def body_pieces(pieces: Pieces) -> Iterator[tuple[float, bytes]]:  # noqa: PLR09
 
 
 def events(pieces: Pieces) -> Iterator[tuple[float, bytes]]:
-    """Yield the data of each server-sent event with the arrival of its last byte.
+    """Yield the data of each server-sent event, with the arrival of the event's last byte (s).
 
     Raises:
         ValueError: The framing is broken.

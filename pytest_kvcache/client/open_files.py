@@ -1,4 +1,4 @@
-"""Every open stream is an open file: the limit that a process may raise for itself is raised."""
+"""Raises the process's own limit of open files, since every open stream is an open file."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ def raise_open_files(needed: int = 0) -> int:
     """Raise the soft limit of open files to the hard one, and return it.
 
     Args:
-        needed: So many are going to be open.
+        needed: Number of files that are going to be open.
 
     Raises:
-        OSError: The hard limit is lower than that; the message says what to do.
+        OSError: The hard limit is lower than `needed`; the message says what to do.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:

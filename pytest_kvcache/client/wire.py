@@ -1,12 +1,12 @@
-"""HTTP/1.1 over raw sockets: requests leave at absolute times, departures and arrivals carry the kernel's stamps.
+"""HTTP/1.1 over raw sockets: requests leave at absolute times, and the kernel stamps departures and arrivals.
 
-What a Python client reads as TTFT is the arrival plus the time until its event loop came around to the socket. Here the
-kernel says when the request left and when the bytes arrived (`connection`), so that a busy loop delays no stamp by more
-than until the next segment of the same stream: a read returns the stamp of the last segment it holds. Sending is woken
-by a timerfd, to the microsecond, from connections that were opened before. Responses are kept as they arrive and
-decoded by whoever asked.
+The TTFT that a Python client reads includes the time until its event loop came around to the socket. Here the
+kernel says when the request left and when the bytes arrived (`connection.py`). A busy loop can make a token's time late
+only where one read returns several segments: all of them get the stamp of the last one. A timerfd wakes the loop for
+each send, to the microsecond, and connections are opened beforehand. Responses are kept as they arrive; whoever
+submitted the exchange decodes them.
 
-One thread, epoll, no locks.
+All of it runs in one thread, on epoll and without locks.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ _TFD_NONBLOCK, _TFD_CLOEXEC, _TFD_TIMER_ABSTIME = os.O_NONBLOCK, os.O_CLOEXEC, 1
 #: Connections are opened this long before they are needed (s).
 _OPEN_AHEAD_S = 0.05
 _BATCH = 8
-#: Work that can wait is done when nothing is due for this long (s), or when so much of it has come together.
+#: Work that can wait (`Wire.when_idle`) is done when nothing is due for `_IDLE_S` (s), or when more than `_LATER_MAX`
+#: calls are waiting.
 _IDLE_S, _LATER_MAX = 0.004, 2000
 _READABLE = select.EPOLLIN | select.EPOLLRDHUP
 
@@ -48,9 +49,9 @@ class Wire:
     """Sends exchanges to one server.
 
     Args:
-        host: Name or address.
-        port: Its port.
-        tls: For https; None for http.
+        host: Name or address of the server.
+        port: TCP port of the server.
+        tls: TLS settings for https; None for http.
     """
 
     def __init__(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
@@ -70,7 +71,7 @@ class Wire:
         self._connections: dict[int, Connection] = {}
         self._idle: list[Connection] = []
         self._reserved = 0
-        #: Each with its connection, once it has one.
+        #: Exchanges that are not over, each with its connection once it has one.
         self._under_way: dict[Exchange, Connection | None] = {}
         self._later: deque[Callable[[], None]] = deque()
         self._stopped = False
@@ -87,17 +88,17 @@ class Wire:
         heapq.heappush(self._heap, (when_s, next(self._order), action))
 
     def when_idle(self, action: Callable[[], None]) -> None:
-        """Call `action` when nothing is due for a while, at the latest when `run` ends: work that delays no send."""
+        """Call `action` when nothing is due for a while, so that it delays no send; at the latest when `run` ends."""
         self._later.append(action)
 
     def stop(self) -> None:
-        """Give up all exchanges: each is done, with the reason. May be called by a signal handler."""
+        """Give up all exchanges: each one's `done` is called, and `failed` says why. A signal handler may call this."""
         self._stopped = True
 
     def run(self) -> None:
-        """Work until every exchange is done, those included that `done` submits meanwhile."""
+        """Run until every exchange is done, including those that a call of `done` submits meanwhile."""
         collecting = gc.isenabled()
-        gc.disable()  # a collection of the oldest generation takes longer than a token
+        gc.disable()  # a collection of the oldest generation takes longer than a token does
         try:
             while self._under_way and not self._stopped:
                 self._turn()
@@ -132,7 +133,7 @@ class Wire:
         idle = later and (len(later) > _LATER_MAX or not heap or heap[0][0] - time.monotonic() > _IDLE_S)
         if idle:
             later.popleft()()
-        # The timer wakes it; the bound is for a signal that arrives just before the wait.
+        # The timer ends this wait; the limit of 1 s is there for a signal that arrives just before the wait.
         events = self._epoll.poll(0.0 if idle and later else 1.0, _BATCH)
         self._clock.compare()
         for fd, event in events:
@@ -152,7 +153,7 @@ class Wire:
     def _reserve(self) -> None:
         self._reserved += 1
         if self._reserved > len(self._idle):
-            with contextlib.suppress(OSError):  # the send will say it
+            with contextlib.suppress(OSError):  # the send tries again, and reports what fails then
                 self._idle.append(self._open())
 
     def _open(self) -> Connection:
@@ -213,7 +214,7 @@ class Wire:
         if not data:
             self._end_of(connection)
         elif exchange is None:
-            self._drop(connection)  # nothing was asked: a timeout that the server tells of, mostly
+            self._drop(connection)  # no request is open here: mostly, the server tells of its timeout
         else:
             self._take(connection, exchange, time.monotonic() if at is None else at, data)
 
@@ -255,21 +256,21 @@ class Wire:
         if exchange is None:
             return
         if connection.used and not exchange.pieces and not exchange.resent and kind in {CLOSED, NO_CONNECTION}:
-            # The server's keep-alive timeout and the request crossed: no result of the server's.
+            # The request and the server's keep-alive timeout crossed: that is no failure of the server.
             exchange.resent, exchange.sent_s = True, None
             self._begin(exchange, self._open)
         else:
             self._finish(exchange, failed=f"{kind}: {why}")
 
     def _watch(self, exchange: Exchange, last_s: float, stall_s: float) -> None:
-        # One timer a stream, set again when it goes off: tokens arrive far more often than streams stall.
+        # Each stream has one timer, set again when it goes off: tokens arrive far more often than streams stall.
         self.call_at(last_s + stall_s, lambda: self._check_progress(exchange, stall_s))
 
     def _check_progress(self, exchange: Exchange, stall_s: float) -> None:
         connection = self._under_way.get(exchange)
         if connection is None or exchange.sent_s is None:
             return
-        self._receive(connection)  # something may have arrived that nobody came around to
+        self._receive(connection)  # data may have arrived that the loop has not read yet
         if exchange not in self._under_way or exchange.sent_s is None:
             return
         last_s = exchange.pieces[-1][0] if exchange.pieces else exchange.sent_s
@@ -289,5 +290,5 @@ class Wire:
     def _finish(self, exchange: Exchange, *, failed: str = "") -> None:
         self._under_way.pop(exchange, None)
         exchange.failed = failed
-        exchange.payload = b""  # its deadline keeps it for minutes yet
+        exchange.payload = b""  # the timer of its deadline keeps the exchange for minutes yet
         exchange.done(exchange)

@@ -1,4 +1,4 @@
-"""From what arrived on the wire to a filled row: status, stamps, tokens, who answered; once the answer is over."""
+"""Fills in the row of a request once its answer is over: status, stamps, tokens, and which server answered."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class _StreamError(Exception):
     """A stream that is not what the API promises.
 
     Args:
-        status: For the record.
-        what: In words.
+        status: Status for the record.
+        what: What is wrong, in words.
     """
 
     def __init__(self, status: str, what: str) -> None:
@@ -37,8 +37,8 @@ def settle(exchange: Exchange, record: RequestRecord, *, start_s: float) -> str:
     """Fill in `record` from a finished exchange; return the answer's text, "" where the request failed.
 
     Args:
-        exchange: Over, one way or the other.
-        record: Its row.
+        exchange: An exchange that is over, whether it succeeded or failed.
+        record: The row of the request.
         start_s: When the run started (CLOCK_MONOTONIC); stamps count from it.
     """
     record.due_s = exchange.due_s - start_s
@@ -48,7 +48,7 @@ def settle(exchange: Exchange, record: RequestRecord, *, start_s: float) -> str:
     if exchange.sent_s is not None:
         record.actual_start_s = exchange.sent_s - start_s
     else:
-        record.actual_start_s = record.due_s  # it was tried: a failure, and not a request never sent
+        record.actual_start_s = record.due_s  # the client tried to send it: this is a failure, not an unsent request
     text: list[str] = []
     try:
         code = framing.status(exchange.pieces)

@@ -1,7 +1,7 @@
 """The processes that send: each has a share of the users, and the parent listens to them.
 
 They are children of the load process (`worker.py`), say once a second how far they are, and hand over their rows at the
-end, also where the run was stopped early.
+end, also when the run was stopped early.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pytest_kvcache.load.plan import LoadPlan
 from pytest_kvcache.load.records import RequestRecord
 from pytest_kvcache.workload.script import Conversation
 
-#: What a child is given to hand over its rows after the run was stopped (s).
+#: Time that a child has to hand over its rows after the run was stopped (s).
 _SAVE_S = 5.0
 _TICK_S = 0.5
 _PR_SET_PDEATHSIG = 1
@@ -34,7 +34,7 @@ _ROUNDING_S = 1e-9
 
 @contextlib.contextmanager
 def connected(plan: LoadPlan) -> Iterator[Wire]:
-    """Yield what talks to the plan's server."""
+    """Yield a wire to the plan's server, and close it afterwards."""
     url = urlsplit(plan.base_url)
     secure = url.scheme == "https"
     tls = ssl.create_default_context() if secure else None
@@ -50,9 +50,9 @@ class Share:
     """What one child sends.
 
     Args:
-        plan: What limits apply.
-        conversations: Its own.
-        encoder: Has all texts already.
+        plan: The plan of the run, for its limits.
+        conversations: The conversations of this child.
+        encoder: An encoder that has all texts already.
         user_header: Whether requests name their user.
         start_s: When the clock starts (CLOCK_MONOTONIC).
     """
@@ -69,9 +69,9 @@ class _Told:
     """What a child says once a second.
 
     Args:
-        progress: So far.
-        ended: Rows that have ended since the last time, where the parent may stop the run early.
-        all_ended_until_s: All of its requests that were to start before this have ended.
+        progress: How far the child is.
+        ended: Rows that have ended since the child last spoke; none where the run cannot be stopped early.
+        all_ended_until_s: All of the child's requests that were to start before this time have ended.
     """
 
     progress: Progress
@@ -83,7 +83,7 @@ class Children:
     """The processes that send, and what they say.
 
     Args:
-        shares: One for each.
+        shares: One share for each process.
         say: Prints a line.
     """
 
@@ -101,7 +101,7 @@ class Children:
         self.lost: list[str] = []
         self.stopped_after_rounds: int | None = None
         self.beyond_tokens = 0
-        # Forked, so that all prompts are there and none is copied.
+        # The children are forked, so that they have all prompts and copy none.
         context = multiprocessing.get_context("fork")
         self._processes = []
         ends: list[Connection] = []
@@ -117,13 +117,13 @@ class Children:
             threading.Thread(target=self._read, args=(number, end), name=f"read-{number}", daemon=True).start()
 
     def stop(self) -> None:
-        """Have them hand over what they have."""
+        """Have the children hand over the rows that they have."""
         self._give_up_s = time.monotonic() + _SAVE_S
         for child in self._processes:
             child.terminate()
 
     def listen(self) -> None:
-        """Return when each has handed over its rows, or has ended without."""
+        """Return when each child has handed over its rows, or has ended without doing so."""
         next_report_s = self._start_s + self._plan.report_s
         while self._open:
             with contextlib.suppress(queue.Empty):
@@ -159,13 +159,13 @@ class Children:
                 self.stop()
 
     def _read(self, number: int, end: Connection) -> None:
-        """Pass on what a child says, and at the end its rows, or None where it ended without."""
+        """Pass on what a child says, and at the end its rows, or None where it ended without handing them over."""
         said: object = None
         with end:
             while said is None or isinstance(said, _Told):
                 try:
                     said = end.recv()
-                except Exception:  # whatever a child leaves of a message when it dies
+                except Exception:  # a child that dies may leave any part of a message
                     self._said.put((number, None))
                     return
                 self._said.put((number, said))
@@ -204,9 +204,9 @@ def _ending(code: int | None) -> str:
 
 def _work(share: Share, end: Connection) -> None:
     """Be a child: send a share of the conversations and hand over the rows."""
-    # Whatever ends the parent ends this one too.
+    # Whatever ends the parent ends this process too.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent passes it on
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its children itself
     with connected(share.plan) as wire:
         signal.signal(signal.SIGTERM, lambda *_: wire.stop())
         driver = Driver(share.plan, share.encoder, wire, share.user_header)

@@ -24,10 +24,10 @@ class Progress:
     """How far a run is.
 
     Args:
-        sent: Requests.
-        finished: Of those, answered well.
-        failed: Of those, not.
-        ttft_sum_s: Over the finished ones.
+        sent: Number of requests that were sent and have ended.
+        finished: Number of those that were answered well.
+        failed: Number of those that failed.
+        ttft_sum_s: Sum of the TTFT of the finished ones.
     """
 
     sent: int = 0
@@ -48,8 +48,8 @@ class Encoder:
     """Turns prompts into requests. Each text is encoded once, however many prompts it is part of.
 
     Args:
-        plan: Names URL and model.
-        headers: More of them, by name.
+        plan: Gives URL, model and further fields of the requests.
+        headers: More HTTP headers, by name.
     """
 
     def __init__(self, plan: LoadPlan, headers: dict[str, str]) -> None:
@@ -59,7 +59,7 @@ class Encoder:
         self._texts: dict[str, bytes] = {}
 
     def prepare(self, turns: Iterable[Turn]) -> None:
-        """Encode all texts of `turns`, so that nothing of it is left to do when they are due."""
+        """Encode all texts of `turns`, so that none is left to encode when a turn is due."""
         for turn in turns:
             for message in turn.messages:
                 for part in message.parts:
@@ -98,9 +98,9 @@ class Driver:
     """Sends conversations and single requests.
 
     Args:
-        plan: What limits apply.
-        encoder: Makes requests.
-        wire: Sends them.
+        plan: The plan of the run, for its limits.
+        encoder: Makes the requests.
+        wire: Sends the requests.
         user_header: Whether requests name their user.
     """
 
@@ -114,7 +114,7 @@ class Driver:
     _told: int = 0
 
     def newly_ended(self) -> tuple[list[RequestRecord], float]:
-        """Return the rows that have ended since the last call, and until when (s) all rows have ended."""
+        """Return the rows that ended since the last call, and the time (s) up to which all requests have ended."""
         fresh = self._ended[self._told :]
         self._told = len(self._ended)
         return fresh, min((row.intended_start_s for row in self.rows if not row.over), default=math.inf)
@@ -142,11 +142,11 @@ class Driver:
         return rows
 
     def one_by_one(self, turns: Iterable[Turn]) -> list[RequestRecord]:
-        """Send each of `turns` when the answer before it is there, and return their rows."""
+        """Send each of `turns` when the answer to the one before is there, and return their rows."""
         return [row for turn in turns for row in self.at_once([turn])]
 
     def run(self, conversations: Iterable[Conversation], start_s: float) -> None:
-        """Send all turns at their times after `start_s` (CLOCK_MONOTONIC); `rows` has one for each, also if stopped."""
+        """Send all turns at their times after `start_s` (CLOCK_MONOTONIC); `rows` then has a row for each of them."""
         for conversation in conversations:
             _User(conversation, self, start_s).begin()
         self.wire.run()
@@ -178,7 +178,7 @@ def _settle_only(row: RequestRecord, start_s: float, exchange: Exchange) -> None
 
 
 class _User:
-    """One user's session: its next question is sent when it is due, and not before the last answer is there."""
+    """One user's session: the next question is sent when it is due, but not before the last answer is there."""
 
     def __init__(self, conversation: Conversation, driver: Driver, start_s: float) -> None:
         self._conversation, self._driver, self._start_s = conversation, driver, start_s
@@ -198,7 +198,7 @@ class _User:
         driver.rows.extend(self._rows.values())
 
     def begin(self) -> None:
-        """Have the next turn sent, or all that are left marked as never sent once the run's time is over."""
+        """Have the next turn sent; once the run's time is over, mark all turns that are left as never sent."""
         driver = self._driver
         for turn in self._left:
             # The request is put together as soon as it can be, never when it is due.
@@ -218,14 +218,14 @@ class _User:
             self._settle(turn, exchange)
             self.begin()
         else:
-            # Reading an answer takes a millisecond or two: not while something may be due.
+            # Reading an answer takes a millisecond or two: it waits until no send is due.
             self.begin()
             self._driver.wire.when_idle(lambda: self._settle(turn, exchange))
 
     def _settle(self, turn: Turn, exchange: Exchange) -> None:
         driver, record = self._driver, self._rows[turn.round]
         answer = settle(exchange, record, start_s=self._start_s)
-        exchange.pieces.clear()  # its deadline keeps it for minutes yet
+        exchange.pieces.clear()  # the timer of its deadline keeps the exchange for minutes yet
         driver.note(record)
         if record.status == records.OK and self._conversation.answers_return:
             self._history += [*turn.messages, Message("assistant", (answer,))]

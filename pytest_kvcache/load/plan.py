@@ -16,13 +16,13 @@ class LoadPlan(Strict):
     """One workload against one endpoint.
 
     Args:
-        base_url: With /v1.
-        model: The name that requests carry.
-        workload: Its parameters.
+        base_url: Address of the endpoint, with /v1.
+        model: Name of the model that requests carry.
+        workload: The workload with its parameters.
         context_tokens: Length of the user context of this run, one of the workload's.
-        first_user: Users are numbered from the one after it, so that runs on one boot share no user context.
-        tokenizer_url: Of a vLLM server with that model, without /v1.
-        metrics_urls: Prometheus endpoints to read before and after, by name.
+        first_user: Users are numbered from `first_user + 1` on, so that runs on one boot share no user context.
+        tokenizer_url: Address of a vLLM server with that model, without /v1.
+        metrics_urls: Prometheus endpoints to read before and after the run, by component.
         api_key_env: Environment variable with the API key; the key itself is in no file.
         extra_body: More fields of each request, of the same size in every boot.
         report_s: How often progress is printed.

@@ -1,6 +1,6 @@
-"""One row for every request that was to be sent, and the file that keeps them.
+"""The row of each request that was to be sent, and the file that keeps the rows.
 
-A load process starts with each load and imports no pandas for it: `table.py` has the same rows as a DataFrame.
+A load process is started for each load, so this module imports no pandas; `table.py` has the same rows as a DataFrame.
 """
 
 from __future__ import annotations
@@ -31,23 +31,25 @@ class RequestRecord:
     Args:
         user: Number of the user.
         round: Number of the question in the user's session, from 1.
-        intended_start_s: When the schedule wants it.
-        due_s: When it was to be sent: then, or at the end of the user's previous answer where that came later.
-        actual_start_s: When the last byte of it was with the kernel.
+        intended_start_s: When the schedule wants the request sent.
+        due_s: When the request was to be sent: at `intended_start_s`, or at the end of the user's previous answer where
+            that came later.
+        actual_start_s: When the last byte of the request left (`Exchange.sent_s`).
         first_token_s: When the first non-empty token arrived.
-        last_token_s: When the last one did.
-        intended_prompt_tokens: As the workload made it, where it knows.
-        intended_generated_tokens: As was asked for, where answers have an exact length.
-        prompt_tokens: As the server counted them.
-        generated_tokens: As the server counted them.
+        last_token_s: When the last non-empty token arrived.
+        intended_prompt_tokens: Length of the prompt, where the workload knows it.
+        intended_generated_tokens: Length of the answer that was asked for, where answers have an exact length.
+        prompt_tokens: Length of the prompt, as the server counted it.
+        generated_tokens: Length of the answer, as the server counted it.
         cached_tokens: Prompt tokens that the server did not compute.
         status: `ok`, or what went wrong.
-        error: In words.
+        error: What went wrong, in words.
         server: Name of the server that answered.
-        server_queue_s: Its own queue time: from the scheduler's first sight of the request to the start of its work.
-        server_ttft_s: Its own time from there to the first token.
-        residual_s: The client's TTFT less both: network, router, HTTP, tokenizing, waiting for a running step of the
-            engine before the scheduler saw it, and what the client adds.
+        server_queue_s: The server's own queue time: from the scheduler's first sight of the request to the start of the
+            work on it.
+        server_ttft_s: The server's own time from the start of that work to the first token.
+        residual_s: The client's TTFT less the two times of the server: network, router, HTTP, tokenizing, waiting for a
+            running step of the engine before the scheduler saw the request, and what the client adds.
         token_times_s: Arrival of each streamed chunk that held text.
     """
 
@@ -73,30 +75,30 @@ class RequestRecord:
 
     @property
     def over(self) -> bool:
-        """Whether nothing more will become of it."""
+        """Whether the request has ended, or will never be sent."""
         return self.status != NOT_SENT or bool(self.error)
 
     @property
     def ttft_s(self) -> float | None:
-        """From the actual send to the first token."""
+        """TTFT, from the actual send to the first token; None where either is missing."""
         if self.first_token_s is None or self.actual_start_s is None:
             return None
         return self.first_token_s - self.actual_start_s
 
 
 def in_order(records: Iterable[RequestRecord]) -> list[RequestRecord]:
-    """Return them in the order of their intended starts, and of their users where those are the same."""
+    """Return the records in the order of their intended starts, and of their users where two starts are the same."""
     return sorted(records, key=lambda record: (record.intended_start_s, record.user))
 
 
 def save(records: Iterable[RequestRecord], path: Path) -> None:
-    """Write a row for each as Parquet, in order; a file of that name is replaced only by a whole one.
+    """Write a row for each record as Parquet, in order; a file that is there is replaced only by a whole one.
 
     Args:
-        records: Of one run.
-        path: Integers without a value are null in it, times without one too.
+        records: Records of one run.
+        path: The file; integers and times without a value are null in it.
     """
-    # Imported when the measurement is over.
+    # Imported only here, when the measurement is over.
     import pyarrow as pa  # noqa: PLC0415
     from pyarrow import parquet  # noqa: PLC0415
 

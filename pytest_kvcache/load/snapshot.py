@@ -11,24 +11,24 @@ from pytest_kvcache.storage.account import StorageAccount, StorageReading
 from pytest_kvcache.telemetry.prometheus import Counters, scrape_all
 from pytest_kvcache.telemetry.transfers import stores_under_way
 
-#: How long stores may go on after the last answer: a storage that is slower keeps its account open.
+#: Longest wait for stores to end after the last answer (s); a slower storage is read while stores are under way.
 _SETTLE_S = 10.0
 _POLL_S = 0.2
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A storage and LMCache's counters, read together when nothing was under way.
+    """What a storage and LMCache's counters say, read together when no store was under way.
 
-    What is stored between the readings is in `last` and not in `first`, so that `first` is never more than `account`
-    can have, and `last` never less.
+    What is stored between the readings is in `last` and not in `first`, so that `first` never counts more than
+    `account` can have, and `last` never less.
 
     Args:
         first: Counters by component, read before the account.
-        account: None where the storage did not say.
-        last: Counters by component, read after it.
-        under_way: Stores that did not end within the time that was waited.
-        unread: Why there is no account.
+        account: What the storage says of itself; None where it could not be read.
+        last: Counters by component, read after the account.
+        under_way: Number of stores that did not end within the time that was waited.
+        unread: Why there is no account, "" where there is one.
     """
 
     first: Mapping[str, Counters] = field(default_factory=dict)
@@ -42,7 +42,7 @@ def take_snapshot(storage_account: StorageAccount, metrics_urls: Mapping[str, st
     """Return what the storage holds once no store is under way, and what LMCache says of it.
 
     Args:
-        storage_account: Of the tier.
+        storage_account: Account of the tier's storage.
         metrics_urls: Prometheus endpoints by component.
     """
     until_s = time.monotonic() + _SETTLE_S

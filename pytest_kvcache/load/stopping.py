@@ -1,4 +1,4 @@
-"""When a run may end before its time: after a whole round, once its own noise is small beside that between boots."""
+"""When a run may end early: after a whole round, once noise within the boot is small beside that between boots."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class StopRule(Strict):
     """What a load process must know to stop early (`verdict/rounds.py` has the rule and its sources).
 
     Args:
-        round_s: Seconds of a round of all users.
-        spreads: sd of a boot on the log scale, by metric.
+        round_s: Time in which every user asks once.
+        spreads: Standard deviation of a boot on the log scale, by metric.
     """
 
     round_s: PositiveFloat
@@ -29,10 +29,10 @@ class StopRule(Strict):
         """Return whether `count` rounds are enough; False while a request of them is still under way.
 
         Args:
-            rows: Those that have ended.
-            count: Whole rounds.
+            rows: The rows that have ended.
+            count: Number of whole rounds that are over.
         """
-        # A load process seldom needs pandas and SciPy.
+        # Imported only here: a load process seldom needs pandas and SciPy.
         from pytest_kvcache.load.table import to_frame  # noqa: PLC0415
         from pytest_kvcache.verdict import rounds  # noqa: PLC0415
 

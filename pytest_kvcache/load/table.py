@@ -20,7 +20,7 @@ _INTEGERS = (
 
 
 def to_frame(records: Iterable[RequestRecord]) -> pd.DataFrame:
-    """Return the table, a row a request in the order of the intended starts.
+    """Return the table, with one row for each request, in the order of the intended starts.
 
     Returns:
         The fields of `RequestRecord`: counts of tokens as `Int64`, times in seconds as `float64`, NaN where there are
@@ -35,7 +35,7 @@ def read(path: Path) -> pd.DataFrame:
 
     Raises:
         OSError: There is no such file.
-        pyarrow.ArrowInvalid: It is not whole.
+        pyarrow.ArrowInvalid: The file is not whole.
     """
     return _typed(pd.read_parquet(path))
 

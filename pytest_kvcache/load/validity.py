@@ -10,17 +10,17 @@ import pandas as pd
 from pytest_kvcache.load import records
 from pytest_kvcache.workload.base import Workload
 
-#: Requests that may miss the end of the run for the client's reasons: one, or this share where that is more.
+#: Share of the requests that the client may send after the end of the run or not at all; one request always may be.
 _SHORTFALL = 0.01
 
 
 def faults(rows: pd.DataFrame, workload: Workload, facts: Mapping[str, Any]) -> list[str]:
-    """Return why no verdict may rest on a run, nothing where one may.
+    """Return why no verdict may rest on a run, an empty list where one may.
 
     Args:
-        rows: A row a request (`records`).
-        workload: What was asked for.
-        facts: Of the load process (`worker.Outcome`).
+        rows: One row for each request, with the fields of `RequestRecord`.
+        workload: The workload of the run.
+        facts: Facts of the load process (`WorkerOutcome.facts`).
     """
     found = [f"warm-up request failed: {error}" for error in facts.get("warmup_errors", [])]
     found += facts.get("lost_workers", [])
@@ -48,7 +48,7 @@ def faults(rows: pd.DataFrame, workload: Workload, facts: Mapping[str, Any]) -> 
 
 
 def suspicions(rows: pd.DataFrame, workload: Workload) -> list[str]:
-    """Return what makes the times of a valid run doubtful."""
+    """Return what makes the times of a valid run doubtful, an empty list where nothing does."""
     residual = rows["residual_s"].dropna()
     if residual.empty:
         return []

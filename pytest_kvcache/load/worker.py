@@ -1,6 +1,6 @@
 """The load process: `python -m pytest_kvcache.load.worker PLAN.json`.
 
-Load is generated outside pytest's process, so that nothing in there delays a stamp. This process prepares the script,
+Load is generated outside pytest's process, so that nothing in pytest delays a stamp. This process prepares the script,
 warms up, primes, and starts as many children as the rate needs (`children.py`). SIGTERM or SIGINT ends the run early
 and keeps what was measured.
 """
@@ -31,9 +31,9 @@ from pytest_kvcache.workload.tokens import ServedTokenizer
 
 #: Time for children to start and to put the first requests together before the clock starts (s).
 _LEAD_S = 0.5
-#: Said when all that comes before the measured requests is done.
+#: Printed when all that comes before the measured requests is done.
 CLOCK_STARTS = "the clock starts"
-#: A run that warms up badly is not started; so many failures are listed.
+#: Number of failures before the start that are listed; the rest is counted.
 _LISTED = 3
 
 
@@ -42,18 +42,19 @@ class WorkerOutcome:
     """What a run brought.
 
     Args:
-        rows: One a request that the schedule asked for, also those that were never sent.
+        rows: One row for each request that the schedule asked for, also where it was never sent.
         started_at: Wall clock at the start (s since the epoch).
-        started_monotonic_s: The same on CLOCK_MONOTONIC: zero of all times in the rows.
-        elapsed_s: From the start to the last answer.
+        started_monotonic_s: The start on CLOCK_MONOTONIC, from which all times in the rows count.
+        elapsed_s: Time from the start to the last answer.
         warmup_errors: What went wrong before the start.
-        lost_workers: How load processes ended that handed nothing over; the rows of the others are kept.
-        interrupted: Whether it was ended early.
+        lost_workers: How those load processes ended that handed over no rows; the rows of the others are kept.
+        interrupted: Whether a signal ended the run early.
         workers: Number of load processes.
-        stopped_after_rounds: Whole rounds after which they said enough, and which rows have; None where all were sent.
+        stopped_after_rounds: Number of whole rounds after which the run was stopped early, since they were enough;
+            `rows` has no later ones. None where the run was not stopped so.
         beyond_tokens: Prompt tokens of requests that were sent after those rounds.
-        counters_before: By component, read when the clock was about to start.
-        counters_after: By component, read after the last answer.
+        counters_before: Counters by component, read when the clock was about to start.
+        counters_after: Counters by component, read after the last answer.
     """
 
     rows: list[RequestRecord] = field(default_factory=list)
@@ -70,12 +71,12 @@ class WorkerOutcome:
     counters_after: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def facts(self) -> dict[str, Any]:
-        """All but the rows."""
+        """Return all fields but the rows."""
         return {key: value for key, value in asdict(self).items() if key != "rows"}
 
 
 def main() -> int:
-    """Read the plan, run it, write rows and facts."""
+    """Read the plan, carry it out, write rows and facts, and return the exit status."""
     make_showable(sys.stdout)
     plan = LoadPlan.model_validate_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
     try:
@@ -87,7 +88,7 @@ def main() -> int:
 
 
 def carry_out(plan: LoadPlan, say: Callable[[str], None]) -> WorkerOutcome:
-    """Run `plan`, write its files, and return what it brought. SIGINT and SIGTERM end it early.
+    """Run `plan`, write its files, and return its outcome. SIGINT and SIGTERM end the run early.
 
     Raises:
         RunError: The workload does not fit the server.
@@ -146,7 +147,7 @@ def _before_the_clock(plan: LoadPlan, script: Script, encoder: Encoder, stop: _S
 
 
 class _Stop:
-    """Turns SIGINT and SIGTERM, unless they are ignored, into a call of what is to be stopped just now."""
+    """Turns SIGINT and SIGTERM, unless they are ignored, into a call that stops what runs at that moment."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -154,7 +155,7 @@ class _Stop:
         self._restore: Callable[[], None] = lambda: None
 
     def on(self, action: Callable[[], None]) -> None:
-        """Have `action` called from now on, at once where a signal came already."""
+        """Have a signal call `action` from now on; call it at once where a signal came already."""
         self._action = action
         if self.asked:
             action()
@@ -172,5 +173,6 @@ class _Stop:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # how its run ends it, whatever was ignored where that was started
+    # The run ends this process with SIGTERM, also where the run itself was started with SIGTERM ignored.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     sys.exit(main())

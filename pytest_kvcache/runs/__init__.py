@@ -1,1 +1,1 @@
-"""A run's own things: its folder, its record of what it started, and the end of all of it."""
+"""What belongs to a run: its folder, the record of what it started, and how all of that is ended."""

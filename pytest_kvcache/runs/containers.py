@@ -1,4 +1,4 @@
-"""The Docker daemon, and the containers of a run: labelled with its id, so that nothing else is needed to find them."""
+"""The Docker daemon, and the containers of a run, which are found by nothing but their label with the run's id."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _TODO = "is dockerd running, and may this user talk to it (group docker)? DOCKER
 
 
 def address() -> str:
-    """Return where the daemon is: DOCKER_HOST, else its usual socket.
+    """Return the address of the daemon: DOCKER_HOST, else its usual socket.
 
     Raises:
-        ConfigError: It is another machine's.
+        ConfigError: DOCKER_HOST is no Unix socket, so that the daemon may be another machine's.
     """
     host = os.environ.get("DOCKER_HOST") or _SOCKET
     if not host.startswith("unix://"):
@@ -36,10 +36,10 @@ def address() -> str:
 
 @contextlib.contextmanager
 def daemon(host: str) -> Iterator[DockerClient]:
-    """Give a client of the daemon at `host`.
+    """Yield a client of the daemon at `host`.
 
     Raises:
-        ConfigError: It does not answer, or answers with an error while the client is used.
+        ConfigError: The daemon does not answer, or answers with an error while the client is used.
     """
     _reach(host)
     import docker  # noqa: PLC0415 - heavy, and only where an image is used
@@ -58,7 +58,7 @@ def daemon(host: str) -> Iterator[DockerClient]:
 
 
 def _reach(host: str) -> None:
-    """Connect once, for the system's plain words: the SDK's are an exception in an exception, and a leaked socket."""
+    """Connect once, to report a failure in the system's plain words; the SDK nests exceptions and leaks a socket."""
     try:
         with socket.socket(socket.AF_UNIX) as probe:
             probe.connect(host.removeprefix("unix://"))
@@ -70,7 +70,7 @@ def remove(run_id: str, host: str) -> int:
     """Remove all containers of a run, whatever they do, with what they wrote into their own layers.
 
     Returns:
-        How many there were.
+        The number of containers that there were.
 
     Raises:
         ConfigError: The daemon does not answer.

@@ -14,10 +14,10 @@ def partial_of(path: Path) -> Path:
 
 
 def replace_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Have `write` make a file beside `path`, then put it in its place; on an error nothing is left or changed.
+    """Have `write` make a file beside `path`, then move it to `path`; on an error nothing is left or changed.
 
     Raises:
-        OSError: It could not be written.
+        OSError: The file could not be written.
     """
     partial = partial_of(path)
     try:

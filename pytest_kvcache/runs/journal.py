@@ -1,8 +1,9 @@
-"""A record on disk of what a run has started, so that the next run can clean up after one that was killed.
+"""A record on disk of what a run has started, so that the next run can clean up after a killed one.
 
 A run holds a file lock for as long as it lives; the kernel lets go of it however the run ends. A journal whose lock
-can be taken belongs to a dead run: its processes, shared memory, folders and containers are removed, and then it. One
-that cannot be read, or that another version wrote, is kept and said each time: what it names may still be there.
+can be taken belongs to a dead run: its processes, shared memory, folders and containers are removed, and then the
+journal. A journal that cannot be read, or that another version wrote, is kept and reported each time: what it names may
+still be there.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ class Record:
     """What a run would leave if it died now.
 
     Args:
-        run_id: The run.
-        boot_id: The kernel's name for the time since the machine was started: processes of an earlier one are gone. ""
-            where it gives none; clock ticks alone then tell processes apart.
+        run_id: Id of the run.
+        boot_id: The kernel's id of the present start of the machine: processes of an earlier start are gone. "" where
+            the kernel gives no such id; clock ticks alone then tell processes apart.
         leaders: First process of each component.
         folders: Folders to remove, with all content.
         shared_memory: Shared-memory files by inode.
-        docker: The daemon that may have containers with the run's label, "" where none was asked.
-        version: Of this layout.
+        docker: The daemon that may have containers with the run's label, "" where no daemon was asked.
+        version: Version of this layout.
     """
 
     run_id: str
@@ -59,8 +60,8 @@ class Journal:
     """The record of the present run.
 
     Args:
-        folder: Holds all journals.
-        run_id: The present run.
+        folder: Folder of all journals.
+        run_id: Id of the present run.
     """
 
     def __init__(self, folder: Path, run_id: str) -> None:
@@ -114,7 +115,7 @@ def clean_up_after_the_dead(folder: Path, say: Callable[[str], None]) -> None:
     """Remove what killed runs left: exactly what their journals say, nothing else.
 
     Args:
-        folder: Holds all journals.
+        folder: Folder of all journals.
         say: Gets one line per dead run.
     """
     for path in sorted(folder.glob("*.json")):
@@ -122,7 +123,7 @@ def clean_up_after_the_dead(folder: Path, say: Callable[[str], None]) -> None:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            continue  # it lives
+            continue  # the run lives
         with lock:
             if not path.exists():
                 continue
@@ -159,7 +160,7 @@ def _clean(record: Record) -> tuple[str, bool]:
         processes.end(record.leaders, grace_s=2.0)
         processes.remove_shared_memory(record.shared_memory)
     removed = f", {containers.remove(record.run_id, record.docker)} containers removed" if record.docker else ""
-    # After the containers: a user who may not end what runs in one may have the daemon end it.
+    # Looked at after the containers are gone: the daemon may end processes that this user may not end.
     if same_boot and (alive := processes.members(record.leaders)):
         return f"processes of run {record.run_id}, which was killed, do not end: {processes.numbers(alive)}", False
     folders = [Path(folder) for folder in record.folders if Path(folder).exists()]
@@ -178,7 +179,7 @@ def _read(path: Path) -> Record:
     """Return what a journal says.
 
     Raises:
-        _UnreadableError: It is empty or damaged, or another version wrote it.
+        _UnreadableError: The journal is empty or damaged, or another version wrote it.
     """
     try:
         text = path.read_bytes()

@@ -1,6 +1,7 @@
-"""`os._exit` runs no `finally`, and what a run started would go on without it: the run is ended first.
+"""Ends the run before `os._exit` ends the process without running any `finally`.
 
-pytest-timeout's method `thread` leaves in that way, and so may any other plugin.
+What the run started would go on otherwise. pytest-timeout's method `thread` calls `os._exit`, and so may any other
+plugin.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import NoReturn
 
-#: What the main thread has to save rows and to end servers (s).
+#: Time that the main thread has to save rows and to end servers (s).
 _UNWIND_S = 30.0
 _POLL_S = 0.05
 
@@ -35,7 +36,7 @@ class Leaving:
         os._exit = self._leave
 
     def restore(self) -> None:
-        """Have `os._exit` do no more than it did before."""
+        """Give `os._exit` its original meaning back."""
         os._exit = self._exit
 
     def _leave(self, status: int) -> NoReturn:
@@ -48,9 +49,9 @@ class Leaving:
         self._exit(status)
 
     def _unwind(self, main: threading.Thread) -> None:
-        """Interrupt the main thread as SIGTERM does, so that it keeps what was measured, and wait until it has.
+        """Interrupt the main thread as SIGTERM does, and wait until it has saved what was measured.
 
-        That thread is not waited for: pytest-timeout has it wait for the one that leaves.
+        The end of the main thread is not waited for: pytest-timeout has it wait for the thread that leaves.
         """
         if main is not threading.current_thread() and main.ident is not None and self._busy():
             signal.pthread_kill(main.ident, signal.SIGTERM)

@@ -1,11 +1,13 @@
-"""One session at a time on what it measures: GPUs by UUID, or the processors of the machine as a whole.
+"""Lets one session at a time measure on the same GPUs, told by UUID, or on the processors of the machine as a whole.
 
-Two sessions that measure beside each other measure each other, and nothing in their figures says so. Each therefore
-holds a Unix socket in the kernel's abstract namespace for each thing that it measures on. The kernel gives a name to
-one process at a time, whoever its user is, and takes it back when that process ends, however it ends: there is no file
-that could be left or that another user could not open. Who holds a name is asked of the kernel too (SO_PEERCRED).
+Two sessions that measure beside each other measure each other, and nothing in their figures says so. Each session
+therefore holds a Unix socket in the kernel's abstract namespace for each device that it measures on. The kernel gives a
+name to one process at a time, whoever its user is, and takes the name back when that process ends, however it ends:
+there is no file that could be left or that another user could not open. The kernel also tells who holds a name
+(SO_PEERCRED).
 
-The namespace is that of the network: containers with a network of their own do not see each other's.
+The abstract namespace belongs to a network namespace: containers with a network of their own do not see each other's
+sockets.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ import psutil
 
 from pytest_kvcache.errors import RunError
 
-#: Tells apart parts of a machine that are measured beside each other on purpose: runners pinned to cores of their own.
+#: The variable that names a part of a machine, where several are measured beside each other on purpose: by runners
+#: that are pinned to cores of their own.
 VARIABLE = "PYTEST_KVCACHE_MACHINE"
 PROCESSORS = "processors"
 _POLL_S = 0.5
@@ -30,7 +33,7 @@ _LONGEST_COMMAND = 160
 
 
 class MachineLock:
-    """What a session measures on, held from `acquire` to `release`.
+    """The devices that a session measures on, held from `acquire` to `release`.
 
     Args:
         names: GPUs by UUID, or `PROCESSORS`.
@@ -46,11 +49,11 @@ class MachineLock:
         """Take all names, or none of them, waiting for their holders where that is allowed.
 
         Args:
-            wait_s: For at most this long (s); 0 does not wait.
+            wait_s: Longest wait (s); 0 does not wait.
             say: Gets a line for each holder that is waited for.
 
         Raises:
-            RunError: Another session still holds one of the names; it is named.
+            RunError: Another session still holds one of the names; the message names that session.
         """
         until_s = time.monotonic() + wait_s
         told = ""
@@ -93,7 +96,7 @@ class MachineLock:
 
 
 def _address(name: str) -> bytes:
-    """Return the socket's name: a digest, since it has room for 107 bytes and two long names must not become one."""
+    """Return a socket's name: a digest, since only 107 bytes fit and two long names must not become one."""
     return b"\0pytest-kvcache:" + hashlib.sha256(name.encode()).hexdigest().encode()
 
 
@@ -102,7 +105,7 @@ def _described(name: str) -> str:
 
 
 def _holder(address: bytes) -> str:
-    """Return who holds a name, for people: command, process id, user and since when."""
+    """Return who holds the socket at `address`, for people: command, process id, user and since when."""
     with socket.socket(socket.AF_UNIX) as client:
         client.setblocking(False)
         try:

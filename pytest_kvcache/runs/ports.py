@@ -1,4 +1,4 @@
-"""TCP ports for a run: free now, and leased so that another run on the machine does not pick the same."""
+"""TCP ports for a run: free now, and leased so that no other run on the machine picks the same ports."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from filelock import FileLock, Timeout
 
 from pytest_kvcache.errors import RunError
 
-#: Below the range that Linux hands out for outgoing connections (32768 and up), so that none of those takes a port
-#: in the minute between choosing it and a server's listening on it.
+#: This range lies below the one that Linux hands out for outgoing connections (32768 and up), so that no such
+#: connection takes a port in the minute between its choice and a server's listening on it.
 _RANGE = range(18000, 32000)
 
 
@@ -19,7 +19,7 @@ class PortLeases:
     """Hands out ports and holds a lease on each until `release`.
 
     Args:
-        folder: Holds a lock file a leased port, common to all runs of this user.
+        folder: Folder with a lock file for each leased port, common to all runs of this user.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -31,7 +31,7 @@ class PortLeases:
         """Return a port on which nothing listens and which no other run has leased.
 
         Raises:
-            RunError: None is left.
+            RunError: No port is left.
         """
         for port in random.sample(_RANGE, len(_RANGE)):
             lock = FileLock(self._folder / f"{port}.lock")

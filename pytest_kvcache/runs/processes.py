@@ -1,9 +1,9 @@
 """Find and end the processes of a run, and nobody else's.
 
-Every component is started as the leader of a session of its own, with its output in a log file of the run. Both are
-inherited by all that it starts (vLLM's engine core and workers rename themselves and overwrite their environment, so
-names and variables do not identify them). A process belongs to a run when its output goes to one of the run's log
-files, or when it is in the session of a leader that the run recorded.
+Every component is started as the leader of a session of its own, with its output in a log file of the run. Session and
+output are inherited by all that the component starts (vLLM's engine core and workers rename themselves and overwrite
+their environment, so names and variables do not identify them). A process belongs to a run when its output goes
+to one of the run's log files, or when it is in the session of a leader that the run recorded.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class Leader:
     """The first process of a component.
 
     Args:
-        pid: Also the id of its session.
-        start_ticks: When it began, in clock ticks since the machine was started; tells it from a later process of that
-            id, and a clock that is set does not change it. 0 where it had ended already.
-        log: Where its output goes.
+        pid: Id of the process, and of its session.
+        start_ticks: When the process began, in clock ticks since the machine was started. This tells it from a later
+            process of the same id, and setting the clock does not change it. 0 where the process had ended already.
+        log: Path of the file that its output goes to.
     """
 
     pid: int
@@ -53,7 +53,7 @@ def _start_ticks(pid: int) -> int:
 
 
 def is_same(leader: Leader) -> bool:
-    """Return whether the process of that number is still the leader: a stranger may have got it since."""
+    """Return whether the process of that number is still the leader: a stranger may have got the number since."""
     return leader.start_ticks > 0 and _start_ticks(leader.pid) == leader.start_ticks
 
 
@@ -93,7 +93,8 @@ def _in_session(process: psutil.Process, sessions: dict[int, Leader]) -> bool:
 def shared_memory(processes: Iterable[psutil.Process]) -> dict[str, int]:
     """Return the shared-memory files that these processes have mapped or open: path → inode.
 
-    They are found by inode: the C library makes a named semaphore under another name, and its maker's map shows that.
+    The files are found by inode, since the C library makes a named semaphore under another name, which is the one that
+    the map of its maker shows.
     """
     inodes: set[int] = set()
     for process in processes:
@@ -123,8 +124,8 @@ def end(leaders: Iterable[Leader], *, grace_s: float) -> list[str]:
     """End all processes of these components: politely, after `grace_s` by force, then their shared memory.
 
     Args:
-        leaders: What to end; those that are gone already do no harm.
-        grace_s: How long the leaders have to end what they started. What has lost its leader is told itself.
+        leaders: First processes of the components; those that are gone already do no harm.
+        grace_s: Time that the leaders have to end what they started. If no leader is left, all others get SIGTERM too.
 
     Returns:
         A line for each process that had to be forced.
@@ -140,7 +141,7 @@ def end(leaders: Iterable[Leader], *, grace_s: float) -> list[str]:
     while (alive := members(known)) and time.monotonic() < deadline:
         segments |= shared_memory(alive)
         if not any(is_same(leader) for leader in known):
-            # Whoever would have ended them is gone: nothing but this tells them to.
+            # The leaders, which would have ended these processes, are gone: only this signal ends them.
             for process in (each for each in alive if each.pid not in told):
                 told.add(process.pid)
                 with contextlib.suppress(psutil.Error, OSError):

@@ -17,7 +17,7 @@ from pytest_kvcache.runs.journal import Journal, clean_up_after_the_dead
 from pytest_kvcache.runs.ports import PortLeases
 from pytest_kvcache.runs.processes import Leader
 
-#: Politely this long, then by force: all of an end takes less than 10 s.
+#: Time between SIGTERM and SIGKILL (s): the whole end of a run takes less than 10 s.
 GRACE_S = 5.0
 
 
@@ -26,16 +26,16 @@ class RunSession:
 
     Args:
         home: The plugin's folder (journals, leases, stand-in storage).
-        runs: Folder of results; this run's is made in it and is never an existing one.
-        say: Gets a line where an earlier run was cleaned up after, or where this one cannot clean up.
+        runs: Folder of all results; this run's own folder is made in it, and is never an existing one.
+        say: Gets a line for each earlier run that was cleaned up after, and where this run cannot clean up.
 
     Raises:
-        ConfigError: One of the folders cannot be written, or has a name that cannot be written down.
+        ConfigError: One of the folders cannot be written, or has a name that cannot be written into files.
 
     Attributes:
-        id: Names the run everywhere.
-        folder: Results, kept.
-        scratch: Temporary files and sockets, removed. Its path is short: Unix sockets allow 107 bytes.
+        id: Name of the run everywhere.
+        folder: Folder of the results, which is kept.
+        scratch: Folder of temporary files and sockets, which is removed. Its path is short: sockets allow 107 bytes.
     """
 
     def __init__(self, home: Path, runs: Path, say: Callable[[str], None]) -> None:
@@ -60,7 +60,7 @@ class RunSession:
         self.ports = PortLeases(home / "ports")
         self._closed = False
         self._say = say
-        # Folders that may be read-only come first: where one is, nothing has been made that had to be removed.
+        # Folders that may lie in a read-only place come first, so that nothing needs removing if one cannot be made.
         self.storage_home.mkdir(parents=True, exist_ok=True)
         self.folder.mkdir(parents=True)
         with signals.deferred():
@@ -80,10 +80,10 @@ class RunSession:
         """Have all containers with this run's label removed at the end; to be called before the first is made.
 
         Returns:
-            The daemon that is to make them.
+            The address of the daemon that is to make them.
 
         Raises:
-            ConfigError: It is another machine's.
+            ConfigError: DOCKER_HOST is no Unix socket, so that the daemon may be another machine's.
         """
         if not self.journal.record.docker:
             self.journal.note_docker(containers.address())
@@ -96,7 +96,7 @@ class RunSession:
 
     @contextlib.contextmanager
     def leaving_nothing(self) -> Iterator[None]:
-        """End what the body started and did not end, however it ends: interruptions come between any two lines."""
+        """End what the body started and did not end, however the body ends: an interruption may come at any line."""
         before = list(self.journal.record.leaders)
         try:
             yield
@@ -108,14 +108,14 @@ class RunSession:
                     self.remove_containers()
 
     def end_processes(self, leaders: list[Leader]) -> None:
-        """End these components and all that they started; at most about 7 s."""
+        """End these components and all that they started, which takes at most about 7 s."""
         with signals.deferred():
             processes.end(leaders, grace_s=GRACE_S)
             if not processes.members(leaders):  # else the record keeps them until they are gone
                 self.journal.drop_leaders(leaders)
 
     def close(self) -> None:
-        """End what still runs, remove what is temporary. A second call does nothing."""
+        """End what still runs, and remove what is temporary. A second call does nothing."""
         if self._closed:
             return
         with signals.deferred():
@@ -126,7 +126,7 @@ class RunSession:
                 shutil.rmtree(folder, ignore_errors=True)
             self.ports.release()
             with contextlib.suppress(OSError):
-                self.folder.rmdir()  # only where nothing was measured or logged
+                self.folder.rmdir()  # succeeds only where nothing was measured or logged
             containers_gone = self.remove_containers()
             alive = processes.members(self.journal.record.leaders)
             if alive:
@@ -149,10 +149,10 @@ class RunSession:
 
 
 def _check_name(*folders: Path) -> None:
-    """Look at whether the names of folders can stand in files.
+    """Check that the names of folders can be written into files.
 
     Raises:
-        ConfigError: One has bytes that Python could not read in this locale.
+        ConfigError: A name has bytes that Python could not read in this locale.
     """
     for folder in folders:
         try:

@@ -1,7 +1,7 @@
-"""Interruptions: SIGTERM and SIGHUP end a run as Ctrl-C does, and none of them cuts a clean-up short.
+"""Interruptions: SIGTERM and SIGHUP end a run as Ctrl-C does, and no interruption cuts a clean-up short.
 
 A signal that was ignored when the program started stays ignored: `nohup` ignores SIGHUP, and a shell that runs a script
-ignores SIGINT for what it starts in the background, so that the program outlives its terminal.
+ignores SIGINT for programs that it starts in the background, so that they outlive its terminal.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a tier's storage says of itself at one time: its files, its server's counters, its mount's."""
+"""What a tier's storage says of itself at one time: its files, the counters of its server and those of its mount."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pytest_kvcache.storage.requirement import Require
 
 @dataclass(frozen=True)
 class MountReading:
-    """What the kernel counts of an NFS mount and of the ways to it.
+    """What the kernel counts of an NFS mount and of the connections to its servers.
 
     Args:
         reading: The mount's own counters.
-        links: RDMA links and theirs.
-        connections: Kind and address of all RPC connections, those to data servers among them.
+        links: RDMA links with their counters.
+        connections: Kind and address of all RPC connections, including those to data servers.
     """
 
     reading: Reading
@@ -27,12 +27,13 @@ class MountReading:
 
 @dataclass(frozen=True)
 class StorageReading:
-    """A storage at one time.
+    """What a storage says at one time.
 
     Args:
-        files: Of this boot that are there.
-        bytes: That they hold.
-        served_bytes: That the storage's own server has moved since its start, both ways; None where it counts nothing.
+        files: Number of files, or objects, of this boot.
+        bytes: Bytes that these files hold.
+        served_bytes: Bytes that the storage's own server has moved since its start, both ways; None where no server
+            counts.
         mount: Counters of the mount, None where it has none.
     """
 
@@ -47,15 +48,15 @@ class StorageAccount(Protocol):
 
     @property
     def name(self) -> str:
-        """Who speaks, in a few words for a report."""
+        """What is read, in a few words for a report."""
 
     @property
     def require(self) -> Require:
-        """What the tier requires of a mount; "none" where it is on none."""
+        """What the tier requires of a mount; "none" where the tier is on no mount."""
 
     def read(self) -> StorageReading:
-        """Return what is there now.
+        """Return what the storage says now.
 
         Raises:
-            RunError: The storage does not say.
+            RunError: The storage cannot be read.
         """

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from pytest_kvcache.errors import RunError
 
 _TIMEOUT_S = 10.0
-#: Single deletes side by side: not every S3 service knows the one that takes many keys.
+#: Number of deletes side by side, each of one key: not every S3 service knows the delete of many keys.
 _AT_ONCE = 16
 
 
@@ -21,9 +21,9 @@ class Bucket:
 
     Args:
         endpoint: `http(s)://host[:port]`.
-        name: Of the bucket.
-        region: For the signature.
-        keys: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, for temporary ones, AWS_SESSION_TOKEN.
+        name: Name of the bucket.
+        region: Region for the signature of requests.
+        keys: Values of AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, for temporary keys, AWS_SESSION_TOKEN.
     """
 
     endpoint: str
@@ -33,12 +33,12 @@ class Bucket:
 
     @property
     def host(self) -> str:
-        """Where LMCache connects to: the bucket is the first label."""
+        """Host that LMCache connects to: the bucket's name is its first label."""
         return f"{self.name}.{urlsplit(self.endpoint).hostname}"
 
     @property
     def port(self) -> int:
-        """Where LMCache connects to."""
+        """Port that LMCache connects to."""
         parts = urlsplit(self.endpoint)
         return parts.port or (443 if parts.scheme == "https" else 80)
 
@@ -49,7 +49,7 @@ class Bucket:
 
 
 def client(bucket: Bucket) -> Any:
-    """Return a client that asks as LMCache does."""
+    """Return a client that addresses the bucket as LMCache does."""
     from botocore.config import Config  # noqa: PLC0415 - slow to import
     from botocore.session import Session  # noqa: PLC0415
 
@@ -62,7 +62,7 @@ def client(bucket: Bucket) -> Any:
         aws_session_token=bucket.keys.get("AWS_SESSION_TOKEN"),
         config=Config(
             s3={"addressing_style": "virtual"},
-            # Services beside Amazon's know neither trailing checksums nor their verification.
+            # Services other than Amazon's know neither trailing checksums nor their verification.
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
             connect_timeout=_TIMEOUT_S,
@@ -73,12 +73,12 @@ def client(bucket: Bucket) -> Any:
 
 
 def listing(bucket: Bucket, *, prefix: str, salt: str) -> dict[str, int]:
-    """Return the objects of a boot, their sizes (bytes) by name.
+    """Return the objects of a boot: their sizes (bytes) by name.
 
     Args:
-        bucket: Where they are.
-        prefix: What their names begin with: the model, as far as its first slash.
-        salt: What they end with.
+        bucket: Bucket of the objects.
+        prefix: What the objects' names begin with: the model, as far as its first slash.
+        salt: What the objects' names end with.
 
     Raises:
         RunError: The bucket cannot be listed.
@@ -99,12 +99,12 @@ def remove(bucket: Bucket, *, model: str, salt: str) -> str:
     `Qwen_Qwen3-8B@…@run%SALT`.
 
     Args:
-        bucket: Where they are.
-        model: As vLLM was given it.
-        salt: Of the boot.
+        bucket: Bucket of the objects.
+        model: Name of the model, as vLLM was given it.
+        salt: Salt of the boot.
 
     Returns:
-        Why some may be left, "" where none is.
+        Why some objects may be left, "" where none is.
     """
     from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415 - slow to import
 

@@ -14,7 +14,7 @@ from pytest_kvcache.storage.account import MountReading, StorageReading
 from pytest_kvcache.storage.mounts import Mount, mount_of
 from pytest_kvcache.storage.requirement import Require
 
-#: What names of folders begin with in which a server writes what is no object yet; an object is moved out of it.
+#: Prefix of the names of folders in which a server writes unfinished objects; a finished object is moved out of them.
 UNFINISHED = ".tmp-"
 
 
@@ -23,8 +23,8 @@ class FolderAccount:
     """A folder that belongs to one boot.
 
     Args:
-        folder: Made empty for it.
-        require: What the tier requires of its mount.
+        folder: The folder, which was empty when the boot began.
+        require: What the tier requires of the folder's mount.
         mount: Returns the mount that a folder is on.
     """
 
@@ -34,14 +34,14 @@ class FolderAccount:
 
     @property
     def name(self) -> str:
-        """The listing, and the mount's counters or why there are none."""
+        """What is read: the listing, and the mount's counters or why there are none."""
         found = self.mount(self.folder)
         return f"folder listing and mount counters: {found.describe()}" if found.nfs else _no_counters(found)
 
     def read(self) -> StorageReading:
         """Return files and bytes of the folder, and what its mount counts.
 
-        What the page cache still owes the storage is written first: a mount counts it only then.
+        Dirty pages of the page cache are written to the storage first, since a mount counts them only then.
 
         Raises:
             RunError: The folder is gone or cannot be read.
@@ -61,7 +61,7 @@ class FolderAccount:
 def listing(folder: Path) -> tuple[int, int]:
     """Return number and bytes of the files below a folder, but for unfinished ones.
 
-    A file that is removed meanwhile is not there.
+    A file that is removed meanwhile is not counted.
 
     Raises:
         OSError: The folder is gone or cannot be read.
@@ -96,7 +96,7 @@ def _counted(found: Mount) -> MountReading | None:
 
 
 def _sync(folder: Path) -> None:
-    """Write what is dirty of the file system that holds `folder` (syncfs(2), which Python does not have)."""
+    """Write all dirty pages of the file system that holds `folder` (syncfs(2), which Python does not have)."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         if ctypes.CDLL(None, use_errno=True).syncfs(descriptor):

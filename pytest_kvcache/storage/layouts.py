@@ -23,11 +23,11 @@ class LayoutEvidence:
     """What was counted around some I/O.
 
     Args:
-        before: The mount's counters, None where it is no NFS mount.
-        after: The same, afterwards.
-        links_before: RDMA links and their counters.
-        links_after: The same, afterwards.
-        connections: Kind and address of all RPC connections, afterwards.
+        before: The mount's counters before the I/O, None where it is no NFS mount.
+        after: The mount's counters after the I/O.
+        links_before: RDMA links with their counters before the I/O.
+        links_after: RDMA links with their counters after the I/O.
+        connections: Kind and address of all RPC connections after the I/O.
     """
 
     before: Reading | None
@@ -39,7 +39,7 @@ class LayoutEvidence:
 
 @contextmanager
 def evidence(point: Path) -> Iterator[LayoutEvidence]:
-    """Yield what is counted of the mount at `point` around the body; complete when that has ended."""
+    """Yield what is counted of the mount at `point` around the body; it is complete when the body has ended."""
     seen = LayoutEvidence(before=_reading(point), links_before=rdma.links(rdma.DEVICES))
     yield seen
     seen.after = _reading(point)
@@ -51,14 +51,14 @@ def judge(seen: LayoutEvidence, require: Require, moved: int) -> Finding:
     """Say whether the I/O went as `require` (`pnfs` or `pnfs-rdma`) asks.
 
     Args:
-        seen: Around the I/O.
-        require: Of the tier.
+        seen: What was counted around the I/O.
+        require: What the tier requires.
         moved: Bytes that were written, and then read.
     """
     if seen.before is None or seen.after is None:
         return Finding("fail", "not an NFS mount", "mount the export")
     grown = mountstats.delta(seen.before, seen.after)
-    # Counted from the mount on: a layout of the whole file system may have been fetched before.
+    # LAYOUTGET is counted from the mount on: a layout of the whole file system may have been fetched before the I/O.
     layoutget = seen.after.operation("LAYOUTGET")
     refused = grown.operation("LAYOUTERROR").ops + grown.operation("GETDEVICEINFO").errors + layoutget.errors
     text = (
@@ -82,7 +82,7 @@ def _metadata_server(grown: Delta, after: Reading) -> str:
 
 
 def _over_rdma(seen: LayoutEvidence, text: str, moved: int) -> Finding:
-    """Judge the way of the data; mountstats has only the transport to the metadata server."""
+    """Judge the path that the data took; mountstats has only the transport to the metadata server."""
     active = [link for link in seen.links_after if link.is_active]
     shown = "; ".join(link.describe() for link in active or seen.links_after) or "none"
     text = f"{text}; RDMA links: {shown}"

@@ -16,7 +16,7 @@ class Mount:
     """One mounted file system.
 
     Args:
-        point: Where it is mounted.
+        point: Folder that it is mounted on.
         fstype: As the kernel names it (`ext4`, `nfs4`).
         source: Device or `server:/export`.
         options: Mount options, `vers=` and `proto=` among them for NFS.
@@ -45,7 +45,7 @@ class Mount:
         return nfs_version(self.options) if self.is_nfs else (0, 0)
 
     def describe(self) -> str:
-        """Return a few words for a label: `ext4`, or `nfs4.2 over tcp, no pNFS`."""
+        """Return a few words for a label: `ext4`, or `nfs v4.2 over tcp, no pNFS`."""
         if not self.is_nfs:
             return self.fstype
         layout = self.pnfs or "no pNFS"
@@ -56,7 +56,7 @@ def mount_of(path: Path, *, proc: Path | None = None) -> Mount:
     """Return the mount that holds `path` (or its nearest existing parent).
 
     Args:
-        path: Need not exist yet.
+        path: A path, which need not exist yet.
         proc: Folder with `mountinfo` and `mountstats`; by default this process's.
     """
     proc = proc or PROC

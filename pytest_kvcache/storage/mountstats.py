@@ -18,13 +18,13 @@ _LAYOUT = re.compile(r"\bpnfs=(?P<layout>not configured|[^,\n]+)")
 _OPERATION = re.compile(r"\s*(?P<name>[A-Z][A-Z0-9_]*):((?: \d+)+)$")
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
-#: Where the last two of the 27 events are (`enum nfs_stat_eventcounters`); older kernels have fewer.
+#: Positions of the last two of the 27 event counters (`enum nfs_stat_eventcounters`); older kernels have fewer.
 _PNFS_READ, _PNFS_WRITE = 25, 26
 _BYTES = (
     "normal_read", "normal_write", "direct_read", "direct_write", "server_read", "server_write", "pages_read",
     "pages_written",
 )  # fmt: skip
-#: The 14th and 15th number of an rdma transport (`xprt_rdma_print_stats`).
+#: Positions of the 14th and 15th number of an rdma transport (`xprt_rdma_print_stats`).
 _RDMA_REQUEST, _RDMA_REPLY = 13, 14
 
 
@@ -33,11 +33,11 @@ class Operation:
     """What one NFS operation has cost since the mount.
 
     Args:
-        ops: Requests.
-        transmissions: How often they were sent.
-        timeouts: How many were sent again because no answer came (major timeouts).
-        bytes_sent: With all headers.
-        bytes_received: With all headers.
+        ops: Number of requests.
+        transmissions: How often requests were sent.
+        timeouts: How many requests were sent again because no answer came (major timeouts).
+        bytes_sent: Bytes sent, with all headers.
+        bytes_received: Bytes received, with all headers.
         queue_ms: Summed time before sending.
         rtt_ms: Summed time from sending to the answer.
         execute_ms: Summed time from the request to its end.
@@ -82,17 +82,17 @@ class Reading:
 
     Args:
         source: `server:/export`.
-        point: Where it is mounted.
+        point: Folder that it is mounted on.
         fstype: `nfs` (v3 and older) or `nfs4`.
         options: Mount options by name; "" for those without a value.
-        age_s: Since the mount (s).
+        age_s: Time since the mount.
         layout: pNFS layout driver that was negotiated (`LAYOUT_FLEX_FILES`), "" for none. It says nothing about use.
-        flavor: Security: `sys`, `krb5`, …
+        flavor: Security flavour: `sys`, `krb5`, …
         events: The kernel's event counters.
-        bytes: By name (`server_read`: from the server; `normal_read`: by programs, from the page cache or not;
-            `direct_read`: by programs with O_DIRECT), in bytes, but for `pages_*`.
+        bytes: Counts by name (`server_read`: from the server; `normal_read`: by programs, from the page cache or not;
+            `direct_read`: by programs with O_DIRECT), in bytes; only `pages_*` count pages.
         transports: Connections to the mount's server: one, or as many as `nconnect` asked for.
-        operations: By NFS operation (`READ`, `LAYOUTGET`).
+        operations: Counters by NFS operation (`READ`, `LAYOUTGET`).
     """
 
     source: str
@@ -109,17 +109,17 @@ class Reading:
 
     @property
     def version(self) -> tuple[int, int]:
-        """NFS version: (4, 2); (0, 0) where it is not said."""
+        """NFS version, for instance (4, 2); (0, 0) where the options do not give it."""
         return nfs_version(self.options)
 
     @property
     def proto(self) -> str:
-        """Transport to the mount's server: `rdma`, `tcp`, …; "" where it is not said."""
+        """Transport to the mount's server: `rdma`, `tcp`, …; "" where the options do not give it."""
         return self.options.get("proto", "")
 
     @property
     def nconnect(self) -> int:
-        """Connections asked for."""
+        """Number of connections that the mount asked for."""
         return int(self.options.get("nconnect", "1"))
 
     @property
@@ -147,7 +147,7 @@ class Reading:
         return self.operations.get(name, Operation())
 
     def describe(self) -> str:
-        """Return what matters in one line."""
+        """Return version, transport, layout, connections, transfer sizes and security in one line."""
         major, minor = self.version
         version = f"v{major}.{minor}" if major >= 4 else f"v{major}"
         parts = [f"NFS {version} over {self.proto or '?'}", self.layout or "no pNFS"]
@@ -163,12 +163,12 @@ class Delta:
     """What a mount did between two readings.
 
     Args:
-        seconds: Between them, by the mount's own age.
+        seconds: Time between the readings, by the mount's own age.
         pnfs_reads: READs that went by a layout.
         pnfs_writes: WRITEs that went by a layout.
-        bytes: By name, as in `Reading`.
-        operations: By name; only those that were used.
-        rdma_bytes: That RDMA moved between the client and the mount's own server.
+        bytes: Counts by name, as in `Reading`.
+        operations: Operations by name; only those that were used.
+        rdma_bytes: Bytes that RDMA moved between the client and the mount's own server.
     """
 
     seconds: int
@@ -206,7 +206,7 @@ def delta(before: Reading, after: Reading) -> Delta:
     """Return what happened between two readings of one mount.
 
     Raises:
-        RunError: It is not one mount: another source, or one that was mounted anew, so that its counters restarted.
+        RunError: The readings are of two mounts: the source differs, or it was mounted anew and its counters restarted.
     """
     counters = [(before.bytes.get(n, 0), after.bytes.get(n, 0)) for n in _BYTES]
     counters += [(o.ops, after.operation(n).ops) for n, o in before.operations.items()]
@@ -229,13 +229,13 @@ def delta(before: Reading, after: Reading) -> Delta:
 
 
 def parse_options(text: str) -> dict[str, str]:
-    """Return mount options by name; one without a value has ""."""
+    """Return mount options by name; an option without a value has ""."""
     pairs = (item.partition("=") for item in text.strip().split(",") if item)
     return {key: value for key, _, value in pairs}
 
 
 def nfs_version(options: Mapping[str, str]) -> tuple[int, int]:
-    """Return the NFS version that mount options say: (4, 2); (0, 0) for none."""
+    """Return the NFS version that mount options give, for instance (4, 2); (0, 0) where they give none."""
     major, _, minor = options.get("vers", "0").partition(".")
     # Kernels before 3.19 wrote vers=4,minorversion=1.
     return int(major), int(minor or options.get("minorversion", "0"))
@@ -247,7 +247,7 @@ def unescape(text: str) -> str:
 
 
 def page_cache_options(options: Mapping[str, str]) -> list[str]:
-    """Return what in the options of an NFS mount decides whether reads are served without asking the server."""
+    """Return what in an NFS mount's options lets reads be served without asking the server."""
     found = []
     if "fsc" in options:
         found.append("fsc: reads may come from a cache on the local disk")

@@ -1,4 +1,4 @@
-"""What buckets say of themselves: that of an S3 server of the run's own, and the user's."""
+"""What buckets say of themselves: those of the run's own S3 server, and those of the user."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from pytest_kvcache.storage.bucket import Bucket
 from pytest_kvcache.storage.folder import FolderAccount
 from pytest_kvcache.storage.requirement import Require
 
-#: Bytes of objects that were put and got: rclone accounts for what `serve s3` takes and gives as for transfers.
+#: Bytes of objects that were put and got: rclone counts what `serve s3` takes and gives as transfers.
 _SERVED = "rclone_bytes_transferred_total"
 _TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)
 class OwnServerAccount:
-    """rclone, and the folder in which it keeps its buckets.
+    """What rclone counts, and the folder in which rclone keeps its buckets.
 
     Args:
-        folder: Made empty for this boot.
+        folder: The folder, which was empty when the boot began.
         metrics_url: rclone's Prometheus endpoint (`--metrics-addr`).
     """
 
@@ -35,14 +35,14 @@ class OwnServerAccount:
 
     @property
     def name(self) -> str:
-        """Listing and counter."""
+        """What is read: the listing, and the server's counter."""
         return "bucket listing and the S3 server's own counter of bytes"
 
     def read(self) -> StorageReading:
         """Return objects and bytes in the bucket, and the bytes that the server moved since its start.
 
         Raises:
-            RunError: Folder or server do not answer.
+            RunError: The folder cannot be listed, or the server does not answer.
         """
         stored = FolderAccount(self.folder).read()
         return StorageReading(stored.files, stored.bytes, served_bytes=self._served())
@@ -64,12 +64,12 @@ class OwnServerAccount:
 
 @dataclass(frozen=True)
 class BucketAccount:
-    """Objects of one boot in a bucket of the user's. What was read is not in a listing.
+    """Objects of one boot in a bucket of the user's. A listing does not show what was read.
 
     Args:
-        bucket: Where they are.
-        prefix: What their names begin with.
-        salt: What they end with.
+        bucket: Bucket of the objects.
+        prefix: What the objects' names begin with.
+        salt: What the objects' names end with.
     """
 
     bucket: Bucket
@@ -79,7 +79,7 @@ class BucketAccount:
 
     @property
     def name(self) -> str:
-        """The listing only."""
+        """What is read: the listing only."""
         return "bucket listing, of stores only"
 
     def read(self) -> StorageReading:

@@ -19,12 +19,12 @@ class Link:
     """One port of an RDMA device.
 
     Args:
-        device: As the kernel names it (`mlx5_0`).
-        port: Its number.
+        device: Name of the device in the kernel (`mlx5_0`).
+        port: Number of the port.
         state: `ACTIVE`, `DOWN`, …
         rate: As the kernel says it (`100 Gb/sec (4X EDR)`).
         layer: `InfiniBand` or `Ethernet` (RoCE).
-        counters: Of `counters/` and `hw_counters/`, by name.
+        counters: Values in `counters/` and `hw_counters/`, by name.
     """
 
     device: str
@@ -40,7 +40,7 @@ class Link:
         return self.state == "ACTIVE"
 
     def describe(self) -> str:
-        """Return one line."""
+        """Return device, port, state, rate and layer in one line."""
         return f"{self.device}/{self.port} {self.state}, {self.rate or 'rate unknown'}, {self.layer or '?'}"
 
 
@@ -50,10 +50,10 @@ def links(devices: Path = DEVICES) -> list[Link]:
 
 
 def carried(before: Sequence[Link], after: Sequence[Link]) -> int | None:
-    """Return the most bytes that all links can have moved, both ways, between two readings; None if they do not count.
+    """Return the most bytes that all links can have moved, both ways, between two readings; None if none counts.
 
-    Devices count bytes; soft-RoCE counts packets, each of which is taken for a full one. It is an upper bound: others
-    may use the links too, and a loop-back packet is sent and received.
+    Devices count bytes; soft-RoCE counts packets, each of which is taken for a full one. The result is an upper bound:
+    other programs may use the links too, and a loop-back packet is counted as sent and as received.
     """
     earlier = {(link.device, link.port): link for link in before}
     total, counted = 0, False
@@ -76,7 +76,7 @@ def carried(before: Sequence[Link], after: Sequence[Link]) -> int | None:
 def rpc_connections(switches: Path = SWITCHES) -> list[tuple[str, str]]:
     """Return kind (`rdma`, `tcp`) and address of every RPC connection of the kernel, of pNFS data servers too.
 
-    Kernels from 5.14 on show them; without that, or without /sys, the list is empty.
+    Kernels from 5.14 on show the connections; on older ones, or without /sys, the list is empty.
     """
     found = set()
     for folder in switches.glob("switch-*/xprt-*-*"):

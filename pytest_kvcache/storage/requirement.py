@@ -1,4 +1,4 @@
-"""What a tier may require of the mount that its folder is on, and what is missing where it is not met."""
+"""What a tier may require of the mount that its folder is on, and what is missing where a requirement is not met."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ BLOCK_LAYOUTS = frozenset({"LAYOUT_BLOCK_VOLUME", "LAYOUT_SCSI"})
 def unmet(require: Require, mount: Mount) -> tuple[str, str] | None:
     """Return what was found in place of what is required, and what to do; None where the mount has the properties.
 
-    That a layout is negotiated does not mean that it is used: the preflight shows that by a write and a read
-    (`preflight/layouts.py`).
+    That a layout is negotiated does not mean that it is used: the preflight tests the use by a write and a read
+    (`preflight/fs.py`).
     """
     found = f"{mount.describe()} at {mount.point}"
     for level, missing, what, todo in (

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from pytest_kvcache.errors import ConfigError
 
-#: In this order: HIP's own name counts where CUDA's, which HIP reads too, is not set.
+#: The first of these variables that is set counts: HIP reads CUDA's variable too.
 VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
-#: NVIDIA's container runtime gives a container these, by number or name, `all`, or nothing at all.
+#: The variable by which NVIDIA's container runtime gives GPUs to a container: by number or name, `all`, or none.
 RUNTIME = "NVIDIA_VISIBLE_DEVICES"
 _CONTAINER_MARKS = (Path("/.dockerenv"), Path("/run/.containerenv"))
 _DEVICES = Path("/dev")
@@ -23,9 +23,9 @@ class Allotment:
     """GPUs that the caller may use.
 
     Args:
-        devices: As `CUDA_VISIBLE_DEVICES` names them: numbers, `GPU-…` (maybe abbreviated) or `MIG-…`.
-        source: Who says so (`CUDA_VISIBLE_DEVICES=4,5`).
-        shortfall: Why there are fewer than were written, "" where there are not.
+        devices: The GPUs, as `CUDA_VISIBLE_DEVICES` names them: numbers, `GPU-…` (maybe abbreviated) or `MIG-…`.
+        source: Where the allotment is written (`CUDA_VISIBLE_DEVICES=4,5`).
+        shortfall: Why there are fewer GPUs than were written, "" where there are as many.
     """
 
     devices: tuple[str, ...]
@@ -33,7 +33,7 @@ class Allotment:
     shortfall: str = ""
 
     def __str__(self) -> str:
-        """How many, and by what."""
+        """Return how many GPUs are allotted, by what, and why they are not more."""
         return f"{len(self.devices)} allotted by {self.source}" + (f" ({self.shortfall})" if self.shortfall else "")
 
 
@@ -41,7 +41,7 @@ def allotment(environ: Mapping[str, str]) -> Allotment | None:
     """Return the GPUs that an environment allots, None where it says nothing of them.
 
     `CUDA_VISIBLE_DEVICES` is read as CUDA and PyTorch do (`torch/cuda/__init__.py`, `_parse_visible_devices`): the list
-    ends before the first entry that is no device, as -1 is none; one that is there twice makes all of it void.
+    ends before the first entry that is no device, for instance -1; an entry that is there twice makes the list void.
     """
     for variable in VARIABLES:
         if variable in environ:
@@ -49,7 +49,7 @@ def allotment(environ: Mapping[str, str]) -> Allotment | None:
             devices, why = _visible(text)
             return Allotment(devices, f"{variable}={text}", why)
     runtime = environ.get(RUNTIME, "").strip().lower()
-    # A container whose GPUs came by CDI is told `void` too, so that no other runtime adds any: there, nodes decide.
+    # `void` is also set in a container whose GPUs came by CDI, so that no other runtime adds any: device nodes decide.
     if runtime == "none" or (runtime == "void" and not (in_container(environ) and device_nodes())):
         return Allotment((), f"{RUNTIME}={environ[RUNTIME]}")
     return None
@@ -62,15 +62,15 @@ def allotted(environ: Mapping[str, str]) -> tuple[str, ...] | None:
 
 
 def dealt(allotted_: Allotment | None, *, servers: int, each: int) -> list[tuple[str, ...]]:
-    """Return the GPUs of each server, by position in what is allotted, by number where nobody allots any.
+    """Return the GPUs of each server, dealt out in the order of the allotment, or of their numbers where there is none.
 
     Args:
-        allotted_: What the caller may use.
+        allotted_: GPUs that the caller may use; None where nothing allots any.
         servers: Number of servers.
-        each: GPUs of each of them; 0 gives none.
+        each: Number of GPUs of each server; 0 gives none.
 
     Raises:
-        ConfigError: Too few.
+        ConfigError: Too few GPUs are allotted, or a server would have several MIG instances.
     """
     needed = servers * each
     names = tuple(map(str, range(needed))) if allotted_ is None else allotted_.devices
@@ -90,7 +90,7 @@ def dealt(allotted_: Allotment | None, *, servers: int, each: int) -> list[tuple
 
 
 def in_container(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether this process seems to be in a container: /proc shows the host's GPUs there, whoever has them."""
+    """Whether this process seems to be in a container, where /proc shows all GPUs of the host, whoever has them."""
     return "KUBERNETES_SERVICE_HOST" in environ or any(mark.exists() for mark in _CONTAINER_MARKS)
 
 

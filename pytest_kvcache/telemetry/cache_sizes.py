@@ -1,4 +1,4 @@
-"""Sizes of caches, as vLLM and LMCache say them themselves in their counters (pure)."""
+"""Sizes of caches, as the counters of vLLM and LMCache tell them (pure functions)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class DeviceCache:
 
     Args:
         block_tokens: Size of a block.
-        blocks: How many there are.
+        blocks: Number of blocks.
     """
 
     block_tokens: int
@@ -22,15 +22,15 @@ class DeviceCache:
 
     @property
     def tokens(self) -> float:
-        """Size of the whole."""
+        """Size of the whole cache."""
         return float(self.block_tokens * self.blocks)
 
 
 def device_cache(counters: Mapping[str, Counters]) -> DeviceCache | None:
-    """Return the device cache of the servers, which are alike, None where none of them says its size.
+    """Return the device cache of the servers, which are alike; None where no server says its size.
 
     Args:
-        counters: By component.
+        counters: Counters by component.
     """
     info = "vllm:cache_config_info"
     for own in counters.values():
@@ -42,10 +42,10 @@ def device_cache(counters: Mapping[str, Counters]) -> DeviceCache | None:
 
 
 def kv_bytes_per_token(counters: Mapping[str, Counters], *, chunk_tokens: int) -> float | None:
-    """Return the size of a token's KV in all ranks as an LMCache has it in L1, None where none has any.
+    """Return the bytes of a token's KV in all ranks, as LMCache has it in L1; None where no LMCache has any.
 
     Args:
-        counters: By component.
+        counters: Counters by component.
         chunk_tokens: LMCache's chunk size.
     """
     for own in counters.values():

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-#: Seconds of one matrix product, the median of some.
+#: Name of the reading of one matrix product: the median time of several (s).
 MATMUL = "matmul_s"
 
 _SIDE = 1024
@@ -21,10 +21,10 @@ _BLOCK = 1 << 20
 
 
 def read(folders: Sequence[Path]) -> dict[str, float]:
-    """Return the median time of a matrix product, and of writing and reading a file in the tier's storage (s).
+    """Return the median time of a matrix product, and of reading a new file in the tier's storage (s).
 
     Args:
-        folders: Existing folders of the tier's storage; the first one is read from.
+        folders: Existing folders of the tier's storage; the first one is used.
     """
     readings = {MATMUL: _matmul()}
     if folders:
@@ -33,12 +33,12 @@ def read(folders: Sequence[Path]) -> dict[str, float]:
 
 
 def read_after(before: Mapping[str, float]) -> dict[str, float]:
-    """Return readings that hold for the time between: the geometric mean of the matrix product before and now.
+    """Return readings for the time since `before`: the geometric mean of the matrix product's time then and now.
 
-    The storage is gone by then, and its reading is that of before.
+    The storage is gone by now, so that its reading is the one in `before`.
 
     Args:
-        before: What `read` gave.
+        before: What `read` returned.
     """
     return {**before, MATMUL: math.sqrt(before[MATMUL] * _matmul())}
 
@@ -55,7 +55,7 @@ def _matmul() -> float:
 
 
 def _storage(folder: Path) -> float:
-    """Read a file that was just written, past the page cache as far as the file system lets that be asked for."""
+    """Return the median time (s) to read a new file, past the page cache as far as the file system allows."""
     path = folder / ".kvcache-canary"
     block = os.urandom(_BLOCK)
     try:

@@ -1,4 +1,4 @@
-"""Two readings of every server's counters: what grew between them, and whether they can be trusted at all."""
+"""What every server's counters grew by between two readings, and whether the readings can be trusted at all."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pytest_kvcache.telemetry.prometheus import FOREIGN, STARTED
 Counters = Mapping[str, float]
 
 _ROUNDING = 1e-9
-#: What each rank of a server counts for all of them (`ranks_as_one`).
+#: Counters that each rank of a server keeps for all ranks: the highest value stands for all (`ranks_as_one`).
 _OF_ONE_RANK = frozenset(
     {
         "lmcache:local_cpu_hot_cache_count",
@@ -28,7 +28,7 @@ _OF_ONE_RANK = frozenset(
         STARTED,
     }
 )
-#: Where the rank that has the least decides.
+#: Counters of which the lowest value among the ranks stands for all.
 _FEWEST = frozenset({"lmcache:num_hit_tokens_total", "lmcache:num_remote_write_requests_total"})
 
 
@@ -36,9 +36,9 @@ def total(counters: Counters, name: str, **labels: str) -> float:
     """Return the sum of a counter over all of its label values, 0 where it is not there.
 
     Args:
-        counters: As `telemetry.prometheus` reads them.
-        name: Without labels.
-        **labels: Only samples that carry these.
+        counters: Counters of one component, as `telemetry.prometheus` reads them.
+        name: Name of the counter, without labels.
+        **labels: Labels that a sample must carry to be counted.
     """
     wanted = [f'{key}="{value}"' for key, value in labels.items()]
     return sum(value for key, value in _samples(counters, name) if all(label in key for label in wanted))
@@ -50,7 +50,7 @@ def has(counters: Counters, name: str) -> bool:
 
 
 def by_label(counters: Counters, name: str, label: str) -> dict[str, float]:
-    """Return a counter by the values of one of its labels; samples that lack it are under ""."""
+    """Return a counter by the values of one of its labels; samples that lack the label are under ""."""
     found: dict[str, float] = {}
     for key, value in _samples(counters, name):
         match = re.search(rf'[{{,]{label}="([^"]*)"', key)
@@ -60,30 +60,30 @@ def by_label(counters: Counters, name: str, label: str) -> dict[str, float]:
 
 
 def lmcache_beside(server: str) -> str:
-    """Return the name of a vLLM server's LMCache, that of its first rank where it runs inside (`serving.names`)."""
+    """Return the name of a vLLM server's LMCache: that of the first rank where it runs in vLLM (`serving.names`)."""
     return server.replace("vllm", "lmcache", 1)
 
 
 def lmcache_of(server: str, names: Iterable[str]) -> list[str]:
-    """Return which of the components are the LMCache of a vLLM server: one, or one for each rank where it runs inside.
+    """Return the components that are a vLLM server's LMCache: one, or one for each rank where it runs in vLLM.
 
     Args:
         server: Name of the vLLM server (`vllm-0`).
-        names: Of all components (`serving.names`).
+        names: Names of all components (`serving.names`).
     """
     own = lmcache_beside(server)
     return sorted(name for name in names if name == own or name.startswith(f"{own}."))
 
 
 def ranks_as_one(counters: Mapping[str, Counters]) -> dict[str, Counters]:
-    """Return the counters with those of an LMCache inside vLLM's several ranks under the name of its first.
+    """Return the counters, with the several ranks of an LMCache inside vLLM as one, under the first rank's name.
 
-    Every rank has a share of each token's KV: tokens, chunks and requests are counted by each of them and are those of
-    one rank; bytes, objects and failures are those of all. Of hits the rank with the fewest speaks, since vLLM goes on
-    from what all of them have.
+    Every rank has a share of each token's KV. Every rank counts all tokens, chunks and requests, so that the count of
+    one rank is taken; bytes, objects and failures are summed over the ranks. Of hits the lowest count is taken, since
+    vLLM goes on from what all ranks have.
 
     Args:
-        counters: By component.
+        counters: Counters by component.
     """
     ranks: dict[str, list[Counters]] = {}
     for name, own in counters.items():
@@ -101,13 +101,14 @@ def _one(ranks: Sequence[Counters]) -> Counters:
 
 
 def growth(before: Mapping[str, Counters], after: Mapping[str, Counters]) -> dict[str, dict[str, float]]:
-    """Return by how much each counter of each component grew; one that appeared started at zero, as LMCache's do.
+    """Return by how much each counter of each component grew.
 
-    Those that did not grow stay, at zero: that a counter is there says which kind of component it belongs to.
+    A counter that appeared between the readings started at zero, as LMCache's do. A counter that did not grow is kept,
+    at zero: that it is there says which kind of component it belongs to.
 
     Args:
-        before: By component.
-        after: By component.
+        before: Counters by component, first reading.
+        after: Counters by component, second reading.
     """
     found = {}
     for name, last in after.items():
@@ -117,15 +118,15 @@ def growth(before: Mapping[str, Counters], after: Mapping[str, Counters]) -> dic
 
 
 def faults(before: Mapping[str, Counters], after: Mapping[str, Counters]) -> list[str]:
-    """Return why two readings say nothing about the time between them, nothing where they do.
+    """Return why two readings say nothing about the time between them, an empty list where they do say something.
 
     A server whose process is another, or whose counters fell or are gone, was started anew within the run, and what it
-    counted before is lost. An empty reading is an endpoint that did not answer, one of `FOREIGN` an endpoint that did
-    with something else (`telemetry.prometheus.scrape`).
+    counted before is lost. An empty reading means that the endpoint did not answer, a reading of `FOREIGN` that it
+    answered with something else (`telemetry.prometheus.scrape`).
 
     Args:
-        before: By component, read before the first request of the run.
-        after: By component, read after the last answer.
+        before: Counters by component, read before the first request of the run.
+        after: Counters by component, read after the last answer.
     """
     found = []
     for name in sorted({*before, *after}):

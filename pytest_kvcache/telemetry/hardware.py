@@ -27,14 +27,14 @@ def gpus() -> list[str]:
 
 
 def usable_gpus(environ: Mapping[str, str]) -> list[str]:
-    """Return the model of each GPU that the caller may use: those here, as far as they are allotted."""
+    """Return the model of each GPU that the caller may use: of the GPUs that are here, those that are allotted."""
     names = allotted(environ)
     here = gpus()
     return here if names is None or not here else models_of(names)
 
 
 def models_of(names: Sequence[str]) -> list[str]:
-    """Return the models of GPUs by the names that `CUDA_VISIBLE_DEVICES` gives them; those not here are left out."""
+    """Return the models of GPUs by their names in `CUDA_VISIBLE_DEVICES`; GPUs that are not here are left out."""
     cards, here = _nvidia(), gpus()
     found = []
     for name in names:
@@ -48,9 +48,9 @@ def models_of(names: Sequence[str]) -> list[str]:
 
 
 def unique_names(names: Sequence[str]) -> list[str]:
-    """Return the UUID of each GPU or MIG instance that `CUDA_VISIBLE_DEVICES` would name so.
+    """Return the UUID of each GPU or MIG instance, given its name as in `CUDA_VISIBLE_DEVICES`.
 
-    A GPU whose UUID neither nvidia-smi nor the driver tells keeps the name that it has.
+    A GPU whose UUID neither nvidia-smi nor the driver tells keeps the given name.
     """
     here = _listing()
     cards = [] if here else _nvidia()
@@ -67,7 +67,7 @@ def hardware(names: Sequence[str] | None = None) -> dict[str, str]:
     """Return processor, cores that this process may use, memory and GPUs.
 
     Args:
-        names: Of the GPUs that servers use, as `CUDA_VISIBLE_DEVICES` has them; all that are here where not given.
+        names: Names of the GPUs that servers use, as in `CUDA_VISIBLE_DEVICES`; by default all GPUs that are here.
     """
     used = gpus() if names is None else models_of(names)
     return {
@@ -85,7 +85,7 @@ class _Card:
 
 
 def _nvidia() -> list[_Card]:
-    """Return the GPUs that the kernel driver shows, in the order of nvidia-smi: that of the bus."""
+    """Return the GPUs that the kernel driver shows, in the order of nvidia-smi, which is that of the bus."""
     texts = [path.read_text(encoding="utf-8") for path in sorted(_DRIVER.glob("*/information"))]
     if in_container():
         here = device_nodes()
@@ -94,14 +94,14 @@ def _nvidia() -> list[_Card]:
 
 
 def _by_uuid(name: str, cards: Sequence[_Card]) -> list[str]:
-    """Return the model of the GPU whose UUID begins with `name`; the driver shows question marks for idle ones."""
+    """Return the model of the GPU whose UUID begins with `name`; of an idle GPU the driver shows question marks."""
     known = [each.model for each in cards if each.uuid.startswith(name)]
     hidden = sorted({each.model for each in cards if not each.uuid or "?" in each.uuid})
     return known[:1] or (hidden if len(hidden) == 1 else ["NVIDIA GPU"] if hidden else [])
 
 
 def _instances(name: str) -> list[str]:
-    """Return the model of a MIG instance, with that of its GPU."""
+    """Return the model of a MIG instance, which begins with the model of its GPU."""
     here = _listing()
     if not here:
         return ["NVIDIA MIG instance"]
@@ -109,7 +109,7 @@ def _instances(name: str) -> list[str]:
 
 
 def _listing() -> list[Listed]:
-    """Return what nvidia-smi lists, nothing where it is not there or does not answer."""
+    """Return what nvidia-smi lists, an empty list where it is missing or does not answer."""
     if shutil.which(LISTING[0]) is None:
         return []
     try:

@@ -1,11 +1,11 @@
 """The internal API server of an LMCache that runs inside vLLM: one for each worker, on a Unix socket.
 
-LMCache counts in vLLM's worker processes and hands its sums to Prometheus once in 10 s. Its internal API server shows
-the counters of its own process, `process_start_time_seconds` and the gauges that are computed when they are read among
-them, which vLLM's own endpoint cannot show. `/run_script` runs a few lines in that process: they hand the sums to
-Prometheus at once, so that no reading has to wait for the next 10 s.
+LMCache counts in vLLM's worker processes and hands its sums to Prometheus once in 10 s. The internal API server of a
+worker shows the counters of its own process. Some of them vLLM's own endpoint cannot show: `process_start_time_seconds`
+and the gauges that are computed when they are read. `/run_script` runs a few lines in the worker, which hand the sums
+to Prometheus at once, so that no reading has to wait for the next 10 s.
 
-Read from LMCache 0.3.9 to 0.5.6 (`lmcache/v1/internal_api_server`). From 0.5.6 on `/run_script` has to be allowed by
+Source: LMCache 0.3.9 to 0.5.6 (`lmcache/v1/internal_api_server`). From 0.5.6 on `/run_script` has to be allowed by
 name; the socket lies in a folder that only the run's user can enter.
 """
 
@@ -21,9 +21,9 @@ from urllib.parse import quote, unquote
 import requests
 
 _SCHEME = "http+unix://"
-#: LMCache numbers its servers: 0 is the scheduler's, a worker has 1 + its rank.
+#: LMCache numbers its internal API servers: the scheduler's is 0, a worker's is 1 + its rank.
 _FIRST_WORKER = 1
-#: Runs in the worker. `get_stats_and_clear` and Prometheus' counters are safe beside LMCache's own thread.
+#: Script that runs in the worker. `get_stats_and_clear` and Prometheus' counters are safe beside LMCache's thread.
 _COUNT_NOW = """
 from lmcache.observability import LMCStatsMonitor, PrometheusLogger
 metadata = app.state.lmcache_adapter.lmcache_engine.metadata
@@ -34,11 +34,11 @@ _TIMEOUT_S = 5.0
 
 
 def environment(prefix: Path, ranks: int) -> dict[str, str]:
-    """Return what makes LMCache serve its API; the YAML of the tier stays as it is.
+    """Return the variables that make LMCache serve its API; the YAML of the tier stays as it is.
 
     Args:
-        prefix: Of the sockets' paths, in a folder that nobody else can enter.
-        ranks: Workers of the vLLM server.
+        prefix: Prefix of the sockets' paths, in a folder that nobody else can enter.
+        ranks: Number of workers of the vLLM server.
     """
     workers = range(_FIRST_WORKER, _FIRST_WORKER + ranks)
     return {
@@ -55,8 +55,8 @@ def metrics_url(prefix: Path, rank: int) -> str:
     """Return the address of a worker's counters, as `telemetry.prometheus.scrape` takes it.
 
     Args:
-        prefix: As in `environment`.
-        rank: Of the worker.
+        prefix: Prefix of the sockets' paths, as in `environment`.
+        rank: Rank of the worker.
     """
     return f"{_SCHEME}{quote(f'{prefix}_{_FIRST_WORKER + rank}', safe='')}/metrics"
 
@@ -67,13 +67,13 @@ def is_internal(url: str) -> bool:
 
 
 def count_now(url: str) -> None:
-    """Have LMCache hand what it has counted to Prometheus.
+    """Have a worker's LMCache hand what it has counted to Prometheus.
 
     Args:
-        url: Of the worker's counters.
+        url: Address of the worker's counters (`metrics_url`).
 
     Raises:
-        requests.RequestException: It does not answer, or it refuses.
+        requests.RequestException: The worker does not answer, or it refuses.
     """
     said = _ask("POST", url, "/run_script", files={"script": ("count_now.py", _COUNT_NOW)})
     if said != "counted":
@@ -84,10 +84,10 @@ def read_metrics(url: str) -> str:
     """Return the counters of a worker, as Prometheus' text.
 
     Args:
-        url: Of the worker's counters.
+        url: Address of the worker's counters (`metrics_url`).
 
     Raises:
-        requests.RequestException: It does not answer.
+        requests.RequestException: The worker does not answer.
     """
     return _ask("GET", url, "/metrics")
 
@@ -96,16 +96,16 @@ def clear_l1(url: str) -> None:
     """Empty the CPU RAM (L1) of a worker's LMCache; what is in the shared storage stays.
 
     Args:
-        url: Of the worker's counters.
+        url: Address of the worker's counters (`metrics_url`).
 
     Raises:
-        requests.RequestException: It does not answer, or it refuses.
+        requests.RequestException: The worker does not answer, or it refuses.
     """
     _ask("DELETE", url, "/cache/clear?locations=LocalCPUBackend")
 
 
 class _UnixConnection(HTTPConnection):
-    """HTTP on a Unix socket; the adapter of the Docker SDK leaves its own open where nobody listens."""
+    """HTTP on a Unix socket; the Docker SDK has such an adapter, which leaves its socket open where nobody listens."""
 
     def __init__(self, path: str) -> None:
         super().__init__("localhost", timeout=_TIMEOUT_S)

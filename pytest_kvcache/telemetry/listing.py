@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-#: GPUs and their MIG instances.
+#: Lists GPUs and their MIG instances.
 LISTING = ("nvidia-smi", "-L")
-#: Which processes hold memory of which GPU.
+#: Lists which processes hold memory of which GPU.
 APPS = ("nvidia-smi", "--query-compute-apps=gpu_uuid,pid,process_name,used_memory", "--format=csv,noheader,nounits")
 _GPU = re.compile(r"GPU (\d+): (.+) \(UUID: (GPU-[^)]+)\)")
 _MIG = re.compile(r"\s+MIG (\S+)\s+Device\s+\d+: \(UUID: (MIG-[^)]+)\)")
@@ -21,9 +21,9 @@ class Listed:
 
     Args:
         index: Number of the GPU.
-        uuid: Of the GPU or instance.
-        model: Of the GPU.
-        profile: Size of the instance (`1g.10gb`), "" of a whole GPU.
+        uuid: UUID of the GPU or instance.
+        model: Model of the GPU.
+        profile: Size of the instance (`1g.10gb`), "" for a whole GPU.
     """
 
     index: str
@@ -32,7 +32,7 @@ class Listed:
     profile: str = ""
 
     def is_named(self, name: str) -> bool:
-        """Whether `name`, as `CUDA_VISIBLE_DEVICES` has it, is this one: a number, or the beginning of its UUID."""
+        """Whether `name` in `CUDA_VISIBLE_DEVICES` means this device: by number, or by the beginning of its UUID."""
         return name == self.index and not self.profile if name.isdecimal() else self.uuid.startswith(name)
 
 
@@ -42,9 +42,9 @@ class App:
 
     Args:
         gpu: UUID of the GPU.
-        pid: By this machine's numbers.
-        name: Of the program.
-        memory_mib: Of the GPU's memory; None where the driver does not say.
+        pid: Process id, as this machine numbers it.
+        name: Name of the program.
+        memory_mib: GPU memory that the process holds; None where the driver does not say.
     """
 
     gpu: str
@@ -53,7 +53,7 @@ class App:
     memory_mib: float | None
 
     def __str__(self) -> str:
-        """Name, pid and memory."""
+        """Return name, pid and memory."""
         size = "" if self.memory_mib is None else f", {self.memory_mib:.0f} MiB"
         return f"{self.name} (pid {self.pid}{size})"
 

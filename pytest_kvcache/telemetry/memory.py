@@ -1,4 +1,4 @@
-"""Peak memory of a run: its own process and all that it started."""
+"""Peak memory of a run: that of its own process and of all that it started."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class MemoryWatch:
 
 
 def total_pss(processes: Iterable[psutil.Process]) -> int:
-    """Return the sum of the processes' proportional set sizes in bytes; one that has ended counts nothing."""
+    """Return the sum of the processes' proportional set sizes in bytes; a process that has ended counts nothing."""
     total = 0
     for process in processes:
         with contextlib.suppress(psutil.Error, OSError):

@@ -16,7 +16,8 @@ FOREIGN = "no_prometheus_text"
 _PREFIXES = ("vllm:", "lmcache", STARTED)
 #: Labels that are the same for every sample of one server.
 _DROPPED = frozenset({"engine", "model_name"})
-#: The same for an LMCache inside vLLM, each of whose ranks is a component of its own.
+#: Prefix of the counters of an LMCache inside vLLM, and the labels that are the same for every sample of one of its
+#: ranks, since each rank is a component of its own.
 _INSIDE, _DROPPED_INSIDE = "lmcache:", frozenset({"role", "served_model_name", "worker_id"})
 
 Counters = dict[str, float]
@@ -25,7 +26,7 @@ Counters = dict[str, float]
 def parse(text: str) -> Counters:
     """Return counters, gauges and the sums and counts of histograms of vLLM and LMCache by name and labels.
 
-    `STARTED` is among them, where the server says it. A key reads
+    `STARTED` is among them, where the server has it. A key reads
     `vllm:prompt_tokens_by_source_total{source="local_compute"}`. Samples that differ only in labels that do not matter
     here are added up.
     """
@@ -39,9 +40,9 @@ def parse(text: str) -> Counters:
 
 
 def scrape(url: str, *, timeout_s: float = 5.0) -> Counters:
-    """Return the counters at `url`; of a server that does not answer, none, and `FOREIGN` where it is no such server.
+    """Return the counters at `url`: none where no server answers, `FOREIGN` alone where the answer cannot be read.
 
-    That is where its answer cannot be read, for instance a page of HTML, of a proxy or of who took the port.
+    Such an answer is for instance a page of HTML, from a proxy or from another program that took the port.
 
     An LMCache inside vLLM is first asked to hand over what it has counted (`internal_api.count_now`).
     """
@@ -51,15 +52,15 @@ def scrape(url: str, *, timeout_s: float = 5.0) -> Counters:
         return {}
     try:
         return parse(text)
-    except (ValueError, KeyError, IndexError):  # what its parser raises at other text
+    except (ValueError, KeyError, IndexError):  # what the parser raises at any other text
         return {FOREIGN: 1.0}
 
 
 def scrape_all(urls: Mapping[str, str]) -> dict[str, Counters]:
     """Return the counters of every component by its name.
 
-    Counters of an LMCache inside vLLM are those of the component that its internal API server is; vLLM's own endpoint
-    has them too, and without this they would be counted twice.
+    The counters of an LMCache inside vLLM are taken from its internal API server, which is a component of its own.
+    vLLM's own endpoint has them too: they are left out there, or they would be counted twice.
     """
     found = {name: scrape(url) for name, url in urls.items()}
     if not any(map(internal_api.is_internal, urls.values())):

@@ -11,7 +11,7 @@ _LISTED = 3
 
 
 def uncommitted(folder: Path) -> str:
-    """Return what of the repository around `folder` is changed and not committed, "" where nothing is or there is none.
+    """Return the files around `folder` that git has as changed and not committed; "" for none or no repository.
 
     Files that git does not know are left out: results are among them.
     """
@@ -34,16 +34,16 @@ def uncommitted(folder: Path) -> str:
 
 
 def show(path: Path, revision: str) -> bytes | None:
-    """Return a file's content at a revision, None where that has no such file.
+    """Return a file's content at a revision, None where the revision has no such file.
 
     Args:
         path: Where the file is, or was, in the work tree.
-        revision: As git takes it.
+        revision: Name of the revision, as git takes it.
 
     Raises:
         ConfigError: There is no such revision, no repository around the file, or no git.
     """
-    real = path.resolve()  # of a link, git has the target only
+    real = path.resolve()  # of a symbolic link git keeps only where it points to
     listed = _git(real.parent, "rev-parse", "--quiet", "--verify", "--end-of-options", f"{revision}^{{commit}}")
     if listed.returncode != 0:
         said = listed.stderr.decode(errors="replace").strip().splitlines()

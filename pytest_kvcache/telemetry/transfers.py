@@ -1,4 +1,4 @@
-"""What one LMCache moved between its levels, in chunks and bytes, and what of it failed."""
+"""What one LMCache moved between its levels (L1, L2), in chunks and bytes, and which transfers failed."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ class Transfers:
     """Traffic of one LMCache.
 
     Args:
-        lookups: Requests to find a prompt.
+        lookups: Number of times that a prompt was looked up.
         l1_stored: Chunks that were written to L1 (in-process: tokens).
         l2_sent: Chunks handed to the shared storage (in-process: write requests).
-        l2_stored: Of those, stored.
-        l2_unstored: Of those, failed; what was still under way is not counted.
+        l2_stored: Those of `l2_sent` that were stored.
+        l2_unstored: Those of `l2_sent` that failed; stores that were still under way are not counted.
         l2_loaded: Chunks loaded from the shared storage (in-process: read requests).
-        stored_bytes: Written to the shared storage.
-        loaded_bytes: Read from it (in-process only; else 0, and `l2_loaded` says it).
+        stored_bytes: Bytes written to the shared storage.
+        loaded_bytes: Bytes read from the shared storage (in-process only; else 0, and `l2_loaded` tells the traffic).
         failed_loads: Chunks that were found and not loaded, by reason.
         no_room: Chunks that did not fit into L1.
-        dropped_events: Events that LMCache did not count: its counters are too low then.
-        in_process: Whether it is LMCache inside vLLM.
+        dropped_events: Events that LMCache did not count; its counters are too low by them.
+        in_process: Whether LMCache runs inside vLLM.
     """
 
     lookups: float = 0.0
@@ -45,7 +45,7 @@ class Transfers:
 
     @property
     def without_storage(self) -> str:
-        """What it is where it gives nothing at all to the shared storage, and where to look, for people."""
+        """What to tell people, and where to look, if this LMCache gives nothing at all to the shared storage."""
         if not self.in_process:
             return "LMCache runs without its L2 adapter; look at --l2-adapter in run.json"
         return (
@@ -59,7 +59,7 @@ def transfers_of(grown: Counters) -> Transfers:
     """Return what an LMCache moved.
 
     Args:
-        grown: By what its counters grew: those of an LMCache server, or of the vLLM that it runs in.
+        grown: Growth of the counters of an LMCache server, or of the vLLM that LMCache runs in.
     """
     in_process = any(key.startswith("lmcache:") for key in grown)
     return _inside(grown) if in_process else _beside(grown)
@@ -69,7 +69,7 @@ def stores_under_way(counters: Counters) -> float:
     """Return how many stores into the shared storage have not ended, or are not counted yet.
 
     Args:
-        counters: Of an LMCache, not what they grew by.
+        counters: Counters of an LMCache, not their growth.
     """
     begun, ended = (total(counters, f"{_L2}_store_{what}_requests_total") for what in ("submitted", "completed"))
     inside = total(counters, "lmcache:remote_put_task_num")

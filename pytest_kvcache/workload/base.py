@@ -1,4 +1,4 @@
-"""What every kind of workload has in common. A kind is one file: a model with its keys, and `script`."""
+"""What every kind of workload has in common. A kind is one module: a pydantic model of its keys, with `script`."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _CHUNKS_A_WORKER = 20_000
 
 
 class Workload(Strict):
-    """The keys of every kind, and what a kind has to say.
+    """The keys that every kind has, and the methods that it implements or may override.
 
-    The names of LMCache's `multi-round-qa.py` in brackets.
+    The descriptions name in brackets the option of LMCache's `multi-round-qa.py` that has the same meaning.
     """
 
     #: Keys that change how a run is judged or carried out, and not what is sent.
@@ -29,7 +29,8 @@ class Workload(Strict):
         {"context_tokens", "allowed_failures", "send_late_budget_s", "residual_budget_s", "workers"}
     )
 
-    #: Raised when the same keys begin to give other requests: baselines of the old ones are not comparable then.
+    #: Version of the requests: raised when the same keys begin to give other requests, which makes older baselines
+    #: incomparable.
     GENERATOR: ClassVar[int] = 1
 
     kind: str
@@ -37,12 +38,12 @@ class Workload(Strict):
         min_length=1, description="lengths of the user context, one test each [--user-history-prompt]"
     )
     duration_s: PositiveFloat = Field(description="no request is started later than this [--time]")
-    seed: int = Field(default=0, description="all texts follow from it")
+    seed: int = Field(default=0, description="number that all texts follow from")
     ignore_eos: bool = Field(default=True, description="answers are exactly as long as was asked for")
     warmup_requests: int = Field(default=10, ge=0, description="requests sent before the clock starts")
-    request_timeout_s: PositiveFloat = Field(default=300, description="a request is failed after this")
-    token_timeout_s: PositiveFloat = Field(default=120, description="a stream that stands still for this is failed")
-    workers: PositiveInt | None = Field(default=None, description="load processes; by default as the rate needs")
+    request_timeout_s: PositiveFloat = Field(default=300, description="a request that takes longer than this fails")
+    token_timeout_s: PositiveFloat = Field(default=120, description="a stream that brings nothing for this long fails")
+    workers: PositiveInt | None = Field(default=None, description="load processes; by default what the rate needs")
     send_late_budget_s: PositiveFloat = Field(
         default=0.05, description="a run whose requests left later than this (p99, the client's fault) is invalid"
     )
@@ -65,9 +66,9 @@ class Workload(Strict):
         """Return all that a run sends.
 
         Args:
-            context_tokens: One of the workload's.
-            tokenizer: The served one; None for a workload that said it needs none.
-            first_user: Users are numbered from the one after it, so that runs on one boot share no user's text.
+            context_tokens: Length of the user context, one of the workload's `context_tokens`.
+            tokenizer: Tokenizer of the served model; None for a workload whose `needs_tokenizer` is False.
+            first_user: Users are numbered from `first_user + 1` on, so that runs on one boot share no user's text.
 
         Raises:
             RunError: The workload does not fit the model's tokenizer or length.
@@ -79,14 +80,14 @@ class Workload(Strict):
         return True
 
     def check(self) -> None:
-        """Return if whatever the workload reads is there and sound; called before anything boots.
+        """Check that the files which the workload reads are there and sound; called before anything boots.
 
         Raises:
-            ConfigError: Naming file and line.
+            ConfigError: A file is missing or unsound; the message names file and line.
         """
 
     def longest_tokens(self) -> int | None:
-        """Return the length of the longest prompt with its answer, None where it is not known beforehand."""
+        """Return the length of the longest prompt with its answer (tokens), None where it is not known beforehand."""
         return None
 
     def stored_tokens(self, context_tokens: int) -> int | None:  # noqa: ARG002 - for the kinds that know it
@@ -103,7 +104,7 @@ class Workload(Strict):
         return False
 
     def round_s(self) -> float | None:
-        """Return the time in which every user asks once, None where there is no such thing."""
+        """Return the time in which every user asks once (s), None for a workload without such rounds."""
         return None
 
     @cached_property
@@ -112,10 +113,12 @@ class Workload(Strict):
         return ""
 
     def sent(self, context_tokens: int) -> dict[str, Any]:
-        """Return all that decides the requests of a run, in values that JSON has: equal exactly if they are.
+        """Return all that decides the requests of a run, as JSON values.
+
+        Two runs have equal values exactly if their requests are equal.
 
         Args:
-            context_tokens: One of the workload's.
+            context_tokens: Length of the user context, one of the workload's `context_tokens`.
         """
         keys = self.model_dump(mode="json", exclude=set(self.NOT_COMPARED))
         keys |= {"context_tokens": context_tokens, "generator": self.GENERATOR}

@@ -1,9 +1,10 @@
 """Requests from a Mooncake-style trace.
 
-It has a JSON object a line: `timestamp` (ms), `input_length`, `output_length`, `hash_ids`. A hash id stands for a block
-of 512 tokens and all that comes before it: equal ids at the start mean equal prefixes, and nothing else is known of the
-text. Block i of a prompt becomes 512 words that follow from its id. Requests are sent at their times, divided by
-`speed`; those whose prompt is longer than the run's context length are left out.
+The trace has one JSON object on each line: `timestamp` (ms), `input_length`, `output_length`, `hash_ids`. A hash id
+stands for a block of 512 tokens and all that comes before the block: equal ids at the start of two prompts mean equal
+prefixes, and nothing else is known of the text. Each block becomes 512 words that follow from its id. A request is sent
+as long after the first request as in the trace, divided by `speed`; requests whose prompt is longer than the run's
+context length are left out.
 
 Source: Mooncake (Qin et al., FAST 2025) and its published traces.
 """
@@ -28,13 +29,13 @@ BLOCK_TOKENS = 512
 
 
 class TraceLine(Strict):
-    """One request of a trace; keys beside these are ignored.
+    """One request of a trace; other keys are ignored.
 
     Args:
-        timestamp: When it came (ms).
-        input_length: Of its prompt (tokens).
-        output_length: Of its answer (tokens).
-        hash_ids: One for each block of the prompt.
+        timestamp: When the request came (ms).
+        input_length: Length of the prompt (tokens).
+        output_length: Length of the answer (tokens).
+        hash_ids: One id for each block of the prompt.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -48,18 +49,18 @@ class TraceLine(Strict):
 class MooncakeTrace(Workload):
     """Parameters of a run of a trace; `context_tokens` is the longest prompt that is sent."""
 
-    #: What the file holds is compared (`content_digest`), and not where it lies.
+    #: The content of the file is compared (`content_digest`), not its path.
     NOT_COMPARED: ClassVar[frozenset[str]] = Workload.NOT_COMPARED | {"path"}
 
     kind: Literal["mooncake-trace"] = "mooncake-trace"
-    path: UserPath = Field(description="the trace")
-    speed: PositiveFloat = Field(default=1.0, description="2 sends twice as fast as the trace was taken")
+    path: UserPath = Field(description="the trace file")
+    speed: PositiveFloat = Field(default=1.0, description="a speed of 2 sends twice as fast as the trace was taken")
 
     def check(self) -> None:
         """Read the whole trace once.
 
         Raises:
-            ConfigError: Naming file and line.
+            ConfigError: The trace is unsound (the message names file and line) or has no request that is short enough.
         """
         lines = list(read(self.path))
         if not any(line.input_length <= min(self.context_tokens) for line in lines):
@@ -71,7 +72,7 @@ class MooncakeTrace(Workload):
 
     @functools.cached_property
     def content_digest(self) -> str:
-        """The trace's SHA-256."""
+        """The SHA-256 of the trace."""
         return hashlib.sha256(self.path.read_bytes()).hexdigest()
 
     def script(self, context_tokens: int, tokenizer: Tokenizer | None, *, first_user: int = 0) -> Script:
@@ -93,7 +94,7 @@ class MooncakeTrace(Workload):
 
 
 def _blocks(line: TraceLine, source: Texts, path: Path) -> list[tuple[int, int]]:
-    """Return hash id and length in words of each block; the template's tokens are taken from the last ones."""
+    """Return each block's hash id and length in words; the last blocks are shorter by the chat template's tokens."""
     lengths = [BLOCK_TOKENS] * len(line.hash_ids)
     lengths[-1] = line.input_length - BLOCK_TOKENS * (len(line.hash_ids) - 1)
     missing = source.first_overhead
@@ -114,7 +115,7 @@ def read(path: Path) -> Iterator[TraceLine]:
     """Yield the requests of the trace.
 
     Raises:
-        ConfigError: The file cannot be read, or a line is malformed; with file, line and key.
+        ConfigError: The file cannot be read, or a line is malformed; the message names file, line and key.
     """
     try:
         with path.open(encoding="utf-8") as file:

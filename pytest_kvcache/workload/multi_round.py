@@ -1,9 +1,9 @@
 """The multi-round QA workload: users who come back with their whole history.
 
-In mode `exact` everything is known before the clock starts: each prompt has its length in tokens of the served
-tokenizer, users are of all ages from the start and have their history, and the history carries prepared answers in
-place of the ones that were given, so that two runs send the same bytes at the same times. In mode `compat` it is what
-LMCache's script sends (`reference.py`).
+In mode `exact` everything is known before the clock starts. Each prompt has an exact length in tokens of the served
+tokenizer. The users are at all rounds of their sessions from the start, and have the history of the rounds before. The
+history carries prepared answers in place of the answers that were given, so that two runs send the same bytes at the
+same times. Mode `compat` sends what LMCache's script sends (`reference.py`).
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ _WARM_UP = 100
 class MultiRoundQa(SteadyWorkload):
     """Parameters of the multi-round QA workload.
 
-    The names of LMCache's `multi-round-qa.py` in brackets.
+    The descriptions name in brackets the option of LMCache's `multi-round-qa.py` that has the same meaning.
     """
 
     kind: Literal["multi-round-qa"] = "multi-round-qa"
     mode: Literal["exact", "compat"] = Field(
         default="exact", description="prepared prompts of exact length, or what LMCache's script sends"
     )
-    shared_prompt_tokens: int = Field(ge=0, description="prompt common to all [--shared-system-prompt]")
-    question_tokens: PositiveInt = Field(default=32, description="what a round adds beside the answer (exact only)")
+    shared_prompt_tokens: int = Field(ge=0, description="prompt that all users share [--shared-system-prompt]")
+    question_tokens: PositiveInt = Field(default=32, description="what a round adds besides its answer (exact only)")
     answer_tokens: PositiveInt = Field(description="length of an answer [--answer-len]")
 
     @property
     def needs_tokenizer(self) -> bool:
-        """Whether prompts are exact."""
+        """Whether `script` counts tokens, as it does in mode `exact`."""
         return self.mode == "exact"
 
     @property
@@ -49,13 +49,13 @@ class MultiRoundQa(SteadyWorkload):
         return self.mode == "exact"
 
     def longest_tokens(self) -> int | None:
-        """Return the length of the longest prompt with its answer."""
+        """Return the length of the longest prompt with its answer (tokens), None in mode `compat`."""
         if self.mode == "compat":
             return None
         return self.prompt_tokens(max(self.context_tokens), self.rounds) + self.answer_tokens
 
     def stored_tokens(self, context_tokens: int) -> int | None:
-        """Return the shared prompt, and of each user the longest history with its last answer."""
+        """Return the tokens of the shared prompt, and of each user's longest own history with its last answer."""
         last: dict[int, int] = {}
         for due in (*self.due(before=True), *self.due()):
             last[due.user] = max(due.round, last.get(due.user, 0))
@@ -69,7 +69,7 @@ class MultiRoundQa(SteadyWorkload):
         return _Exact(self, context_tokens, texts(tokenizer, seed=self.seed)).script(first_user)
 
     def prompt_tokens(self, context_tokens: int, question: int) -> int:
-        """Return the length of the prompt that asks question `question` of a user, counted from 1 (exact only)."""
+        """Return the length of the prompt (tokens) with a user's question number `question`, from 1 (exact only)."""
         first = self.shared_prompt_tokens + context_tokens + self.question_tokens
         return first + (question - 1) * (self.answer_tokens + self.question_tokens)
 
@@ -104,7 +104,7 @@ class _Exact:
     def __init__(self, workload: MultiRoundQa, context_tokens: int, source: Texts) -> None:
         self._workload, self._context_tokens, self._texts = workload, context_tokens, source
         self._shared_words, self._context_words = workload.shared_prompt_tokens, context_tokens
-        # The template's tokens are part of what all users share, or of the context where they share nothing.
+        # The chat template's tokens count into the shared prompt, or into the context where that prompt is shorter.
         if self._shared_words >= source.first_overhead:
             self._shared_words -= source.first_overhead
         else:
@@ -132,7 +132,7 @@ class _Exact:
         return w.steady_script(self._turn, first_user=first_user, warm_up=warm_up)
 
     def _say(self, count: int, *name: object) -> str:
-        """Return a text of this context length alone: caches that hold another length's run have none of this one."""
+        """Return a text that only this context length has: a cache that holds another length's run has none of it."""
         return self._texts.words(count, self._context_tokens, *name)
 
     def _turn(self, due: Due) -> Turn:
@@ -141,7 +141,7 @@ class _Exact:
         return Turn(due.round, due.at_s, messages, self._workload.answer_tokens, length)
 
     def _round(self, user: int, number: int) -> tuple[Message, ...]:
-        """Return the answer before question `number`, where there is one, and the question."""
+        """Return the messages of a round: the answer before question `number`, where there is one, and the question."""
         if (user, number) not in self._messages:
             if number == 1:
                 context = self._say(self._context_words, "user", user)

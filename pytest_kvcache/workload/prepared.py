@@ -1,4 +1,7 @@
-"""A workload whose script is made: how one that a test brings gets to the load process, which has not its class."""
+"""A workload whose script is already made.
+
+A workload that a test defines gets to the load process in this form, since that process does not have its class.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ class Prepared(Workload):
 
     Args:
         script_file: The pickled `Script`.
-        origin: What decides the requests, as the other workload says it.
+        origin: What decides the requests, as `sent` of the other workload returned it.
     """
 
     kind: Literal["prepared"] = KIND
@@ -27,15 +30,15 @@ class Prepared(Workload):
 
     @classmethod
     def of(cls, workload: Workload, script: Script, *, context_tokens: int, file: Path) -> Self:
-        """Write a script down and return what has it sent.
+        """Write `script` to a file and return the workload that sends it.
 
         Args:
-            workload: That made it: its limits and budgets stay.
-            script: What it made.
-            context_tokens: For that length.
-            file: Is made, to be read by the load process.
+            workload: The workload that made the script; its limits and budgets are kept.
+            script: The script to send.
+            context_tokens: Length of the user context that the script was made for.
+            file: The file to write, for the load process to read.
         """
-        # Pickle keeps texts that prompts share one object.
+        # Pickle keeps a text that several prompts share as one object.
         file.write_bytes(pickle.dumps(script, protocol=pickle.HIGHEST_PROTOCOL))
         common = {name: getattr(workload, name) for name in Workload.model_fields if name != "kind"}
         common["workers"] = workload.worker_count(script)
@@ -43,16 +46,20 @@ class Prepared(Workload):
 
     @property
     def needs_tokenizer(self) -> bool:
-        """Its texts are made."""
+        """Always False, since the texts are already made."""
         return False
 
     def script(self, context_tokens: int, tokenizer: Tokenizer | None, *, first_user: int = 0) -> Script:  # noqa: ARG002
-        """Return what is in the file."""
+        """Return the script in the file.
+
+        Raises:
+            TypeError: The file holds something else.
+        """
         found = pickle.loads(self.script_file.read_bytes())  # noqa: S301 - this run's own file
         if not isinstance(found, Script):
             raise TypeError(f"{self.script_file} has no script")
         return found
 
     def sent(self, context_tokens: int) -> dict[str, Any]:  # noqa: ARG002
-        """Return what the other workload says."""
+        """Return what decides the requests of the other workload."""
         return dict(self.origin)

@@ -1,20 +1,22 @@
 """What LMCache's `multi-round-qa.py` sends, and when, so that published numbers can be compared.
 
 Source: github.com/LMCache/LMCache, benchmarks/multi_round_qa/multi-round-qa.py, as of commit 2cdc3a8. The texts are the
-wire format of a published benchmark and have to be its own; the code is not. docs/workloads.md lists every difference.
+wire format of a published benchmark and have to be the benchmark's own; the code is not taken from it.
+docs/workloads.md lists every difference.
 
-Its schedule: N users at q requests/s and R rounds; a user asks every gap = N/q seconds; a session counts as R - 1 gaps
-long, and a new user joins each N-th part of that. What follows from how it is written:
+The original's schedule has N users, q requests/s and R rounds. A user asks every gap = N/q seconds. A session counts as
+R - 1 gaps long, and a new user joins after every N-th part of a session, which is called a step here. The way in which
+the original is written has these consequences:
 
-- At the start N users are there as if they had joined one such step apart in the past. User i is (N - i) steps old and
-  has asked int(age/gap) + 1 questions. It has no history: its next prompt is the opening and that question alone.
-- The oldest has no question left, and sends nothing.
-- One more user joins at the start itself, since the time of the last join is 0 on the wall clock.
-- R questions in R - 1 gaps: R/(R - 1) times as many requests are sent as q says.
-- It looks every 0.1 s whether a user is due and sleeps in between: requests leave at multiples of the poll interval,
-  all that fell due since the last look together.
-- A user's next question is due one gap after the look at which the last one left, and a join one step after the look at
-  which the last one was made: each is late by up to one poll interval, and that adds up (`drift`).
+- At the start there are N users, as if they had joined one step apart in the past. User i is (N - i) steps old and has
+  asked int(age/gap) + 1 questions. It has no history: its first prompt is the opening and the next question alone.
+- The oldest user has no question left, and sends nothing.
+- One more user joins at the start itself, since the original takes 0 on the wall clock as the time of the last join.
+- A user asks R questions in R - 1 gaps, so that R/(R - 1) times as many requests are sent as q says.
+- The original looks every 0.1 s (the poll interval) which users are due and sleeps in between: requests leave at
+  multiples of that interval, and all that fell due since the last look leave together.
+- A user's next question is due one gap after the look at which its last question left, and a user joins one step after
+  the look at which the last user joined. Each time is late by up to one poll interval, and the delays add up (`drift`).
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+#: How often the original looks which users are due (s).
 POLL_S = 0.1
 #: Length of an answer to a warm-up request (tokens).
 WARM_UP_ANSWER_TOKENS = 100
@@ -29,7 +32,7 @@ _ROUNDING = 1e-9
 
 
 def opening(user: int, *, shared_tokens: int, context_tokens: int) -> tuple[str, ...]:
-    """Return the beginning of a user's first prompt, in parts to be joined by spaces; the question follows at once."""
+    """Return the beginning of a user's first prompt, in parts to join with spaces; the question follows without one."""
     shared = f"Hi, here's some system prompt: {_filler(shared_tokens)}.For user"
     return shared, f"{user}, here are some other context: {_filler(context_tokens)}."
 
@@ -53,8 +56,8 @@ class ReferenceRequest:
     """One question.
 
     Args:
-        question: Its number in the session, from 1.
-        at_s: When it leaves, after the start of the run.
+        question: Number of the question in the session, from 1.
+        at_s: When the request leaves, after the start of the run.
     """
 
     question: int
@@ -63,11 +66,11 @@ class ReferenceRequest:
 
 @dataclass(frozen=True)
 class Session:
-    """One user with its questions that fall into the run.
+    """One user, and those of its questions that fall into the run.
 
     Args:
-        user: Its number.
-        turns: In order.
+        user: Number of the user.
+        turns: The questions in order.
     """
 
     user: int
@@ -75,12 +78,12 @@ class Session:
 
 
 def gap_s(*, users: int, qps: float) -> float:
-    """Return the time between two questions of one user."""
+    """Return the time between two questions of one user (s)."""
     return users / qps
 
 
 def join_step_s(*, users: int, rounds: int, qps: float) -> float:
-    """Return the time between two new users."""
+    """Return the time between two new users (s)."""
     return gap_s(users=users, qps=qps) * (rounds - 1) / users
 
 
@@ -100,10 +103,10 @@ def schedule(
         users: N [--num-users].
         rounds: R [--num-rounds].
         qps: q [--qps].
-        duration_s: Of the run [--time].
-        first_user: Users are numbered from the one after it [--init-user-id].
-        poll_s: How often it looks who is due.
-        drift: Whether lateness adds up, as it does in the original; without it times are absolute.
+        duration_s: Length of the run [--time].
+        first_user: Users are numbered from `first_user + 1` on [--init-user-id].
+        poll_s: Time between two looks at which users are due.
+        drift: Whether delays add up, as they do in the original; without drift, times are absolute.
     """
     gap = gap_s(users=users, qps=qps)
     step = join_step_s(users=users, rounds=rounds, qps=qps)
@@ -123,18 +126,18 @@ def schedule(
 
 @dataclass(frozen=True)
 class _Clock:
-    """Looks at multiples of an interval."""
+    """A clock that finds events due when it looks, at multiples of `poll_s`."""
 
     poll_s: float
     drift: bool
 
     def times(self, last_s: float, every_s: float, count: int) -> list[float]:
-        """Return the looks at which `count` events are found due, `every_s` apart from `last_s` on."""
+        """Return when (s) the clock finds `count` events due, which come every `every_s` after `last_s`."""
         found: list[float] = []
         for number in range(1, count + 1):
             due = (found[-1] if found and self.drift else last_s) + (1 if self.drift else number) * every_s
-            # With drift, as written there: more than the gap must have passed. Without, a look that comes just in time
-            # finds it due, as there, where sleeping always takes a little longer.
+            # With drift, more than the gap must have passed, as the original is written. Without drift, a look that
+            # comes just in time finds the event due; so does the original, which always sleeps a little longer.
             looks = math.floor(due / self.poll_s + _ROUNDING) + 1 if self.drift else math.ceil(due / self.poll_s - 1e-6)
             found.append(max(looks, 0) * self.poll_s)
         return found

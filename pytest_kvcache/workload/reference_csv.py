@@ -1,6 +1,6 @@
-"""What LMCache's `multi-round-qa.py` writes and how it sums up, so that published numbers can be compared.
+"""The CSV and the summary of LMCache's `multi-round-qa.py`, so that published numbers can be compared.
 
-Source: as of `reference.py`.
+The source is that of `reference.py`.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ COLUMNS = (
 def csv_table(rows: pd.DataFrame, *, started_at: float) -> pd.DataFrame:
     """Return the finished requests in the columns of the original's CSV.
 
-    As there, `question_id` counts a user's finished requests from 1, `generation_time` runs from the first token to the
-    end, and times of launch and end are on the wall clock.
+    As in the original, `question_id` counts a user's finished requests from 1, `generation_time` runs from the first
+    token to the end, and the times of launch and end are on the wall clock (s since the epoch).
 
     Args:
-        rows: A row a request (`records`).
+        rows: One row for each request, with the fields of `RequestRecord`.
         started_at: Wall clock at the start of the run (s since the epoch).
     """
     done = rows[rows["status"] == "ok"].sort_values(["user", "actual_start_s"], kind="stable")
@@ -52,14 +52,14 @@ class Summary:
     """The original's performance summary, by its formulas.
 
     Args:
-        config_qps: As asked for (requests/s).
+        config_qps: Requests/s that the configuration asks for.
         actual_qps: Launched requests/s.
         processing_speed: Finished requests/s.
         input_tokens_per_s: Prompt tokens of finished requests a second.
         output_tokens_per_s: Generated tokens of finished requests a second.
-        decode_tokens_per_s: Mean over requests of generated tokens over generation time.
-        ttft_mean_s: Mean.
-        total_s: What rates refer to: from the start to the last end of a request.
+        decode_tokens_per_s: Generated tokens divided by generation time, the mean over requests.
+        ttft_mean_s: Mean TTFT.
+        total_s: Time that the rates refer to, from the start of the run to the end of the last request.
     """
 
     config_qps: float
@@ -72,7 +72,7 @@ class Summary:
     total_s: float
 
     def lines(self) -> list[str]:
-        """Return it for people."""
+        """Return the summary in lines for people."""
         return [
             f"Config QPS: {self.config_qps:.4f} reqs/s",
             f"Actual QPS: {self.actual_qps:.4f} reqs/s",
@@ -90,14 +90,15 @@ def summary(table: pd.DataFrame, *, started_at: float, config_qps: float, pendin
 
     Args:
         table: As `csv_table` gives it, or read from the original's CSV.
-        started_at: Wall clock at the start of the run; the first launch where that is not known.
-        config_qps: As asked for.
-        pending: Requests that were launched and had no end.
+        started_at: Wall clock at the start of the run (s since the epoch); the first launch where the start is not
+            known.
+        config_qps: Requests/s that the configuration asks for.
+        pending: Requests that were launched and did not finish.
     """
     if table.empty:
         return None
     total = float(table["finish_time"].max()) - started_at
-    # An answer of one token has no generation time: the original would print "inf" for all.
+    # An answer of one token has no generation time: the original would print "inf" as the mean of all.
     generation = table["generation_time"].where(table["generation_time"] > 0)
     return Summary(
         config_qps=config_qps,

@@ -1,4 +1,4 @@
-"""Workload kinds by name, ours and third parties', from the entry point group `pytest_kvcache.workloads`."""
+"""The workload kinds by name, our own and third parties', from the entry point group `pytest_kvcache.workloads`."""
 
 from __future__ import annotations
 
@@ -32,5 +32,5 @@ def _of_its_kind(value: Any) -> Any:
     return value
 
 
-#: A workload of whichever kind its data name; keeps that kind's keys when it is written down.
+#: A workload of the kind that its data name; the keys of that kind are kept when the workload is written down.
 AnyWorkload = Annotated[SerializeAsAny[Workload], BeforeValidator(_of_its_kind)]

@@ -1,4 +1,4 @@
-"""What a workload has sent: conversations of turns at absolute times. Every kind of workload ends up as this."""
+"""What a workload sends: conversations of turns at absolute times. Every kind of workload makes such a script."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ class Message:
 
     Args:
         role: `user` or `assistant`.
-        parts: Its text, to be joined by spaces. Texts that several prompts share are the same object, so that a run
-            with gigabytes of prompts holds and encodes each of them once.
+        parts: The text in parts, to be joined by spaces. A text that several prompts share is one object, so that a
+            run with gigabytes of prompts holds and encodes it once.
     """
 
     role: str
@@ -30,7 +30,7 @@ class Turn:
 
     Args:
         round: Number of the question in its user's session, from 1.
-        at_s: When, after the start of the run.
+        at_s: When the request is due, after the start of the run.
         messages: The prompt: all of it, or what is new since the last answer (see `Conversation.answers_return`).
         answer_tokens: Length of the answer that is asked for.
         prompt_tokens: Length of the whole prompt in tokens of the served tokenizer, where the workload knows it.
@@ -45,13 +45,13 @@ class Turn:
 
 @dataclass(frozen=True)
 class Conversation:
-    """One user: a turn is sent when it is due, and not before the answer to the one before it is there.
+    """The turns of one user: each is sent when it is due, but not before the answer to the previous turn is there.
 
     Args:
-        user: Its number.
-        turns: In order; `at_s` rises.
-        answers_return: Whether the prompt of a turn is all that was said before, real answers included, and then its
-            messages; otherwise its messages are the whole prompt, and the run can be repeated to the byte.
+        user: Number of the user.
+        turns: The turns in order; `at_s` rises.
+        answers_return: Whether the prompt of a turn is all that was said before, real answers included, followed by the
+            turn's messages. Otherwise these messages are the whole prompt, and the run can be repeated to the byte.
     """
 
     user: int
@@ -64,10 +64,10 @@ class Script:
     """A whole run.
 
     Args:
-        conversations: In the order in which they begin.
-        warm_up: Sent all at once before the clock starts, answers thrown away.
-        priming: Sent one after the other after the warm-up: what the caches would hold already had the run begun long
-            ago.
+        conversations: The conversations in the order in which they begin.
+        warm_up: Requests that are sent all at once before the clock starts; their answers are thrown away.
+        priming: Requests that are sent one after the other after the warm-up, so that the caches hold what they would
+            hold if the run had begun long ago.
         user_header: Whether each request names its user in `x-user-id`.
     """
 
@@ -78,5 +78,5 @@ class Script:
 
     @property
     def answer_tokens(self) -> int:
-        """Length of all answers together."""
+        """Length of all answers together (tokens)."""
         return sum(turn.answer_tokens for user in self.conversations for turn in user.turns)

@@ -1,9 +1,10 @@
 """Conversations from a ShareGPT-style file, on the steady schedule of the multi-round workload.
 
-The file is a JSON array, or a JSON object a line, of `{"conversations": [{"from": "human" | "gpt", "value": "…"}, …]}`.
-User n has the n-th conversation that is long enough; the history carries the file's answers, so that runs repeat to the
-byte. An answer is as long as the file's (`num_tokens` where it says so, else counted by the served tokenizer), at most
-`answer_tokens`. A conversation whose prompts grow beyond the run's context length is left out.
+The file is a JSON array of objects, or has one JSON object on each line. An object is a conversation:
+`{"conversations": [{"from": "human" | "gpt", "value": "…"}, …]}`. User n has the n-th conversation that is long enough;
+the history carries the file's answers, so that runs repeat to the byte. An answer is as long as the one in the file
+(`num_tokens` where the file has it, else counted by the served tokenizer), at most `answer_tokens`. A conversation
+whose prompts grow beyond the run's context length is left out.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ class Saying:
 
     Args:
         role: `user` or `assistant`.
-        text: What it says.
-        tokens: Its length, where the file has it.
+        text: Text of the message.
+        tokens: Length of the message, where the file has it.
     """
 
     role: str
@@ -46,18 +47,18 @@ class Saying:
 class ShareGpt(SteadyWorkload):
     """Parameters of a run of a ShareGPT-style file; conversations of fewer than `rounds` rounds are left out."""
 
-    #: What the file holds is compared (`content_digest`), and not where it lies.
+    #: The content of the file is compared (`content_digest`), not its path.
     NOT_COMPARED: ClassVar[frozenset[str]] = SteadyWorkload.NOT_COMPARED | {"path"}
 
     kind: Literal["sharegpt"] = "sharegpt"
-    path: UserPath = Field(description="the file")
-    answer_tokens: PositiveInt = Field(description="longest answer")
+    path: UserPath = Field(description="the ShareGPT-style file")
+    answer_tokens: PositiveInt = Field(description="length of the longest answer")
 
     def check(self) -> None:
         """Read the whole file once.
 
         Raises:
-            ConfigError: Naming file and line.
+            ConfigError: The file is unsound (the message names file and line) or has too few conversations.
         """
         long_enough = sum(1 for sayings in read(self.path) if _rounds(sayings) >= self.rounds)
         if long_enough < self.users:
@@ -69,7 +70,7 @@ class ShareGpt(SteadyWorkload):
 
     @cached_property
     def content_digest(self) -> str:
-        """The file's SHA-256."""
+        """The SHA-256 of the file."""
         return hashlib.sha256(self.path.read_bytes()).hexdigest()
 
     def script(self, context_tokens: int, tokenizer: Tokenizer | None, *, first_user: int = 0) -> Script:
@@ -97,7 +98,7 @@ class ShareGpt(SteadyWorkload):
         return self.steady_script(turn, first_user=first_user)
 
     def _talk(self, sayings: list[Saying], tokenizer: Tokenizer, limit: int) -> _Talk | None:
-        """Return a conversation with the lengths of its answers, None where it is too long."""
+        """Return a conversation with the lengths of its answers (tokens), None where the conversation is too long."""
         messages = tuple(Message(s.role, (s.text,)) for s in sayings)
         if tokenizer.count(messages[:-1]) > limit:
             return None
@@ -116,10 +117,10 @@ class _Talk:
 
 
 def read(path: Path) -> Iterator[list[Saying]]:
-    """Yield the conversations of the file, each from its first question on and taking turns.
+    """Yield each conversation of the file from its first question on, if user and assistant take turns in it.
 
     Raises:
-        ConfigError: The file cannot be read, or an entry is malformed; with file and line.
+        ConfigError: The file cannot be read, or an entry is malformed; the message names file and line.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -145,7 +146,7 @@ def _saying(item: Any, where: str) -> Saying:
     tokens = item.get("num_tokens")
     if tokens is not None and (not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 0):
         raise ConfigError(f"num_tokens is {tokens!r}, not a count", where=where)
-    # A system message, a tool's: the conversation is left out, since it does not take turns.
+    # Other roles are a system's or a tool's: `read` leaves out a conversation with one after its first question.
     return Saying(role or "other", item["value"], tokens)
 
 

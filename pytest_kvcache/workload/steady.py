@@ -1,4 +1,4 @@
-"""What the kinds have in common whose users come back on the steady schedule (`schedule.py`)."""
+"""What all kinds of workload have in common whose users come back on the steady schedule (`schedule.py`)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pytest_kvcache.workload.script import Conversation, Script, Turn
 class SteadyWorkload(Workload):
     """The keys of the schedule, and what follows from them.
 
-    The names of LMCache's `multi-round-qa.py` in brackets.
+    The descriptions name in brackets the option of LMCache's `multi-round-qa.py` that has the same meaning.
     """
 
     users: PositiveInt = Field(description="users in the system at a time [--num-users]")
@@ -22,15 +22,15 @@ class SteadyWorkload(Workload):
     qps: PositiveFloat = Field(description="requests/s over all users [--qps]")
 
     def round_s(self) -> float | None:
-        """Return the time in which every user asks once."""
+        """Return the time in which every user asks once (s)."""
         return self.users / self.qps
 
     def due(self, *, first_user: int = 0, before: bool = False) -> Iterator[Due]:
-        """Yield the requests of a run in order, or with `before` those that caches hold at its start.
+        """Yield the requests of a run in order, or with `before` the requests that caches hold at its start.
 
         Args:
-            first_user: Users are numbered from the one after it.
-            before: The last ones that a run without a beginning had sent before the start.
+            first_user: Users are numbered from `first_user + 1` on.
+            before: Whether to yield the last requests that a run without a beginning would have sent before the start.
         """
         return steady(
             users=self.users,
@@ -50,8 +50,8 @@ class SteadyWorkload(Workload):
 
         Args:
             turn: Makes the request that is due.
-            first_user: Users are numbered from the one after it.
-            warm_up: Sent before all that.
+            first_user: Users are numbered from `first_user + 1` on.
+            warm_up: Requests to send before the priming.
         """
         turns: dict[int, list[Turn]] = {}
         for due in self.due(first_user=first_user):

@@ -1,7 +1,7 @@
 """The served tokenizer: exact counts, and words that are one token each, so that texts have exact lengths.
 
-vLLM answers `/tokenize` and `/detokenize` (docs: "Tokenizer API"); no tokenizer is needed on this side, and none that
-might differ from the served one.
+vLLM answers `/tokenize` and `/detokenize` (vLLM's docs, "Tokenizer API"), so that this side needs no tokenizer of its
+own, which might differ from the served one.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import requests
 from pytest_kvcache.errors import RunError
 from pytest_kvcache.workload.script import Message
 
-#: Each message begins with it: what stands at the start of a message is cut into tokens unlike what stands in it.
+#: Each message begins with this text, since a word at the start of a message is cut into other tokens than one inside.
 OPENER = "Note:"
 _WORD = re.compile(r"^ [a-z]{3,12}$")
+#: Words are looked for among the token ids from `_FIRST_ID` to the first of `_LAST_IDS` that the server accepts.
 _FIRST_ID = 300
 _LAST_IDS = (12000, 6000, 4000, 2000, 1000)
 _FEWEST_WORDS = 50
@@ -37,15 +38,15 @@ class Tokenizer(Protocol):
         """Return the length of a chat prompt as the server will count it, template included (tokens)."""
 
     def words(self) -> tuple[str, ...]:
-        """Return words that, each after a space, are one token, whatever stands around them."""
+        """Return words that are one token each after a space, whatever stands around them."""
 
 
 class ServedTokenizer:
     """The tokenizer of a vLLM server.
 
     Args:
-        url: Of the server, without /v1.
-        model: The name that requests carry.
+        url: Address of the server, without /v1.
+        model: Name of the model that requests carry.
         api_key: Sent as a bearer token, "" for none.
     """
 
@@ -61,16 +62,16 @@ class ServedTokenizer:
         """Return the length of a chat prompt (tokens).
 
         Raises:
-            RunError: The server has no tokenizer API, or refuses.
+            RunError: The server has no tokenizer API, or refuses the request.
         """
         data = {"messages": [{"role": m.role, "content": m.text} for m in messages], "add_generation_prompt": True}
         return int(self._tokenize(data)["count"])
 
     def words(self) -> tuple[str, ...]:
-        """Return the words, sorted.
+        """Return the words of one token each, sorted.
 
         Raises:
-            RunError: As `count`, or the vocabulary has too few of them.
+            RunError: As for `count`, or the vocabulary has too few such words.
         """
         (newline,) = self._tokenize({"prompt": "\n", "add_special_tokens": False})["tokens"][-1:]
         texts: set[str] = set()
@@ -133,8 +134,8 @@ class Texts:
     Args:
         vocabulary: Words of one token each.
         seed: Equal seeds give equal texts.
-        first_overhead: Tokens that a chat of one message has beside its words: template, opener.
-        next_overhead: Tokens that an answer and the next question add beside their words.
+        first_overhead: Tokens that a chat of one message has besides its words, from the chat template and the opener.
+        next_overhead: Tokens that an answer and the next question add besides their words.
     """
 
     vocabulary: tuple[str, ...]
@@ -143,7 +144,7 @@ class Texts:
     next_overhead: int
 
     def words(self, count: int, *name: object) -> str:
-        """Return `count` words in random order, always the same for one name.
+        """Return `count` words in random order, always the same for the same name.
 
         The vocabulary has hundreds of words, so no sequence of a few words comes again within a prompt.
         """
@@ -152,10 +153,10 @@ class Texts:
 
 
 def texts(tokenizer: Tokenizer, *, seed: int) -> Texts:
-    """Measure what the chat template adds, and make sure that lengths then come out exactly.
+    """Measure how many tokens the chat template adds, and check that lengths then come out exactly.
 
     Raises:
-        RunError: They do not.
+        RunError: The server counts other lengths than expected.
     """
     vocabulary = tokenizer.words()
     draft = Texts(vocabulary, seed, 0, 0)
@@ -179,5 +180,5 @@ def texts(tokenizer: Tokenizer, *, seed: int) -> Texts:
 
 
 def message(role: str, *parts: str) -> Message:
-    """Return a message of texts from `Texts`."""
+    """Return a message of texts from `Texts`, with the opener before them."""
     return Message(role, (OPENER, *(part for part in parts if part)))
