@@ -1,6 +1,6 @@
 """Why vLLM, LMCache and the router cannot start or go on.
 
-By the sources of vLLM 0.11 to 0.32, huggingface_hub and NCCL, and the logs in their users' reports.
+The words are from the sources of vLLM 0.11 to 0.32, huggingface_hub and NCCL, and from logs in their users' reports.
 """
 
 from __future__ import annotations
@@ -163,9 +163,9 @@ ENGINE = (
     ),
 )
 
-#: Of what is not the tier's storage, and of what says too little.
+#: Causes outside the tier's storage, and causes whose words say too little.
 ELSEWHERE = (
-    # The same of what is not the tier's.
+    # The failures of `STORAGE`, on file systems that are not the tier's.
     cause(
         "no-space-elsewhere",
         "root",
