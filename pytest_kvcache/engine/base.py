@@ -1,4 +1,4 @@
-"""What plans, tiers and checks need from an engine, be it a folder of this machine or a container image."""
+"""The interface of an engine for plans, tiers and checks, be it a folder of this machine or a container image."""
 
 from __future__ import annotations
 

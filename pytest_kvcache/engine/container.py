@@ -46,7 +46,7 @@ def parse_mount(text: str, where: str) -> BindMount:
     Without TARGET the mount has the path of its source; without a mode it is read-only.
 
     Args:
-        text: As the user wrote it.
+        text: Text as the user wrote it.
         where: The option, for errors.
 
     Raises:
@@ -81,7 +81,7 @@ class Container:
         name: Name of the container, unique on the machine; None for one that Docker makes up.
         env: Variables added to the image's. Whoever may talk to the daemon can read them: no secret may be among them.
         mounts: Files and folders of this machine that the container sees; it sees no others.
-        workdir: Where the program starts.
+        workdir: Folder in which the program starts.
         labels: Labels to find the container by.
         gpus: NVIDIA GPUs that the container sees, by number, UUID or MIG name; `all` for all of the machine, of
             which CUDA_VISIBLE_DEVICES chooses, as for a process.

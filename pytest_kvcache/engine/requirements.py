@@ -1,4 +1,4 @@
-"""What the lock files of the CPU engine environment need of a machine."""
+"""Requirements of the CPU engine environment's lock files on a machine."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Requirement:
     """One thing that the lock needs of the machine.
 
     Args:
-        name: What is checked.
+        name: Name of the requirement.
         met: Whether the machine has it.
         found: What the machine has instead.
-        todo: What to do about it.
+        todo: What to do where it is not met.
     """
 
     name: str
