@@ -1,4 +1,4 @@
-"""What a tier claims about where KV comes from; `proof/claims.py` holds the claim against the counters."""
+"""The claim of a tier about where KV comes from; `proof/claims.py` holds the claim against the counters."""
 
 from __future__ import annotations
 

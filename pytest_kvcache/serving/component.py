@@ -1,4 +1,4 @@
-"""One process of a serving pair, as data: what `render` prints and a launcher starts."""
+"""One process of a serving pair, as data that `render` prints and a launcher starts."""
 
 from __future__ import annotations
 

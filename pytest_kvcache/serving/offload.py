@@ -1,4 +1,4 @@
-"""What a tier adds to a serving pair, as data."""
+"""Data that describe what a tier adds to a serving pair."""
 
 from __future__ import annotations
 

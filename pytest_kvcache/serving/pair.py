@@ -28,7 +28,7 @@ class ServingPair:
     """A running pair, which the fixture `vllm_pair` is.
 
     Args:
-        plan: What was started.
+        plan: Plan that was started.
         handles: Handle of each component, in the order of the start.
         boot_s: Time from the first start to the last readiness (s).
     """
@@ -73,7 +73,7 @@ def boot(plan: ServingPlan, launcher: Launcher, logs: Path, *, timeout_s: float)
     """Start all components of `plan`, those of a stage side by side, and return when all are ready.
 
     Args:
-        plan: What to start.
+        plan: Plan to start.
         launcher: Starts and stops the components.
         logs: Folder of the components' logs.
         timeout_s: Limit for the whole boot (s).

@@ -74,8 +74,8 @@ def build_plan(
     """Return the plan of a pair of `profile` on `tier`.
 
     Args:
-        profile: What to serve and how.
-        tier: What the tier adds.
+        profile: Profile to serve.
+        tier: Plan of the tier, with what the tier adds.
         tools: Programs of the engine environment.
         model: Name of the model that vLLM loads, or its folder relative to `scratch`, where the processes run.
         port: Returns a free port at each call.

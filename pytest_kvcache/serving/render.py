@@ -49,7 +49,7 @@ def render(
     """Return every file and command of a run of `profile` on `tier`.
 
     Args:
-        profile: What to serve.
+        profile: Profile to serve.
         tier: Tier to serve with.
         engine: Engine whose programs are named, in containers where it is an image; None for plain names.
         environ: Environment that credentials would come from; none of them is shown.

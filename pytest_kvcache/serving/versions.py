@@ -16,7 +16,7 @@ def traits(profile: Profile, offload: Offload | None) -> frozenset[str]:
     """Return the words of `engine.floors` that are true of a run.
 
     Args:
-        profile: What is served.
+        profile: Profile that is served.
         offload: What the tier adds, None for vLLM alone.
     """
     if offload is None:
@@ -35,7 +35,7 @@ def refusals(versions: Mapping[str, str], profile: Profile, offload: Offload | N
 
     Args:
         versions: Versions of the engine, by distribution name.
-        profile: What is served.
+        profile: Profile that is served.
         offload: What the tier adds.
     """
     return floors.lacks(versions, traits(profile, offload), Without.REFUSED)
@@ -46,9 +46,9 @@ def losses(versions: Mapping[str, str], profile: Profile, offload: Offload | Non
 
     Args:
         versions: Versions of the engine, by distribution name.
-        profile: What is served.
+        profile: Profile that is served.
         offload: What the tier adds.
-        bench: Whether `doctor --bench` asks.
+        bench: Whether the run is `doctor --bench`.
     """
     words = traits(profile, offload) | ({floors.BENCH} if bench else set())
     found = floors.lacks(versions, words, Without.LESS)

@@ -75,7 +75,7 @@ ENGINE = (
         "RAM is used up: each LMCache takes l1_size_gb of it at its start, inside vLLM each GPU's process does; lower "
         "it (`free -g`, `ulimit -l`)",
     ),
-    # What the profile and the connector ask for.
+    # Demands of the profile and of the connector.
     cause(
         "mixed-attention",
         "root",

@@ -1,4 +1,4 @@
-"""What a launcher does: start a component and say whether it lives."""
+"""The interface of launchers, which start components and say whether they live."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Handle(Protocol):
 
     @property
     def component(self) -> Component:
-        """What was started."""
+        """The component that was started."""
 
     @property
     def log(self) -> Path:

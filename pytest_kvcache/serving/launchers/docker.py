@@ -53,7 +53,7 @@ def container_of(
     """Return the container of a component.
 
     Args:
-        component: What to run.
+        component: Component to run.
         engine: Image to run it in.
         name: Name of the container.
         log: File that its output goes to.
@@ -90,7 +90,7 @@ class ContainerHandle:
     """A started container.
 
     Args:
-        component: What was started.
+        component: Component that was started.
         log: File with its output.
         leader: First process of the container, by this machine's process numbers.
         id: Id of the container.

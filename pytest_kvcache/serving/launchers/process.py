@@ -21,7 +21,7 @@ class ProcessHandle:
     """A running process.
 
     Args:
-        component: What was started.
+        component: Component that was started.
         log: File with its output.
         leader: Identifies the process and all that it starts.
         popen: Gives the exit code.
