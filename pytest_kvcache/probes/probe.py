@@ -21,7 +21,7 @@ from pytest_kvcache.telemetry.counters import Counters
 
 @dataclass(frozen=True)
 class Probed:
-    """What the probes of a boot found.
+    """The result of the probes of a boot.
 
     Args:
         faults: Reasons why no verdict may rest on the boot, a line each.

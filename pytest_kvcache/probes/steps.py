@@ -20,15 +20,15 @@ class Step(StrEnum):
     """When a sentinel was sent."""
 
     COLD = "cold"
-    """First, to its home, before any server of this boot has seen it."""
+    """Sent to its home first, before any server of this boot has seen it."""
     AGAIN = "again"
-    """To the same server again: the device cache has its KV."""
+    """Sent to the same server again: the device cache has its KV."""
     RELOADED = "reloaded"
-    """To the same server after the device cache was emptied: LMCache's L1 has its KV."""
+    """Sent to the same server after the device cache was emptied: LMCache's L1 has its KV."""
     ACROSS = "across"
-    """To the next server: only a shared storage has its KV."""
+    """Sent to the next server: only a shared storage has its KV."""
     EMPTIED = "emptied"
-    """To the same server after device cache and L1 were emptied: only a shared storage has its KV."""
+    """Sent to the same server after device cache and L1 were emptied: only a shared storage has its KV."""
 
 
 @dataclass(frozen=True)
