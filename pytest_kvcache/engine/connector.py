@@ -1,7 +1,8 @@
-"""The connector for CPU tensors (`cpu_connector/`) in an engine environment of `setup`'s making.
+"""The connector for CPU tensors (`cpu_connector/`) in an engine environment that `setup` made.
 
-It lies in a folder of its own in the environment, named after the connector's source, and a `.pth` file names the
-folder: another source takes its place by one rename, under servers that run or boot, and nothing else is touched.
+The connector lies in a folder of the environment that is named after a digest of its source, and a `.pth` file names
+this folder. Another version gets another folder, and the `.pth` file is replaced in one step, which servers that run or
+boot survive; nothing else is touched.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pytest_kvcache.runs.files import write_text
 
 SOURCE = Path(__file__).with_name("cpu_connector")
 DISTRIBUTION = "lmcache-cpu-connector"
-#: What the folders' names begin with.
+#: Beginning of the names of the connector's folders.
 FOLDER = "kvcache-cpu-connector-"
 _PTH = "kvcache_cpu_connector.pth"
 
@@ -30,7 +31,7 @@ def digest() -> str:
 
 
 def is_current(environment: Path) -> bool:
-    """Whether the environment has this connector."""
+    """Whether the environment has the connector of the present source."""
     try:
         named = _pth(environment).read_text(encoding="utf-8").strip()
     except OSError:
@@ -39,12 +40,12 @@ def is_current(environment: Path) -> bool:
 
 
 def install(environment: Path, run: Callable[[list[str]], None]) -> None:
-    """Install this connector, in place of another one.
+    """Install the connector of the present source, in place of another version.
 
-    Nothing is downloaded: the environment's own setuptools builds it, and it requires nothing.
+    Nothing is downloaded: the environment's own setuptools builds the connector, which requires no other package.
 
     Args:
-        environment: Its folder. The caller holds the lock of `setup`.
+        environment: Folder of the environment. The caller holds the lock of `setup`.
         run: Runs a command line.
 
     Raises:

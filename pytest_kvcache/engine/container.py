@@ -12,7 +12,7 @@ from pytest_kvcache.errors import ConfigError
 from pytest_kvcache.paths import expanded
 
 _MODES = ("ro", "rw")
-#: Of `Container.gpus`.
+#: Value of `Container.gpus` for all GPUs of the machine.
 ALL_GPUS = ("all",)
 
 
@@ -21,8 +21,8 @@ class BindMount:
     """A file or folder of this machine in a container.
 
     Args:
-        source: Here.
-        target: There.
+        source: Path on this machine.
+        target: Path in the container.
         writable: Whether the container may change it.
     """
 
@@ -31,24 +31,26 @@ class BindMount:
     writable: bool = False
 
     def __str__(self) -> str:
-        """As `docker run --volume` takes it."""
+        """Return the mount as `docker run --volume` takes it."""
         return f"{self.source}:{self.target}:{'rw' if self.writable else 'ro'}"
 
 
 def same_path(path: Path, *, writable: bool = False) -> BindMount:
-    """Return the mount of `path` under its own name, so that command lines hold on both sides."""
+    """Return the mount of `path` under its own name, so that command lines are valid on both sides."""
     return BindMount(path, path, writable)
 
 
 def parse_mount(text: str, where: str) -> BindMount:
-    """Return the mount that `SOURCE[:TARGET][:ro|rw]` describes; read-only, and at its own path, where not said.
+    """Return the mount that `SOURCE[:TARGET][:ro|rw]` describes.
+
+    Without TARGET the mount has the path of its source; without a mode it is read-only.
 
     Args:
-        text: As the user wrote it.
+        text: Text as the user wrote it.
         where: The option, for errors.
 
     Raises:
-        ConfigError: It is not of that form, or the source is not there.
+        ConfigError: The text is not of that form, or the source does not exist.
     """
     parts = text.split(":")
     mode = parts.pop() if parts[-1] in _MODES else "ro"
@@ -59,30 +61,30 @@ def parse_mount(text: str, where: str) -> BindMount:
     if len(paths) not in {1, 2} or not all(path.is_absolute() for path in paths):
         raise ConfigError(f"{text!r} is not allowed; allowed: SOURCE[:TARGET][:ro|rw], absolute paths", where=where)
     source = paths[0]
-    if not os.path.exists(source):  # noqa: PTH110 - whatever is wrong with it, it never raises
+    if not os.path.exists(source):  # noqa: PTH110 - never raises, whatever is wrong with the path
         raise ConfigError(f"{source} is not there", where=where, todo="docker would make an empty folder in its place")
     return BindMount(source, paths[-1], mode == "rw")
 
 
 @dataclass(frozen=True)
 class Container:
-    """What is to run, and with what of this machine.
+    """A program to run in a container, and what of this machine the container gets.
 
-    It has this machine's network, since a pair talks over loopback ports that the run has leased, and its IPC and PID
-    namespaces: LMCache's server maps the KV memory of vLLM's workers from /dev/shm, by names made of their process
-    numbers, and CUDA's memory handles name processes too. In namespaces of their own the workers of two containers have
-    the same numbers, and take each other's names.
+    The container has this machine's network, since a pair talks over loopback ports that the run has leased, and this
+    machine's IPC and PID namespaces: LMCache's server maps the KV memory of vLLM's workers from /dev/shm, by names made
+    of the workers' process numbers, and CUDA's memory handles name processes too. In namespaces of their own the
+    workers of two containers would have the same process numbers, and so take each other's names.
 
     Args:
-        image: Its id or name.
+        image: Id or name of the image.
         argv: The program and its arguments; the image's entry point is not used.
-        name: Unique on the machine; None for one that Docker makes up.
-        env: Added to the image's. Whoever may talk to the daemon can read it: no secret may be in it.
-        mounts: Nothing else of this machine is seen.
-        workdir: Where the program starts.
-        labels: To find it by.
-        gpus: NVIDIA GPUs that it sees, by number, UUID or MIG name; `all` for all of the machine, among which
-            CUDA_VISIBLE_DEVICES chooses, as for a process.
+        name: Name of the container, unique on the machine; None for one that Docker makes up.
+        env: Variables added to the image's. Whoever may talk to the daemon can read them: no secret may be among them.
+        mounts: Files and folders of this machine that the container sees; it sees no others.
+        workdir: Folder in which the program starts.
+        labels: Labels to find the container by.
+        gpus: NVIDIA GPUs that the container sees, by number, UUID or MIG name; `all` for all of the machine, of
+            which CUDA_VISIBLE_DEVICES chooses, as for a process.
     """
 
     image: str
@@ -120,16 +122,16 @@ class Container:
         }
 
     def run_argv(self, inherits: Sequence[str] = ()) -> tuple[str, ...]:
-        """Return the `docker run` that starts the same in the foreground, and removes it afterwards.
+        """Return the `docker run` command that starts the container in the foreground, and removes it afterwards.
 
         Args:
-            inherits: Variables that it takes from the environment of whoever runs it.
+            inherits: Names of variables that the container takes from the environment of whoever runs the command.
         """
         words = ["docker", "run", "--rm", "--network", "host", "--ipc", "host", "--pid", "host", "--userns", "host"]
         words += ["--user", _user(), "--cpuset-cpus", _cpus(), "--cap-drop", "ALL"]
         words += ["--security-opt", "no-new-privileges"]
         options: dict[str, Sequence[str]] = {
-            # Docker reads the value as a line of CSV.
+            # Docker reads the value of --gpus as a line of CSV.
             "--gpus": []
             if not self.gpus
             else ["all"]
@@ -146,10 +148,10 @@ class Container:
 
 
 def _user() -> str:
-    """Return this user: what the program writes is ours, and its processes can be seen and ended."""
+    """Return this user and group: the program's files are then this user's, and its processes can be seen and ended."""
     return f"{os.getuid()}:{os.getgid()}"
 
 
 def _cpus() -> str:
-    """Return the processors that this process may use; a container would have all of the daemon's."""
+    """Return the processors that this process may use; unless told, a container gets all that the daemon has."""
     return ",".join(map(str, sorted(os.sched_getaffinity(0))))

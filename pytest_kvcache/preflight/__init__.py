@@ -1,4 +1,4 @@
-"""What is looked at before any boot, and by `pytest-kvcache doctor`: machine, engine, and each tier's storage."""
+"""Checks before any boot and of `pytest-kvcache doctor`: of the machine, the engine, and each tier's storage."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from pytest_kvcache.serving.tier import CheckedTier, Tier, TierContext
 
 __all__ = ["Check", "CheckResult", "Finding", "blocking", "of_tier", "run", "stopping"]
 
-#: A boot waits for this, and no longer.
+#: A boot waits this long for a blocking check, and no longer.
 _BLOCKING_LIMIT_S = 30.0
 
 
 def of_tier(tier: Tier, ctx: TierContext) -> list[CheckResult]:
-    """Return what all checks of a tier find; where it cannot run, that is the only finding.
+    """Return the results of all checks of a tier; where the tier cannot run, this is the only result.
 
     Args:
-        tier: To look at.
-        ctx: As for a plan; the tier's probes write below its storage and remove what they wrote.
+        tier: The tier to check.
+        ctx: Context as for a plan; checks write below the tier's storage and remove what they wrote.
     """
     subject = f"tier {tier.name}"
     available = run(subject, Check("can run", lambda: _available(tier, ctx)))
@@ -28,7 +28,7 @@ def of_tier(tier: Tier, ctx: TierContext) -> list[CheckResult]:
 
 
 def blocking(tier: Tier, ctx: TierContext) -> list[str]:
-    """Return why a pair should not be booted for a tier that says it is available; empty where nothing speaks against.
+    """Return why a pair should not be booted for a tier that says it is available; empty where it may be booted.
 
     Only checks that are cheap (seconds) and sure are carried out.
     """
@@ -36,11 +36,11 @@ def blocking(tier: Tier, ctx: TierContext) -> list[str]:
 
 
 def stopping(subject: str, checks: Sequence[Check]) -> list[str]:
-    """Return what those of `checks` find that keep a pair from being booted, a line each.
+    """Return the failures of the blocking ones among `checks`, which keep a pair from being booted, a line each.
 
     Args:
-        subject: What they look at.
-        checks: Those that are not blocking are not carried out.
+        subject: Name of what the checks look at.
+        checks: All checks; only the blocking ones are carried out.
     """
     results = [run(subject, check, limit_s=_BLOCKING_LIMIT_S) for check in checks if check.blocking]
     return [

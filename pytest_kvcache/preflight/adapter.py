@@ -1,4 +1,4 @@
-"""A tier's storage timed through the adapter that LMCache itself will use, every byte verified."""
+"""Time a tier's storage through the adapter that LMCache itself will use, and verify every byte."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _KEYS, _ROUNDS, _SIZE_KIB = 16, 2, 512
 _LIMIT_S = 120.0
 _VERIFIED = re.compile(r"All \d+ keys data verified OK")
 _START_LIMIT_S = 30.0
-#: `lmcache bench l2` names all objects after one model, and has no option for it: two benches on one bucket, or a bench
-#: and what an earlier one left, would overwrite each other's. The name is the default of one argument (0.4.6 to 0.5.6).
+#: `lmcache bench l2` names all objects after one model, and has no option for another name: benches on one bucket would
+#: overwrite each other's objects. The name is an argument's default (0.4.6 to 0.5.6), which this program replaces.
 _PROGRAM = """
 import sys
 from lmcache.cli.commands.bench.l2_adapter_bench import data
@@ -41,13 +41,13 @@ sys.exit(main())
 def bench_plan(plan: TierPlan, adapter: Mapping[str, Any], python: str, session: RunSession) -> Finding:
     """Start a tier's own storage, time it, and stop and remove it.
 
-    Objects have a name that no other bench and no model has; in a bucket of the user's those alone are removed.
+    Objects have a name that no other bench and no model has; from a bucket of the user only these objects are removed.
 
     Args:
-        plan: Of the tier.
-        adapter: Its L2 adapter.
+        plan: Plan of the tier.
+        adapter: L2 adapter of the tier.
         python: The interpreter that has LMCache.
-        session: Owns folders and processes.
+        session: Session that owns the folders and processes.
     """
     for folder in plan.folders:
         session.own_folder(folder)
@@ -74,13 +74,13 @@ def bench_plan(plan: TierPlan, adapter: Mapping[str, Any], python: str, session:
 def bench(python: str, adapter: Mapping[str, Any], env: Mapping[str, str], *, model: str) -> Finding:
     """Store, look up and load 16 objects of 512 KiB three times (`lmcache bench l2`), and compare what comes back.
 
-    The first round of each is a warm-up. The objects stay where they were stored: the caller removes them.
+    The first round of each step is a warm-up. The objects stay where they were stored: the caller removes them.
 
     Args:
         python: The interpreter that has LMCache.
-        adapter: As for `lmcache server --l2-adapter`.
-        env: Environment of the program, credentials among it; the adapter goes there too, not on the command line.
-        model: What names of objects begin with.
+        adapter: L2 adapter, as for `lmcache server --l2-adapter`.
+        env: Environment of the program with credentials; the adapter goes there too, not on the command line.
+        model: Beginning of the names of the objects.
     """
     argv = [python, "-c", _PROGRAM, model, "bench", "l2", "--no-skip-verify", "--lookup-max-hit-rate", "1.0"]
     argv += ["--format", "json"]
@@ -102,7 +102,7 @@ def bench(python: str, adapter: Mapping[str, Any], env: Mapping[str, str], *, mo
 
 
 def judge(exit_code: int, out: str, errors: str) -> Finding:
-    """Return what `lmcache bench l2 --format json` found (LMCache 0.5): its JSON stands between lines of progress."""
+    """Return what `lmcache bench l2 --format json` found (LMCache 0.5); the JSON stands between lines of progress."""
     start = re.search(r"^\{$", out, re.MULTILINE)
     if start is None:
         said = [line for line in f"{out}\n{errors}".splitlines() if re.search(r"error|fail|refused", line, re.I)]

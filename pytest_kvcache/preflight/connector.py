@@ -1,4 +1,4 @@
-"""Whether LMCache can run inside vLLM's CPU build: it needs the connector for CPU tensors."""
+"""Check whether LMCache can run inside vLLM's CPU build, which needs the connector for CPU tensors."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def needed(engine: BaseEngine, profile: Profile, *, offloads: bool) -> bool:
     """Whether a profile runs LMCache inside vLLM's CPU build.
 
     Args:
-        engine: To serve it.
-        profile: To be served.
-        offloads: Whether a tier with LMCache is meant.
+        engine: Engine that serves the profile.
+        profile: Profile to serve.
+        offloads: Whether the tier uses LMCache.
     """
     # A vLLM that somebody has built for CPUs is called `vllm`, and its version ends with +cpu.
     built_for_cpus = engine.is_cpu_build or "+cpu" in engine.versions.get("vllm", "")
@@ -31,7 +31,7 @@ def needed(engine: BaseEngine, profile: Profile, *, offloads: bool) -> bool:
 
 
 def installed(engine: BaseEngine) -> Finding:
-    """Look for the connector in an engine; in an environment of `setup` it must be that of this plugin."""
+    """Look for the connector in an engine; in an environment that `setup` made it must be the plugin's present one."""
     try:
         done = engine.call([str(engine.python), "-c", _LOOK], timeout_s=_LIMIT_S)
     except subprocess.TimeoutExpired:

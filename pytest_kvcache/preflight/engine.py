@@ -1,4 +1,4 @@
-"""Checks of the engine environment: what is in it, whether it fits the profile, whether it can be imported."""
+"""Checks of the engine environment: its packages, whether they fit the profile, and whether they can be imported."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _IMPORT = "import torch, vllm, lmcache"
 _IMPORT_LIMIT_S = 300.0
 ROUTER = "vllm-router"
 _HELP_LIMIT_S = 60.0
-#: An option of each of the two programs of that name.
+#: Options by which the two programs with the name `vllm-router` are told apart.
 _OURS, _PRODUCTION_STACK = "--worker-urls", ("--static-backends", "--routing-logic")
 
 
 def checks(engine: BaseEngine, profile: Profile, *, imports: bool, offloads: bool) -> list[Check]:
-    """Return what to look at in an environment.
+    """Return the checks of an engine environment.
 
     Args:
         engine: The environment.
-        profile: To be served by it.
-        imports: Import vLLM and LMCache too: tens of seconds.
-        offloads: Whether a tier with LMCache is meant.
+        profile: Profile that the engine serves.
+        imports: Whether to import vLLM and LMCache too, which takes tens of seconds.
+        offloads: Whether the tier uses LMCache.
     """
     found = [
         Check("versions", lambda: versions(engine, profile, offloads=offloads)),
@@ -66,9 +66,9 @@ def features(
 
     Args:
         engine: The environment.
-        profile: To be served by it.
+        profile: Profile that the engine serves.
         offloads: What each tier adds to a pair.
-        bench: Whether LMCache's own benchmark of adapters is meant to run.
+        bench: Whether LMCache's own benchmark of adapters will run.
     """
     meant = list(offloads)
     refused = [row for offload in meant for row in older.refusals(engine.versions, profile, offload)]
@@ -85,7 +85,7 @@ def check_floors(engine: BaseEngine, profile: Profile, offload: Offload | None) 
     """Return if the versions of an engine can serve a tier.
 
     Raises:
-        SetupError: They lack what a run on that tier cannot do without.
+        SetupError: The versions lack what a run on the tier cannot do without.
     """
     if refused := older.refusals(engine.versions, profile, offload):
         missing, todo = older.missing_features(refused, engine.versions)
@@ -94,7 +94,7 @@ def check_floors(engine: BaseEngine, profile: Profile, offload: Offload | None) 
 
 
 def programs(engine: BaseEngine, profile: Profile, *, offloads: bool) -> Finding:
-    """Look at whether the programs that a pair is started with are there, and are those."""
+    """Look at whether the programs that a pair is started with are there, and are the right ones."""
     wanted = [ROUTER]
     if not engine.is_cpu_build:
         wanted.append("vllm")
@@ -120,9 +120,9 @@ def programs(engine: BaseEngine, profile: Profile, *, offloads: bool) -> Finding
 def router(engine: BaseEngine) -> Finding:
     """Look at whose `vllm-router` is there: another project has a program of that name, with other options.
 
-    vllm-project/router takes `--worker-urls`; the router of vllm-project/production-stack, a Python package with the
-    same name, `--static-backends` and `--routing-logic` (its `parsers/parser.py`). Versions of the two overlap, so the
-    program itself is asked.
+    The router of vllm-project/router takes `--worker-urls`. The router of vllm-project/production-stack, a Python
+    package with the same name, takes `--static-backends` and `--routing-logic` (`parsers/parser.py`). The version
+    numbers of the two overlap, so the program itself is asked.
     """
     program = engine.find(ROUTER)
     if program is None:
@@ -150,7 +150,7 @@ def router(engine: BaseEngine) -> Finding:
 
 
 def importable(engine: BaseEngine) -> Finding:
-    """Look at whether vLLM and LMCache import: torch of another build, or a missing library, shows here."""
+    """Look at whether vLLM and LMCache can be imported, which a wrong build of torch or a missing library prevents."""
     try:
         done = engine.call([str(engine.python), "-c", _IMPORT], timeout_s=_IMPORT_LIMIT_S)
     except subprocess.TimeoutExpired:

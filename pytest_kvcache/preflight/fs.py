@@ -1,4 +1,4 @@
-"""Checks of a shared folder: what it is on, whether it can be written, whether it will hold what is coming."""
+"""Checks of a shared folder: what mount it is on, whether it can be written, whether it has room for a boot."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from pytest_kvcache.storage.mounts import mount_of
 from pytest_kvcache.storage.mountstats import page_cache_options
 from pytest_kvcache.storage.requirement import Require, unmet
 
-#: A server may leave the first bytes of a file to itself; this is more than any such threshold known.
+#: An NFS server may serve the first bytes of a file without a layout; this is more than any such threshold known.
 PROBE_BYTES = 4 << 20
 _ALIGNMENT = 4096
 _GIB = 1 << 30
-#: Below this share of free space file systems slow down, and others of a shared one suffer.
+#: Below this share of free space file systems slow down, and other users of a shared one suffer.
 _LITTLE = 0.05
 
 
 def mount(folder: Path, require: Require, *, stand_in: bool = False) -> Finding:
-    """What the folder is on: file system, and for NFS version, transport, layout, sizes and security."""
+    """Look at the folder's file system, and for NFS at version, transport, layout, sizes and security."""
     found = mount_of(folder)
     words = found.nfs.describe() if found.nfs else found.fstype
     text = f"{words} at {found.point}"
@@ -41,7 +41,7 @@ def mount(folder: Path, require: Require, *, stand_in: bool = False) -> Finding:
 
 
 def writable(folder: Path) -> Finding:
-    """Whether a file can be made, synced, read back and removed, and how fast 4 MiB go."""
+    """Look at whether a file can be made, synced, read back and removed, and how long 4 MiB take."""
     written = os.urandom(PROBE_BYTES)
     try:
         with probe_file(folder) as path:
@@ -61,7 +61,7 @@ def writable(folder: Path) -> Finding:
 
 
 def layouts_used(folder: Path, require: Require) -> Finding:
-    """Whether a write and a read of 4 MiB went by pNFS layouts, and over RDMA where that is required."""
+    """Look at whether a write and a read of 4 MiB go by pNFS layouts, and over RDMA where `require` says so."""
     point = mount_of(folder).point
     if require in {"none", "nfs4.1"}:
         return Finding("pass", "not required")
@@ -72,7 +72,7 @@ def layouts_used(folder: Path, require: Require) -> Finding:
 
 
 def page_cache(folder: Path) -> Finding:
-    """What may serve a read of an NFS mount without its server: then a tier's figures are those of RAM."""
+    """Look for caches that may serve reads of an NFS mount without its server: such reads have the speed of RAM."""
     found = mount_of(folder)
     if not found.is_nfs:
         return Finding("pass", f"{found.fstype}: reads may come from the page cache, on any local file system")
@@ -88,10 +88,10 @@ def page_cache(folder: Path) -> Finding:
 
 
 def space(folder: Path, need: Stored | None) -> Finding:
-    """Whether there is room, in bytes and in files, for what one boot writes."""
+    """Look at whether there is room, in bytes and in files, for what one boot writes."""
     stat = os.statvfs(_existing(folder))
     free, files = stat.f_bavail * stat.f_frsize, stat.f_favail
-    # btrfs, and NFS servers on it, give no number of files.
+    # btrfs, and NFS servers on btrfs, give no number of files.
     counted = stat.f_files > 0
     has = f"{free / _GIB:.1f} GiB free" + (f", room for {files} files" if counted else "")
     todo = "free some, shorten the workload, or set the tier's path to a larger file system"
@@ -106,7 +106,7 @@ def space(folder: Path, need: Stored | None) -> Finding:
 
 
 def other_runs(folder: Path) -> Finding:
-    """Whether folders of other runs are there, left over or at work."""
+    """Look for folders of other runs, left over or in use."""
     found = sorted(p.name for p in folder.glob("kvcache-*") if p.is_dir()) if folder.is_dir() else []
     if not found:
         return Finding("pass", "none")
@@ -118,7 +118,7 @@ def other_runs(folder: Path) -> Finding:
 
 @contextmanager
 def probe_file(folder: Path) -> Iterator[Path]:
-    """Yield the path of a file of nobody else's, removed afterwards; a folder that is missing is made and removed."""
+    """Yield the path of an unused file, which is removed afterwards; a missing folder is made and removed too."""
     missing = [p for p in (folder, *folder.parents) if not p.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f".kvcache-doctor-{secrets.token_hex(6)}"
@@ -135,7 +135,7 @@ def write_through(path: Path, data: bytes) -> None:
     """Write `data` and wait until the storage has it.
 
     Raises:
-        OSError: It was not taken: read-only, full, over quota.
+        OSError: The storage did not take it, for instance because it is read-only, full or over quota.
     """
     with path.open("xb") as out:
         out.write(data)
@@ -144,7 +144,7 @@ def write_through(path: Path, data: bytes) -> None:
 
 
 def read_through(path: Path) -> tuple[bytes, bool]:
-    """Return what is in a file, past the page cache, and whether that could be made sure of (O_DIRECT)."""
+    """Return the content of a file, and whether it was read past the page cache for certain (O_DIRECT)."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT)
         direct = True

@@ -1,4 +1,4 @@
-"""Checks of the GPUs that servers will be given: how many, whose, and in which state."""
+"""Checks of the GPUs that servers will be given: their number, who else uses them, and their state."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from pytest_kvcache.preflight.others import Others
 from pytest_kvcache.telemetry.allotment import Allotment, allotment, dealt
 from pytest_kvcache.telemetry.hardware import gpus as models
 
-#: What `nvidia-smi --query-gpu` (NVML) is asked for.
+#: Fields that `nvidia-smi --query-gpu` (NVML) is asked for.
 _FIELDS = (
     "index", "name", "driver_version", "memory.total", "memory.used", "clocks.sm", "clocks.max.sm", "power.limit",
     "power.default_limit", "ecc.mode.current", "ecc.errors.uncorrected.volatile.total", "mig.mode.current",
 )  # fmt: skip
 QUERY = ("nvidia-smi", f"--query-gpu={','.join(_FIELDS)}", "--format=csv,noheader,nounits")
-#: Of a GPU's memory (MiB) that a driver and a display may hold.
+#: GPU memory (MiB) that a driver and a display may hold.
 _IDLE_MIB = 1024
 #: Two names of one option of vLLM, and its default (0.32).
 _UTILIZATION = ("--gpu-memory-utilization", "--device-memory-utilization")
@@ -32,21 +32,21 @@ _OTHERWISE = "take a profile that needs fewer, or another machine"
 
 @dataclass(frozen=True)
 class GpuState:
-    """One NVIDIA GPU as `nvidia-smi` describes it; None where the GPU does not say.
+    """One NVIDIA GPU as `nvidia-smi` describes it; values are None where the GPU does not tell them.
 
     Args:
-        index: Its number.
-        name: Its model.
+        index: Number of the GPU.
+        name: Model of the GPU.
         driver: Version of the driver.
-        memory_mib: In all.
-        used_mib: By anybody.
-        clock_mhz: Of the multiprocessors, now.
-        most_clock_mhz: The highest one.
-        power_w: The limit.
-        default_power_w: The limit that it is delivered with.
+        memory_mib: Memory in all (MiB).
+        used_mib: Memory in use by anybody (MiB).
+        clock_mhz: Present clock of the multiprocessors (MHz).
+        most_clock_mhz: Highest clock of the multiprocessors (MHz).
+        power_w: Power limit (W).
+        default_power_w: Power limit as delivered (W).
         ecc: Whether memory errors are corrected.
-        uncorrected: Memory errors that were not, since the driver was loaded.
-        mig: Whether it is cut into instances.
+        uncorrected: Number of uncorrected memory errors since the driver was loaded.
+        mig: Whether the GPU is cut into MIG instances.
     """
 
     index: str
@@ -63,13 +63,13 @@ class GpuState:
     mig: bool
 
     def is_full(self, share: float) -> bool:
-        """Whether less of its memory is free than this share; one cut into instances does not say."""
+        """Whether less than `share` of the memory is free; False for a GPU cut into instances, which does not tell."""
         if self.mig or not self.memory_mib or (self.used_mib or 0) <= _IDLE_MIB:
             return False
         return self.memory_mib - (self.used_mib or 0) < share * self.memory_mib
 
     def describe(self) -> str:
-        """Return one line."""
+        """Return a line with model, memory, clocks, power limit and ECC."""
         memory = f"{(self.memory_mib or 0) / 1024:.0f} GiB"
         clocks = f"{self.clock_mhz or 0:.0f} of {self.most_clock_mhz or 0:.0f} MHz"
         ecc = "ECC" if self.ecc else "no ECC"
@@ -77,7 +77,7 @@ class GpuState:
 
 
 def blocking(profile: Profile, environ: Mapping[str, str] = os.environ) -> list[str]:
-    """Return why no pair of a profile should be booted on this machine; empty where nothing speaks against.
+    """Return why no pair of a profile should be booted on this machine; empty where nothing speaks against a boot.
 
     Raises:
         ConfigError: The GPUs that the caller may use are too few, or of the wrong kind.
@@ -115,11 +115,11 @@ def gpus(
     """Look at number, memory in use, ECC, MIG and power limit of the GPUs that servers will be given.
 
     Args:
-        needed: By all servers of the profile; 0 serves on the CPU.
+        needed: Number of GPUs for all servers of the profile; 0 for servers on the CPU.
         query: Returns the answer to `QUERY`.
-        allowed: What the caller may use; all that are here where nobody says.
-        share: Of a GPU's memory that must be free when vLLM starts (`--gpu-memory-utilization`), None where none must.
-        others: Says which GPU has which name, and who is on it.
+        allowed: GPUs that the caller may use; None for all of the machine.
+        share: Share of a GPU's memory that must be free when vLLM starts (`--gpu-memory-utilization`), None for none.
+        others: Tells which GPU has which name, and which processes use it.
     """
     if needed == 0:
         return Finding("pass", "none needed")
@@ -143,7 +143,7 @@ def gpus(
 
 
 def _counted(needed: int) -> Finding:
-    """Return what is to be said where nothing but the number of GPUs is known."""
+    """Return the finding where nothing but the models and the number of GPUs is known."""
     known = models()
     if len(known) >= needed:
         return Finding("warn", f"{', '.join(known)}; nothing to ask about them", "install nvidia-smi")

@@ -14,21 +14,21 @@ from pytest_kvcache.config.profile import TINY_MODEL, Profile
 from pytest_kvcache.config.vllm_args import kv_dtype
 
 _BYTES = {"float32": 4, "float": 4, "bfloat16": 2, "float16": 2, "half": 2}
-#: Of the model that the built-in profiles name, which may not have been downloaded yet (its config.json on the Hub).
+#: Dimensions of models of the built-in profiles, which may not be on this machine yet (from config.json on the Hub).
 _KNOWN: Mapping[str, Mapping[str, Any]] = {
     "Qwen/Qwen3-8B": {"num_hidden_layers": 36, "num_key_value_heads": 8, "head_dim": 128, "dtype": "bfloat16"},
-    # engine/tiny_model.py
+    # The source of these is engine/tiny_model.py.
     TINY_MODEL: {"num_hidden_layers": 4, "num_key_value_heads": 2, "head_dim": 64, "dtype": "float32"},
 }
 
 
 @dataclass(frozen=True)
 class Stored:
-    """What one boot writes at most; its storage is fresh and removed after it.
+    """The most that one boot writes; its storage is fresh and removed after the boot.
 
     Args:
-        bytes: Of KV.
-        files: LMCache stores a chunk of tokens as one object.
+        bytes: Bytes of KV.
+        files: Number of files, since LMCache stores a chunk of tokens as one object.
     """
 
     bytes: int
@@ -39,8 +39,8 @@ def stored(profile: Profile, *, hub: Path | None = None) -> Stored | None:
     """Return what a boot of `profile` stores, None where the model's or the workload's size is not known.
 
     Args:
-        profile: To be served.
-        hub: Folder of the Hugging Face cache; by default that of the environment.
+        profile: Profile to serve.
+        hub: Folder of the Hugging Face cache; None for the one that the environment names.
     """
     config = model_config(profile.model, hub=hub)
     per_token = bytes_per_token(config, dtype=profile.dtype, vllm_args=profile.vllm_args) if config else None
@@ -55,12 +55,12 @@ def bytes_per_token(config: Mapping[str, Any], *, dtype: str, vllm_args: Sequenc
     """Return the bytes of KV that one token leaves: layers x 2 x KV heads x head dimension x bytes of a number.
 
     Args:
-        config: The model's config.json.
-        dtype: As vLLM's option; `auto` takes the model's.
-        vllm_args: More arguments of vLLM: `--kv-cache-dtype` counts.
+        config: Content of the model's config.json.
+        dtype: Value of vLLM's option `--dtype`; `auto` takes the model's.
+        vllm_args: More arguments of vLLM, of which `--kv-cache-dtype` counts.
 
     Returns:
-        None for models of which that does not hold (some layers without attention) and for unknown dtypes.
+        None for models to which the formula does not apply (some layers without attention) and for unknown dtypes.
     """
     config = {**config, **(config.get("text_config") or {})}
     size = _number_bytes(config, dtype, vllm_args)
@@ -79,7 +79,7 @@ def bytes_per_token(config: Mapping[str, Any], *, dtype: str, vllm_args: Sequenc
 
 
 def model_config(model: str, *, hub: Path | None = None) -> Mapping[str, Any] | None:
-    """Return the config.json of a model: of a folder, of the Hugging Face cache, or as known; None for neither."""
+    """Return a model's config.json from its folder, from the Hugging Face cache, or as built in; None without any."""
     cache = hub or Path(os.environ.get("HF_HUB_CACHE") or _hf_home() / "hub")
     candidates = [Path(model) / "config.json", *_snapshots(cache, model)]
     for path in candidates:

@@ -17,23 +17,23 @@ from pytest_kvcache.preflight import gpus
 from pytest_kvcache.runs.ports import free_ports
 
 _GIB = 1 << 30
-#: Resident memory of a vLLM server beside KV, seen with the smallest model on the CPU build.
+#: Resident memory of a vLLM server beside KV, measured with the smallest model on the CPU build.
 _SERVER_BYTES = int(2.3 * _GIB)
 #: vLLM's processes talk over shared memory; a container's default of 64 MiB is too little.
 _LEAST_SHM = 256 << 20
-#: Sockets, libraries and stored objects of two servers; below it vLLM itself warns.
+#: Enough for sockets, libraries and stored objects of two servers; vLLM itself warns below this.
 _OPEN_FILES, _LEAST_OPEN_FILES = 8192, 1024
-#: Of one pair, its LMCache servers and their balancer, with some to spare.
+#: Ports of one pair, its LMCache servers and its balancer, with some to spare.
 _PORTS = 20
 
 
 def checks(profile: Profile, *, offloads: bool, environ: Mapping[str, str] = os.environ) -> list[Check]:
-    """Return what to look at on the machine for a profile.
+    """Return the checks of the machine for a profile.
 
     Args:
-        profile: To be served.
-        offloads: Whether a tier with LMCache is meant.
-        environ: Of the caller: what it allots, and what is withheld from processes.
+        profile: Profile to serve.
+        offloads: Whether the tier uses LMCache.
+        environ: Environment of the caller, which may allot GPUs and have settings that are withheld from processes.
     """
     l1 = l1_bytes(profile) if offloads else 0
     shared = l1 if profile.lmcache_mode == "mp" else 0
@@ -69,7 +69,7 @@ def surroundings(environ: Mapping[str, str]) -> Finding:
 
 
 def of_profile(profile: Profile, *, offloads: bool) -> Finding:
-    """Look at what of the profile may go wrong."""
+    """Look for settings of the profile that may go wrong."""
     found = cautions(profile, offloads=offloads)
     return Finding("warn", "; ".join(found)) if found else Finding("pass", f"workers of each server: {profile.ranks}")
 
@@ -86,10 +86,10 @@ def governor(cpus: Path = Path("/sys/devices/system/cpu")) -> Finding:
 
 
 def free_memory(needed: int) -> Finding:
-    """Look at whether L1 of all LMCache servers and the vLLM servers fit.
+    """Look at whether L1 of all LMCache servers and the vLLM servers fit into RAM.
 
     Args:
-        needed: In all (bytes).
+        needed: RAM that they need in all (bytes).
     """
     memory = psutil.virtual_memory()
     text = f"{memory.available / _GIB:.1f} of {memory.total / _GIB:.1f} GiB free; L1 and servers: {needed / _GIB:.1f}"
@@ -104,7 +104,7 @@ def open_files(limits: tuple[int, int] | None = None) -> Finding:
     """Look at how many files a process may open.
 
     Args:
-        limits: Soft and hard; by default this process's.
+        limits: Soft and hard limit; None for those of this process.
     """
     soft, hard = limits or resource.getrlimit(resource.RLIMIT_NOFILE)
     words = ["unlimited" if x == resource.RLIM_INFINITY else str(x) for x in (soft, hard)]
@@ -121,8 +121,8 @@ def shm(needed: int, folder: Path = Path("/dev/shm")) -> Finding:  # noqa: S108 
     """Look at whether shared memory suffices.
 
     Args:
-        needed: By the L1 of LMCache servers, which is there in the multi-process mode (bytes).
-        folder: Where it is mounted.
+        needed: Bytes for the L1 of LMCache servers, which is in shared memory in the multi-process mode.
+        folder: Where shared memory is mounted.
     """
     if not folder.is_dir():
         return Finding("fail", "not mounted", "mount -t tmpfs tmpfs /dev/shm")

@@ -1,4 +1,4 @@
-"""Which GPU a name means, and whose processes are on it, asked of `nvidia-smi` where it is needed."""
+"""Ask `nvidia-smi` which GPU a name means, and which processes use the GPU."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pytest_kvcache.telemetry.listing import APPS, LISTING, App, Listed, apps, l
 
 
 def ask(argv: Sequence[str]) -> str:
-    """Return what a program says, "" where it is not there or fails."""
+    """Return the output of a program, "" where the program is missing or fails."""
     if shutil.which(argv[0]) is None:
         return ""
     done = subprocess.run(argv, capture_output=True, encoding="utf-8", errors="replace", check=False, timeout=30)
@@ -21,10 +21,10 @@ def ask(argv: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Others:
-    """The GPUs of this machine by name, and who uses them.
+    """The GPUs of this machine by name, and the processes that use them.
 
     Args:
-        says: Returns what `nvidia-smi` answers.
+        says: Returns the output of `nvidia-smi` for a command line.
     """
 
     says: Callable[[Sequence[str]], str] = ask
@@ -48,7 +48,7 @@ class Others:
         return found[0] if len(found) == 1 else None
 
     def on(self, index: str) -> str:
-        """Return the processes on the GPU of that number, those with most memory first, "" where none is shown."""
+        """Return the processes on the GPU with the number `index`, the largest memory first, "" where none is shown."""
         uuids = {each.uuid for each in self._listed if each.index == index}
         found = sorted((app for app in self._apps if app.gpu in uuids), key=lambda app: -(app.memory_mib or 0))
         return ", ".join(map(str, found))

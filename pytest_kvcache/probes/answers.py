@@ -1,4 +1,4 @@
-"""Answers to a probe's prompt, and whether two of them are the same (pure)."""
+"""Answers to a probe's prompt, and the comparison of two answers to one prompt (pure)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ class Token:
     """One token of a greedy answer.
 
     Args:
-        name: `token_id:17`: its number and not its text, which several tokens may have.
-        logprob: Natural logarithm of its probability.
-        best: That of the most likely tokens, itself among them, by name.
+        name: Number of the token (`token_id:17`), since several tokens may have one text.
+        logprob: Natural logarithm of the token's probability.
+        best: Natural logarithms of the probabilities of the most likely tokens, this one among them, by name.
     """
 
     name: str
@@ -25,12 +25,12 @@ class Token:
 
 @dataclass(frozen=True)
 class ProbeAnswer:
-    """What a server said.
+    """How a server answered a prompt.
 
     Args:
         prompt_tokens: Length of the prompt.
-        cached_tokens: Of those, not computed for this request, by the server's own account.
-        tokens: The answer.
+        cached_tokens: Prompt tokens that the server says it did not compute for this request.
+        tokens: Tokens of the answer.
     """
 
     prompt_tokens: int
@@ -40,11 +40,11 @@ class ProbeAnswer:
 
 @dataclass(frozen=True)
 class LogprobDifference:
-    """Two answers to one prompt, held against each other.
+    """How two answers to one prompt differ.
 
     Args:
         largest: Largest difference of two log-probabilities of the same token in the same place.
-        fault: How they differ by more than is allowed, "" where they do not.
+        fault: Difference that is more than is allowed, "" where there is none.
     """
 
     largest: float
@@ -55,7 +55,7 @@ def parse(body: Mapping[str, Any]) -> ProbeAnswer:
     """Read a chat completion with log-probabilities, as vLLM answers it.
 
     Raises:
-        KeyError, TypeError, IndexError: It is none.
+        KeyError, TypeError, IndexError: The body is no such completion.
     """
     usage = body["usage"]
     # vLLM leaves the details out where nothing was cached.
@@ -72,25 +72,25 @@ def parse(body: Mapping[str, Any]) -> ProbeAnswer:
 
 
 def without_numbers(prompt_tokens: int, cached_tokens: int) -> ProbeAnswer:
-    """Return the answer of a server whose log-probabilities were no numbers, so that it could not write them down.
+    """Return the answer of a server that could not write its log-probabilities, because they were not numbers.
 
     Args:
         prompt_tokens: Length of the prompt.
-        cached_tokens: Of those, not computed for this request.
+        cached_tokens: Prompt tokens that were not computed for this request.
     """
     return ProbeAnswer(prompt_tokens, cached_tokens, (Token("?", math.nan, {}),))
 
 
 def compare(reference: ProbeAnswer, answer: ProbeAnswer, *, tolerance: float) -> LogprobDifference:
-    """Hold `answer` against `reference`.
+    """Compare `answer` with `reference`.
 
-    Where another token was chosen, and the reference had the two within the tolerance of each other, either is right:
-    what comes after it answers another text and is not compared.
+    Where another token was chosen, and the reference has both tokens within the tolerance of each other, either is
+    right: the tokens after it follow another text and are not compared.
 
     Args:
-        reference: As it was computed.
-        answer: To the same prompt.
-        tolerance: Of log-probabilities.
+        reference: Answer whose KV was computed.
+        answer: Later answer to the same prompt.
+        tolerance: Largest allowed difference of two log-probabilities (natural logarithms).
     """
     largest = 0.0
     for place, found in enumerate(answer.tokens, 1):

@@ -1,4 +1,4 @@
-"""The servers of a pair as the probes talk to them: one by one, not through the router."""
+"""The client of the probes, which talks to each server of a pair directly and not through the router."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ from pytest_kvcache.telemetry.transfers import Transfers, stores_under_way, tran
 from pytest_kvcache.workload.tokens import ServedTokenizer, Tokenizer
 
 _REQUEST_TIMEOUT_S = 120.0
-#: Counters follow an answer (vLLM) or an event bus (LMCache) by a fraction of a second.
+#: Limit for counters to grow: they follow an answer (vLLM) or an event bus (LMCache) by a fraction of a second.
 _COUNTED_S = 2.0
-#: Stores wait for the storage, blocks are held until they are stored.
+#: Limit for stores to end: they wait for the storage, and blocks are held until they are stored.
 _DRAIN_S = 120.0
-#: A store begins when vLLM has let go of the blocks.
+#: Limit for a store to begin, which it does when vLLM has let go of the blocks.
 _GRACE_S = 5.0
 _POLL_S = 0.05
-#: Resets of a device cache that does not say whether it was emptied: half a second of them.
+#: Number of resets of a device cache that does not say whether it was emptied; they take half a second in all.
 _UNSAID_RESETS = 10
 _PROMPTS = "vllm:prompt_tokens_total"
-#: How vLLM refuses to write NaN into JSON (its answer is then HTTP 400): what it computed with was no KV cache.
+#: Words with which vLLM refuses to write NaN into JSON (with HTTP 400): it has computed with damaged KV.
 _NO_NUMBERS = "Out of range float values"
 _BEST = 5
 
 
 class ProbeError(KvCacheError):
-    """A probe could not be carried out: no verdict may rest on the boot, and nothing need crash."""
+    """A probe could not be carried out: no verdict may rest on the boot, but the session need not end."""
 
 
 @dataclass(frozen=True)
 class ProbeReply:
-    """How a prompt was answered.
+    """An answer to a prompt, and the source of the prompt's KV.
 
     Args:
-        answer: What the server said.
+        answer: Answer of the server.
         tokens: Where the prompt's KV came from, by the growth of the server's and its LMCache's counters.
     """
 
@@ -59,9 +59,9 @@ class PairClient:
     """What the probes may do with a pair.
 
     Args:
-        server_urls: By name of the vLLM server, without /v1.
-        metrics_urls: By name of the component.
-        model: The name that requests carry.
+        server_urls: Base URLs without /v1, by name of the vLLM server.
+        metrics_urls: Prometheus endpoints, by name of the component.
+        model: Model name that requests carry.
         chunk_tokens: LMCache's chunk size.
         extra_body: More fields of each request.
     """
@@ -85,7 +85,7 @@ class PairClient:
         """Return the counters of a server and of the LMCache beside it, by component.
 
         Raises:
-            ProbeError: One of them does not answer.
+            ProbeError: The server or its LMCache does not answer.
         """
         names = (server, *lmcache_of(server, self.metrics_urls))
         found = scrape_all({name: self.metrics_urls[name] for name in names})
@@ -98,7 +98,7 @@ class PairClient:
         return ranks_as_one(found)
 
     def ask(self, server: str, sentinel: Sentinel) -> ProbeReply:
-        """Send a sentinel to one server and wait until it is counted.
+        """Send a sentinel to one server and wait until the counters have it.
 
         Raises:
             ProbeError: The request failed.
@@ -127,7 +127,7 @@ class PairClient:
         return ProbeReply(answer or answers.without_numbers(round(tokens.total), round(tokens.cached)), tokens)
 
     def _answered(self, server: str, body: Mapping[str, Any]) -> ProbeAnswer | None:
-        """Return what a server answers, None where it has log-probabilities that are no numbers."""
+        """Return the answer of a server, None where its log-probabilities are not numbers."""
         try:
             said = self._post(server, f"{self.server_urls[server]}/v1/chat/completions", body)
         except ProbeError as error:
@@ -143,12 +143,12 @@ class PairClient:
         """Return when a server and its LMCache have nothing under way.
 
         Args:
-            server: Its name.
-            stored_chunks: So many must be in the shared storage: between vLLM's answer and the store nothing is under
-                way for a moment.
+            server: Name of the vLLM server.
+            stored_chunks: Chunks that must be in the shared storage, since nothing is under way for a moment between
+                vLLM's answer and the store.
 
         Raises:
-            ProbeError: They still had after a while, or chunks were not stored.
+            ProbeError: Something is still under way at the limit, or chunks were not stored.
         """
         idle_since_s = 0.0
 
@@ -181,14 +181,14 @@ class PairClient:
         """Empty vLLM's prefix cache.
 
         Raises:
-            ProbeError: It refused, or still held blocks after a while.
+            ProbeError: The server refused, or still held blocks at the limit.
         """
         url = f"{self.server_urls[server]}/reset_prefix_cache"
         unsaid = 0
 
         def held() -> str:
-            # It answers 200 whether or not it did anything; vLLM before 0.26 says no more. There it is asked for some
-            # time, since a store may hold blocks for a moment, and the next answers show whether it worked.
+            # vLLM answers 200 whether or not it has emptied the cache; before 0.26 it says no more. An older vLLM is
+            # asked several times, since a store may hold blocks for a moment; the next answers show whether it worked.
             nonlocal unsaid
             said = self._post(server, url, None)
             unsaid += not said
@@ -197,10 +197,10 @@ class PairClient:
         _until_nothing(held, server, "something keeps its blocks: a request, or a store that does not end")
 
     def clear_l1(self, server: str) -> None:
-        """Empty the L1 of a server's LMCache, where it has one.
+        """Empty the L1 of a server's LMCache, where the server has one.
 
         Raises:
-            ProbeError: It refused.
+            ProbeError: LMCache refused.
         """
         for name in lmcache_of(server, self.metrics_urls):
             metrics_url = self.metrics_urls[name]
@@ -219,7 +219,7 @@ class PairClient:
                 raise ProbeError(f"did not empty its L1: {str(said)[:200]}", where=name)
 
     def _counted(self, server: str, before: Mapping[str, Counters], prompt_tokens: int) -> dict[str, Counters]:
-        """Return the counters once they have both a prompt and LMCache's lookup of it, or after a while as they are."""
+        """Return the counters once they have a prompt and LMCache's lookup of it, or as they are at the limit."""
         deadline = time.monotonic() + _COUNTED_S
         waits = prompt_tokens > self.chunk_tokens
         while True:
@@ -244,7 +244,7 @@ class PairClient:
     def _post(
         self, component: str, url: str, body: Mapping[str, Any] | None, *, absent_ok: bool = False
     ) -> dict[str, Any] | None:
-        """Return the JSON of an answer; None where `absent_ok` and there is no such endpoint."""
+        """Return the JSON of an answer; None where `absent_ok` is set and the endpoint does not exist."""
         try:
             with requests.Session() as session:
                 session.trust_env = False
@@ -260,7 +260,7 @@ class PairClient:
 
 
 def _lookups(counters: Counters) -> float:
-    # LMCache before 0.5.5 counts no lookups as a server, and all count them by their tokens at the same moment.
+    # LMCache before 0.5.5 does not count lookups as a server, but all versions count their tokens at the same moment.
     names = ("lmcache_mp_lookup_requested_tokens_total", "lmcache:num_lookup_requests_total")
     return sum(total(counters, name) for name in names)
 

@@ -1,4 +1,4 @@
-"""What the answers to the probes prove, as faults of a boot (pure)."""
+"""Judge a boot by the answers to the probes, and name its faults (pure)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pytest_kvcache.probes.steps import SentinelAnswer, Step
 from pytest_kvcache.serving.claim import Claim
 from pytest_kvcache.telemetry.counters import Counters, total
 
-#: Where KV may be, for people.
+#: Places where KV may be, by field of `Tokens`, in words for people.
 _LEVELS = {
     "device": "the device cache",
     "l1": "L1",
@@ -32,12 +32,12 @@ _USED = (
 
 @dataclass(frozen=True)
 class ProbeRules:
-    """What is held against what.
+    """The settings by which answers are judged.
 
     Args:
-        claim: Of the tier.
-        chunk_tokens: LMCache's chunk size.
-        tolerance: Of log-probabilities.
+        claim: Claim of the tier.
+        chunk_tokens: LMCache's chunk size (tokens).
+        tolerance: Largest allowed difference of two log-probabilities (natural logarithms).
     """
 
     claim: Claim
@@ -46,7 +46,7 @@ class ProbeRules:
 
 
 def used(counters: Mapping[str, Counters]) -> list[str]:
-    """Return which servers were used before the first request of a boot."""
+    """Return a line for each component that was used before the first request of a boot."""
     found = []
     for name, own in counters.items():
         grown = [key for key in _USED if total(own, key)]
@@ -59,7 +59,7 @@ def used(counters: Mapping[str, Counters]) -> list[str]:
 
 
 def computed(answers: Sequence[SentinelAnswer]) -> dict[str, ProbeAnswer]:
-    """Return the first answer to each sentinel, by its home: what later ones are compared with."""
+    """Return the first answer to each sentinel, by the sentinel's home; later answers are compared with it."""
     return {each.sentinel.home: each.served.answer for each in answers if each.step is Step.COLD}
 
 
@@ -67,9 +67,9 @@ def judge(answers: Sequence[SentinelAnswer], known: Mapping[str, ProbeAnswer], r
     """Return why no verdict may rest on a boot, a line each.
 
     Args:
-        answers: In order.
-        known: The right answers (`computed`).
-        rules: What is held against what.
+        answers: Answers in the order of the requests.
+        known: Right answers by the sentinel's home (`computed`).
+        rules: Settings by which answers are judged.
     """
     found = []
     for each in answers:
@@ -87,7 +87,7 @@ def judge(answers: Sequence[SentinelAnswer], known: Mapping[str, ProbeAnswer], r
 def differences(
     answers: Sequence[SentinelAnswer], known: Mapping[str, ProbeAnswer], rules: ProbeRules
 ) -> list[tuple[SentinelAnswer, LogprobDifference]]:
-    """Return each later answer held against the first one to the same sentinel."""
+    """Return each later answer with its difference from the first answer to the same sentinel."""
     return [
         (each, compare(known[each.sentinel.home], each.served.answer, tolerance=rules.tolerance))
         for each in answers
@@ -96,7 +96,7 @@ def differences(
 
 
 def source(each: SentinelAnswer) -> str:
-    """Return where most of a prompt's KV came from, `COMPUTED` where from nowhere."""
+    """Return where most of a prompt's KV came from, `COMPUTED` where no cache had any of it."""
     tokens = each.served.tokens
     name = max(_LEVELS, key=lambda level: float(getattr(tokens, level)))
     if getattr(tokens, name):
@@ -174,7 +174,7 @@ def _hit(each: SentinelAnswer) -> bool:
 
 
 def _whole(each: SentinelAnswer, rules: ProbeRules) -> int:
-    """Return the tokens in whole chunks; the last token of a prompt is always computed."""
+    """Return the number of a prompt's tokens in whole chunks, without its last token, which is always computed."""
     return (each.served.answer.prompt_tokens - 1) // rules.chunk_tokens * rules.chunk_tokens
 
 

@@ -1,4 +1,4 @@
-"""The probes of a boot from first to last: a few seconds between its start and its measured load."""
+"""The probes of a boot in their order, which take a few seconds between its start and its measured load."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from pytest_kvcache.telemetry.counters import Counters
 
 @dataclass(frozen=True)
 class Probed:
-    """What the probes of a boot found.
+    """The result of the probes of a boot.
 
     Args:
-        faults: Why no verdict may rest on it, a line each.
-        unchecked: What could not be looked at, and why.
-        answers: Every sentinel that was sent.
+        faults: Reasons why no verdict may rest on the boot, a line each.
+        unchecked: What could not be checked, and why, a line each.
+        answers: Answers to all sentinels that were sent.
         largest: Largest difference of log-probabilities, by where the KV came from.
-        took_s: In all.
+        took_s: Time for all probes (s).
     """
 
     faults: tuple[str, ...] = ()
@@ -39,7 +39,7 @@ class Probed:
 
     @property
     def line(self) -> str:
-        """One line for people."""
+        """The result in one line for people."""
         if self.faults:
             return f"probes: {len(self.faults)} faults in {self.took_s:.1f} s"
         across = next((each for each in self.answers if each.step is Step.ACROSS), None)
@@ -55,7 +55,7 @@ class Probed:
         return f"probes: {'; '.join(parts)} ({self.took_s:.1f} s)"
 
     def facts(self) -> dict[str, Any]:
-        """Return it for `probes.json`."""
+        """Return the result for `probes.json`."""
         return {
             "faults": list(self.faults),
             "unchecked": list(self.unchecked),
@@ -76,7 +76,7 @@ class Probed:
         }
 
     def with_more(self, other: Probed) -> Probed:
-        """Return both together; what could not be looked at is said once."""
+        """Return this result and `other` as one; lines of `unchecked` that both have appear once."""
         return Probed(
             faults=(*self.faults, *other.faults),
             unchecked=tuple(dict.fromkeys((*self.unchecked, *other.unchecked))),
@@ -90,9 +90,9 @@ class Probes:
     """The probes of one boot.
 
     Args:
-        pair: Freshly booted.
-        rules: What is held against what.
-        folders: Of the storage, where it is the run's own: nothing may be in them yet.
+        pair: The pair, freshly booted.
+        rules: Settings by which answers are judged.
+        folders: Folders of a storage that is the run's own: no file may be in them yet.
     """
 
     def __init__(self, pair: ProbedPair, rules: ProbeRules, folders: Sequence[Path] = ()) -> None:
@@ -101,7 +101,7 @@ class Probes:
         self._known: dict[str, ProbeAnswer] = {}
 
     def boot(self) -> Probed:
-        """Look at a fresh pair, and leave device caches and L1 empty."""
+        """Probe a fresh pair, and leave its device caches and L1 empty."""
         started = time.monotonic()
         try:
             faults = [*_not_empty(self._folders), *self._used()]
@@ -121,7 +121,7 @@ class Probes:
         return replace(done, faults=(*faults, *done.faults), unchecked=tuple(self._unchecked(answers)))
 
     def between(self) -> Probed:
-        """Empty device caches and L1 between two loads, and look whether they are."""
+        """Empty device caches and L1 between two loads, and check that they are empty."""
         started = time.monotonic()
         if not self._sentinels:
             return Probed()
@@ -135,7 +135,7 @@ class Probes:
         first = steps.cold(pair, made)
         yield first
         if judge(first, {}, rules):
-            return  # a storage that was not empty stores nothing that it has, and proves nothing more
+            return  # a storage that was not empty stores nothing that it already has, so that later steps prove nothing
         yield steps.again(pair, made)
         yield steps.reloaded(pair, made)
         if len(pair.servers) > 1:

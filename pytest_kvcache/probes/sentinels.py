@@ -1,4 +1,4 @@
-"""Prompts that no workload sends and that are the same in every run: what an earlier run left would answer them."""
+"""Prompts that no workload sends and that are the same in every run, so that KV of an earlier run would show."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from dataclasses import dataclass
 from pytest_kvcache.workload.script import Message
 from pytest_kvcache.workload.tokens import Texts, Tokenizer, message
 
-#: Length in chunks of LMCache: enough that "nearly all of it" means something, and computed in a fraction of a second.
+#: Length in chunks of LMCache: enough to tell most of a prompt from all, and computed in a fraction of a second.
 CHUNKS = 8
 ANSWER_TOKENS = 8
-#: For a chat template and the answer (tokens).
+#: Room for a chat template and the answer (tokens).
 _ROOM = 128
-#: Where no prompt is as long as a chunk, the device cache is still to be looked at (tokens).
+#: Length where no prompt can be as long as a chunk; it still serves to check the device cache (tokens).
 _SHORT = 512
 
 
 @dataclass(frozen=True)
 class Sentinel:
-    """A prompt of a server's own.
+    """A prompt that belongs to one server.
 
     Args:
-        home: Name of the server that computes it first.
-        message: The chat's only one.
+        home: Name of the server that computes the prompt first.
+        message: The only message of the chat.
     """
 
     home: str
@@ -30,12 +30,12 @@ class Sentinel:
 
 
 def sentinels(tokenizer: Tokenizer, servers: tuple[str, ...], *, chunk_tokens: int) -> tuple[Sentinel, ...]:
-    """Return a sentinel for each server: as long as `CHUNKS` chunks and a little, or as the model allows.
+    """Return a sentinel for each server: a little longer than `CHUNKS` chunks, or as long as the model allows.
 
     Args:
-        tokenizer: The served one.
+        tokenizer: Tokenizer of the served model.
         servers: Names of the vLLM servers.
-        chunk_tokens: LMCache's chunk size.
+        chunk_tokens: LMCache's chunk size (tokens).
 
     Raises:
         RunError: The tokenizer has too few words.

@@ -1,4 +1,4 @@
-"""What the probes do, a function a step; between two of them a test may do to the storage what it likes.
+"""The steps of the probes, a function each; a test may change the storage between two steps.
 
 The order is that of `probe.py`: `cold`, `again`, `reloaded`, `across`, `emptied`.
 """
@@ -20,26 +20,26 @@ class Step(StrEnum):
     """When a sentinel was sent."""
 
     COLD = "cold"
-    """Before anything else: nobody has seen it in this boot."""
+    """Sent to its home first, before any server of this boot has seen it."""
     AGAIN = "again"
-    """To the same server: the device cache has it."""
+    """Sent to the same server again: the device cache has its KV."""
     RELOADED = "reloaded"
-    """To the same server after its device cache was emptied: LMCache's L1 has it."""
+    """Sent to the same server after the device cache was emptied: LMCache's L1 has its KV."""
     ACROSS = "across"
-    """To the next server: only a shared storage has it."""
+    """Sent to the next server: only a shared storage has its KV."""
     EMPTIED = "emptied"
-    """To the same server after device cache and L1 were emptied: only a shared storage has it."""
+    """Sent to the same server after device cache and L1 were emptied: only a shared storage has its KV."""
 
 
 @dataclass(frozen=True)
 class SentinelAnswer:
-    """A sentinel that was sent.
+    """A sentinel that was sent, and its answer.
 
     Args:
-        step: When.
-        server: Who answered.
-        sentinel: What.
-        served: How.
+        step: Step in which it was sent.
+        server: Name of the server that answered.
+        sentinel: The sentinel.
+        served: The answer, and where the prompt's KV came from.
     """
 
     step: Step
@@ -49,7 +49,7 @@ class SentinelAnswer:
 
 
 class ProbedPair(Protocol):
-    """What the probes need of a pair (`client.PairClient`)."""
+    """What the probes need from a pair (`client.PairClient`)."""
 
     @property
     def servers(self) -> tuple[str, ...]:
@@ -75,17 +75,17 @@ class ProbedPair(Protocol):
 
 
 def cold(pair: ProbedPair, sentinels: Sequence[Sentinel]) -> list[SentinelAnswer]:
-    """Send each sentinel to its own server."""
+    """Send each sentinel to its home."""
     return _at_home(pair, sentinels, Step.COLD)
 
 
 def again(pair: ProbedPair, sentinels: Sequence[Sentinel]) -> list[SentinelAnswer]:
-    """Send each of them there once more."""
+    """Send each sentinel to its home once more."""
     return _at_home(pair, sentinels, Step.AGAIN)
 
 
 def reloaded(pair: ProbedPair, sentinels: Sequence[Sentinel]) -> list[SentinelAnswer]:
-    """Empty the device caches and send each of them there once more."""
+    """Empty the device caches and send each sentinel to its home once more."""
     for sentinel in sentinels:
         pair.drain(sentinel.home)
         pair.reset_device(sentinel.home)
@@ -96,9 +96,9 @@ def across(pair: ProbedPair, sentinels: Sequence[Sentinel], *, stored_chunks: in
     """Wait until what each server computed is stored, and send each sentinel to the next server.
 
     Args:
-        pair: Has more than one server.
-        sentinels: As they were sent.
-        stored_chunks: That a sentinel leaves in the shared storage, 0 where there is none.
+        pair: A pair of more than one server.
+        sentinels: The sentinels that their homes have answered.
+        stored_chunks: Chunks that a sentinel leaves in the shared storage, 0 where there is no such storage.
     """
     for sentinel in sentinels:
         pair.drain(sentinel.home, stored_chunks=stored_chunks)
@@ -107,7 +107,7 @@ def across(pair: ProbedPair, sentinels: Sequence[Sentinel], *, stored_chunks: in
 
 
 def emptied(pair: ProbedPair, sentinels: Sequence[Sentinel]) -> list[SentinelAnswer]:
-    """Fill each server's caches with its sentinel, empty them, look whether they are empty, and empty them again."""
+    """Fill each server's caches with its sentinel, empty them, check that they are empty, and empty them again."""
     for sentinel in sentinels:
         pair.ask(sentinel.home, sentinel)
     _empty(pair)

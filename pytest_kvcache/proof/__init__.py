@@ -1,1 +1,1 @@
-"""Where every prompt token's KV came from, and whether that is what the tier claims (pure: no pytest, no I/O)."""
+"""Prove where every prompt token's KV came from, and whether the tier's claim holds (pure: no pytest, no I/O)."""

@@ -1,4 +1,4 @@
-"""The token account of a run: what exact gates compare (pure)."""
+"""The token account of a run, which exact gates compare (pure)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def account_of(rows: pd.DataFrame, proof: Proof) -> TokenAccount | None:
     """Return the account of a run, None where its counters say nothing.
 
     Args:
-        rows: A row a request (`load.records`).
-        proof: Of the same run.
+        rows: Rows of the run, one for each request (`load.records`).
+        proof: Proof of the same run.
     """
     total = proof.ledger.total
     if not total.total:

@@ -1,14 +1,14 @@
-"""Hold the ledger against what the client was told: the same prompt tokens, the same cached tokens, a server a line.
+"""Compare the ledger with what the client was told: each server's prompt tokens and cached tokens must be the same.
 
-Tolerance: none for answered requests. vLLM counts a prompt when its first token is there and its client reads the usage
-after the last one; the counters are read before the first request and after the last answer, with nothing under way. In
-every real run that was looked at both sums were equal to the token. What cannot be known is given room:
+Answered requests have no tolerance. vLLM counts a prompt when the first token of its answer is there, and the client
+reads the usage after the last token; the counters are read before the first request and after the last answer, with
+nothing under way. In every real run that was examined both sums were equal to the token. The tolerance covers what
+cannot be known:
 
-- a request that failed or was cut off has no usage, and may or may not have been counted: its intended prompt, or the
-  longest prompt of the run where that is not known;
-- the last answer of a server, where it is one token long: its first token is its last, and vLLM may deliver it just
-  before it counts it;
-- requests that a run which ended early had sent beyond its last whole round.
+- A request that failed or was cut off has no usage, and may or may not have been counted: the tolerance is its intended
+  prompt, or the longest prompt of the run where the intended one is not known.
+- The last answer of a server may be one token long: vLLM may deliver this token just before it counts the prompt.
+- A run that ended early had sent requests beyond its last whole round.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class ClientTokens:
     """What the client knows of one server.
 
     Args:
-        requests: Answered ones.
-        prompt: Their prompt tokens.
-        cached: Of those, not computed, as the server said.
-        below: By how much the server may have counted less.
-        above: By how much it may have counted more.
+        requests: Number of answered requests.
+        prompt: Prompt tokens of these requests.
+        cached: Prompt tokens that the server said it did not compute.
+        below: Prompt tokens by which the server may have counted less.
+        above: Prompt tokens by which the server may have counted more.
         says_cached: Whether every answer said how much was cached.
     """
 
@@ -49,7 +49,7 @@ def client_tokens(rows: pd.DataFrame, *, beyond_tokens: float = 0.0) -> dict[str
     """Return the client's sums by server.
 
     Args:
-        rows: A row a request (`load.records`).
+        rows: Rows of the run, one for each request (`load.records`).
         beyond_tokens: Prompt tokens of requests that were sent and are not in `rows`.
     """
     done = rows[(rows["status"] == _OK) & rows["prompt_tokens"].notna()]
@@ -75,8 +75,8 @@ def balance(ledger: Ledger, client: Mapping[str, ClientTokens], *, beyond_tokens
     """Return a line for each server whose counters do not fit what the client was told.
 
     Args:
-        ledger: From the counters.
-        client: By server; a server that answered nothing may be absent.
+        ledger: Ledger from the counters.
+        client: Sums of the client by server; a server that answered nothing may be absent.
         beyond_tokens: Prompt tokens of requests that were sent and are not in the rows.
     """
     if "" in client:

@@ -1,17 +1,19 @@
-"""The parts of the time to the first token, from rows and counters.
+"""Split TTFT, the time to the first token, into parts by rows and counters.
 
-TTFT of an answer is, by the definition of the rows, `residual + queue + first token`: the client's remainder, vLLM's
-time from the scheduler's first sight of the request to the start of its work, and from there to the first token.
+By the definition of the rows, TTFT of an answer is `residual + queue + first token`. The queue time is vLLM's, from the
+scheduler's first sight of the request to the start of the work on it; the first token's time goes from there to the
+first token; the residual is the rest of the TTFT that the client measures.
 
-vLLM's own TTFT (`vllm:time_to_first_token_seconds`) counts from before it tokenizes to the arrival of the first token
-in its API process. So it splits the residual: what it has beyond queue and first token is vLLM's front end, and what
-the client has beyond it is the way there and back. The client has no part in it: its stamps are those of the kernel.
+vLLM's own TTFT (`vllm:time_to_first_token_seconds`) counts from before vLLM tokenizes the prompt to the arrival of the
+first token in its API process, and so splits the residual: the excess of vLLM's TTFT over queue and first token is
+vLLM's front end, and the excess of the client's TTFT over vLLM's is the way there and back. The client's own work is in
+neither, since its time stamps are those of the kernel.
 
-Where a tier loads decides in which part its time is:
+A tier's time is in the part in which the tier loads:
 
-- LMCache beside vLLM loads before the request starts: lookup and load are part of vLLM's queue time. vLLM measures the
-  lookup (`vllm:lmcache_mp_lookup_duration_seconds`), which lasts until what is in L2 has come to L1; so the rest of the
-  queue time is the copy from L1 to the device and waiting for other requests.
+- LMCache as a server loads before the work on a request starts: lookup and load are part of vLLM's queue time. vLLM
+  measures the lookup (`vllm:lmcache_mp_lookup_duration_seconds`), which lasts until KV from L2 is in L1; so the rest of
+  the queue time is the copy from L1 to the device and waiting for other requests.
 - LMCache inside vLLM loads at the start of the work: `lmcache:time_to_retrieve` is part of the first token's time.
 """
 
@@ -24,7 +26,7 @@ import pandas as pd
 
 from pytest_kvcache.telemetry.counters import Counters, total
 
-#: The parts of TTFT by figure; together they are the mean TTFT of the answers whose server said its times.
+#: The parts of TTFT by figure; their sum is the mean TTFT of the answers whose server told its times.
 PARTS = {
     "part_outside_s": "rest: router, network, HTTP",
     "part_residual_s": "rest: router, network, HTTP, vLLM's front end",
@@ -34,13 +36,13 @@ PARTS = {
     "part_load_s": "tier: load",
     "part_prefill_s": "prefill and first token",
 }
-#: What each of the row's three times is split into, the counted parts first.
+#: The parts of each of the three times of a row, those from counters first.
 _SPLITS = (
     ("part_frontend_s", "part_outside_s", "part_residual_s"),
     ("part_lookup_s", "part_queue_s"),
     ("part_load_s", "part_prefill_s"),
 )
-#: What GPUs did while busy (`telemetry.gpu.summary.figures`).
+#: Figures of the GPUs while they were busy (`telemetry.gpu.summary.figures`).
 GPU_FIGURES = {
     "gpu_sm_clock_mhz": "SM clock {} MHz",
     "gpu_sm_clock_slowest_mhz": "of the slowest GPU {} MHz",
@@ -57,26 +59,26 @@ Figures = Mapping[str, float]
 
 
 def components(rows: pd.DataFrame, counters: Mapping[str, Counters]) -> dict[str, float]:
-    """Return the figures that an explanation needs, to be stored with those of a boot.
+    """Return the figures that an explanation needs, to be stored with the figures of a boot.
 
     Args:
-        rows: A row a request (`load.records`).
-        counters: By component, what its counters grew by.
+        rows: Rows of the run, one for each request (`load.records`).
+        counters: Growth of the counters by component.
 
     Returns:
         `part_*_s`: the parts of the mean TTFT (s), see `PARTS`; `part_ttft_s`: the mean TTFT itself, of all answers.
-        `l2_load_bytes_per_s`: mean throughput of loads from L2, where there were any. Nothing where no answer has all
-        its times.
+        `l2_load_bytes_per_s`: mean throughput of loads from L2, where there were any. The result is
+        empty where no answer has all its times.
     """
     times = _times(rows)
     if times is None:
         return {}
-    # Servers count requests that are not in the rows too: those of a run that ended early.
+    # Servers also count requests that are not in the rows, since the run ended early.
     counted = _sum(counters, f"{_VLLM_TTFT}_count")
     requests = counted or float((rows["status"] == "ok").sum())
     lookup = _sum(counters, "vllm:lmcache_mp_lookup_duration_seconds_sum") / requests
     load = _sum(counters, "lmcache:time_to_retrieve_sum") / requests
-    # A part that is longer than its whole (both are means of clocks that are read one after the other) is all of it.
+    # Both are means of clocks read one after the other, so a part may seem longer than its whole: it is cut to that.
     lookup, load = min(lookup, times.queue_s), min(load, times.first_s)
     figures = {
         "part_ttft_s": times.ttft_s,
@@ -96,14 +98,14 @@ def components(rows: pd.DataFrame, counters: Mapping[str, Counters]) -> dict[str
 
 
 def breakdown_of_rows(figures: Figures, rows: pd.DataFrame) -> dict[str, float]:
-    """Return the figures of `components` as they are in some of a run's requests, its first rounds.
+    """Return the figures of `components` for a part of a run's requests, its first rounds.
 
-    Rows have TTFT, queue and first token; what counters split them into keeps its proportion, since counters are read
-    at the ends of a run only. Hits are those that the answers tell, whatever their source.
+    Rows have TTFT, queue and first token; the parts from counters keep their proportions, since counters are read only
+    at the ends of a run. Hits are those that the answers tell, whatever their source.
 
     Args:
-        figures: Of the whole run.
-        rows: Those requests.
+        figures: Figures of the whole run.
+        rows: Rows of these requests.
     """
     times = _times(rows)
     if times is None or "part_ttft_s" not in figures:

@@ -1,4 +1,4 @@
-"""What a tier claims, as rules on the ledger. A claim that does not hold makes a run invalid, with the likely cause."""
+"""Check a tier's claim by rules on the ledger. A claim that does not hold makes a run invalid; the cause is named."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from pytest_kvcache.telemetry.transfers import Transfers
 
 @dataclass(frozen=True)
 class ClaimCheck:
-    """What became of a claim.
+    """The result of a check of a claim.
 
     Args:
-        faults: Why it does not hold, a line each; empty where it does.
-        unchecked: What could not be checked and why, a line each. No fault: the run may be judged, and proves less.
+        faults: Why the claim does not hold, a line each; empty where it holds.
+        unchecked: What could not be checked and why, a line each. These are no faults: the run is judged, but proves
+            less.
     """
 
     faults: tuple[str, ...] = ()
@@ -25,7 +26,7 @@ class ClaimCheck:
 
 @dataclass(frozen=True)
 class Expectable:
-    """Whether the workload can have hits at all (`expected.expectable`).
+    """Whether the workload can have hits at all (`expected_hits.expectable`).
 
     Args:
         l1: Why no hit in L1 can be expected, "" where one can.
@@ -36,7 +37,7 @@ class Expectable:
     l2: str = ""
 
 
-#: LMCache's reasons of a failed load, for people.
+#: LMCache's reasons for a failed load, in words for people.
 _LOAD_FAILURES = {
     "not_found": "the storage said that it had them: something removes them during the run, or reads fail",
     "l1_oom": "L1 had no room for them: raise the profile's l1_size_gb",
@@ -46,15 +47,15 @@ _LOAD_FAILURES = {
 
 
 def check_claim(claim: Claim, ledger: Ledger, expectable: Expectable = Expectable()) -> ClaimCheck:
-    """Hold a tier's claim against the ledger of a run.
+    """Compare a tier's claim with the ledger of a run.
 
     Failures (stores, loads, dropped events) are faults whatever the workload; hits are asked for only where the
     workload can have any.
 
     Args:
-        claim: Of the tier.
-        ledger: Of the run.
-        expectable: What the workload can have.
+        claim: Claim of the tier.
+        ledger: Ledger of the run.
+        expectable: Hits that the workload can have.
     """
     tokens = ledger.total
     found = [*_routing(ledger)]
@@ -149,8 +150,9 @@ def _hits_in_l2(ledger: Ledger) -> list[str]:
             f"{tokens.l2:.0f} prompt tokens are said to be from the shared storage, and nothing was loaded from it: "
             "LMCache's counters contradict each other"
         ]
-    # Where levels are told, vLLM had all of it itself by the time that it was loaded, which expected against measured
-    # shows. Where not, how many tokens came from the storage is not known, and said.
+    # Chunks were loaded from L2, but no token is from L2. Where LMCache tells the levels, vLLM had these tokens itself
+    # by the time they were loaded, which expected against measured hits show. Where LMCache does not tell them, the
+    # number of tokens from the storage is not known, and `check_claim` says so.
     elsewhere = tokens.l1 + tokens.unsplit
     if elsewhere > 0 and loaded > 0:
         return []

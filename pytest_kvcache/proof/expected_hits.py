@@ -1,19 +1,19 @@
-"""An oracle: what an LRU hierarchy of device cache, L1 and L2 would give for this workload, request by request (pure).
+"""An oracle: the hits that an LRU hierarchy of device cache, L1 and L2 gives for each request of a workload (pure).
 
-It takes the requests one after the other in the order of their starts, and knows what each prompt has in common with
-earlier ones: all requests of a user begin with the prompt before, and all users with the shared prompt. A cache holds
-whole pieces: blocks on the device, chunks in LMCache.
+The oracle takes the requests one after the other in the order of their starts, and knows what each prompt has in common
+with earlier ones: each request of a user begins with that user's prompt before, and all users begin with the shared
+prompt. A cache holds whole pieces: blocks on the device, chunks in LMCache.
 
-- Device (vLLM's `BlockPool`): a queue of free blocks, the least recently used in front. A request takes what it hits
-  out of the queue and as many blocks from the front as it lacks; at its end its blocks go to the back, the last one
-  first, so that the end of a prompt is evicted before its beginning. Block 0 is vLLM's own.
-- L1: what this server computed, in chunks, least recently used out first. LMCache beside vLLM frees a fifth of it when
-  it is four fifths full, and what comes from L2 passes through and does not stay (prefetch policy `default`); inside
-  vLLM it frees a chunk when one is needed, and what comes from L2 stays (`inside`).
-- L2: what any server stored, without limit.
+- Device (vLLM's `BlockPool`): a queue of free blocks, the least recently used in front. A request takes the blocks that
+  it hits out of the queue, and as many blocks from the front as it lacks; at its end its blocks go to the back, the
+  last block first, so that the end of a prompt is evicted before its beginning. Block 0 is vLLM's own.
+- L1: chunks that this server computed, of which the least recently used are evicted first. LMCache as a server frees a
+  fifth of L1 when four fifths are full, and chunks from L2 pass through and do not stay (prefetch policy `default`);
+  LMCache inside vLLM frees a chunk when it needs one, and chunks from L2 stay (`inside`).
+- L2: chunks that any server stored, without limit.
 
 Requests that run side by side hold their blocks at the same time; the oracle takes them in turn and so expects more
-from the device than a loaded server gives. `gaps.LARGE` leaves room for that.
+from the device than a loaded server gives. `hit_differences.LARGE` allows for this.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pytest_kvcache.proof.ledger import Tokens
 from pytest_kvcache.serving.claim import Claim
 
 _Piece = tuple[object, ...]
-#: LMCache's own: above 80 % of L1, 20 % of it are freed (`--eviction-trigger-watermark`, `--eviction-ratio`).
+#: LMCache's own defaults: above 80 % of L1, 20 % of it are freed (`--eviction-trigger-watermark`, `--eviction-ratio`).
 _L1_TRIGGER, _L1_FREED = 0.8, 0.2
 #: Hits of less than this share of all prompt tokens are too few to be asked for: overlapping requests may cost them.
 LEAST = 0.02
@@ -38,11 +38,11 @@ class OracleRequest:
     """One request, as the oracle sees it.
 
     Args:
-        user: Whose conversation.
+        user: Number of the user whose conversation it is.
         prompt_tokens: Length of the prompt.
-        answer_tokens: Of the answer; it takes device blocks too.
-        server: Who answers.
-        measured: False for what was sent before the counters were read: it fills the caches and is not counted.
+        answer_tokens: Length of the answer, which takes device blocks too.
+        server: Name of the server that answers.
+        measured: False for a request sent before the counters were read, which fills caches and is not counted.
     """
 
     user: int
@@ -57,14 +57,14 @@ class Hierarchy:
     """The caches of a pair.
 
     Args:
-        claim: Which levels there are.
-        block_tokens: vLLM's block size.
+        claim: Claim of the tier, which says which levels there are.
+        block_tokens: vLLM's block size (tokens).
         device_blocks: KV blocks of each server, vLLM's own among them.
-        chunk_tokens: LMCache's chunk size.
+        chunk_tokens: LMCache's chunk size (tokens).
         l1_tokens: Tokens for which the L1 of each server has room.
-        shared_tokens: Length of what all prompts begin with.
-        answers_return: Whether the next prompt goes on with the answer that was given, or with a prepared one, whose
-            KV was not computed by the answer.
+        shared_tokens: Length of the beginning that all prompts share.
+        answers_return: Whether the next prompt contains the answer that was given; False where it contains a prepared
+            answer, whose KV was not computed before.
         inside: Whether LMCache runs inside vLLM.
     """
 
@@ -80,11 +80,11 @@ class Hierarchy:
 
 @dataclass(frozen=True)
 class Expected:
-    """What the oracle says.
+    """The hits that the oracle expects.
 
     Args:
         requests: Tokens of each measured request, in order.
-        servers: Their sum by server.
+        servers: Sum of the tokens by server.
     """
 
     requests: tuple[Tokens, ...]
@@ -92,12 +92,12 @@ class Expected:
 
     @property
     def total(self) -> Tokens:
-        """The sum."""
+        """The sum over all servers."""
         return sum(self.servers.values(), Tokens())
 
 
 def simulate(asks: Iterable[OracleRequest], caches: Hierarchy) -> Expected:
-    """Return what `caches` give for `asks`, which are in the order of their starts."""
+    """Return the hits that `caches` give for the requests `asks`, which are in the order of their starts."""
     devices: dict[str, _Device] = {}
     l1s: dict[str, _L1] = {}
     l2: set[_Piece] = set()
@@ -107,7 +107,7 @@ def simulate(asks: Iterable[OracleRequest], caches: Hierarchy) -> Expected:
         l1 = l1s.setdefault(ask.server, _L1(int(caches.l1_tokens // caches.chunk_tokens), inside=caches.inside))
         known = ask.prompt_tokens + (ask.answer_tokens if caches.answers_return else 0)
         blocks = _pieces(ask, caches.shared_tokens, caches.block_tokens, known)
-        # The last token is computed in any case: without it there is nothing to go on from.
+        # The last token of a prompt is always computed, since the answer follows from it.
         usable = (ask.prompt_tokens - 1) // caches.block_tokens
         needed = -(-(ask.prompt_tokens + ask.answer_tokens) // caches.block_tokens)
         hit_blocks = device.run(blocks, usable, needed, owner=number)
@@ -153,7 +153,7 @@ def _offloaded(ask: OracleRequest, caches: Hierarchy, device_tokens: int, l1: _L
 
 
 def expectable(expected: Expected, caches: Hierarchy, asks: Sequence[OracleRequest]) -> Expectable:
-    """Return whether the workload can have hits in L1 and L2, and else why not, for people."""
+    """Return whether the workload can have hits in L1 and L2, with the reasons for people where it cannot."""
     tokens = expected.total
     least = LEAST * tokens.total
     longest = max((ask.prompt_tokens for ask in asks), default=0)
@@ -175,7 +175,7 @@ def expectable(expected: Expected, caches: Hierarchy, asks: Sequence[OracleReque
 
 
 def _longest_of_one_server(asks: Sequence[OracleRequest]) -> int:
-    """Return the tokens of the longest prompts of all users of the server that has the most."""
+    """Return the sum of each user's longest prompt (tokens) on the server where this sum is largest."""
     longest: dict[str, dict[int, int]] = {}
     for ask in asks:
         own = longest.setdefault(ask.server, {})
@@ -190,7 +190,7 @@ def _pieces(ask: OracleRequest, shared: int, size: int, known: int) -> list[_Pie
 
 @dataclass
 class _Device:
-    """vLLM's block pool: `queue` holds every free block by its content, None-like names for those without."""
+    """vLLM's block pool: `queue` names every free block by its content, or by a unique name where it has none."""
 
     size: int
     queue: OrderedDict[_Piece, None] = field(init=False)
@@ -199,7 +199,7 @@ class _Device:
         self.queue = OrderedDict((("empty", i), None) for i in range(self.size))
 
     def run(self, blocks: list[_Piece], usable: int, needed: int, *, owner: int) -> int:
-        """Serve a request from start to end; return how many of its first blocks were there."""
+        """Serve a request from start to end; return how many of its first blocks were in the cache."""
         hits = 0
         while hits < min(usable, len(blocks)) and blocks[hits] in self.queue:
             del self.queue[blocks[hits]]
@@ -208,13 +208,13 @@ class _Device:
             self.queue.popitem(last=False)
         held = blocks[:needed] + [("part", owner, i) for i in range(needed - len(blocks))]
         for piece in reversed(held[: self.size]):
-            # A block whose twin is still there stays without a name of its own.
+            # A block with the content of another free block gets a unique name, under which it is never hit.
             self.queue[piece if piece not in self.queue else ("twin", owner, *piece)] = None
         return hits
 
 
 class _L1:
-    """LMCache's CPU RAM: the least recently used chunks go first, a fifth of all or one at a time."""
+    """LMCache's CPU RAM: it evicts the least recently used chunks, a fifth of all or one at a time."""
 
     def __init__(self, size: int, *, inside: bool) -> None:
         self._most = size if inside else _L1_TRIGGER * size
@@ -225,7 +225,7 @@ class _L1:
         return chunk in self._chunks
 
     def touch(self, chunks: Iterable[_Piece]) -> None:
-        """Note that they were read."""
+        """Note that `chunks` were read."""
         for chunk in chunks:
             if chunk in self._chunks:
                 self._chunks.move_to_end(chunk)

@@ -1,4 +1,4 @@
-"""Which part of the time to the first token moved between a baseline and now, in a line and a table."""
+"""Explain in a line and a table which part of TTFT moved between a baseline and now."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from pytest_kvcache.proof.breakdown import GPU_FIGURES, PARTS, Figures
 
-#: Changes of a part that are smaller than these shares, of the old TTFT and of its change, are not named.
+#: Parts that moved by less than these shares, of the old TTFT and of the change of TTFT, are not named.
 _NAMED, _NAMED_OF_CHANGE = 0.05, 0.1
 #: Hits that moved by less than this (share of prompt tokens) are unchanged.
 _SAME_HITS = 0.01
@@ -18,14 +18,14 @@ _SAME_CLOCK = 0.02
 
 @dataclass(frozen=True)
 class Explanation:
-    """What moved.
+    """Why TTFT moved.
 
     Args:
-        summary: One line.
-        parts: By name for people: seconds before, seconds now.
-        unexplained_s: Of the change of TTFT, what no part accounts for.
-        client: How late the client sent, which is no part of TTFT; "" where it is not known.
-        gpus: Clocks and what held them, of busy GPUs; "" where they are not known of both.
+        summary: The explanation in one line.
+        parts: Means of each part in the baseline and now (s), by the part's name for people.
+        unexplained_s: The change of TTFT that no part accounts for (s).
+        client: How late the client sent, which is no part of TTFT; "" where that is not known.
+        gpus: Clocks of busy GPUs and what limited them; "" where they are not known of both sides.
     """
 
     summary: str
@@ -45,7 +45,7 @@ class Explanation:
         return [self.summary, *shown, rest, *(f"  {line}" for line in (self.gpus, self.client) if line)]
 
     def facts(self) -> dict[str, Any]:
-        """Return it for `run.json`; times in seconds."""
+        """Return the explanation for `run.json`; times are in seconds."""
         return {
             "summary": self.summary,
             "parts_s": {name: list(pair) for name, pair in self.parts.items()},
@@ -60,7 +60,7 @@ def explain(baseline: Figures, now: Figures) -> Explanation | None:
 
     Args:
         baseline: Figures of the baseline, means over its boots: `components`, `Ledger.as_figures`, estimates.
-        now: The same of this session.
+        now: The same figures of this session.
     """
     if "part_ttft_s" not in baseline or "part_ttft_s" not in now:
         return None
@@ -119,7 +119,7 @@ def _hits(baseline: Figures, now: Figures) -> str:
 
 
 def _clock(baseline: Figures, now: Figures) -> list[str]:
-    """Return the SM clock where it moved: that of the GPU that moved most, all or the slowest."""
+    """Return the SM clock that moved more, the mean or that of the slowest GPU; nothing where neither moved."""
     keys = [key for key in ("gpu_sm_clock_mhz", "gpu_sm_clock_slowest_mhz") if baseline.get(key) and key in now]
     moved = [(abs(now[key] / baseline[key] - 1), key) for key in keys]
     share, key = max(moved, default=(0.0, ""))
@@ -130,7 +130,7 @@ def _clock(baseline: Figures, now: Figures) -> list[str]:
 
 
 def _gpus(baseline: Figures, now: Figures) -> str:
-    """Return what GPUs did, both sides beside each other; medians and means while they were busy."""
+    """Return the figures of the GPUs on both sides; they are medians and means while the GPUs were busy."""
     shown = []
     for key, text in GPU_FIGURES.items():
         if key in baseline and key in now:
@@ -140,7 +140,7 @@ def _gpus(baseline: Figures, now: Figures) -> str:
 
 
 def _unsplit(figures: Figures) -> Figures:
-    """Return figures in which L1 and L2 are one: LMCache before 0.5.5 does not tell them apart."""
+    """Return figures in which L1 and L2 are one, since LMCache before 0.5.5 does not tell them apart."""
     levels = [figures[key] for key in ("share_l1", "share_l2", "share_unsplit") if key in figures]
     return {**figures, "share_unsplit": sum(levels)} if levels else figures
 

@@ -1,7 +1,7 @@
-"""Whether the GPUs of a run were in order: what makes it invalid, and what makes its times doubtful (pure).
+"""Judge the GPUs of a run: what makes the run invalid, and what makes its times doubtful (pure).
 
-Which is which: a GPU that failed may have answered from wrong memory, and no verdict may rest on that; a GPU that was
-hot or short of power answered rightly, only later.
+A GPU that failed may have answered from wrong memory, so that no verdict may rest on the run; a GPU that was hot or
+short of power answered rightly, only later.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pytest_kvcache.telemetry.gpu.summary import GpuSummary, figures
 #: Share of busy samples at the power cap from which a run's times are those of the power limit. At full load many
 #: boards touch their cap now and then, as they are meant to.
 CAPPED_SHARE = 0.5
-#: XIDs that say that the GPU itself failed, or memory that it had (NVIDIA, Xid catalog). The others are mostly of a
-#: program: of ours that would have ended an engine, so that it is a stranger's on the same GPU.
+#: XIDs that say that the GPU itself or its memory failed (NVIDIA, Xid catalog). The other XIDs mostly come from a
+#: program: one from an engine would have ended it, so the program is a stranger's on the same GPU.
 _FAILED = {
     48: "uncorrectable memory error",
     62: "internal micro-controller halt",
@@ -44,8 +44,8 @@ class GpuLoad:
     """The GPUs of a run during one load.
 
     Args:
-        gpus: What each did; empty where there are none or nothing could be read.
-        notes: What could not be looked at, and why.
+        gpus: Summary of each GPU; empty where there are none or nothing could be read.
+        notes: What could not be read, and why.
     """
 
     gpus: tuple[GpuSummary, ...] = ()
@@ -58,16 +58,16 @@ class GpuLoad:
 
     @property
     def suspicions(self) -> list[str]:
-        """What makes its times doubtful: throttling for heat or power, a share at the power cap, other XIDs."""
+        """What makes the run's times doubtful: throttling for heat or power, a share at the power cap, other XIDs."""
         return [line for each in self.gpus for line in (*_throttling(each), *_xids(each, _OTHERS, failed=False))]
 
     @property
     def figures(self) -> dict[str, float]:
-        """Clocks and the like, for explanations."""
+        """Clocks, power, temperature and throttling, for explanations."""
         return figures(self.gpus)
 
     def facts(self) -> dict[str, Any]:
-        """Return it for `run.json`; nothing where no GPU was to be looked at."""
+        """Return the load for `run.json`; empty without GPUs and notes."""
         if not self.gpus and not self.notes:
             return {}
         return {"gpus": {"each": [each.facts() for each in self.gpus], "notes": list(self.notes)}}

@@ -1,4 +1,4 @@
-"""Expected hits against measured ones: a large gap is a finding, with its likely cause."""
+"""Compare expected hits with measured ones: a large gap is a finding, with its likely cause."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from collections.abc import Mapping
 
 from pytest_kvcache.proof.ledger import Ledger, Tokens
 
-#: A gap of this share of all prompt tokens is worth a line. The oracle met real, unloaded runs to the token; requests
-#: that overlap give it less from the device than it thinks.
+#: A gap of this share of all prompt tokens is worth a line. The oracle agreed with real, unloaded runs to the token;
+#: where requests overlap, a server has fewer hits in the device cache than the oracle expects.
 LARGE = 0.1
 
 
 def hit_differences(expected: Mapping[str, Tokens], measured: Ledger, *, large: float = LARGE) -> list[str]:
     """Return a line for each server and level whose hits are far from what an LRU hierarchy gives.
 
-    Device and external hits are compared; L1 and L2 by what LMCache found there, which is counted and not split. Where
-    LMCache does not tell the two apart, nothing is said of L2.
+    Device hits, external hits and the tokens that LMCache found in L2 are compared; the tokens found are counted, not
+    derived by a split. Where LMCache does not tell L1 from L2, L2 is left out.
 
     Args:
-        expected: By server (`expected.simulate`).
-        measured: Of the same requests.
-        large: Share of the server's prompt tokens.
+        expected: Expected tokens by server (`expected_hits.simulate`).
+        measured: Ledger of the same requests.
+        large: Share of the server's prompt tokens from which a gap is a finding.
     """
     found = []
     for server in sorted({*expected, *measured.servers}):
@@ -47,13 +47,13 @@ def hit_differences(expected: Mapping[str, Tokens], measured: Ledger, *, large: 
 def warm_start_faults(expected: Mapping[str, Tokens], measured: Ledger, *, large: float = LARGE) -> list[str]:
     """Return a line for each server that had more of its prompts in caches than the run can have put there.
 
-    An L2 without limit holds all that was computed before a request, so that what the oracle finds in all levels
-    together is the most that a cold start can give, whatever requests evict each other.
+    An L2 without limit holds all that was computed before a request, so the hits of the oracle in all levels together
+    are the most that a cold start can give, whichever requests evict each other.
 
     Args:
-        expected: By server (`expected.simulate`), of a tier with an L2.
-        measured: Of the same requests.
-        large: Share of the server's prompt tokens.
+        expected: Expected tokens by server (`expected_hits.simulate`), of a tier with an L2.
+        measured: Ledger of the same requests.
+        large: Share of the server's prompt tokens from which an excess is a fault.
     """
     found = []
     for server, want in expected.items():

@@ -1,4 +1,4 @@
-"""All of the proof of one run in one call: readings, ledger, balance, claim, expected hits (pure)."""
+"""Prove one run in one call: readings, ledger, balance, claim and expected hits (pure)."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _UNLIMITED = 1e12
 
 @dataclass(frozen=True)
 class ServedCaches:
-    """What of a profile and tier the proof needs.
+    """The caches of a profile and tier, as the proof needs them.
 
     Args:
-        claim: Of the tier.
-        chunk_tokens: LMCache's chunk size.
-        l1_bytes: CPU RAM of each server's LMCache, of all of its ranks.
+        claim: Claim of the tier.
+        chunk_tokens: LMCache's chunk size (tokens).
+        l1_bytes: CPU RAM of each server's LMCache, for all of its ranks together (bytes).
         in_process: Whether LMCache runs inside vLLM.
     """
 
@@ -46,16 +46,16 @@ class ServedCaches:
 
 @dataclass(frozen=True)
 class Proof:
-    """What came of it.
+    """The proof of one run.
 
     Args:
-        ledger: Where every prompt token came from.
-        expected: By server, what an LRU hierarchy gives; empty where the workload's prompts are not known.
+        ledger: Ledger of where every prompt token came from.
+        expected: Expected tokens by server, of an LRU hierarchy; empty where the workload's prompts are not known.
         faults: Why the run is invalid, a line each.
-        unchecked: What could not be checked and why.
-        findings: Where measured hits are far from expected ones.
-        figures: To be stored with the run's: shares by source, parts of TTFT.
-        storage: What the storage itself says.
+        unchecked: What could not be checked and why, a line each.
+        findings: Where measured hits are far from expected ones, a line each.
+        figures: Figures to be stored with those of the run: shares by source, parts of TTFT.
+        storage: The storage's own account, compared with LMCache's.
     """
 
     ledger: Ledger
@@ -67,7 +67,7 @@ class Proof:
     storage: AccountProof = field(default_factory=AccountProof)
 
     def with_storage(self, storage: AccountProof) -> Proof:
-        """Return it with what the storage itself says."""
+        """Return the proof with the storage's own account."""
         check = storage.check
         return replace(
             self,
@@ -78,7 +78,7 @@ class Proof:
         )
 
     def facts(self) -> dict[str, Any]:
-        """Return it for `run.json`: tokens by server and source, the lines."""
+        """Return the proof for `run.json`: tokens by server and source, and the lines."""
         return {
             "servers": {name: vars(tokens) for name, tokens in self.ledger.servers.items()},
             "moved": {name: vars(moved) for name, moved in self.ledger.transfers.items()},
@@ -104,13 +104,13 @@ def judge(
     """Return what the counters of a run prove.
 
     Args:
-        rows: A row a request (`load.records`).
-        before: Counters by component, read right before the clock.
+        rows: Rows of the run, one for each request (`load.records`).
+        before: Counters by component, read right before the clock starts.
         after: Counters by component, read after the last answer.
-        served: How it was served.
-        workload: What was sent.
-        context_tokens: At which length.
-        first_user: Users were numbered from the one after it.
+        served: Caches that served the run.
+        workload: Workload that was sent.
+        context_tokens: Context length of the run (tokens).
+        first_user: Number before that of the first user.
         beyond_tokens: Prompt tokens of requests that were sent and are not in `rows`.
     """
     unread = counters.faults(before, after)
@@ -152,7 +152,7 @@ def _expected(
     device: DeviceCache | None,
     size: float | None,
 ) -> tuple[Expected | None, Expectable]:
-    """Return what an LRU hierarchy gives, None where prompts or its size are not known; and whether hits can be had."""
+    """Return the hits of an LRU hierarchy, None where prompts or sizes are unknown, and which hits can be expected."""
     unknown = expectable_from_rows(rows, served.chunk_tokens, device.tokens if device else None)
     if not isinstance(workload, MultiRoundQa) or workload.mode != "exact" or device is None:
         return None, unknown

@@ -1,20 +1,22 @@
-"""The ledger: from counters of vLLM and LMCache, where the KV of every prompt token came from, a server a line.
+"""The ledger: where the KV of every prompt token came from, for each server, by counters of vLLM and LMCache.
 
 vLLM says how many tokens of its prompts it computed, had in its own prefix cache (device), and took from a connector
-(external). LMCache says in which of its levels it found what the connector asked for. Neither knows the other's part:
+(external). LMCache says in which of its levels it found the tokens that the connector asked for. Neither knows the
+other's part:
 
-- LMCache looks up a prompt from its first token, whether or not vLLM has the beginning itself. What both have is
-  counted by vLLM as a device hit, so external tokens are what LMCache found less that overlap. Which of L1 and L2 the
-  overlap is part of is in no counter: external tokens are split in proportion.
-- LMCache's split by tokens counts as L1 only what L1 could have served from the first token on; chunks that L1 held
-  behind one that came from L2 count as L2. The split by keys says what was really loaded, and is used where it is.
-- vLLM counts a token as external when it asks for it. Where the load fails then and the policy is to compute it again,
-  vLLM still says external: what LMCache says it could not deliver is taken out of that and becomes `lost`.
+- LMCache looks up a prompt from its first token, whether or not vLLM has the beginning itself. Tokens that both have
+  are counted by vLLM as device hits, so external tokens are the tokens that LMCache found, less this overlap. No
+  counter says whether the overlap is in L1 or L2: external tokens are split in proportion.
+- LMCache's split by tokens counts as L1 only tokens that L1 could have served from the first token on; chunks that L1
+  held behind a chunk from L2 count as L2. The split by keys says what was really loaded, and is used where it exists.
+- vLLM counts a token as external when it asks for the token. Where the load then fails and the policy is to compute the
+  token again, vLLM still counts it as external: tokens that LMCache says it could not deliver are taken out of the
+  external ones and become `lost`.
 
-LMCache before 0.5.5, as a server, does not split what it found: those tokens have a source of their own, `unsplit`.
+LMCache before 0.5.5, as a server, does not split the tokens that it found: these have a source of their own, `unsplit`.
 
-Names are those of vLLM 0.32 and LMCache 0.5.6, of both of LMCache's modes: a server beside vLLM (`lmcache_mp_*`), or
-inside vLLM (`lmcache:*`, from its internal API server); either is a component beside the server's own.
+Names are those of vLLM 0.32 and of LMCache 0.5.6 in both of its modes: as a server beside vLLM (`lmcache_mp_*`), or
+inside vLLM (`lmcache:*`, from its internal API server). In both modes LMCache is a component beside its vLLM server.
 """
 
 from __future__ import annotations
@@ -27,8 +29,8 @@ from pytest_kvcache.telemetry.transfers import Transfers, transfers_of
 
 _SOURCE = "vllm:prompt_tokens_by_source_total"
 _IN_PROCESS = "lmcache:"
-#: Why a chunk that a lookup found in L2 was not loaded. The third reason, `l1_contended`, is none: another request was
-#: just bringing the chunk to L1.
+#: Reasons why a chunk that a lookup found in L2 was not loaded. The reason `l1_contended` is no loss: another request
+#: was just bringing the chunk to L1.
 _LOST = ("not_found", "l1_oom")
 
 
@@ -37,18 +39,18 @@ class Tokens:
     """Prompt tokens by where their KV came from. `total` is their sum by construction.
 
     Args:
-        computed: By the engine.
-        device: From vLLM's own prefix cache.
-        l1: From LMCache's CPU RAM.
-        l2: From LMCache's shared storage.
-        unsplit: From LMCache, which does not say whether from L1 or L2.
-        other: From a connector, and LMCache did not find them.
-        lost: A lookup found them and the load failed, so that they were computed, or their request failed.
-        lost_in_reading: Of those, lost after vLLM had counted them as external.
-        l1_found: In L1 when LMCache was asked, also those that vLLM had itself.
-        l2_found: In L2 when LMCache was asked, also those that vLLM had itself.
-        unsplit_found: In one of the two, where LMCache does not say in which.
-        requested: Whole chunks that LMCache was asked for.
+        computed: Tokens that the engine computed.
+        device: Tokens from vLLM's own prefix cache.
+        l1: Tokens from LMCache's CPU RAM.
+        l2: Tokens from LMCache's shared storage.
+        unsplit: Tokens from LMCache, which does not say whether from L1 or L2.
+        other: Tokens from a connector that LMCache did not find.
+        lost: Tokens that a lookup found and whose load failed, so that they were computed, or their request failed.
+        lost_in_reading: Lost tokens that vLLM had counted as external before.
+        l1_found: Tokens in L1 when LMCache was asked, including those that vLLM had itself.
+        l2_found: Tokens in L2 when LMCache was asked, including those that vLLM had itself.
+        unsplit_found: Tokens in L1 or L2 when LMCache was asked, where LMCache does not say in which.
+        requested: Tokens, in whole chunks, that LMCache was asked for.
     """
 
     computed: float = 0.0
@@ -86,7 +88,7 @@ class Tokens:
 
     @property
     def cached(self) -> float:
-        """Tokens that were not computed as vLLM reports them with an answer (`cached_tokens`)."""
+        """Tokens that vLLM reports with an answer as not computed (`cached_tokens`)."""
         return self.device + self.external + self.lost_in_reading
 
     def __add__(self, other: Tokens) -> Tokens:
@@ -98,8 +100,8 @@ class Ledger:
     """Tokens of every vLLM server, and what its LMCache moved.
 
     Args:
-        servers: By name of the vLLM server.
-        transfers: By the same names; nothing for a server without LMCache.
+        servers: Tokens by name of the vLLM server.
+        transfers: What LMCache moved, by the same names; zeros for a server without LMCache.
     """
 
     servers: Mapping[str, Tokens]
@@ -128,11 +130,11 @@ def build_ledger(
     """Return the ledger of the time between two readings.
 
     Args:
-        grown: By component (`vllm-0`, `lmcache-0`, …), what its counters grew by (`readings.growth`) from when all was
-            idle before the first request until after the last answer; ranks as one (`readings.ranks_as_one`).
-        chunk_tokens: LMCache's chunk size.
-        kv_bytes_per_token: Of one token in all layers; without it, what in-process LMCache read from L2 is turned into
-            tokens by what it wrote to L2 for each stored token.
+        grown: Growth of the counters by component (`vllm-0`, `lmcache-0`, …) from before the first request, with all
+            idle, until after the last answer (`counters.growth`), with ranks as one (`counters.ranks_as_one`).
+        chunk_tokens: LMCache's chunk size (tokens).
+        kv_bytes_per_token: KV of one token in all layers (bytes); None to take the bytes that an in-process LMCache
+            wrote to L2 for each stored token, by which bytes read from L2 become tokens.
     """
     servers: dict[str, Tokens] = {}
     moves: dict[str, Transfers] = {}
@@ -152,7 +154,7 @@ def build_ledger(
 
 
 def _engine(grown: Counters) -> Tokens:
-    """Return what vLLM itself says, all of its external tokens under `other`."""
+    """Return the tokens as vLLM itself counts them, with all external tokens under `other`."""
     if has(grown, _SOURCE):
         source = by_label(grown, _SOURCE, "source")
         return Tokens(
@@ -171,7 +173,7 @@ def _multi_process(own: Tokens, beside: Counters, chunk_tokens: int) -> Tokens:
     split = keys if sum(keys) else [total(beside, f"lmcache_mp_lookup_hit_{lv}_tokens_total") for lv in ("l1", "l2")]
     in_l2 = hit * split[1] / sum(split) if sum(split) else 0.0
     unsplit = hit if not sum(split) else 0.0
-    # One key for each chunk, KV group and tensor-parallel rank.
+    # LMCache has one key for each chunk, KV group and tensor-parallel rank.
     tokens_per_key = hit / sum(keys) if sum(keys) else float(chunk_tokens)
     not_read = total(beside, "lmcache_mp_l1_read_failure_chunks_total", during="l1_retrieve") * tokens_per_key
     reasons = by_label(beside, "lmcache_mp_l2_prefetch_failure_chunks_total", "reason")
@@ -187,13 +189,13 @@ def _multi_process(own: Tokens, beside: Counters, chunk_tokens: int) -> Tokens:
 
 
 def _in_process(own: Tokens, counters: Counters, kv_bytes_per_token: float | None) -> Tokens:
-    # Here only what vLLM does not have is asked for, and what is retrieved is known: nothing overlaps.
+    # Inside vLLM, LMCache is asked only for tokens that vLLM lacks, and counts those retrieved: nothing overlaps.
     requested, hit = (total(counters, f"lmcache:num_{what}_tokens_total") for what in ("requested", "hit"))
     stored = total(counters, "lmcache:num_stored_tokens_total")
     written = total(counters, "lmcache:num_remote_write_bytes_total")
     per_token = kv_bytes_per_token or (written / stored if stored else 0.0)
     read = total(counters, "lmcache:num_remote_read_bytes_total")
-    # Bytes were read and their size a token is not known: all of the hit may have come from L2.
+    # Where bytes were read and the bytes of a token are not known, all hits may have come from L2.
     l2 = min(hit, read / per_token) if per_token else (hit if read else 0.0)
     return _assign(
         own,
@@ -205,7 +207,7 @@ def _in_process(own: Tokens, counters: Counters, kv_bytes_per_token: float | Non
 
 
 def _in_chunks(inside: Transfers, chunk_tokens: int, kv_bytes_per_token: float | None) -> Transfers:
-    """Return what an LMCache inside vLLM loaded in chunks: one read of S3 asks for several."""
+    """Return the transfers of an LMCache inside vLLM with loads in chunks, since one read of S3 asks for several."""
     if not kv_bytes_per_token:
         return inside
     return replace(inside, l2_loaded=round(inside.loaded_bytes / (kv_bytes_per_token * chunk_tokens)))
@@ -220,7 +222,7 @@ def _assign(
     lost_of_computed: float,
     unsplit: float = 0.0,
 ) -> Tokens:
-    """Split vLLM's external tokens by what LMCache found; the sum stays what vLLM counted."""
+    """Split vLLM's external tokens by the levels in which LMCache found tokens; vLLM's sum of prompt tokens is kept."""
     not_read = min(own.other, lost_of_external)
     not_loaded = min(own.computed, lost_of_computed)
     external = own.other - not_read

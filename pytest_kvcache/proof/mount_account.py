@@ -1,8 +1,8 @@
-"""LMCache's account of a load held against the kernel's counters of the NFS mount that it went over.
+"""Compare LMCache's account of a load with the kernel's counters of the NFS mount that the load went over.
 
-Which way each check can err: others who use the mount on this machine can only add to what it counts. So less written
-than LMCache stored is a fault. Less read than LMCache loaded is not: the page cache answered, and the share of it is a
-finding, since times of that share are those of RAM. What is dirty is written before the mount is asked
+Other users of the mount on this machine can only add to its counters. So fewer bytes written than LMCache stored are a
+fault. Fewer bytes read than LMCache loaded are no fault: the page cache served the rest, and its share is a finding,
+since that share was loaded at the speed of RAM. Dirty pages are written before the mount is asked
 (`storage/folder.py`).
 """
 
@@ -18,13 +18,13 @@ from pytest_kvcache.storage.requirement import BLOCK_LAYOUTS, Require
 
 
 def of_mount(before: MountReading, after: MountReading, claimed: LmcacheAccount, require: Require) -> AccountCheck:
-    """Hold what a mount counted in a load against what LMCache stored and loaded in it.
+    """Compare what a mount counted during a load with what LMCache stored and loaded in that time.
 
     Args:
-        before: What was read before the load.
-        after: What was read after it.
-        claimed: By LMCache.
-        require: Of the tier.
+        before: Reading before the load.
+        after: Reading after the load.
+        claimed: LMCache's account of the load.
+        require: What the tier requires of its mount.
     """
     try:
         grown = mountstats.delta(before.reading, after.reading)
@@ -63,7 +63,7 @@ def _bytes(grown: Delta, claimed: LmcacheAccount) -> AccountCheck:
 def _layouts(
     before: MountReading, after: MountReading, grown: Delta, claimed: LmcacheAccount, require: Require
 ) -> AccountCheck:
-    """Say by which way reads and writes went: by pNFS layouts, or through the metadata server."""
+    """Check whether reads and writes went by pNFS layouts or through the metadata server."""
     beside = {name: _beside(grown, after.reading, name) for name in ("WRITE", "READ")}
     figures = {
         "layoutget": float(after.reading.operation("LAYOUTGET").ops),
@@ -81,7 +81,7 @@ def _layouts(
         if found.status == "fail":
             return check + AccountCheck((f'require = "{require}": {found.found}; {found.todo}',))
         if found.status == "warn" and read == 0:
-            return check  # the page cache: said with its share
+            return check  # the page cache served all reads: `_bytes` reports its share
         if found.status == "warn" and grown.pnfs_reads:
             check += AccountCheck(findings=(f'require = "{require}": {found.found}',))
     if read and not grown.pnfs_reads:
@@ -94,7 +94,7 @@ def _layouts(
 
 
 def _beside(grown: Delta, reading: Reading, name: str) -> int:
-    """Return how many reads or writes did not go by a layout; those to NFS data servers are among the operations."""
+    """Return how many reads or writes went without a layout; operations also count those to NFS data servers."""
     ops = grown.operation(name).ops
     by_layout = grown.pnfs_writes if name == "WRITE" else grown.pnfs_reads
     return ops if reading.layout in BLOCK_LAYOUTS else max(0, ops - by_layout)

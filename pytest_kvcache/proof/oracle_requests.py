@@ -1,4 +1,4 @@
-"""What was asked of the servers, from the rows of a run: for the oracle, and where none knows the prompts (pure)."""
+"""Derive the oracle's requests from the rows of a run, or whether hits can be expected without an oracle (pure)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pytest_kvcache.workload.multi_round import MultiRoundQa
 def oracle_requests(
     rows: pd.DataFrame, workload: MultiRoundQa, context_tokens: int, first_user: int
 ) -> list[OracleRequest]:
-    """Return the requests of an exact multi-round run for the oracle, those before the clock among them.
+    """Return the requests of an exact multi-round run for the oracle, with those sent before the clock started.
 
-    Those were sent one by one in turn to the servers, so that the last of them went to the server before the one that
-    answered the first measured request.
+    The requests before the clock were sent to the servers in turn, one by one, so the last of them went to the server
+    before the one that answered the first measured request.
     """
     sent = rows[rows["server"].ne("") & rows["prompt_tokens"].notna()].sort_values("actual_start_s")
     turn = list(dict.fromkeys(sent["server"]))
@@ -40,9 +40,9 @@ def expectable_from_rows(rows: pd.DataFrame, chunk_tokens: int, device_tokens: f
     """Return whether hits can be expected where no oracle knows the prompts: by who came back, and to which server.
 
     Args:
-        rows: A row a request.
-        chunk_tokens: LMCache's chunk size.
-        device_tokens: Size of each device cache, None where not known.
+        rows: Rows of the run, one for each request.
+        chunk_tokens: LMCache's chunk size (tokens).
+        device_tokens: Size of each device cache (tokens), None where it is not known.
     """
     done = rows[rows["prompt_tokens"].notna()]
     if done.empty or float(done["prompt_tokens"].max()) < chunk_tokens:

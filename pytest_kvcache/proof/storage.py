@@ -1,4 +1,4 @@
-"""The storage's own account of one load in one call: listing, server, mount (pure)."""
+"""Compare the storage's own account of one load with LMCache's in one call: listing, server, mount (pure)."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pytest_kvcache.storage.requirement import Require
 def compare_accounts(
     storage_account: str, require: Require, before: Snapshot, after: Snapshot, *, chunk_tokens: int
 ) -> AccountProof:
-    """Hold what LMCache says of a load against what the storage says.
+    """Compare what LMCache says of a load with what the storage says.
 
     Args:
-        storage_account: Who speaks.
+        storage_account: Name of the storage's account.
         require: What the tier requires of its mount.
-        before: What was read before the load.
-        after: What was read after it.
-        chunk_tokens: LMCache's chunk size.
+        before: Readings before the load.
+        after: Readings after the load.
+        chunk_tokens: LMCache's chunk size (tokens).
     """
     unread = tuple(f"the storage does not say what it holds: {look.unread}" for look in (before, after) if look.unread)
     if before.account is None or after.account is None:
@@ -38,13 +38,14 @@ def compare_accounts(
 
 
 def without_account(claim: Claim, ledger: Ledger) -> AccountProof:
-    """Return what is said of a tier whose storage gives no account: where it claims an L2 that is told, else nothing.
+    """Return the proof for a tier whose storage gives no account: empty unless the tier claims an L2.
 
-    Where LMCache does not tell L1 from L2 the claim would have rested on the storage's account: then that is a fault.
+    For a claim of L2 the missing account is noted as unchecked. Where LMCache does not tell L1 from L2, the claim would
+    have rested on the account, so that its absence is a fault.
 
     Args:
-        claim: Of the tier.
-        ledger: Of the run.
+        claim: Claim of the tier.
+        ledger: Ledger of the run.
     """
     if claim is not Claim.L2:
         return AccountProof()

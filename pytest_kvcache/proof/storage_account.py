@@ -1,13 +1,13 @@
-"""LMCache's account of a shared storage held against what the storage says of itself, and which way each check can err.
+"""Compare LMCache's account of a shared storage with what the storage says of itself.
 
-- Listing, since the boot: a chunk that several servers stored is one file, so that what is there lies between the most
-  that one LMCache stored and the sum over all of them. Less is a fault; so is more, since the storage is the boot's own
-  (LMCache inside vLLM counts with a delay of 10 s: there, more means nothing).
-- Bytes that an S3 server of the run's own moved, in the load: at least what LMCache stored and loaded. Others who use
-  it, and requests that were repeated, can only add.
-- Counters of an NFS mount, in the load: see `mounted`.
+- The listing counts from the boot: a chunk that several servers stored is one file, so the bytes there lie between the
+  most that one LMCache stored and the sum over all of them. Fewer bytes are a fault, and so are more, since the storage
+  is the boot's own (LMCache inside vLLM counts with a delay of 10 s, so more bytes mean nothing there).
+- An S3 server of the run's own counts the bytes that it moved during the load: at least those that LMCache stored and
+  loaded. Other users of the server and repeated requests can only add to them.
+- An NFS mount has counters of the load: see `mount_account`.
 
-Tolerance: 2 %, for headers of files and the rounding of a chunk's size.
+The tolerance is 2 %, for headers of files and the rounding of a chunk's size.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class LmcacheAccount:
     """What the LMCaches of a pair say of the shared storage, in bytes.
 
     Args:
-        least: What must be there: the most that one of them stored since the boot.
-        most: What can be there: all that they stored together.
-        stored: What all of them stored in the load.
-        loaded: What all of them loaded in the load.
+        least: Bytes that must be there: the most that one LMCache stored since the boot.
+        most: Bytes that can be there: the sum that all of them stored since the boot.
+        stored: Bytes that all of them stored during the load.
+        loaded: Bytes that all of them loaded during the load.
     """
 
     least: float
@@ -44,13 +44,13 @@ class LmcacheAccount:
 
 @dataclass(frozen=True)
 class AccountCheck:
-    """What one check came to.
+    """The result of one check.
 
     Args:
         faults: Why LMCache's account does not hold, a line each.
-        findings: What makes times doubtful.
-        unchecked: What could not be checked and why.
-        figures: For the report, in bytes, numbers or shares, by name.
+        findings: What makes times doubtful, a line each.
+        unchecked: What could not be checked and why, a line each.
+        figures: Figures for the report by name, in bytes, numbers or shares.
     """
 
     faults: tuple[str, ...] = ()
@@ -69,12 +69,12 @@ class AccountCheck:
 
 @dataclass(frozen=True)
 class AccountProof:
-    """What became of LMCache's account.
+    """The result of all checks of LMCache's account.
 
     Args:
-        source: Who spoke, "" where nobody could.
-        claimed: By LMCache; None where its counters or the storage could not be read.
-        check: All checks.
+        source: Name of the storage's account, "" where the storage gives none.
+        claimed: LMCache's account; None where its counters or the storage could not be read.
+        check: Sum of all checks.
     """
 
     source: str = ""
@@ -82,7 +82,7 @@ class AccountProof:
     check: AccountCheck = field(default_factory=AccountCheck)
 
     def facts(self) -> dict[str, Any]:
-        """Return it for `run.json`."""
+        """Return the proof for `run.json`."""
         return {
             "storage_account": self.source,
             "claimed_bytes": vars(self.claimed) if self.claimed else None,
@@ -91,20 +91,20 @@ class AccountProof:
 
 
 def claims(before: Snapshot, after: Snapshot, *, chunk_tokens: int) -> LmcacheAccount:
-    """Return what LMCache says; each figure as small as the two readings allow, but for `most`.
+    """Return LMCache's account of a load; each figure but `most` is as small as the two readings allow.
 
     Args:
-        before: What was read before the load.
-        after: What was read after it.
-        chunk_tokens: LMCache's chunk size.
+        before: Readings before the load.
+        after: Readings after the load.
+        chunk_tokens: LMCache's chunk size (tokens).
     """
     grown = _moves(ranks_as_one(before.last), ranks_as_one(after.first))
     size = kv_bytes_per_token(ranks_as_one(after.last), chunk_tokens=chunk_tokens)
-    # Of a tier whose L1 is empty just now, the files tell how large a chunk is.
+    # Where L1 is empty just now, the size of the files tells how large a chunk is.
     chunk = size * chunk_tokens if size else _file_bytes(after.account)
 
     def stored(each: Transfers) -> float:
-        # The file system adapter of an LMCache server before 0.5.3 counts chunks and no bytes.
+        # The file system adapter of an LMCache server before 0.5.3 counts chunks but not bytes.
         return each.stored_bytes or (0.0 if each.in_process else each.l2_stored * chunk)
 
     return LmcacheAccount(
@@ -116,11 +116,11 @@ def claims(before: Snapshot, after: Snapshot, *, chunk_tokens: int) -> LmcacheAc
 
 
 def of_listing(account: StorageReading, claimed: LmcacheAccount, *, settled: bool) -> AccountCheck:
-    """Hold the files of a boot against what LMCache stored in it.
+    """Compare the files of a boot with what LMCache stored since the boot.
 
     Args:
-        account: After the load.
-        claimed: By LMCache.
+        account: Reading of the storage after the load.
+        claimed: LMCache's account.
         settled: Whether all stores had ended.
     """
     figures = {"files": float(account.files), "file_bytes": float(account.bytes)}
@@ -142,12 +142,12 @@ def of_listing(account: StorageReading, claimed: LmcacheAccount, *, settled: boo
 
 
 def of_server(before: StorageReading, after: StorageReading, claimed: LmcacheAccount) -> AccountCheck:
-    """Hold the bytes that an S3 server moved in a load against what LMCache stored and loaded in it.
+    """Compare the bytes that an S3 server moved during a load with those that LMCache stored and loaded.
 
     Args:
-        before: What was read before the load.
-        after: What was read after it.
-        claimed: By LMCache.
+        before: Reading of the storage before the load.
+        after: Reading of the storage after the load.
+        claimed: LMCache's account.
     """
     if before.served_bytes is None or after.served_bytes is None:
         return AccountCheck()

@@ -1,1 +1,1 @@
-"""Booting a pair of servers behind a balancer, watching it, and ending it without a trace."""
+"""Booting a pair of servers behind a balancer, watching the pair, and ending it without a trace."""

@@ -11,11 +11,11 @@ def router(program: str, *, workers: Sequence[str], port: int, metrics_port: int
     """Return the component of the router.
 
     Args:
-        program: `vllm-router`.
+        program: Path of `vllm-router`.
         workers: Base URLs of the servers, without /v1.
-        port: To listen on, at 127.0.0.1.
-        metrics_port: Its Prometheus endpoint, at 127.0.0.1.
-        max_inflight: Requests that may be under way before it refuses more.
+        port: Port to listen on, at 127.0.0.1.
+        metrics_port: Port of the router's Prometheus endpoint, at 127.0.0.1.
+        max_inflight: Requests that may be under way before the router refuses more.
 
     Retries and the circuit breaker are off: a failed request must show as failed, on the server that failed it.
     """

@@ -1,4 +1,4 @@
-"""What a tier claims of where KV comes from; `proof/claims.py` holds it against the counters."""
+"""The claim of a tier about where KV comes from; `proof/claims.py` holds the claim against the counters."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ class Claim(StrEnum):
     """Where a tier says that KV comes from, beyond the device cache."""
 
     DEVICE = "device"
-    """Nowhere else: vLLM alone."""
+    """KV comes from nowhere else: vLLM runs alone."""
     L1 = "l1"
-    """LMCache's CPU RAM of the same server."""
+    """KV comes from the CPU RAM of the same server's LMCache."""
     L2 = "l2"
-    """A storage that the servers share, in front of it L1."""
+    """KV comes from a storage that the servers share, with L1 in front of it."""

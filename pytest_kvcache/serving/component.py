@@ -1,4 +1,4 @@
-"""One process of a serving pair, as data: what `render` prints and a launcher starts."""
+"""One process of a serving pair, as data that `render` prints and a launcher starts."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ class Component:
     """A program to run.
 
     Args:
-        name: Unique within a pair; names the log file (`vllm-0`).
+        name: Name within the pair and of the log file (`vllm-0`).
         argv: The command line. Anyone on the machine can read it: no secret may be in it.
         stage: Components of a stage start side by side, once the stage before is ready.
-        env: Added to the environment.
-        secret_env: Added too, but never printed, logged or stored.
-        files: Text files to write first, by path.
-        folders: Made empty before the start, entered by nobody else, and removed after the end.
-        ready_url: Answers 200 once ready; None where a running process is all there is to wait for.
-        ready_any_status: Any HTTP answer counts (an S3 server answers 403 to a stranger).
+        env: Variables added to the environment.
+        secret_env: Variables added too, but never printed, logged or stored.
+        files: Content of each text file to write before the start, by path.
+        folders: Folders made empty before the start, closed to other users, and removed after the end.
+        ready_url: URL that answers 200 once the program is ready; None where a running process is enough.
+        ready_any_status: Whether any HTTP answer of `ready_url` counts (an S3 server answers 403 to a stranger).
     """
 
     name: str

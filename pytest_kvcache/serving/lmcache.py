@@ -1,4 +1,4 @@
-"""LMCache in both of its modes: a server beside each vLLM, or inside it with a YAML file."""
+"""LMCache in both of its modes: as a server beside each vLLM, or inside vLLM with a YAML file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pytest_kvcache.serving.names import lmcache_name
 from pytest_kvcache.serving.offload import Offload
 from pytest_kvcache.telemetry import internal_api
 
-#: Begins the names of the sockets of LMCache's internal API servers.
+#: Beginning of the names of the sockets of LMCache's internal API servers.
 SOCKET = "api"
 
 
@@ -36,15 +36,15 @@ def lmcache_server(
     """Return the component of the LMCache server beside the `index`-th vLLM (multi-process mode).
 
     Args:
-        lmcache: The program.
-        index: Which of the pair.
-        profile: L1 size and chunk size.
+        lmcache: Path of the program `lmcache`.
+        index: Number of the vLLM server in the pair, from 0.
+        profile: Profile with the sizes of L1 and of a chunk.
         offload: The tier's L2 adapter, if any.
-        port: vLLM's connector talks to it, at 127.0.0.1.
-        http_port: Health, metrics and control, at 127.0.0.1.
-        versions: Of the engine: what an older one lacks and does not need is left out.
-        gpus: Those of its vLLM server, whose memory it maps.
-        env: More environment.
+        port: Port for vLLM's connector, at 127.0.0.1.
+        http_port: Port for health, metrics and control, at 127.0.0.1.
+        versions: Versions of the engine; options that an older LMCache lacks and does not need are left out.
+        gpus: GPUs of its vLLM server, whose memory the LMCache server maps.
+        env: More environment variables.
         secret_env: Credentials that the L2 adapter reads.
     """
     argv = [
@@ -90,9 +90,9 @@ def in_process_connector(name: str, versions: Mapping[str, str]) -> dict[str, An
     """Return vLLM's `--kv-transfer-config` for LMCache inside vLLM.
 
     Args:
-        name: Of the server.
-        versions: Of the engine. LMCache before 0.5.4 names a socket after vLLM's `engine_id`, by default a UUID, with
-            which the path in the folder of a run is longer than sockets allow (107 bytes).
+        name: Name of the server.
+        versions: Versions of the engine. LMCache before 0.5.4 names a socket after vLLM's `engine_id`, by default a
+            UUID; the socket's path in the folder of a run is then longer than sockets allow (107 bytes).
     """
     own = {} if floors.has(floors.SHORT_SOCKETS, versions) else {"engine_id": name}
     return {"kv_connector": "LMCacheConnectorV1", "kv_role": "kv_both", **own}
@@ -101,30 +101,31 @@ def in_process_connector(name: str, versions: Mapping[str, str]) -> dict[str, An
 def in_process_env(offload: Offload, config: Path, folder: Path, *, ranks: int) -> dict[str, str]:
     """Return the environment of a vLLM server whose LMCache runs inside it.
 
-    LMCache applies `LMCACHE_*` after its file: what is only there to measure is set here, and the file stays the
-    tier's. `LMCACHE_EXTRA_CONFIG` takes the place of the file's whole `extra_config`, and so repeats it.
+    LMCache applies variables `LMCACHE_*` after its YAML file: settings that only serve measuring are variables, and the
+    file holds those of the tier alone. `LMCACHE_EXTRA_CONFIG` replaces the file's whole `extra_config`, and so repeats
+    its content.
 
     Args:
-        offload: The tier's, of this server.
-        config: The YAML.
-        folder: The server's own, for counters and sockets.
-        ranks: Worker processes of the server.
+        offload: The tier's configuration of this server.
+        config: Path of the YAML file.
+        folder: Folder of this server alone, for counters and sockets.
+        ranks: Number of worker processes of the server.
     """
     extra = {**offload.engine_config.get("extra_config", {}), **offload.engine_extra}
     return {
         "LMCACHE_CONFIG_FILE": str(config),
         **({"LMCACHE_EXTRA_CONFIG": json.dumps(extra)} if offload.engine_extra else {}),
-        # Tokens are hashed with Python's hash(): without a common seed no server finds what another one stored.
+        # LMCache hashes tokens with Python's hash(): without a common seed no server finds what another one stored.
         "PYTHONHASHSEED": "0",
         "LMCACHE_TRACK_USAGE": "false",
-        # Without it LMCache makes a folder in /tmp that all servers share and nobody removes.
+        # Without this variable LMCache makes a folder in /tmp that all servers share and nobody removes.
         "PROMETHEUS_MULTIPROC_DIR": str(folder),
         **internal_api.environment(folder / SOCKET, ranks),
     }
 
 
 def in_process_yaml(profile: Profile, offload: Offload) -> str:
-    """Return the YAML that LMCACHE_CONFIG_FILE names, keys and order as in the reference article.
+    """Return the YAML for LMCACHE_CONFIG_FILE, with keys and order as in the reference article.
 
     The chunk size is written only where the profile sets it, as the article's file has none.
     """

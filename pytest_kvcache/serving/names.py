@@ -1,4 +1,4 @@
-"""Names of the components of a pair, by which logs, counters and tables call them."""
+"""Names of the components of a pair, as logs, counters and tables use them."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from pytest_kvcache.serving.component import Component
 
 #: rclone takes the first label of the Host header for the bucket; with the host 127.0.0.1 that is "127".
-#: So LMCache's virtual-hosted requests find their bucket without a DNS entry.
+#: With this name LMCache's virtual-hosted requests find their bucket without a DNS entry.
 LOCAL_BUCKET = "127"
 
 
@@ -16,11 +16,11 @@ def rclone_server(rclone: str, *, folder: Path, port: int, metrics_port: int, ke
     """Return the component of an S3 server that keeps its buckets in `folder`.
 
     Args:
-        rclone: The program.
-        folder: Holds one folder a bucket, `LOCAL_BUCKET` among them.
-        port: To listen on, at 127.0.0.1.
-        metrics_port: Its Prometheus endpoint, at 127.0.0.1. Counting costs reads nothing that could be measured: 300
-            objects of 512 KiB were got at 339 to 356 MB/s with it and at 332 to 372 without.
+        rclone: Path of the program `rclone`.
+        folder: Folder that holds one folder for each bucket, `LOCAL_BUCKET` among them.
+        port: Port to listen on, at 127.0.0.1.
+        metrics_port: Port of the Prometheus endpoint, at 127.0.0.1. Counting does not slow reads measurably: 300
+            objects of 512 KiB were read at 339 to 356 MB/s with the endpoint and at 332 to 372 without it.
         keys: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY that clients will use.
 
     rclone reads `--auth-key` from RCLONE_AUTH_KEY too, which keeps the keys out of the process list.
@@ -38,7 +38,7 @@ def rclone_server(rclone: str, *, folder: Path, port: int, metrics_port: int, ke
             "--metrics-addr", f"127.0.0.1:{metrics_port}",
         ),
         stage="storage",
-        # One CSV field: unquoted, rclone would read two keys.
+        # The value is one CSV field: unquoted, rclone would read two keys.
         secret_env={"RCLONE_AUTH_KEY": f'"{access},{secret}"'},
         ready_url=f"http://127.0.0.1:{port}/",
         ready_any_status=True,

@@ -1,4 +1,4 @@
-"""What a tier adds to a serving pair, as data."""
+"""Data that describe what a tier adds to a serving pair."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class PerServer:
     """A value that differs from server to server, for instance the name of a folder of its own.
 
     Args:
-        prefix: What the value begins with; the server's number follows.
+        prefix: Beginning of the value; the server's number follows.
     """
 
     prefix: str
@@ -31,14 +31,14 @@ class PerServer:
 
 @dataclass(frozen=True)
 class Offload:
-    """How LMCache is to be configured, in the words of both of its modes.
+    """How LMCache is to be configured, in the terms of both of its modes.
 
     A value may be a `PerServer`; `of_server` fills it in.
 
     Args:
-        l2_adapter: JSON of `lmcache server --l2-adapter`; None keeps KV in CPU RAM only (L1).
+        l2_adapter: Content of the JSON for `lmcache server --l2-adapter`; None keeps KV in CPU RAM only (L1).
         engine_config: Keys of the in-process YAML (`LMCACHE_CONFIG_FILE`) beyond those of the CPU-RAM tier.
-        engine_extra: More keys of its `extra_config`, which are no part of the tier; they come by the environment.
+        engine_extra: More keys of the YAML's `extra_config`, no part of the tier and passed by an environment variable.
     """
 
     l2_adapter: Mapping[str, Any] | None = None
@@ -56,18 +56,18 @@ class TierPlan:
     """What a tier adds to a serving pair.
 
     Args:
-        label: Name of the tier in every output; says so where something stands in for the real storage.
+        label: Name of the tier in every output; the name says where something stands in for the real storage.
         offload: LMCache's configuration, or None for vLLM alone.
         storage: Components to start before the servers.
-        folders: Made before boot and removed with all content at the end.
-        env: Environment of the processes that talk to the storage.
-        secret_env: The same, for credentials: never printed, logged or stored.
-        facts: What the storage is, for comparing one run with another.
-        salt: Makes keys of this boot in a storage that is not the run's own and may hold what earlier runs left; ""
-            where the storage is fresh.
-        bucket: The user's, in which LMCache's objects with the salt are removed at the end.
-        storage_account: Says what the storage itself knows of what was stored and loaded; None where nothing does.
-        claims: What counters are to prove, where it is not what follows from `offload`.
+        folders: Folders made before the boot and removed with all content at the end.
+        env: Environment variables of the processes that talk to the storage.
+        secret_env: Variables with credentials for the same processes, never printed, logged or stored.
+        facts: Properties of the storage, for comparing one run with another.
+        salt: Text in the keys of this boot, for a storage that is not the run's own and may hold earlier runs' objects;
+            "" where the storage is fresh.
+        bucket: Bucket of the user, from which LMCache's objects with the salt are removed at the end.
+        storage_account: Account that the storage itself gives of what was stored and loaded; None without one.
+        claims: Claim that the counters must prove; None for the claim that follows from `offload`.
     """
 
     label: str
@@ -94,7 +94,7 @@ class TierPlan:
     def request_fields(self, *, in_process: bool) -> dict[str, Any]:
         """Return what each request carries so that LMCache's keys have the salt.
 
-        Beside vLLM, LMCache takes vLLM's own `cache_salt` into each key; inside vLLM it does not, and takes tags.
+        As a server, LMCache takes vLLM's own `cache_salt` into each key; inside vLLM it does not, but takes tags.
 
         Args:
             in_process: Whether LMCache runs inside vLLM.
@@ -105,7 +105,7 @@ class TierPlan:
 
 
 def _filled(config: Mapping[str, Any], index: int) -> dict[str, Any]:
-    """Return a table, and those in it, with the values of one server."""
+    """Return a table, and the tables in it, with the values of one server."""
     return {
         key: value.of(index)
         if isinstance(value, PerServer)
@@ -117,5 +117,5 @@ def _filled(config: Mapping[str, Any], index: int) -> dict[str, Any]:
 
 
 def salt_of(run_id: str) -> str:
-    """Return a salt for a boot; all have the same length, so that all boots send requests of the same size."""
+    """Return a salt for a boot; all salts have one length, so that all boots send requests of the same size."""
     return hashlib.sha256(run_id.encode()).hexdigest()[:16]

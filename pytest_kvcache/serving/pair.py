@@ -1,4 +1,4 @@
-"""Boot a serving plan, watch it while it works, stop it."""
+"""Boot a serving plan, and watch its components while they serve."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _POLL_S = 0.1
 
 @dataclass(frozen=True)
 class ServingPair:
-    """A running pair: what `vllm_pair` is.
+    """A running pair, which the fixture `vllm_pair` is.
 
     Args:
-        plan: What was started.
-        handles: Each component, in the order of the start.
-        boot_s: From the first start to the last readiness (s).
+        plan: Plan that was started.
+        handles: Handle of each component, in the order of the start.
+        boot_s: Time from the first start to the last readiness (s).
     """
 
     plan: ServingPlan
@@ -49,7 +49,7 @@ class ServingPair:
 
     @property
     def extra_body(self) -> dict[str, Any]:
-        """Fields that each request must carry beside the API's own: they keep the keys of boots apart in a storage."""
+        """Fields that each request must carry beside the API's own, which keep the keys of boots apart in a storage."""
         return dict(self.plan.extra_body)
 
     @property
@@ -61,7 +61,7 @@ class ServingPair:
         """Return if every component still runs.
 
         Raises:
-            BootError: One has ended; with its exit code, the first cause and its log.
+            BootError: A component has ended; the error has its exit code, the first cause and its log.
         """
         for handle in self.handles:
             code = handle.exit_code()
@@ -73,13 +73,13 @@ def boot(plan: ServingPlan, launcher: Launcher, logs: Path, *, timeout_s: float)
     """Start all components of `plan`, those of a stage side by side, and return when all are ready.
 
     Args:
-        plan: What to start.
-        launcher: How.
-        logs: Folder of the components' output.
-        timeout_s: For all of it.
+        plan: Plan to start.
+        launcher: Starts and stops the components.
+        logs: Folder of the components' logs.
+        timeout_s: Limit for the whole boot (s).
 
     Raises:
-        BootError: A component ended or was not ready in time. What was started is stopped first.
+        BootError: A component ended or was not ready in time. Components that were started are stopped first.
     """
     started = time.monotonic()
     handles: list[Handle] = []
@@ -87,7 +87,7 @@ def boot(plan: ServingPlan, launcher: Launcher, logs: Path, *, timeout_s: float)
         for stage in _STAGES:
             first = len(handles)
             for component in _of_stage(plan, stage, handles):
-                with signals.deferred():  # what is started is known before an interruption comes
+                with signals.deferred():  # an interruption waits until the handle is in the list
                     handles.append(launcher.start(component, logs))
             _wait(handles[first:], handles, deadline=started + timeout_s)
     except BaseException:
@@ -120,7 +120,7 @@ def _is_ready(component: Component) -> bool:
     if component.ready_url is None:
         return True
     try:
-        # Never through a proxy of the environment: it is always loopback.
+        # The URL is always loopback, so no proxy of the environment is used.
         with requests.Session() as session:
             session.trust_env = False
             status = session.get(component.ready_url, timeout=1.0).status_code
@@ -130,9 +130,9 @@ def _is_ready(component: Component) -> bool:
 
 
 def component_failed(handle: Handle, code: int | None, how: str) -> BootError:
-    """Return the error for a component that failed: exit code, first cause, log, hint."""
+    """Return the error for a component that failed, with its exit code, first cause, log and a hint."""
     if code == -signal.SIGKILL:
-        # It had no time to write a word: whatever its log ends with is not the cause.
+        # A killed component had no time to write a word: the end of its log is not the cause.
         return BootError(
             f"{handle.component.name} {how}: it was killed (SIGKILL)",
             where=str(handle.log),

@@ -1,4 +1,4 @@
-"""From profile and tier to every process, file and folder of a run: a pure function."""
+"""The plan of a run: a pure function from profile and tier to every process, file and folder."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _MAX_INFLIGHT = 8192
 
 
 class EngineTools(Protocol):
-    """What a plan needs of an engine environment."""
+    """What a plan needs from an engine environment."""
 
     @property
     def versions(self) -> Mapping[str, str]:
-        """Of what is in it, by distribution name; a current engine where nothing is told."""
+        """Versions of its packages, by distribution name; an engine that tells none counts as a current one."""
 
     def vllm_launch(self, model: str) -> tuple[str, ...]:
-        """How vLLM's OpenAI server is started with `model`."""
+        """Return the command that starts vLLM's OpenAI server with `model`."""
 
     def program(self, name: str) -> str:
-        """Path of a program of the environment."""
+        """Return the path of the program `name` of the environment."""
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,15 @@ class ServingPlan:
     """A pair of servers, its balancer and its storage, ready to be started.
 
     Args:
-        tier: The plan of the tier it serves with.
-        components: In the order of their stages.
-        base_url: Of the balancer, with /v1: what a workload talks to.
+        tier: Plan of the tier that the pair serves with.
+        components: Components in the order of their stages.
+        base_url: URL of the balancer with /v1, to which a workload sends its requests.
         model: The model name that requests carry.
         server_urls: Base URL of each vLLM server by name, without /v1.
         metrics_urls: Prometheus endpoint of each vLLM and LMCache by component name; an LMCache inside vLLM has one for
             each rank (`lmcache-0`, `lmcache-0.1`).
         extra_body: Fields that each request must carry (`TierPlan.request_fields`).
-        lacks: What its engine, being older, does not tell, a line each.
+        lacks: What the engine does not tell because it is older, a line each.
     """
 
     tier: TierPlan
@@ -74,14 +74,13 @@ def build_plan(
     """Return the plan of a pair of `profile` on `tier`.
 
     Args:
-        profile: What to serve and how.
-        tier: What the tier adds.
-        tools: The engine environment's programs.
-        model: What vLLM loads: a name, or a folder relative to `scratch`, where the processes run.
+        profile: Profile to serve.
+        tier: Plan of the tier, with what the tier adds.
+        tools: Programs of the engine environment.
+        model: Name of the model that vLLM loads, or its folder relative to `scratch`, where the processes run.
         port: Returns a free port at each call.
         scratch: Folder for generated files, temporary files and sockets of the processes.
-        gpus: Those that the caller may use, which servers are given by position; all of the machine by number where
-            nobody allots any.
+        gpus: GPUs that the caller may use, given to the servers in turn; None for those of the machine, by number.
 
     Raises:
         ConfigError: Too few GPUs are allotted.

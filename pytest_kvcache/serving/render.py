@@ -24,13 +24,13 @@ from pytest_kvcache.serving.plan import EngineTools, ServingPlan, build_plan
 from pytest_kvcache.serving.tier import Tier, TierContext
 from pytest_kvcache.telemetry.allotment import allotment
 
-#: Stand for what a run chooses when it starts.
+#: Stand-ins for the id and the ports that a run chooses when it starts.
 _RUN, _FIRST_PORT = "RUN", 8000
 _SCRATCH = Path("/tmp") / f"kvc-{_RUN}"  # noqa: S108 - shown, not used
 
 
 class _ProgramsOfPath:
-    """Program names as a shell would find them, of current versions."""
+    """Plain program names, which a shell would find, of a current engine."""
 
     @property
     def versions(self) -> Mapping[str, str]:
@@ -49,11 +49,11 @@ def render(
     """Return every file and command of a run of `profile` on `tier`.
 
     Args:
-        profile: What to serve.
-        tier: With which offloading.
-        engine: Whose programs to name, in containers where it is an image; None for plain names.
-        environ: Where credentials would come from; none of them is shown.
-        as_json: `{"components": [{"name", "argv", "env", "files"}], …}` in place of a script.
+        profile: Profile to serve.
+        tier: Tier to serve with.
+        engine: Engine whose programs are named, in containers where it is an image; None for plain names.
+        environ: Environment that credentials would come from; none of them is shown.
+        as_json: Whether to return `{"components": [{"name", "argv", "env", "files"}], …}` in place of a script.
     """
     ports = itertools.count(_FIRST_PORT)
     context = TierContext(
@@ -91,9 +91,9 @@ def render(
 def _contained(
     component: Component, engine: ImageEngine, profile: Profile, plan: ServingPlan, *, allotted: bool
 ) -> Component:
-    """Return a component whose command is the `docker run` of what a run starts.
+    """Return a component whose command is the `docker run` of the container that a run starts.
 
-    A run takes output to a log, and secrets from a file that `docker inspect` does not show.
+    A run itself also sends the output to a log, and takes secrets from a file, which `docker inspect` does not show.
     """
     if engine.is_local(component.argv[0]):
         return component

@@ -1,4 +1,4 @@
-"""What a tier is asked, and what it may use for its answers; the kinds of tiers are in `tiers/`."""
+"""What a tier must answer, and what it may use for its answers; the kinds of tiers are in `tiers/`."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ class Call(Protocol):
     """Runs a program that `tool` named to the end."""
 
     def __call__(self, argv: Sequence[str], *, timeout_s: float) -> subprocess.CompletedProcess[str]:
-        """Return its exit code and what it said.
+        """Return the program's exit code and output.
 
         Raises:
-            OSError: It could not be started.
-            TimeoutExpired: It did not end in time.
+            OSError: The program could not be started.
+            TimeoutExpired: The program did not end in time.
         """
 
 
 def call_here(argv: Sequence[str], *, timeout_s: float) -> subprocess.CompletedProcess[str]:
-    """Run a program of this machine."""
+    """Run a program of this machine to the end."""
     return subprocess.run(argv, capture_output=True, encoding="utf-8", errors="replace", check=False, timeout=timeout_s)
 
 
@@ -36,13 +36,13 @@ class TierContext:
 
     Args:
         profile: The profile that will be served.
-        run_id: Names everything of this run that could meet another run's.
+        run_id: Id of the run, for the names of all things that another run might have too.
         scratch: Folder that is removed when the run ends.
         storage_home: Folder on a disk (not tmpfs) below which a stand-in folder may be made.
-        tool: Returns the path of a program (`rclone`) of the engine environment, or None.
+        tool: Returns the path of a program (`rclone`) of the engine environment; None where it has none.
         port: Returns a TCP port that is leased to this run.
         environ: The environment that credentials are read from.
-        call: Runs what `tool` named, which may be in an image.
+        call: Runs a program that `tool` named, which may be in an image.
     """
 
     profile: Profile
@@ -60,21 +60,21 @@ class Tier(Protocol):
 
     @property
     def name(self) -> str:
-        """The table's name in `kvcache.toml`; what `--tier` takes."""
+        """The table's name in `kvcache.toml`, which `--tier` takes."""
 
     def label(self, ctx: TierContext) -> str:
-        """The name for outputs, with what stands in for what."""
+        """Return the name for outputs, which says where something stands in for the real storage."""
 
     def unavailable(self, ctx: TierContext) -> str | None:
-        """Why the tier cannot run here, or None where it can."""
+        """Return why the tier cannot run here, or None where it can."""
 
     def plan(self, ctx: TierContext) -> TierPlan:
-        """What to add to the pair."""
+        """Return what the tier adds to the pair."""
 
 
 @runtime_checkable
 class CheckedTier(Protocol):
-    """A tier that knows what to look at; a kind without this method has nothing to check but its availability."""
+    """A tier with checks of its own; of a kind without this method only the availability is checked."""
 
     def checks(self, ctx: TierContext) -> Sequence[Check]:
         """Return the checks of the tier as it would run in `ctx`; called only where it can run."""

@@ -1,4 +1,4 @@
-"""What a run of a profile on a tier uses of vLLM and LMCache, held against the versions of an engine."""
+"""Compare what a run of a profile on a tier uses of vLLM and LMCache with the versions of an engine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def traits(profile: Profile, offload: Offload | None) -> frozenset[str]:
     """Return the words of `engine.floors` that are true of a run.
 
     Args:
-        profile: What is served.
+        profile: Profile that is served.
         offload: What the tier adds, None for vLLM alone.
     """
     if offload is None:
@@ -31,29 +31,29 @@ def traits(profile: Profile, offload: Offload | None) -> frozenset[str]:
 
 
 def refusals(versions: Mapping[str, str], profile: Profile, offload: Offload | None) -> list[Floor]:
-    """Return what the engine lacks and the run cannot do without.
+    """Return the rows of the table that the engine lacks and the run cannot do without.
 
     Args:
-        versions: Of the engine, by distribution name.
-        profile: What is served.
+        versions: Versions of the engine, by distribution name.
+        profile: Profile that is served.
         offload: What the tier adds.
     """
     return floors.lacks(versions, traits(profile, offload), Without.REFUSED)
 
 
 def losses(versions: Mapping[str, str], profile: Profile, offload: Offload | None, *, bench: bool = False) -> list[str]:
-    """Return what a run will not be told since its engine is older, a line each.
+    """Return what a run will not be told because its engine is older, a line each.
 
     Args:
-        versions: Of the engine, by distribution name.
-        profile: What is served.
+        versions: Versions of the engine, by distribution name.
+        profile: Profile that is served.
         offload: What the tier adds.
-        bench: Whether `doctor --bench` asks.
+        bench: Whether the run is `doctor --bench`.
     """
     words = traits(profile, offload) | ({floors.BENCH} if bench else set())
     found = floors.lacks(versions, words, Without.LESS)
     if floors.HIT_LEVELS in found and floors.HIT_KEYS in found:
-        found.remove(floors.HIT_KEYS)  # it sharpens what is not there
+        found.remove(floors.HIT_KEYS)  # the keys only refine the levels, which are missing
     return [f"{row.lacking(versions)}; lost: {row.lost}" for row in found]
 
 
@@ -61,8 +61,8 @@ def missing_features(rows: list[Floor], versions: Mapping[str, str]) -> tuple[st
     """Return what is missing in one line, and what to do about it.
 
     Args:
-        rows: Of the table, one at least.
-        versions: Of the engine.
+        rows: Rows of the table, one at least.
+        versions: Versions of the engine, by distribution name.
     """
     missing = "; ".join(dict.fromkeys(row.lacking(versions) for row in rows))
     newest = {

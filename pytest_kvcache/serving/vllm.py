@@ -29,17 +29,17 @@ def vllm_server(
     """Return the component of one vLLM server.
 
     Args:
-        launch: How vLLM's OpenAI server is started with the model; requests use the profile's name of it.
-        index: Which of the pair.
+        launch: Command that starts vLLM's OpenAI server with the model; requests use the profile's name of the model.
+        index: Number of the server in the pair, from 0.
         profile: Model, dtype, sizes and more arguments.
-        port: To listen on, at 127.0.0.1.
+        port: Port to listen on, at 127.0.0.1.
         connector: The `--kv-transfer-config` JSON, None for vLLM alone.
-        versions: Of the engine: what an older one lacks and does not need is left out.
-        gpus: Those of this server, as `CUDA_VISIBLE_DEVICES` names them; none serves on the CPU.
-        env: More environment.
+        versions: Versions of the engine; options that an older vLLM lacks are left out.
+        gpus: GPUs of this server, as `CUDA_VISIBLE_DEVICES` names them; without any it serves on the CPU.
+        env: More environment variables.
         secret_env: Credentials that an in-process LMCache needs.
-        files: To write before the start (LMCache's YAML).
-        folders: To make before the start (LMCache's counters and sockets).
+        files: Files to write before the start (LMCache's YAML).
+        folders: Folders to make before the start (for LMCache's counters and sockets).
     """
     argv = [
         *launch,
@@ -54,12 +54,12 @@ def vllm_server(
         argv += ["--num-gpu-blocks-override", str(profile.device_blocks)]
     argv += [*profile.tensor_parallel_args, *profile.vllm_args]
     argv += [
-        # What a row of the results needs: cached tokens, the server's own times, and who answered. The router adds
-        # no header that names the server, so each one says it in the role of the first streamed chunk.
+        # A row of the results needs cached tokens, the server's own times, and the server's name. The router adds no
+        # header that names the server, so each server gives its name as the role of the first streamed chunk.
         "--enable-prompt-tokens-details",
         *(["--enable-per-request-metrics"] if floors.has(floors.PER_REQUEST_METRICS, versions) else []),
         "--response-role", f"assistant@{server_name(index)}",
-        # One access log line a request would be I/O inside what is measured.
+        # An access log line for each request would be I/O inside the measured time.
         "--disable-uvicorn-access-log",
     ]  # fmt: skip
     if connector is not None:
@@ -70,17 +70,17 @@ def vllm_server(
         stage="servers",
         env={
             **profile.env,
-            # Without any on the CPU too: LMCache, which finds one, would take it.
+            # On the CPU the variable is set too, to nothing: LMCache would otherwise take a GPU that it finds.
             "CUDA_VISIBLE_DEVICES": ",".join(gpus),
             # CUDA counts the fastest GPU first unless told otherwise; nvidia-smi, job managers and NVML, by which the
             # GPUs of a run are sampled, count in the order of the PCI bus.
             **({"CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if gpus else {}),
-            # Internal sockets follow these; the default is the first outward address.
+            # Internal sockets listen on these addresses; the default is the first outward address.
             "VLLM_HOST_IP": "127.0.0.1",
             "VLLM_LOOPBACK_IP": "127.0.0.1",
             "VLLM_NO_USAGE_STATS": "1",
             "DO_NOT_TRACK": "1",
-            # The probes empty the prefix cache (/reset_prefix_cache), which is one of the endpoints for developers.
+            # The probes empty the prefix cache (/reset_prefix_cache), an endpoint of the developer mode.
             **({"VLLM_SERVER_DEV_MODE": "1"} if profile.rules.probes else {}),
             **env,
         },

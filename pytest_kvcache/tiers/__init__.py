@@ -1,1 +1,1 @@
-"""Where KV goes when the device cache is full: one file a tier kind."""
+"""The tier kinds, which say where KV goes when the device cache is full: one module for each kind."""

@@ -1,4 +1,4 @@
-"""The base of the tier kinds: a validated table of `kvcache.toml` that says what it adds to a serving pair."""
+"""The base of the tier kinds: a validated table of `kvcache.toml` that says what the tier adds to a serving pair."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pytest_kvcache.verdict.cells import FolderName
 
 
 class TierModel(Strict):
-    """Base of the tier kinds: a validated, immutable table."""
+    """Base of the tier kinds: a validated, immutable table of `kvcache.toml`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: FolderName
 
     def label(self, ctx: TierContext) -> str:  # noqa: ARG002 - part of the protocol
-        """The tier's name: nothing stands in for it."""
+        """Return the tier's name; tiers with a stand-in override this."""
         return self.name
 
     def unavailable(self, ctx: TierContext) -> str | None:  # noqa: ARG002 - part of the protocol
-        """None: nothing is needed beyond the engine."""
+        """Return None, since nothing is needed beyond the engine; tiers that need more override this."""
         return None

@@ -1,4 +1,4 @@
-"""Merge and validate `kvcache.toml`; every error names file, key and what is allowed."""
+"""Merge and validate `kvcache.toml`; every error names the file, the key and what is allowed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pytest_kvcache.workload.registry import DEFAULT_KIND, workload_kinds
 
 _BUILTIN = Path(__file__).parents[1] / "config" / "builtin.toml"
 _SECTIONS = ("profiles", "tiers")
-#: What TOML calls what pydantic asks for.
+#: Messages in the words of TOML, by pydantic's type of error.
 _WANTED = {
     "tuple_type": "must be a list",
     "list_type": "must be a list",
@@ -38,8 +38,8 @@ class Catalogue:
     """All profiles and tiers that a run may name.
 
     Args:
-        profiles: By name.
-        tiers: By name, in the order in which they run.
+        profiles: Profiles by name.
+        tiers: Tiers by name, in the order in which they run.
         source: The user's file, or None where only the built-in ones are known.
     """
 
@@ -51,7 +51,7 @@ class Catalogue:
         """Return the profile `name`.
 
         Raises:
-            ConfigError: No such profile; the known ones are listed.
+            ConfigError: There is no such profile; the message lists the known ones.
         """
         try:
             return self.profiles[name]
@@ -61,10 +61,10 @@ class Catalogue:
             ) from None
 
     def select(self, names: Sequence[str], *, option: str = "--tier") -> list[Tier]:
-        """Return the tiers `names`, or all where none is named, in the catalogue's order.
+        """Return the tiers `names`, or all tiers where `names` is empty, in the catalogue's order.
 
         Raises:
-            ConfigError: No such tier; the known ones are listed.
+            ConfigError: There is no such tier; the message lists the known ones.
         """
         unknown = [n for n in names if n not in self.tiers]
         if unknown:
@@ -80,10 +80,10 @@ def load(source: Path | None) -> Catalogue:
     """Read the built-in catalogue and lay the user's file over it.
 
     A `[profiles.X]` table changes single keys of the built-in profile X; a new profile starts from the one
-    named by `extends`. A `[tiers.X]` table that gives a `kind` replaces X, one that does not changes keys of it.
+    named by `extends`. A `[tiers.X]` table with a `kind` replaces X; a table without it changes keys of X.
 
     Raises:
-        ConfigError: Unreadable TOML, an unknown key, a wrong type or value.
+        ConfigError: The file has unreadable TOML, an unknown key, or a wrong type or value.
     """
     content = b"" if source is None else _read(source)
     return parse(content, source=source, where=str(source or _BUILTIN))
@@ -93,9 +93,9 @@ def parse(content: bytes, *, source: Path | None, where: str) -> Catalogue:
     """Lay the content of a kvcache.toml over the built-in catalogue, as `load` does.
 
     Args:
-        content: Of the user's file.
-        source: That file; relative paths in it begin in its folder.
-        where: What errors call it.
+        content: Content of the user's file.
+        source: Path of the file; relative paths in the content begin in its folder.
+        where: Name of the file in errors.
 
     Raises:
         ConfigError: As `load` does.
@@ -140,12 +140,12 @@ def _read(path: Path) -> bytes:
 def _parsed(content: bytes, where: str) -> Table:
     try:
         return tomllib.loads(content.decode("utf-8-sig"))  # some editors begin a file with a byte order mark
-    except ValueError as error:  # no UTF-8, no TOML, a number of thousands of digits
+    except ValueError as error:  # not UTF-8, not TOML, or a number of thousands of digits
         raise ConfigError(f"cannot be read: {error}", where=where) from error
 
 
 def dotted(*parts: str | int) -> str:
-    """Return a key with its tables, on one line whatever is in it."""
+    """Return the dotted name of a key with its tables, on one line whatever characters the parts have."""
     return ".".join(each if each.isprintable() else json.dumps(each) for each in map(str, parts))
 
 
@@ -177,7 +177,7 @@ def _profiles(builtin: Table, user: Table, where: str, folder: Path | None) -> d
 
 
 def _without_other_kind(base: Table, over: Table) -> Table:
-    """Return `base` without its workload where `over` has one of another kind, whose keys are others."""
+    """Return `base` without its workload where `over` has a workload of another kind, which has other keys."""
     new, old = (t.get("workload") for t in (over, base))
     if not isinstance(new, dict) or not isinstance(old, dict):
         return base
@@ -209,7 +209,7 @@ def _tiers(builtin: Table, user: Table, where: str, folder: Path | None) -> dict
 
 
 def _tier_model(table: Table, key: str, folder: Path | None) -> tuple[type[Any], Table]:
-    """Return the class of a tier's kind, and the keys that it gets."""
+    """Return the class of a tier's kind, and the keys that the class gets."""
     kinds, kind = tier_kinds(), table.get("kind")
     if isinstance(kind, str) and ":" in kind:
         try:
@@ -223,16 +223,16 @@ def _tier_model(table: Table, key: str, folder: Path | None) -> tuple[type[Any],
 
 
 def validate(model: type[M], data: Table, where: str, folder: Path | None = None) -> M:
-    """Build `model` from `data`; pydantic's findings become one line each with key and allowed values.
+    """Build `model` from `data`; each of pydantic's findings becomes a line with the key and the allowed values.
 
     Args:
-        model: What the table is to be.
+        model: Class of the result.
         data: The table.
-        where: What errors call it.
-        folder: Relative paths begin in it; by default in the present one.
+        where: Name of the table in errors.
+        folder: Folder in which relative paths begin; None for the present one.
 
     Raises:
-        ConfigError: With every finding.
+        ConfigError: The table is not valid; the message has every finding.
     """
     try:
         return model.model_validate(data, context={"folder": folder})

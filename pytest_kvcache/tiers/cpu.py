@@ -10,10 +10,10 @@ from pytest_kvcache.tiers.base import TierModel
 
 
 class CpuTier(TierModel):
-    """CPU RAM only: nothing is shared between the servers."""
+    """The tier with CPU RAM only: the servers share nothing."""
 
     kind: Literal["cpu"] = "cpu"
 
     def plan(self, ctx: TierContext) -> TierPlan:
-        """LMCache with L1 and no L2."""
+        """Return a plan with L1 and no L2."""
         return TierPlan(label=self.label(ctx), offload=Offload(), facts={"storage": "cpu-ram"})

@@ -1,4 +1,4 @@
-"""`kind = "fs"`: LMCache keeps KV in CPU RAM and in a folder that both servers share, pNFS over RDMA at best."""
+"""`kind = "fs"`: LMCache keeps KV in CPU RAM and in a folder that all servers share, at best on pNFS over RDMA."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from pytest_kvcache.storage.requirement import Require, unmet
 from pytest_kvcache.strict import UserPath
 from pytest_kvcache.tiers.base import TierModel
 
-#: Folder, below that of the objects, in which a server alone writes what is no object yet. Without one, servers that
-#: store the same chunk at the same time write one file `….tmp`, and who comes second finds it gone: of 120 simultaneous
-#: puts of LMCache 0.5.6 41 and 50 (inside vLLM), 36 and 8 (beside it) failed, and none with it. LMCache has the
-#: setting from 0.3.9 inside vLLM and from 0.4.2 beside it, so in every version that has these tiers.
+#: Folder of each server, below the folder of the objects, for files that are not complete objects yet. Without it,
+#: servers that store the same chunk at the same time write one file `….tmp`, and the second to finish finds it gone: of
+#: 120 simultaneous puts of LMCache 0.5.6, 41 and 50 (inside vLLM) and 36 and 8 (as a server) failed; with it none did.
+#: LMCache has the setting from 0.3.9 inside vLLM and from 0.4.2 as a server, so in every version that has these tiers.
 OWN_TMP = PerServer(UNFINISHED)
 
 
 class FsTier(TierModel):
-    """CPU RAM and a shared folder.
+    """The tier with CPU RAM and a shared folder.
 
-    Every run works in a fresh folder of its own below `path`, so that it starts cold, and removes it.
+    Every run works in a fresh folder of its own below `path`, so that it starts cold, and removes the folder.
     """
 
     kind: Literal["fs"]
@@ -43,7 +43,7 @@ class FsTier(TierModel):
     )
 
     def label(self, ctx: TierContext) -> str:
-        """The name, and what it really is where that is not what the name says."""
+        """Return the name, with the real storage where that is a stand-in or not what `require` asks for."""
         if self._stands_in(ctx):
             return f"{self.name} (stand-in: {self._mount(ctx).describe()})"
         if self._is_there() and unmet(self.require, self._mount(ctx)):
@@ -51,7 +51,7 @@ class FsTier(TierModel):
         return self.name
 
     def unavailable(self, ctx: TierContext) -> str | None:
-        """The folder must be there and on what the tier requires, or a stand-in be allowed."""
+        """Return why the tier cannot run: no folder and no stand-in, or a folder on something other than required."""
         if self._stands_in(ctx):
             return None
         if not self._is_there():
@@ -64,7 +64,7 @@ class FsTier(TierModel):
         return f'{self.path} is not on what require = "{self.require}" asks for, but on {found}; {todo}'
 
     def checks(self, ctx: TierContext) -> list[Check]:
-        """What to look at before a boot."""
+        """Return the checks before a boot."""
         root = self._root(ctx)
         require: Require = "none" if self._stands_in(ctx) else self.require
         return [
@@ -77,7 +77,7 @@ class FsTier(TierModel):
         ]
 
     def plan(self, ctx: TierContext) -> TierPlan:
-        """LMCache with L1 and a file system L2, both servers on one fresh folder."""
+        """Return a plan with L1 and a file system as L2: all servers use one fresh folder."""
         folder = self._root(ctx) / f"kvcache-{ctx.run_id}-{self.name}"
         mount = self._mount(ctx)
         return TierPlan(

@@ -1,4 +1,4 @@
-"""`kind = "lmcache-l2"`: any L2 adapter that LMCache knows, given as its own JSON."""
+"""`kind = "lmcache-l2"`: any L2 adapter that LMCache knows, given as the adapter's own JSON."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _PATH_KEYS = ("path", "dir")
 
 
 def _is_path(key: str, value: Any) -> bool:
-    """Whether a value of an adapter is a path with something to expand; LMCache would take it as it is written."""
+    """Whether a value of an adapter is a path with something to expand, which LMCache itself would not do."""
     return isinstance(value, str) and key.endswith(_PATH_KEYS) and (value.startswith("~") or "$" in value)
 
 
 class L2Tier(TierModel):
-    """CPU RAM and a storage that LMCache reaches by itself (`lmcache server --l2-adapter`).
+    """The tier with CPU RAM and a storage that LMCache reaches by itself (`lmcache server --l2-adapter`).
 
-    The storage is not the run's own: keys of each boot carry a salt, so that it starts cold, and objects stay.
+    The storage is not the run's own: keys of each boot carry a salt, so that the boot starts cold, and objects stay.
     Only LMCache's multi-process mode has these adapters, so the profile must say `lmcache_mode = "mp"`.
     """
 
@@ -54,13 +54,13 @@ class L2Tier(TierModel):
         return {key: expanded(each) if _is_path(key, each) else each for key, each in value.items()}
 
     def unavailable(self, ctx: TierContext) -> str | None:
-        """The mode must be the one that has L2 adapters."""
+        """Return why the tier cannot run: the profile's mode of LMCache has no L2 adapters."""
         if ctx.profile.lmcache_mode != "mp":
             return f'profile {ctx.profile.name} has lmcache_mode = "in-process"; L2 adapters need "mp"'
         return None
 
     def plan(self, ctx: TierContext) -> TierPlan:
-        """LMCache with L1 and the adapter, with a temporary folder a server where it writes files and none is set."""
+        """Return a plan with L1 and the adapter; adapters that write files get a temporary folder for each server."""
         own = {"relative_tmp_dir": OWN_TMP} if self.adapter["type"] in _WRITE_FILES else {}
         return TierPlan(
             label=self.label(ctx),

@@ -1,4 +1,4 @@
-"""`kind = "none"`: vLLM alone, the yardstick of every other tier."""
+"""`kind = "none"`: vLLM alone, against which every other tier is measured."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pytest_kvcache.tiers.base import TierModel
 
 
 class NoTier(TierModel):
-    """KV stays in the device cache; what does not fit is computed again."""
+    """The tier without offloading: KV stays in the device cache, and KV that does not fit is computed again."""
 
     kind: Literal["none"] = "none"
 
     def plan(self, ctx: TierContext) -> TierPlan:
-        """No LMCache, no storage."""
+        """Return a plan without LMCache and storage."""
         return TierPlan(label=self.label(ctx), facts={"storage": "none"})

@@ -1,4 +1,4 @@
-"""Tier kinds: by name, from the entry point group `pytest_kvcache.tiers`; by `module:Class`, from a project's file."""
+"""Find tier kinds: by name in the entry point group `pytest_kvcache.tiers`, by `module:Class` in a project's file."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def tier_kinds() -> dict[str, EntryPoint]:
 
 
 def imported(kind: str, folder: Path | None) -> type[BaseModel]:
-    """Return the class that `module:Class` names, found in the project's folder or among what is installed.
+    """Return the class that `module:Class` names, found in the project's folder or among the installed packages.
 
     Args:
-        kind: As it stands in `kvcache.toml`.
-        folder: Of that file; looked at first.
+        kind: `module:Class`, as it stands in `kvcache.toml`.
+        folder: Folder of that file, which is searched first.
 
     Raises:
-        ValueError: It cannot be imported, or is no tier kind.
+        ValueError: The class cannot be imported, or is no tier kind.
     """
     module, _, name = kind.partition(":")
     path = [] if folder is None else [str(folder)]
@@ -35,7 +35,7 @@ def imported(kind: str, folder: Path | None) -> type[BaseModel]:
     importlib.invalidate_caches()
     try:
         found = getattr(importlib.import_module(module), name)
-    except Exception as error:  # whatever the file does wrong
+    except Exception as error:  # the file may raise anything
         raise ValueError(f"{kind!r} cannot be imported: {type(error).__name__}: {error}") from error
     finally:
         for each in path:

@@ -1,4 +1,4 @@
-"""`kind = "s3"`: LMCache keeps KV in CPU RAM and in an S3 bucket, the user's or one served for the run."""
+"""`kind = "s3"`: LMCache keeps KV in CPU RAM and in an S3 bucket of the user or one served for the run."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _REGION = "us-east-1"
 def bare_endpoint(endpoint: str) -> str:
     """Return an endpoint as `http(s)://host[:port]`, without the slash that may end it.
 
-    LMCache takes no more than host and port in both of its modes: it sends them as `Host` and puts the object's name
-    right behind (`s3_l2_adapter.py`, `s3_connector.py` of 0.5.6), so that a path or a query would be lost or break it.
+    LMCache takes only host and port in both of its modes: it sends them as `Host` and puts the object's name right
+    behind them (`s3_l2_adapter.py`, `s3_connector.py` of 0.5.6). A path or a query would be lost or break the request.
 
     Raises:
-        ValueError: It has more or less than that.
+        ValueError: The endpoint has more or less than scheme, host and port.
     """
     if "@" in endpoint:
         raise ValueError("endpoint must not hold credentials; set " + " and ".join(_KEYS))
@@ -61,9 +61,9 @@ def bare_endpoint(endpoint: str) -> str:
 
 
 class S3Tier(TierModel):
-    """CPU RAM and a bucket.
+    """The tier with CPU RAM and a bucket.
 
-    Without `endpoint`, `rclone serve s3` is started with random keys on an empty folder. With one, the keys come
+    Without `endpoint`, `rclone serve s3` is started with random keys on an empty folder. With `endpoint`, the keys come
     from the environment only (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY): never from a file, never on a command line.
     """
 
@@ -92,14 +92,14 @@ class S3Tier(TierModel):
         return value
 
     def unavailable(self, ctx: TierContext) -> str | None:
-        """A server of ours needs rclone, an existing one needs keys."""
+        """Return why the tier cannot run: the run's own server needs rclone, an existing service needs keys."""
         if self.endpoint is None:
             return None if ctx.tool("rclone") else "rclone is not in the engine environment nor on PATH"
         missing = [key for key in _KEYS if not ctx.environ.get(key)]
         return f"{' and '.join(missing)} not set in the environment" if missing else None
 
     def checks(self, ctx: TierContext) -> list[Check]:
-        """What to look at before a boot."""
+        """Return the checks before a boot."""
         if self.endpoint is None:
             return [
                 Check("own server", lambda: checks_of_s3.own_server(ctx.tool("rclone"), ctx.call), blocking=True),
@@ -108,7 +108,7 @@ class S3Tier(TierModel):
         return checks_of_s3.checks(self._bucket(ctx))
 
     def plan(self, ctx: TierContext) -> TierPlan:
-        """LMCache with L1 and an S3 L2, both servers on the same bucket."""
+        """Return a plan with L1 and S3 as L2: all servers use the same bucket."""
         if self.endpoint is None:
             return self._own_server(ctx)
         parts = urlsplit(self.endpoint)
@@ -164,5 +164,5 @@ class S3Tier(TierModel):
 
 
 def _first_part(model: str) -> str:
-    """Return what LMCache's keys begin with: vLLM gets the name of a model, or the name of the folder that it is in."""
+    """Return the beginning of LMCache's keys: a folder's name, or the part of a model's name before the first slash."""
     return Path(model).name if Path(model).is_dir() else model.partition("/")[0]

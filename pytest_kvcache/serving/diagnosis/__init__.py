@@ -1,1 +1,1 @@
-"""Why a component failed, by its log: known causes, how a log is read, and what is said of it."""
+"""Find in its log why a component failed: known causes, the reading of logs, and the diagnosis."""

@@ -1,4 +1,4 @@
-"""A known way to fail: the words of a log, and what to do."""
+"""A known way to fail: the words of a log that show it, and what to do."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-#: In which order kinds are the cause: `root` says what was wrong, `signal` that a process was ended from outside,
-#: `symptom` what something else brought about more often than not, `storage` that a store or load failed (which ends no
-#: server by itself), `death` and `engine-death` that a process ended without a word, `second-hand` what another process
-#: has said; `consequence` is never a cause.
+#: What a statement says of a failure: `root` what was wrong, `signal` that a process was ended from outside, `symptom`
+#: a failure that mostly has another cause, `storage` that a store or load failed (which ends no server by itself),
+#: `death` and `engine-death` that a process ended without a word, `second-hand` what another process has said, and
+#: `consequence` what follows from another failure. `diagnose.py` ranks the kinds.
 Kind = Literal["root", "signal", "symptom", "storage", "death", "second-hand", "engine-death", "consequence"]
 
 
@@ -18,11 +18,11 @@ class Cause:
     """A known way to fail.
 
     Args:
-        name: For tests and docs.
-        kind: What it says of the failure.
-        pattern: In its own words.
+        name: Name for tests and docs.
+        kind: What a statement with this cause says of the failure.
+        pattern: Words of the statement.
         hint: What to do, "" where nothing can be said.
-        context: What must be in its words or in what led to it (the calls, the message above), too.
+        context: Words that must also be in the statement or in what led to it (the calls, the message above).
     """
 
     name: str
@@ -32,7 +32,7 @@ class Cause:
     context: re.Pattern[str] | None = None
 
     def explains(self, text: str, context: str) -> bool:
-        """Whether a statement with these words and this context is of this kind."""
+        """Whether this is the cause of a statement with the words `text` and the context `context`."""
         if not self.pattern.search(text):
             return False
         return self.context is None or bool(self.context.search(text) or self.context.search(context))
@@ -42,11 +42,11 @@ def cause(name: str, kind: Kind, pattern: str, hint: str = "", *, context: str =
     """Return a known cause.
 
     Args:
-        name: For tests and docs.
-        kind: What it says of the failure.
-        pattern: A regular expression for its words, in upper or lower case.
+        name: Name for tests and docs.
+        kind: What a statement with this cause says of the failure.
+        pattern: Regular expression for the words of the statement, in upper or lower case.
         hint: What to do.
-        context: A regular expression for what must be in its words or have led to it.
+        context: Regular expression for words that must also be in the statement or in what led to it.
     """
     found = re.compile(pattern, re.IGNORECASE)
     return Cause(name, kind, found, hint, re.compile(context) if context else None)

@@ -1,4 +1,4 @@
-"""All that is known of the ways in which components fail."""
+"""All known causes of the failures of components."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from pytest_kvcache.serving.diagnosis.endings import ENDINGS
 from pytest_kvcache.serving.diagnosis.engine import ELSEWHERE, ENGINE
 from pytest_kvcache.serving.diagnosis.storage import STORAGE
 
-#: The first that explains a statement counts.
+#: The first cause that explains a statement counts.
 CAUSES: tuple[Cause, ...] = (*ENDINGS, *ENGINE, *STORAGE, *ELSEWHERE)

@@ -1,4 +1,4 @@
-"""The first cause in a component's log, whichever line comes first, and what to do about it."""
+"""Find the first cause in a component's log, which need not be its first line, and what to do about the cause."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pytest_kvcache.serving.diagnosis.endings import ENDINGS
 from pytest_kvcache.serving.diagnosis.mixed import tracebacks_of
 from pytest_kvcache.serving.diagnosis.statements import CALM, Statement, read, statements
 
-# What states a failure without being an exception: argparse's and clap's words, panics, a program's last ones.
+# Words that state a failure without an exception: those of argparse and clap, panics, a program's last words.
 _STATED = re.compile(r"\berror: |panicked at|^fatal error:|^Failed to |NOTICE: Failed|^Error: ", re.IGNORECASE)
 _SEVERE = frozenset({"ERROR", "CRITICAL", "FATAL"})
 _LONGEST = 500
@@ -21,7 +21,7 @@ _LONGEST = 500
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What a log says.
+    """What a log says about a failure.
 
     Args:
         cause: The line that states the cause, "" for an empty log.
@@ -34,7 +34,7 @@ class Diagnosis:
 
 @dataclass(frozen=True)
 class _Found:
-    """A statement and what is known of it."""
+    """A statement and the known cause that explains it, if any."""
 
     statement: Statement
     known: Cause | None
@@ -44,7 +44,7 @@ class _Found:
         return self.known is not None and self.known.kind == "consequence"
 
     def rank(self) -> int:
-        """Return how near the cause it is, 0 the nearest; -1 for what states no failure."""
+        """Return how near the statement is to the cause, 0 being the nearest; -1 where it states no failure."""
         kind = self.known.kind if self.known else ""
         thrown = self.statement.kind == "exception"
         if kind in {"root", "signal"}:
@@ -78,10 +78,10 @@ class _Found:
 def diagnose(log: str) -> Diagnosis:
     """Find the cause in the log of a component that failed.
 
-    A failed vLLM has the words of many processes in its log, in no certain order: what one says that was told to end,
-    or that lost another, may come first. So a known cause anywhere comes before all other exceptions, those before
-    reports of a process that ended without a word, and what follows from another's end is never the cause, unless
-    nothing else is said.
+    The log of a failed vLLM has lines of many processes in no certain order: a process that was told to end, or that
+    lost another process, may write first. So a known cause anywhere comes before all other exceptions, and these come
+    before reports of a process that ended without a word. A consequence of another process's end is the cause only
+    where the log says nothing else.
     """
     found = [each for each in _found(log) if each.rank() >= 0]
     if found:
@@ -91,7 +91,7 @@ def diagnose(log: str) -> Diagnosis:
 
 
 def diagnose_file(path: Path) -> Diagnosis:
-    """Return the diagnosis of the log at `path`; of an absent one, an empty diagnosis."""
+    """Return the diagnosis of the log at `path`; an empty diagnosis where the log does not exist."""
     try:
         return diagnose(path.read_text(encoding="utf-8", errors="replace"))
     except FileNotFoundError:
@@ -99,9 +99,9 @@ def diagnose_file(path: Path) -> Diagnosis:
 
 
 def failed_storage(log: str) -> Diagnosis:
-    """Return why a store or a load failed, from the log of a component that lives; empty where it does not say.
+    """Return why a store or a load failed, from the log of a running component; empty where it does not say.
 
-    That is the first known failure of storage, or else the first exception.
+    The reason is the first known failure of storage, or else the first exception.
     """
     found = _found(log)
     storage = (each for each in found if each.known is not None and each.known.kind == "storage")
@@ -111,15 +111,15 @@ def failed_storage(log: str) -> Diagnosis:
 
 
 def known(statement: Statement, causes: Iterable[Cause] = CAUSES) -> Cause | None:
-    """Return what is known of a statement, None for nothing."""
+    """Return the first of `causes` that explains a statement, None where none does."""
     return next((cause for cause in causes if cause.explains(statement.text, statement.context)), None)
 
 
 def _found(log: str) -> Sequence[_Found]:
-    """Return what a log states, each with what is known of it.
+    """Return the statements of a log, each with its known cause, if any.
 
-    What only follows is taken out, with its traceback, before the rest is put together, wherever a process wrote it
-    between the lines of another.
+    Lines that are mere consequences are taken out with their tracebacks before the other lines are put together, since
+    a process may have written them between the lines of another.
     """
     lines = read(log)
     follows = {at for at, line in enumerate(lines) if _follows(line.text)}

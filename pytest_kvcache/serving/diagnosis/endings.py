@@ -1,10 +1,10 @@
-"""Processes that were ended, and what follows from that: by the words of vLLM 0.11 to 0.32, Python and the kernel."""
+"""Log lines of ended processes and of the consequences, in the words of vLLM 0.11 to 0.32, Python and the kernel."""
 
 from __future__ import annotations
 
 from pytest_kvcache.serving.diagnosis.cause import cause
 
-#: Where to look when a process has ended and its log cannot say why.
+#: What to do where a process has ended and its log cannot say why.
 KILLED = (
     "not by its own doing: look for the kernel's OOM killer (`dmesg`, `journalctl -k`, a container's memory limit) or "
     "a person; where it was memory, lower l1_size_gb"
@@ -17,7 +17,7 @@ DEV_SHM = (
 _DIED = r"(?:died unexpectedly \(exit code: |died with exit code |exit ?code[:=] ?|proc\(s\): \{[^}]*: )"
 
 ENDINGS = (
-    # Processes that were ended from outside, or by what they compiled to.
+    # Processes that were ended from outside, or by a fault of compiled code.
     cause(
         "killed", "signal", rf"{_DIED}-9\b|signal (?:9\b|SIGKILL)|<Signals\.SIGKILL|^Killed$|exit code 137\b", KILLED
     ),
@@ -35,9 +35,9 @@ ENDINGS = (
         "compiled code crashed: packages that were built for different versions do this; the lines before it and "
         "`dmesg` may say which",
     ),
-    # What follows from another process's end, or from being told to end. Before all that has these words too.
+    # Consequences of another process's end, or of being told to end. They stand before causes with the same words.
     cause("death", "death", r"^(?:Ray)?Worker ?proc \S+ died unexpectedly(?! \(exit code: \d)", KILLED),
-    # It quotes what the worker has said itself, and may stand before that.
+    # This line quotes what the worker has said itself, and may stand before the worker's own line.
     cause(
         "second-hand", "second-hand", r"Worker failed with error .*please check the stack trace", "read the log above"
     ),

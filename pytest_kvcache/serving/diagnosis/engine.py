@@ -1,6 +1,6 @@
 """Why vLLM, LMCache and the router cannot start or go on.
 
-By the sources of vLLM 0.11 to 0.32, huggingface_hub and NCCL, and the logs in their users' reports.
+The words are from the sources of vLLM 0.11 to 0.32, huggingface_hub and NCCL, and from logs in their users' reports.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ ENGINE = (
         "RAM is used up: each LMCache takes l1_size_gb of it at its start, inside vLLM each GPU's process does; lower "
         "it (`free -g`, `ulimit -l`)",
     ),
-    # What the profile and the connector ask for.
+    # Demands of the profile and of the connector.
     cause(
         "mixed-attention",
         "root",
@@ -163,9 +163,9 @@ ENGINE = (
     ),
 )
 
-#: Of what is not the tier's storage, and of what says too little.
+#: Causes outside the tier's storage, and causes whose words say too little.
 ELSEWHERE = (
-    # The same of what is not the tier's.
+    # The failures of `STORAGE`, on file systems that are not the tier's.
     cause(
         "no-space-elsewhere",
         "root",

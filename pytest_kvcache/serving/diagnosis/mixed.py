@@ -1,4 +1,4 @@
-"""Tracebacks that one process wrote into another's, or into its own."""
+"""Find tracebacks that a process wrote in the middle of another process's traceback, or of its own."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pytest_kvcache.serving.diagnosis.statements import TRACEBACK, LogLine, is_e
 
 
 def tracebacks_of(lines: Sequence[LogLine], ends: Collection[int]) -> set[int]:
-    """Return where the lines are that list the calls of some exceptions.
+    """Return the indices of the lines that list the calls of some exceptions.
 
     Args:
-        lines: Of a log.
-        ends: Where the exceptions are.
+        lines: Lines of a log.
+        ends: Indices of the lines of these exceptions.
     """
     found: set[int] = set()
     opened: dict[str, list[list[int]]] = {}
@@ -24,7 +24,7 @@ def tracebacks_of(lines: Sequence[LogLine], ends: Collection[int]) -> set[int]:
             for each in stack[-1:]:
                 each.append(at)
         elif at in ends:
-            # One alone may be that of the exception behind this one, which has then none of its own.
+            # A single open traceback may belong to a later exception; this one then has no traceback.
             if is_exception(line.text) and stack and (len(stack) > 1 or not _goes_on(lines, ends, at)):
                 found.update(stack.pop())
         elif line.text.strip():
@@ -33,7 +33,7 @@ def tracebacks_of(lines: Sequence[LogLine], ends: Collection[int]) -> set[int]:
 
 
 def _goes_on(lines: Sequence[LogLine], ends: Collection[int], end: int) -> bool:
-    """Whether the process goes on behind `end` with a traceback that it has begun before."""
+    """Whether the process continues, after line `end`, a traceback that it began before that line."""
     another = False
     for at in range(end + 1, len(lines)):
         line = lines[at]

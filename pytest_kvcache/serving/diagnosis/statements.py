@@ -1,4 +1,4 @@
-"""A component's log as what its processes state: exceptions with what led to them, and messages."""
+"""Read a component's log as statements of its processes: exceptions with what led to them, and messages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _WHERE = re.compile(r"\s*\([\w./-]+\.py:\d+(?::[\w.]+)?\)$")
 _OTHER = re.compile(
     r"^(?:[\dT:/., -]+Z?\s+)?(?:\S+:\d+:\d+ \[\d+\]\s)?\s*(?P<level>NCCL INFO|INFO|DEBUG|TRACE|WARNING|WARN|ERROR)\b"
 )
-#: Levels of what states no failure.
+#: Levels of messages that state no failure.
 CALM = frozenset({"DEBUG", "TRACE", "INFO", "NCCL INFO", "WARNING", "WARN"})
 
 _EXCEPTION = re.compile(
@@ -28,7 +28,7 @@ _EXCEPTION = re.compile(
 )
 _CHAIN = re.compile(r"^(?:During handling of the above exception|The above exception was the direct cause)")
 TRACEBACK = "Traceback (most recent call last)"
-#: Lines of a message that goes on below its first one; vLLM's and NCCL's longest have six.
+#: Most lines of one message; the longest of vLLM and NCCL have six.
 _MOST_LINES = 10
 
 Kind = Literal["exception", "message"]
@@ -36,12 +36,12 @@ Kind = Literal["exception", "message"]
 
 @dataclass(frozen=True)
 class LogLine:
-    """One line, without what a logger puts before it.
+    """One line of a log, without what a logger puts before the text.
 
     Args:
-        text: What is said.
-        speaker: The process that says it, as its log names it; "" where it does not.
-        level: Of the logger, "" where there is none.
+        text: Text of the line.
+        speaker: Process that wrote the line, as the log names it; "" where the log does not.
+        level: Level that the logger gives, "" where there is none.
         source: File and line that called the logger, "" where the log does not say.
         lmcache: Whether LMCache's logger wrote it.
     """
@@ -54,12 +54,12 @@ class LogLine:
 
     @property
     def calm(self) -> bool:
-        """Whether it says nothing of a failure by its level. What LMCache warns of may be a store that failed."""
+        """Whether the level means that there is no failure. A warning of LMCache may tell of a store that failed."""
         return self.level in CALM and not (self.lmcache and self.level == "WARNING")
 
     @property
     def is_frame(self) -> bool:
-        """Whether it is part of a traceback's list of calls."""
+        """Whether the line is part of a traceback's list of calls."""
         bare = self.text.strip()
         return self.text.startswith(('  File "', "    ")) or (bool(bare) and not bare.strip("^~ "))
 
@@ -69,10 +69,10 @@ class Statement:
     """An exception or a message.
 
     Args:
-        kind: Which.
-        lines: The first one, and those that go on with it.
-        context: What led to it: the calls, and the message that they stand under.
-        level: Of the logger, "" where there is none.
+        kind: Whether it is an exception or a message.
+        lines: First line, and the lines that continue it.
+        context: What led to an exception: the calls, and the message above them.
+        level: Level that the logger gives, "" where there is none.
     """
 
     kind: Kind
@@ -82,13 +82,13 @@ class Statement:
 
     @property
     def text(self) -> str:
-        """All of it."""
+        """All lines as one text."""
         return "\n".join(self.lines)
 
 
 @dataclass
 class _Open:
-    """What one process is in the middle of."""
+    """The statement that one process has begun and not ended."""
 
     context: list[str] = field(default_factory=list)
     header: str = ""
@@ -99,7 +99,7 @@ class _Open:
     source: str = ""
 
     def goes_on_with(self, line: LogLine) -> bool:
-        """Whether a line belongs to the message of the exception that was read last."""
+        """Whether `line` continues the message of the exception that was read last."""
         if self.statement is None or len(self.statement) >= _MOST_LINES:
             return False
         return not line.lmcache and line.source == self.source
@@ -111,9 +111,9 @@ def read(log: str) -> list[LogLine]:
 
 
 def statements(lines: Sequence[LogLine]) -> list[Statement]:
-    """Return what is stated, in the order of first lines; each process's lines are read by themselves.
+    """Return the statements in the order of their first lines; the lines of each process are read separately.
 
-    Lines of information are left out, and with them what they say in passing of memory or keys.
+    Lines with a calm level are left out, since they mention memory or keys where nothing failed.
     """
     found: list[tuple[int, Statement]] = []
     speakers: dict[str, _Open] = {}

@@ -1,10 +1,10 @@
-"""Why LMCache cannot store or load: by the sources of LMCache 0.3.9 to 0.5.6 and of the AWS runtime that it uses."""
+"""Why LMCache cannot store or load, from the sources of LMCache 0.3.9 to 0.5.6 and of the AWS runtime that it uses."""
 
 from __future__ import annotations
 
 from pytest_kvcache.serving.diagnosis.cause import cause
 
-#: LMCache at work on the tier's storage.
+#: Words that show that LMCache was at work on the tier's storage.
 _STORAGE = r"lmcache/v1/(?:storage_backend|distributed)|L2Adapter|FSConnector|\.data\b|\.tmp\b|/kvcache-\w"
 _S3 = r"\bS3\b|\bs3_|_s3\b|/s3|botocore|S3L2Adapter"
 _PATH_STYLE = (

@@ -1,4 +1,4 @@
-"""What a launcher does: start a component and say whether it lives."""
+"""The interface of launchers, which start components and say whether they live."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pytest_kvcache.serving.component import Component
 
 
 def prepared_log(component: Component, logs: Path) -> Path:
-    """Make a component's folders and files; return its log, which is there and may have earlier output."""
+    """Make a component's folders and files; return its log file, which then exists and may have earlier output."""
     logs.mkdir(parents=True, exist_ok=True)
     for folder in component.folders:
         shutil.rmtree(folder, ignore_errors=True)
@@ -40,14 +40,14 @@ class Handle(Protocol):
 
     @property
     def component(self) -> Component:
-        """What was started."""
+        """The component that was started."""
 
     @property
     def log(self) -> Path:
-        """Its output."""
+        """The file with its output."""
 
     def exit_code(self) -> int | None:
-        """None while it runs; a negative number is the signal that ended it."""
+        """Return None while the component runs; a negative number is the signal that ended it."""
 
 
 class Launcher(Protocol):
@@ -57,4 +57,4 @@ class Launcher(Protocol):
         """Start a component, with its output in `logs`/NAME.log."""
 
     def stop(self, handles: list[Handle]) -> None:
-        """End these and all that they started, side by side."""
+        """End the components of `handles` and all processes that they started, side by side."""

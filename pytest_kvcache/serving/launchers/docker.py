@@ -1,8 +1,8 @@
-"""Components as containers of an image, each the leader of its own session on this machine's process numbers.
+"""Start components as containers of an image, each the leader of a session of its own.
 
-A container's output goes to the log file of its component, which is mounted, and its processes are this user's: so they
-are found, counted and ended as those of any other component are (runs/processes.py). Docker is asked to start a
-container, for its exit code, and to remove it.
+A container's output goes to the log file of its component, whose folder is mounted. Its processes are this user's and
+have numbers of this machine, so they are found, counted and ended like those of any other component
+(runs/processes.py). Docker is only asked to start a container, for its exit code, and to remove it.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from pytest_kvcache.serving.component import Component
 from pytest_kvcache.serving.launchers.base import Handle, no_proxy, prepared_log, remove_folders
 from pytest_kvcache.serving.launchers.process import ProcessLauncher
 
-#: Sends output to the log, takes secrets from a file that it removes, and becomes the program.
+#: Script that sends its output to the log, reads secrets from a file, removes the file and becomes the program.
 _START = (
     'exec </dev/null >>"$1" 2>&1; if [ "$2" ]; then set -a; . "$2" && rm -f "$2" || exit 1; set +a; fi; '
     'shift 2; exec "$@"'
 )
 _SIGNALLED = 128
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
-#: The daemon learns of an end later than the kernel.
+#: Limit for the exit code: the daemon learns of an end later than the kernel.
 _EXIT_CODE_S = 10
 
 
@@ -53,16 +53,16 @@ def container_of(
     """Return the container of a component.
 
     Args:
-        component: What to run.
-        engine: In which image.
-        name: Of the container.
-        log: Where its output goes.
-        secrets: File with the secret part of its environment, which `docker inspect` must not show.
-        scratch: Where it starts; its home, too, for a user that the image does not know.
-        mounts: What it sees beside the engine's own mounts and the log's folder.
-        labels: To find it by.
+        component: Component to run.
+        engine: Image to run it in.
+        name: Name of the container.
+        log: File that its output goes to.
+        secrets: File with the secret part of the environment, which `docker inspect` must not show.
+        scratch: Folder in which the program starts; also its home, since the image may not know the user.
+        mounts: Mounts beside those of the engine and the log's folder.
+        labels: Labels to find the container by.
         gpus: Whether servers get GPUs.
-        allotted: Whether they get their own only, since others of this machine are not the caller's to use.
+        allotted: Whether a server's container sees its own GPUs only, since the caller may not use the others.
     """
     named = tuple(filter(None, component.env.get(_VISIBLE, "").split(",")))
     seen: tuple[str, ...] = ()
@@ -90,11 +90,11 @@ class ContainerHandle:
     """A started container.
 
     Args:
-        component: What was started.
-        log: Its output.
-        leader: Its first process, by this machine's numbers.
-        id: Of the container.
-        host: The daemon that has it.
+        component: Component that was started.
+        log: File with its output.
+        leader: First process of the container, by this machine's process numbers.
+        id: Id of the container.
+        host: Address of the daemon that runs it.
     """
 
     component: Component
@@ -105,9 +105,9 @@ class ContainerHandle:
     _code: int | None = field(default=None, repr=False)
 
     def exit_code(self) -> int | None:
-        """None while it runs; a negative number is the signal that ended it.
+        """Return None while the container runs; a negative number is the signal that ended it.
 
-        The kernel is asked first: the daemon would have work to do for each answer, beside what is being measured.
+        The kernel is asked first, since each answer would cost the daemon work during the measurement.
         """
         if self._code is None and not _lives(self.leader):
             with containers.daemon(self.host) as client:
@@ -117,15 +117,15 @@ class ContainerHandle:
 
 
 class DockerLauncher:
-    """Starts containers that belong to a run, and processes for what the image lacks.
+    """Starts containers that belong to a run, and processes of this machine for programs that the image lacks.
 
     Args:
-        session: Records each of them before anything can go wrong.
+        session: Records each container and process before anything can go wrong.
         engine: The image.
         gpus: Whether servers get GPUs.
-        allotted: Whether they get their own only.
+        allotted: Whether a server's container sees its own GPUs only.
         reads: Files and folders that components read (the model).
-        writes: Folders that they write in (the tier's).
+        writes: Folders that components write in (the tier's).
     """
 
     def __init__(
@@ -144,10 +144,10 @@ class DockerLauncher:
         self._processes = ProcessLauncher(session)
 
     def start(self, component: Component, logs: Path) -> Handle:
-        """Start `component`; its output, and that of all it starts, goes to `logs`/NAME.log.
+        """Start `component`; its output, and that of all processes it starts, goes to `logs`/NAME.log.
 
         Raises:
-            BootError: The daemon refused.
+            BootError: The daemon did not start the container.
         """
         if self._engine.is_local(component.argv[0]):
             return self._processes.start(component, logs)
@@ -177,7 +177,7 @@ class DockerLauncher:
         return ContainerHandle(component, log, leader, started.id, host)
 
     def stop(self, handles: list[Handle]) -> None:
-        """End these and all that they started, side by side."""
+        """End the components of `handles` and all processes that they started, side by side."""
         ours = [handle for handle in handles if isinstance(handle, ContainerHandle)]
         self._processes.stop([handle for handle in handles if not isinstance(handle, ContainerHandle)])
         self._session.end_processes([handle.leader for handle in ours])
@@ -186,7 +186,7 @@ class DockerLauncher:
             remove_folders(handle.component)
 
     def _write_secrets(self, component: Component) -> Path | None:
-        # A container has nothing of the caller's environment: what an engine needs of it comes this way.
+        # A container gets nothing of the caller's environment, so the credentials for an engine go into this file.
         passed = environment.credentials(os.environ) if component.stage == "servers" else {}
         secrets = {**passed, **component.secret_env}
         if not secrets:

@@ -1,4 +1,4 @@
-"""Components as processes of this machine, each the leader of its own session."""
+"""Start components as processes of this machine, each the leader of its own session."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class ProcessHandle:
     """A running process.
 
     Args:
-        component: What was started.
-        log: Its output.
-        leader: Identifies it and all that it starts.
-        popen: For its exit code.
+        component: Component that was started.
+        log: File with its output.
+        leader: Identifies the process and all that it starts.
+        popen: Gives the exit code.
     """
 
     component: Component
@@ -33,7 +33,7 @@ class ProcessHandle:
     popen: subprocess.Popen[bytes]
 
     def exit_code(self) -> int | None:
-        """None while it runs; a negative number is the signal that ended it."""
+        """Return None while the process runs; a negative number is the signal that ended it."""
         return self.popen.poll()
 
 
@@ -41,14 +41,14 @@ class ProcessLauncher:
     """Starts processes that belong to a run.
 
     Args:
-        session: Records each of them before anything can go wrong.
+        session: Records each process before anything can go wrong.
     """
 
     def __init__(self, session: RunSession) -> None:
         self._session = session
 
     def start(self, component: Component, logs: Path) -> Handle:
-        """Start `component`; its output, and that of all it starts, goes to `logs`/NAME.log."""
+        """Start `component`; its output, and that of all processes it starts, goes to `logs`/NAME.log."""
         log = prepared_log(component, logs)
         with signals.deferred(), log.open("ab") as out:
             popen = subprocess.Popen(
@@ -70,15 +70,15 @@ class ProcessLauncher:
         return ProcessHandle(component=component, log=log, leader=leader, popen=popen)
 
     def signal(self, handle: Handle, number: int) -> None:
-        """Send a signal to a component's first process; nothing where it has ended."""
+        """Send a signal to a component's first process; do nothing where the process has ended."""
         if isinstance(handle, ProcessHandle):
             handle.popen.send_signal(number)
 
     def stop(self, handles: list[Handle]) -> None:
-        """End these and all that they started, side by side."""
+        """End the components of `handles` and all processes that they started, side by side."""
         ours = [handle for handle in handles if isinstance(handle, ProcessHandle)]
         self._session.end_processes([handle.leader for handle in ours])
         for handle in ours:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                handle.popen.wait(timeout=1.0)  # collects its exit code: it has ended
+                handle.popen.wait(timeout=1.0)  # collects the exit code of a process that has ended
             remove_folders(handle.component)

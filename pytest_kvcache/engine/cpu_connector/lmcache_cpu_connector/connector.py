@@ -1,4 +1,4 @@
-"""The connector: whole blocks of vLLM's paged CPU tensors to and from LMCache's chunks, as bytes."""
+"""The connector, which copies whole blocks, as bytes, between vLLM's paged CPU tensors and LMCache's chunks."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from lmcache.v1.gpu_connector.gpu_connectors import GPUConnectorInterface
 from .layout import Layout, detect
 from .limits import Serving, refuse
 
-#: Integers of the width of an element: copied bit by bit, and known to every operation, which fp8 types are not.
+#: Integer types by the bytes of an element: every operation knows them, as it does not fp8, and copies the bits.
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 
 
 class VLLMPagedMemCPUConnector(GPUConnectorInterface):  # type: ignore[misc]
     """Copies chunks that are whole blocks.
 
-    In a chunk's memory the layers follow each other; of each layer, its blocks as vLLM's tensor holds them.
+    In a chunk's memory the layers follow each other, each with its blocks as vLLM's tensor holds them.
 
     Args:
         config: LMCache's configuration, with all overrides applied.
-        metadata: LMCache's of this rank.
-        serving: vLLM's side.
+        metadata: LMCache's metadata of this rank.
+        serving: What vLLM says of its KV cache.
 
     Raises:
         ValueError: The connector cannot do what is configured.
@@ -40,7 +40,7 @@ class VLLMPagedMemCPUConnector(GPUConnectorInterface):  # type: ignore[misc]
         return torch.Size([2, self.layers, num_tokens, self.heads * self.head_size])
 
     def initialize_kvcaches_ptr(self, **kwargs: Any) -> None:
-        """Take vLLM's tensors as they are; LMCache's own would be brought into the order of a CUDA kernel."""
+        """Take vLLM's tensors as they are; LMCache's own method would reorder them for a CUDA kernel."""
         if "kvcaches" in kwargs:
             self.kvcaches = kwargs["kvcaches"]
 
@@ -49,13 +49,13 @@ class VLLMPagedMemCPUConnector(GPUConnectorInterface):  # type: ignore[misc]
 
         Args:
             memory_obj: LMCache's memory of the chunk.
-            start: First token, counted from the sequence's begin.
-            end: Behind the last one.
+            start: Index of the first token in the sequence.
+            end: Index behind the last token.
             **kwargs: `kvcaches`, vLLM's tensor of each layer, and `slot_mapping`, the slot of each token of the
                 sequence.
 
         Raises:
-            ValueError: Not whole blocks, or memory of another size.
+            ValueError: The tokens are not whole blocks, or the memory has another size.
         """
         caches, layout = self._caches(kwargs)
         ids = self._block_ids(start, end, kwargs)
@@ -65,17 +65,17 @@ class VLLMPagedMemCPUConnector(GPUConnectorInterface):  # type: ignore[misc]
                 torch.index_select(cache, layout.axis, ids, out=blocks)
 
     def to_gpu(self, memory_obj: Any, start: int, end: int, **kwargs: Any) -> None:
-        """Copy a chunk's memory into the blocks of tokens `start` to `end`, but for blocks that vLLM has.
+        """Copy a chunk's memory into the blocks of tokens `start` to `end`, except blocks that vLLM has.
 
         Args:
             memory_obj: LMCache's memory of the chunk.
-            start: First token, counted from the sequence's begin.
-            end: Behind the last one.
+            start: Index of the first token in the sequence.
+            end: Index behind the last token.
             **kwargs: As in `from_gpu`, and `vllm_cached_tokens`, how many of the sequence's tokens vLLM has already. A
                 block of which it has a part is written whole: it is not full, so that no other request shares it.
 
         Raises:
-            ValueError: Not whole blocks, or memory of another size.
+            ValueError: The tokens are not whole blocks, or the memory has another size.
         """
         caches, layout = self._caches(kwargs)
         ids = self._block_ids(start, end, kwargs)
@@ -119,7 +119,7 @@ class VLLMPagedMemCPUConnector(GPUConnectorInterface):  # type: ignore[misc]
         return [cache.view(_BITS[cache.element_size()]) for cache in self.kvcaches], layout
 
     def _block_ids(self, start: int, end: int, kwargs: dict[str, Any]) -> torch.Tensor:
-        """Return the blocks of tokens `start` to `end`, which must be all of their slots in order."""
+        """Return the ids of the blocks of tokens `start` to `end`, whose slots must fill these blocks in order."""
         size = self.serving.block_tokens
         slots = kwargs["slot_mapping"][start:end].to(torch.long)
         if start % size or end % size or len(slots) != end - start:
@@ -134,7 +134,7 @@ class VLLMPagedMemCPUConnector(GPUConnectorInterface):  # type: ignore[misc]
         return ids
 
     def _chunk(self, memory_obj: Any, cache: torch.Tensor, layout: Layout, blocks: int) -> torch.Tensor:
-        """Return a chunk's memory as a tensor for each layer, of `blocks` blocks in the form of vLLM's."""
+        """Return a chunk's memory as a tensor for each layer, of `blocks` blocks in the shape of vLLM's tensor."""
         tensor = memory_obj.tensor
         if tensor is None:
             raise ValueError("the chunk's memory has been given back")

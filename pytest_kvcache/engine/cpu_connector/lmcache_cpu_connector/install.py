@@ -1,7 +1,7 @@
 """Put the connector into LMCache for as long as vLLM makes a connector, and its identity into LMCache's keys.
 
-Touches three things of LMCache (read in 0.4.7 to 0.5.6): `lmcache.v1.gpu_connector.CreateGPUConnector`, which the vLLM
-integration looks up when it is called; the abstract methods of `GPUConnectorInterface`; and
+The module depends on three things of LMCache (read in 0.4.7 to 0.5.6): `lmcache.v1.gpu_connector.CreateGPUConnector`,
+which the vLLM integration looks up at each call; the abstract methods of `GPUConnectorInterface`; and
 `ChunkedTokenDatabase._get_init_hash`, from which the hashes of all chunks follow.
 """
 
@@ -33,7 +33,7 @@ def serving(vllm_config: Any, kv_cache_config: Any = None) -> Serving:
 
     Args:
         vllm_config: vLLM's configuration of this process.
-        kv_cache_config: How the cache is laid out; before vLLM 0.11.1 it comes to no connector.
+        kv_cache_config: How the cache is laid out; vLLM before 0.11.1 does not give it to connectors.
     """
     cache, groups = vllm_config.cache_config, getattr(kv_cache_config, "kv_cache_groups", ())
     parallel = vllm_config.parallel_config
@@ -50,8 +50,8 @@ def serving(vllm_config: Any, kv_cache_config: Any = None) -> Serving:
 def connector_for(vllm_config: Any, kv_cache_config: Any = None) -> Iterator[None]:
     """Have LMCache make its connector for vLLM's CPU tensors while the context lasts.
 
-    LMCache takes a connector that cannot be made for a reason to go on without any; what is refused is raised again
-    at the end of the context, so that vLLM ends with the reason.
+    LMCache goes on without a connector where it cannot be made; so the error is raised again at the end of the
+    context, and vLLM ends with the reason.
 
     Raises:
         ValueError: This connector cannot do what is configured.
@@ -73,7 +73,7 @@ def connector_for(vllm_config: Any, kv_cache_config: Any = None) -> Iterator[Non
         _logger.info("lmcache-cpu-connector copies KV of rank %d: %s", metadata.worker_id, known)
         return made
 
-    # For good: hashes are taken as long as the process lives.
+    # This method is not restored: hashes are taken as long as the process lives.
     ChunkedTokenDatabase._get_init_hash = lambda self: mixed(_original_hash(self), known.identity)
     gpu_connector.CreateGPUConnector = create
     try:
@@ -91,7 +91,7 @@ def mixed(initial: int, identity: str) -> int:
 
 
 def _identity(cache_config: Any) -> str:
-    """Name what decides about the bytes of a block: vLLM may order them by instruction set, and change it."""
+    """Name what decides about the bytes of a block, whose order depends on vLLM's version and the instruction set."""
     from vllm.version import __version__ as vllm_version  # noqa: PLC0415 - not all of vLLM for the tests' sake
 
     amx = getattr(torch.cpu, "_is_amx_tile_supported", bool)()

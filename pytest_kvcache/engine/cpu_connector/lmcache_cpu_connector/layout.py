@@ -1,4 +1,4 @@
-"""Where the blocks are in the tensors that vLLM registers."""
+"""Find the blocks in the tensors that vLLM registers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def detect(
 ) -> Layout:
     """Return the layout of vLLM's KV caches.
 
-    Known are `[blocks, heads, block, 2 * head_size]` (CPU attention of vLLM 0.32), `[2, blocks, heads, block,
+    Known layouts are `[blocks, heads, block, 2 * head_size]` (CPU attention of vLLM 0.32), `[2, blocks, heads, block,
     head_size]` (from about 0.11) and `[2, blocks, heads * block * head_size]` (before). Heads and tokens may be the
     other way round: only where one block ends matters.
 
@@ -41,7 +41,7 @@ def detect(
         blocks: Blocks that vLLM says it has, None where it does not say.
 
     Raises:
-        ValueError: Another layout, or layers that differ.
+        ValueError: The layout is not known, or the layers differ.
     """
     if len(caches) != layers:
         raise ValueError(f"vLLM registered {len(caches)} KV caches, LMCache expects {layers} layers")

@@ -1,4 +1,4 @@
-"""What the connector cannot do, told before the server is up."""
+"""Refuse what the connector cannot do, before the server is up."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Serving:
     Args:
         block_tokens: Tokens of a block.
         blocks: Number of blocks, None where vLLM does not say it this early.
-        kinds: Kind of cache of each KV cache group, as vLLM's class is called; empty where it does not say.
+        kinds: Kind of cache of each KV cache group, as vLLM's class is called; empty where vLLM does not say.
         context_parallel: Ranks that share a sequence while decoding.
         identity: What the bytes of a block depend on, beside the model.
     """
@@ -27,15 +27,15 @@ class Serving:
 
 
 def refuse(config: Any, metadata: Any, serving: Serving) -> None:
-    """Let pass what the connector can do.
+    """Return if the connector can do what is configured.
 
     Args:
         config: LMCache's configuration, with all overrides applied.
-        metadata: LMCache's of this rank.
-        serving: vLLM's side.
+        metadata: LMCache's metadata of this rank.
+        serving: What vLLM says of its KV cache.
 
     Raises:
-        ValueError: It cannot do this; all reasons are listed, each with what to change.
+        ValueError: The connector cannot do it; the message lists all reasons, each with what to change.
     """
     reasons = [*_of_config(config, serving), *_of_model(metadata, serving)]
     if reasons:

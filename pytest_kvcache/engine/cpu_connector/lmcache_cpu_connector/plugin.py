@@ -1,4 +1,4 @@
-"""What vLLM loads in each of its processes: hooks the making of KV connectors, and imports nothing of LMCache.
+"""The plugin of vLLM, loaded in each process: it hooks the making of KV connectors, and imports nothing of LMCache.
 
 LMCache must not be imported while plugins are loaded: vLLM's CPU worker then walks all modules to override Triton
 kernels (`register_triton_kernel_overrides`, vLLM 0.32) and fails at one of LMCache's that has no dictionary.
@@ -11,7 +11,8 @@ import importlib.metadata
 import inspect
 from typing import Any
 
-#: Of the connectors that run LMCache inside vLLM: `LMCacheConnectorV1` of vLLM, `LMCacheConnectorV1Dynamic` of LMCache.
+#: Beginning of the names of the connectors that run LMCache inside vLLM: `LMCacheConnectorV1` of vLLM,
+#: `LMCacheConnectorV1Dynamic` of LMCache.
 _NAMES = "LMCacheConnectorV1"
 _HOOKED = "_lmcache_cpu_connector"
 
@@ -47,7 +48,7 @@ def hook(factory: Any) -> None:
 
     @functools.wraps(inner.__func__)
     def create_connector(_cls: type, *args: Any, **kwargs: Any) -> Any:
-        # By name: `kv_cache_config` is younger than the other two.
+        # The arguments are looked up by name, since older versions of vLLM pass no `kv_cache_config`.
         given = signature.bind(*args, **kwargs).arguments
         transfer = given["config"].kv_transfer_config
         if transfer is None or not str(transfer.kv_connector).startswith(_NAMES):
