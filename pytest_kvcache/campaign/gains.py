@@ -16,10 +16,11 @@ from pytest_kvcache.campaign.state import PerfState
 from pytest_kvcache.errors import BaselineError
 from pytest_kvcache.verdict import paired
 from pytest_kvcache.verdict.cells import Cell, StoredCell
-from pytest_kvcache.verdict.gains import Gain, GainVerdict, decide_gain
+from pytest_kvcache.verdict.gains import NOTHING_KNOWN, Gain, GainVerdict, KnownSpread, decide_gain
+from pytest_kvcache.verdict.metrics import JUDGED
 from pytest_kvcache.verdict.paired import PAIRS_AT_LOOK, BootPair
 from pytest_kvcache.verdict.procedure import Boot
-from pytest_kvcache.verdict.spread import mean
+from pytest_kvcache.verdict.spread import level, mean
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,9 @@ class GainCampaign:
             gains = {context: self._gains[context][at] for context in self._contexts}
             for context, gain in gains.items():
                 # All contexts lend their pairs to the spread; each has its own threshold.
-                verdict = decide_gain(gain, pairs, family=family, policy=self._policy, another_block=more)[context]
+                verdict = decide_gain(
+                    gain, pairs, family=family, policy=self._policy, another_block=more, known=self._known(gain)
+                )[context]
                 found[context, gain.short] = verdict
         return found
 
@@ -133,13 +136,28 @@ class GainCampaign:
         effect = _level(tier, gain) - _level(over, gain)
         return replace(gain, bound=gain.ratio(effect + math.log1p(self._policy.margin_of(gain.metric.key))))
 
-    def _stored(self, arm: Arm, context: int) -> StoredCell:
+    def _known(self, gain: Gain) -> KnownSpread:
+        """Return the spread of the difference of a boot of each tier, as their baselines have it."""
+        index = JUDGED.index(gain.metric)
+        found = []
+        for arm in self._arms.values():
+            cells = [cell for n in self._contexts if (cell := self._read(arm, n)) is not None and len(cell.boots) > 1]
+            if not cells:
+                return NOTHING_KNOWN
+            found.append(level(cells, index))
+        # The fewer degrees of freedom are those that the sum certainly has.
+        return KnownSpread(math.hypot(*(each.sd for each in found)), min(each.df for each in found))
+
+    def _read(self, arm: Arm, context: int) -> StoredCell | None:
         cell = Cell(arm.profile.name, machine_name(self._state.hardware), arm.tier.name, context)
-        stored = store.read(self._state.settings.options.baselines, cell)
+        return store.read(self._state.settings.options.baselines, cell)
+
+    def _stored(self, arm: Arm, context: int) -> StoredCell:
+        stored = self._read(arm, context)
         if stored is None:
             raise BaselineError(
                 "has no baseline on this machine, and its gain is to be what the baselines have",
-                where=str(cell),
+                where=f"{arm.profile.name}/{arm.tier.name}/{context}",
                 todo="record it (`--update-baselines`), or declare the ratio that the gain must reach",
             )
         return stored

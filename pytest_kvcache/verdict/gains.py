@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pytest_kvcache.verdict.interim import Policy, t_quantile
-from pytest_kvcache.verdict.interval import pooled
 from pytest_kvcache.verdict.metrics import Metric
 from pytest_kvcache.verdict.paired import PAIRS_AT_LOOK, BootPair
 
@@ -62,6 +61,23 @@ class Gain:
 
 
 @dataclass(frozen=True)
+class KnownSpread:
+    """What is known of the spread of a pair's log ratio before it is measured.
+
+    Args:
+        sd: Standard deviation on the log scale. That of the difference of two boots that share no hour is an upper
+            bound for boots that follow each other.
+        df: Degrees of freedom of `sd`; 0 where nothing is known.
+    """
+
+    sd: float
+    df: int
+
+
+NOTHING_KNOWN = KnownSpread(0.0, 0)
+
+
+@dataclass(frozen=True)
 class GainVerdict:
     """What a gain gate came to at one context.
 
@@ -87,10 +103,12 @@ def decide_gain(
     family: int,
     policy: Policy,
     another_block: bool = True,
+    known: KnownSpread = NOTHING_KNOWN,
 ) -> dict[int, GainVerdict]:
     """Judge one gain gate at each context after a whole number of blocks A B B A.
 
-    The spread of a pair's log ratio is pooled over the contexts, or the context's own where that is larger.
+    The spread of a pair's log ratio is pooled over the contexts and with what is known of it, or the context's own
+    where that is larger. Two pairs alone have one degree of freedom, with which hardly anything can be told.
 
     Args:
         gain: Which gate.
@@ -99,6 +117,7 @@ def decide_gain(
         family: Declared gain gates, contexts counted: the budget of false `regressed` is divided by it.
         policy: The rules.
         another_block: False where no more boots can be had.
+        known: What the baselines of both tiers say of the spread of such a log ratio, before anything was measured.
 
     Raises:
         ValueError: A number of pairs at which nothing is decided.
@@ -120,13 +139,16 @@ def decide_gain(
         return verdicts
     means = {context: math.fsum(d) / len(d) for context, d in sound.items()}
     squares = [math.fsum((x - means[context]) ** 2 for x in d) for context, d in sound.items()]
-    spread = pooled(squares, [len(d) - 1 for d in sound.values()])
+    own_df = sum(len(d) - 1 for d in sound.values())
+    df = own_df + known.df
+    together = (math.fsum(squares) + known.sd**2 * known.df) / df
+    spreads = [max(together, s / (len(d) - 1)) ** 0.5 for s, d in zip(squares, sound.values(), strict=True)]
     for position, (context, differences) in enumerate(sound.items()):
         count, effect = len(differences), means[context]
-        error = float(spread.sd[position]) / math.sqrt(count)
+        error = spreads[position] / math.sqrt(count)
         number = PAIRS_AT_LOOK.index(count) + 1
-        lower = effect - float(t_quantile(policy.regression_level(number, family), spread.df)) * error
-        upper = effect + float(t_quantile(policy.pass_level(number), spread.df)) * error
+        lower = effect - float(t_quantile(policy.regression_level(number, family), df)) * error
+        upper = effect + float(t_quantile(policy.pass_level(number), df)) * error
         more = another_block and count < allowed[-1]
         status: Literal["pass", "regressed", "inconclusive", "needs-boot"]
         if lower > gain.threshold:

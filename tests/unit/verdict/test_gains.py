@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_kvcache.verdict.gains import Gain, decide_gain
+from pytest_kvcache.verdict.gains import NOTHING_KNOWN, Gain, KnownSpread, decide_gain
 from pytest_kvcache.verdict.interim import Policy
 from pytest_kvcache.verdict.metrics import JUDGED, Metric
 from pytest_kvcache.verdict.paired import BootPair
@@ -57,8 +57,9 @@ def test_what_the_hour_does_to_both_tiers_cancels(hour: float) -> None:
     assert found.ratio == pytest.approx(0.2, rel=0.02)
 
 
+@pytest.mark.parametrize("known", [NOTHING_KNOWN, KnownSpread(0.12, 5)], ids=["alone", "with baselines"])
 @pytest.mark.parametrize("true_ratio", [0.6, 0.7])
-def test_errors_are_kept(true_ratio: float) -> None:
+def test_errors_are_kept(true_ratio: float, known: KnownSpread) -> None:
     """At the bound a false pass comes no more often than its budget, and so does a false alarm; beyond it less."""
     random = np.random.default_rng(7)
     gain, sessions, passed, alarms = Gain("pnfs", "gpu", TTFT, 0.6), 1500, 0, 0
@@ -66,7 +67,12 @@ def test_errors_are_kept(true_ratio: float) -> None:
         ratios = true_ratio * np.exp(random.normal(0, 0.1, 6))
         for count in (2, 4, 6):
             status = decide_gain(
-                gain, {1: pairs(TTFT.key, list(ratios[:count]))}, family=1, policy=POLICY, another_block=count < 6
+                gain,
+                {1: pairs(TTFT.key, list(ratios[:count]))},
+                family=1,
+                policy=POLICY,
+                another_block=count < 6,
+                known=known,
             )[1].status
             if status != "needs-boot":
                 break
@@ -78,6 +84,15 @@ def test_errors_are_kept(true_ratio: float) -> None:
         assert alarms / sessions < POLICY.regression_error + 3 * math.sqrt(POLICY.regression_error / sessions)
     else:
         assert alarms / sessions > 0.2
+
+
+def test_baselines_let_two_pairs_decide() -> None:
+    """What the baselines of both tiers say of their spread stands in for pairs that were not measured."""
+    gain, two = Gain("pnfs", "gpu", TTFT, 0.6), {1: pairs(TTFT.key, [0.2, 0.25])}
+    assert decide_gain(gain, two, family=2, policy=POLICY)[1].status == "needs-boot"
+    assert decide_gain(gain, two, family=2, policy=POLICY, known=KnownSpread(0.15, 11))[1].status == "pass"
+    lost = {1: pairs(TTFT.key, [1.0, 1.1])}
+    assert decide_gain(gain, lost, family=2, policy=POLICY, known=KnownSpread(0.1, 11))[1].status == "regressed"
 
 
 @pytest.mark.parametrize("figures", [{}, {TTFT.key: math.nan}, {TTFT.key: 0.0}])
