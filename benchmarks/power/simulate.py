@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from benchmarks.power import drift
+from benchmarks.power import drift, gains
 from benchmarks.power.sessions import (
     IMPROVED,
     INCONCLUSIVE,
@@ -143,6 +143,11 @@ def kept(sessions: int) -> Iterator[dict[str, str]]:
         }
 
 
+def gain_gates(sessions: int) -> Iterator[dict[str, str]]:
+    """Yield a line for each spread of a pair of tiers, with and without baselines of both."""
+    return gains.gains(sessions, seed=SEED)
+
+
 def against(sessions: int) -> Iterator[dict[str, str]]:
     """Yield a line for each spread of a pair: A/B of two engines, one tier, two contexts, six gates, margin 10 %."""
     for sd in (0.01, 0.02, 0.03, 0.05):
@@ -243,6 +248,7 @@ TABLES = {
     "one baseline kept": kept,
     "a machine that drifts": drifting,
     "A/B without a baseline": against,
+    "gain gates": gain_gates,
     "the rule in common use": old_rule,
 }
 
