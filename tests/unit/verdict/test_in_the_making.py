@@ -8,11 +8,15 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
+from pytest_kvcache.api.verdict import verdict_of
+from pytest_kvcache.campaign.result import CellResult
+from pytest_kvcache.report import rows
 from pytest_kvcache.verdict.cells import StoredBoot, StoredCell
+from pytest_kvcache.verdict.gates import TokenGate
 from pytest_kvcache.verdict.in_the_making import InTheMaking, changes, compare, progress, too_wide
 from pytest_kvcache.verdict.interim import Policy
 from pytest_kvcache.verdict.metrics import JUDGED
-from tests.unit.verdict.make import FAMILY, LEVELS, figures, sibling, stored
+from tests.unit.verdict.make import CELL, FAMILY, LEVELS, figures, sibling, stored
 
 TTFT, SPEED, DECODE = JUDGED
 POLICY = Policy()
@@ -164,3 +168,20 @@ def test_too_wide_is_what_the_rules_say(policy: Policy, wide: bool) -> None:
     """The bound is the profile's, and drift from day to day counts as it does at a gate."""
     found = too_wide((stored([0.2, -0.2, 0.0]),), needed=6, family=FAMILY, policy=policy)
     assert bool(found) is wide
+
+
+def test_a_gate_that_the_profile_declares_has_its_own_verdict() -> None:
+    """Old -> new stands in verdict and properties of metrics and of the whole cell, and in those of no other gate."""
+    made = beside([0.0, 0.0], {SPEED.key: math.log(2)})
+    result = CellResult(cell=CELL, runs=(), boots=(), minutes=(), making=made)
+    for gate in (SPEED, None):
+        verdict, told = verdict_of(result, gate), rows.properties(result, gate)
+        assert (verdict.metric, verdict.interval, verdict.margin) == (SPEED, None, None)
+        assert verdict.worse_by == pytest.approx(1)
+        assert verdict.reasons[0] == "no gate yet: 3 of 6 boots"
+        assert (told["worse_by"], told["ratio"], told["baseline_boots"]) == (1.0, 0.5, 3)
+        assert told["message"].count("no gate yet: 3 of 6 boots") == (1 if gate else len(JUDGED))
+    assert verdict_of(result, TTFT).worse_by == pytest.approx(0)
+    other = verdict_of(result, TokenGate())
+    assert (other.old, other.reasons, rows.making_lines(result, TokenGate())) == (None, (), [])
+    assert "message" not in rows.properties(result, TokenGate())
