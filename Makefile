@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 VENV := .venv
+# The most boots of a tier that `make perf` takes.
+BOOTS ?= 1
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
@@ -13,8 +15,8 @@ READY := $(VENV)/.ready
 help: ## Print these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-perf: setup ## One boot of every tier that this machine has: add it to baselines that need more, compare with the others
-	$(BIN)/pytest -m perf --record-baselines --kv-boots 1 --benchmark-disable tests/perf
+perf: setup ## One boot of every tier that this machine has (BOOTS=6: six), for baselines that need more; compare with the others
+	$(BIN)/pytest -m perf --record-baselines --kv-boots $(BOOTS) --benchmark-disable tests/perf
 
 article: setup ## The article's four scenarios at three context lengths, one boot each: its chart and its table
 	$(BIN)/pytest -m perf --kv-profile cpu-article --kv-boots 1 --record-baselines --benchmark-disable tests/perf

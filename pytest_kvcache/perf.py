@@ -25,7 +25,7 @@ from pytest_kvcache.preflight import engine as engines
 from pytest_kvcache.preflight import gpus
 from pytest_kvcache.report import benchmark as rows_of_benchmark
 from pytest_kvcache.report import terminal
-from pytest_kvcache.report.rows import properties, status
+from pytest_kvcache.report.rows import making_lines, properties, status
 from pytest_kvcache.serving.pair import ServingPair
 from pytest_kvcache.serving.tier import Tier, TierContext
 from pytest_kvcache.tiers.none import NoTier
@@ -263,6 +263,8 @@ class BaselineCheck:
                 self.benchmark, self.item, result, metric, rows_of_benchmark.facts(result, metric, outcome)
             )
         self.item.config.stash[hooks.KEY].judged(self.item, result, gate)
+        if lines := making_lines(result, gate):  # a test that passes has no message: -rA shows this
+            self.item.add_report_section("call", "kvcache", "\n".join(lines))
         found = verdict_of(result, gate)
         if found.succeeds:
             return

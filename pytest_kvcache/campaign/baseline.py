@@ -19,7 +19,7 @@ from pytest_kvcache.campaign.state import PerfState
 from pytest_kvcache.errors import BaselineError
 from pytest_kvcache.load.stopping import StopRule
 from pytest_kvcache.telemetry.revision import uncommitted
-from pytest_kvcache.verdict import headline, procedure, rounds
+from pytest_kvcache.verdict import headline, in_the_making, procedure, rounds
 from pytest_kvcache.verdict.cells import Cell, StoredCell
 from pytest_kvcache.verdict.gates import GateVerdict, TokenGate
 from pytest_kvcache.verdict.procedure import Boot, CellVerdict, Evidence
@@ -81,7 +81,7 @@ class BaselineCampaign:
             boot = booting.measure(self._arm, self._state, wanted, stop=stop)
             for length, run in boot.runs.items():
                 self._look(self._cells[length], run, boot.canary, boot.minutes)
-        return {length: self._result(cell) for length, cell in self._cells.items()}
+        return self._beside_older_boots({length: self._result(cell) for length, cell in self._cells.items()})
 
     def _look(self, cell: _Open, run: RunResult, canary: dict[str, float], minutes: float) -> None:
         cell.runs.append(run)
@@ -178,6 +178,26 @@ class BaselineCampaign:
             explanation=explanation.against_baseline(cell.verdict, cell.stored, cell.runs, self._root),
             gate_verdicts=gates,
         )
+
+    def _beside_older_boots(self, results: dict[int, CellResult]) -> dict[int, CellResult]:
+        """Return the results, with what was added to a baseline in the making beside the boots that it had."""
+        if self._state.settings.options.update != "missing":
+            return results
+        after = [result.write.new for result in results.values() if result.write is not None] + self._siblings
+        for length, result in results.items():
+            if result.write is None or result.stored is None:
+                continue
+            making = in_the_making.compare(
+                result.stored,
+                result.write.new,
+                siblings=procedure.tier_of(result.write.new, after)[1:],
+                family=self._family,
+                policy=self._policy,
+                baseline_boots=self._arm.profile.rules.baseline_boots,
+            )
+            results[length] = replace(result, making=making)
+            self._state.say(f"{result.label}, context {length}: {making.line()}")
+        return results
 
     def _refusals(self, cell: _Open, gates: Sequence[GateVerdict]) -> list[str]:
         """Return why these boots must not become the baseline; filling up a new one is not held to all of it.

@@ -14,6 +14,7 @@ from pytest_kvcache.proof.explain import Explanation
 from pytest_kvcache.verdict.cells import Cell, StoredCell
 from pytest_kvcache.verdict.estimate import Estimates
 from pytest_kvcache.verdict.gates import GateVerdict
+from pytest_kvcache.verdict.in_the_making import InTheMaking
 from pytest_kvcache.verdict.metrics import JUDGED
 from pytest_kvcache.verdict.paired import PairedVerdict
 from pytest_kvcache.verdict.procedure import Boot, CellVerdict
@@ -37,6 +38,8 @@ class CellResult:
         refused: Why nothing is, although it was asked for.
         explanation: Where the time went, if the verdict says that something moved.
         gate_verdicts: What exact gates and limits came to, in the order of their declaration.
+        making: What was recorded beside the boots that the baseline already had; None where it had none, and where it
+            was not added to.
     """
 
     cell: Cell
@@ -49,6 +52,7 @@ class CellResult:
     refused: tuple[str, ...] = field(default=())
     explanation: Explanation | None = None
     gate_verdicts: tuple[GateVerdict, ...] = ()
+    making: InTheMaking | None = None
 
     @property
     def label(self) -> str:
@@ -90,11 +94,16 @@ class CellResult:
         return figures
 
     @property
+    def status(self) -> str:
+        """What came of the whole cell: `updated` is a baseline whose boots were replaced."""
+        if self.write is not None:
+            return "recorded" if self.stored is None or self.making is not None else "updated"
+        if self.refused:
+            return "refused"
+        return self.verdict.status if self.verdict else "measured"
+
+    @property
     def outcome(self) -> str:
         """One word for tables."""
-        word: str = self.verdict.status if self.verdict else "measured"
-        if self.write is not None:
-            word = "recorded" if self.stored is None else "updated"
-        elif self.refused:
-            word = "refused"
+        word = self.status
         return f"{word}, suspect" if self.suspicions else word

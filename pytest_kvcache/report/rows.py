@@ -7,6 +7,7 @@ from typing import Any
 from pytest_kvcache.campaign.result import CellResult
 from pytest_kvcache.verdict.gates import AnyGate, DeclaredGate, GateVerdict, TokenGate, worst
 from pytest_kvcache.verdict.headline import deciding_gate
+from pytest_kvcache.verdict.in_the_making import Change, InTheMaking
 from pytest_kvcache.verdict.interval import Outcome
 from pytest_kvcache.verdict.metrics import Metric
 from pytest_kvcache.verdict.procedure import Gate, share
@@ -38,6 +39,32 @@ def gate_of(result: CellResult, metric: AnyGate | None) -> Gate | None:
     return deciding_gate(result.verdict)
 
 
+def making_of(result: CellResult, gate: AnyGate | None) -> InTheMaking | None:
+    """Return what was recorded beside older boots; None of a gate that the profile declares: it has its own verdict."""
+    return None if isinstance(gate, DeclaredGate) else result.making
+
+
+def change_of(result: CellResult, gate: AnyGate | None) -> Change | None:
+    """Return a metric's change in a baseline in the making; of the one that is worse by most where none is named."""
+    making = making_of(result, gate)
+    return making.change(gate if isinstance(gate, Metric) else None) if making else None
+
+
+def making_lines(result: CellResult, gate: AnyGate | None) -> list[str]:
+    """Return old → new in a baseline in the making, a line a metric, and what spreads too widely; else nothing."""
+    making = making_of(result, gate)
+    return making.lines(gate if isinstance(gate, Metric) else None) if making else []
+
+
+def making_reasons(result: CellResult, gate: AnyGate | None) -> tuple[str, ...]:
+    """Return that a baseline is no gate yet, and what spreads too widely to become one; nothing of other baselines."""
+    making = making_of(result, gate)
+    if making is None:
+        return ()
+    shown = [change for change in making.changes if gate is None or change.metric == gate]
+    return (making.state, *(change.wide for change in shown if change.wide))
+
+
 def status(result: CellResult, metric: AnyGate | None) -> str:
     """Return the status of one gate of a cell, or of the whole cell where no metric is named.
 
@@ -64,16 +91,10 @@ def _declared_status(result: CellResult, gate: DeclaredGate) -> str:
 
 def compared_status(result: CellResult, metric: Metric | None) -> str:
     """Return the status of the comparison with a baseline or between arms, of one metric or of all."""
-    if result.write is not None:
-        return "recorded" if result.stored is None else "updated"
-    if result.refused:
-        return "refused"
-    if result.verdict is None:
-        return "measured"
     gate = gate_of(result, metric)
-    settled = result.verdict.status in {"pass", "improved", "regressed", "inconclusive"}
+    settled = result.status in {"pass", "improved", "regressed", "inconclusive"}
     if metric is None or gate is None or not settled:
-        return result.verdict.status
+        return result.status
     return _STATUS[gate.outcome]
 
 
@@ -95,4 +116,20 @@ def properties(result: CellResult, metric: AnyGate | None) -> dict[str, Any]:
             "interval_high": round(share(gate.upper), 4),
             "margin": round(share(gate.margin), 4),
         }
+    making, change = making_of(result, metric), change_of(result, metric)
+    if making is not None and change is not None:
+        found |= _making(making, change) | {"message": "\n".join(making_lines(result, metric))}
     return found
+
+
+def _making(making: InTheMaking, change: Change) -> dict[str, Any]:
+    """Return old, new and the words of a baseline in the making; a figure that is not known is left out."""
+    known = {
+        "old": change.old,
+        "new": change.new,
+        "ratio": change.ratio,
+        "worse_by": None if change.effect is None else share(change.effect),
+        "sd": None if change.sd is None else share(change.sd),
+    }
+    found: dict[str, Any] = {key: float(f"{value:.4g}") for key, value in known.items() if value is not None}
+    return found | {"baseline_boots": making.boots, "baseline_boots_needed": making.needed}

@@ -16,7 +16,6 @@ from pytest_kvcache.report import chart, series, terminal
 from pytest_kvcache.report.gpus import gpu_lines
 from pytest_kvcache.report.ledger import LedgerRow, ledger_table, storage_table
 from pytest_kvcache.showable import showable
-from pytest_kvcache.verdict.interim import Policy
 
 _SECTION = "kvcache"
 
@@ -97,7 +96,7 @@ class SessionReport:
         if len({result.context_tokens for result in results}) > 1:
             yield from self._chart()
         if state.written:
-            table = terminal.updates(state.campaign.writes, self._rules())
+            table = self._updates(results)
             yield f"baselines written to {state.settings.options.baselines}:\n{table}"
         unused = self._unused(results)
         if unused:
@@ -114,8 +113,11 @@ class SessionReport:
         except (ConfigError, OSError) as error:
             yield f"no chart: {error}"
 
-    def _rules(self) -> tuple[int, Policy]:
-        return self._state.settings.family, self._state.profile.rules.policy()
+    def _updates(self, results: list[CellResult]) -> str:
+        rules = self._state.profile.rules
+        return terminal.updates(
+            results, family=self._state.settings.family, policy=rules.policy(), baseline_boots=rules.baseline_boots
+        )
 
     def _unused(self, results: list[CellResult]) -> list[str]:
         """Return the baselines of this profile and machine that a run of everything left out."""

@@ -8,11 +8,10 @@ from collections.abc import Sequence
 import pandas as pd
 
 from pytest_kvcache.baselines import update
-from pytest_kvcache.baselines.store import Write
 from pytest_kvcache.campaign.result import CellResult
 from pytest_kvcache.report.rows import compared_status, declared_gate, gate_of, status
 from pytest_kvcache.report.series import FIGURES
-from pytest_kvcache.verdict import headline, procedure
+from pytest_kvcache.verdict import headline, in_the_making, procedure
 from pytest_kvcache.verdict.estimate import Estimates
 from pytest_kvcache.verdict.gains import Gain
 from pytest_kvcache.verdict.gates import AnyGate, GateVerdict
@@ -157,30 +156,48 @@ def explanation(result: CellResult) -> str:
     return "\n".join(result.explanation.lines())
 
 
-def updates(writes: Sequence[Write], rules: tuple[int, Policy]) -> str:
-    """Return old → new of every cell that is written, a line a metric, and what the new baseline can tell."""
-    lines = []
-    news = [write.new for write in writes]
-    family, policy = rules
-    for write in writes:
-        moved = {m.metric.key: m for m in update.diff(write.old, write.new).metrics} if write.old else {}
+def updates(results: Sequence[CellResult], *, family: int, policy: Policy, baseline_boots: int) -> str:
+    """Return old → new of every cell that is written, a line a metric, and what the new baseline can tell.
+
+    Old is the baseline before the session, new the session's own boots. Where these were added to the former,
+    `baseline` is both together, and `gate` says that it is none yet.
+
+    Args:
+        results: All of the session.
+        family: Declared gates.
+        policy: The rules.
+        baseline_boots: How many boots the profile records.
+    """
+    lines, wide = [], []
+    written = [(result, result.write) for result in results if result.write is not None]
+    news = [write.new for _, write in written]
+    for result, write in written:
+        making = result.making
+        changes = making.changes if making else update.diff(write.old, write.new).metrics if write.old else ()
+        moved = {change.metric: (change.old, change.new) for change in changes}
         tier = procedure.tier_of(write.new, news)
         for level in update.levels(tier, family=family, policy=policy):
-            old = moved.get(level.metric.key)
+            old, new = moved.get(level.metric, (None, level.mean))
+            worse = procedure.share(level.metric.log(new) - level.metric.log(old)) if old and new else None
             lines.append(
                 {
                     "cell": str(write.new.address),
                     "boots": str(level.boots),
                     "metric": level.metric.label,
-                    "old": f"{old.old:.4g}" if old else "-",
-                    "new": f"{level.mean:.4g}",
+                    "old": _format(old, "{:.4g}"),
+                    "new": _format(new, "{:.4g}"),
+                    "worse by": _format(worse, "{:+z.1%}"),
+                    "baseline": f"{level.mean:.4g}",
                     "95 % interval": "-" if math.isnan(level.low) else f"{level.low:.4g} … {level.high:.4g}",
                     "boot sd": "-" if math.isnan(level.sd) else f"{math.expm1(level.sd):.1%}",
                     "margin": "-" if math.isnan(level.margin) or level.margin > 10 else f"{level.margin:+.0%}",
+                    "gate": in_the_making.progress(level.boots, policy=policy, baseline_boots=baseline_boots)[1],
                 }
             )
-    table = pd.DataFrame(lines).to_string(index=False)
-    small = sum(len(write.new.boots) < policy.least_boots for write in writes)
+            if making and (said := making.change(level.metric).wide):
+                wide.append(f"{write.new.address}: {said}")
+    table = "\n".join([pd.DataFrame(lines).to_string(index=False), *wide])
+    small = sum(len(new.boots) < policy.least_boots for new in news)
     if not small:
         return table
     return (

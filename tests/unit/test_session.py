@@ -66,13 +66,16 @@ def recorded(project: Project, recording: Path) -> Project:
     return project
 
 
-def pad(project: Project, *, faster: float = 1.0) -> None:
-    """Make gates of baselines of one boot: six boots that spread by 24 %, with a TTFT `faster` times shorter."""
+def pad(project: Project, *, faster: float = 1.0, boots: int = 6) -> None:
+    """Make gates of baselines of one boot: six boots that spread by 24 %, with a TTFT `faster` times shorter.
+
+    With fewer `boots` they are baselines in the making.
+    """
     for path in (project.path / "baselines").rglob("*.json"):
         data = json.loads(path.read_text())
         boot = data["boots"][0]
         data["boots"] = []
-        for factor in (0.75, 0.9, 1.0, 1.1, 1.3, 1.45):
+        for factor in (0.75, 0.9, 1.0, 1.1, 1.3, 1.45)[:boots]:
             figures = boot["figures"] | {m.key: boot["figures"][m.key] * factor for m in JUDGED}
             figures["ttft_geomean_s"] /= faster
             data["boots"].append({**boot, "figures": figures})
@@ -139,6 +142,7 @@ def test_recording_adds_boots_until_there_are_enough(project: Project) -> None:
     for sessions in (1, 2):
         result = run(project, "--tier", "gpu", "--record-baselines", "--kv-boots", "1")
         result.assert_outcomes(passed=3)
+        assert "updated" not in result.stdout.str()
         (cell,) = (project.path / "baselines").rglob("*.json")
         assert len({boot["run_id"] for boot in json.loads(cell.read_text())["boots"]}) == sessions
     (requests,) = (project.path / "baselines").rglob("*.parquet")
@@ -147,6 +151,53 @@ def test_recording_adds_boots_until_there_are_enough(project: Project) -> None:
     third = run(project, "--tier", "gpu", "--record-baselines", "--kv-boots", "1", "--kv-strict")
     third.assert_outcomes(failed=3)  # two boots are no gate
     third.stdout.fnmatch_lines(["*inconclusive after 1 boots: *the baseline has 2 boots, gates need 6*"])
+    assert cell.read_bytes() == before
+
+
+def test_a_baseline_in_the_making_speaks(recorded: Project) -> None:
+    """A session that adds a boot shows old -> new of every gate wherever a verdict stands, and passes at any size."""
+    configure(recorded, toml(boots=6))
+    pad(recorded, faster=100, boots=2)
+    recorded.makeconftest(
+        """
+        def pytest_kvcache_verdict(verdict):
+            print("HOOK", verdict.status, verdict.metric.short, verdict.worse_by, verdict.interval, *verdict.reasons)
+        """
+    )
+    args = ("--tier", "gpu", "--record-baselines", "--kv-boots", "1", "--kv-strict", "-rA")
+    result = run(recorded, *args, "--junitxml=j.xml", "--benchmark-json=b.json")
+    result.assert_outcomes(passed=3)
+    line = "TTFT (s): * -> *, worse by +*%, boots so far spread by 13.8% (sd): no gate yet: 3 of 6 boots"
+    wide = "TTFT (s): with this session's, boots spread by *: *, and at most +900% may pass: *"
+    result.stdout.fnmatch_lines([f"*gpu, context 50: {line}", "HOOK recorded ttft * None no gate yet: 3 of 6 boots *"])
+    result.stdout.fnmatch_lines(["*recorded", "*TTFT (s) *+*% *no gate yet: 3 of 6 boots", f"stub/gpu/50: {wide}"])
+    result.stdout.fnmatch_lines(
+        ["*Captured kvcache call*", line, wide, "*Captured kvcache call*", "decode *: no gate*"]
+    )
+    row = json.loads((recorded.path / "b.json").read_text())["benchmarks"][0]["extra_info"]
+    assert (row["verdict"], row["baseline_boots"], row["baseline_boots_needed"]) == ("recorded", 3, 6)
+    assert row["worse_by"] == pytest.approx(row["new"] / row["old"] - 1, rel=1e-2)
+    assert row["worse_by"] > 5
+    junit = (recorded.path / "j.xml").read_text()
+    for name, value in {"verdict": "recorded", "old": row["old"], "new": row["new"], "message": "TTFT (s): "}.items():
+        assert f'name="kv_{name}" value="{value}' in junit
+    assert junit.count("no gate yet: 3 of 6 boots") >= 3
+
+
+def test_after_the_sixth_boot_it_gates(recorded: Project) -> None:
+    """The session that records the sixth boot says so, and the next one gates and records nothing."""
+    configure(recorded, toml(boots=6))
+    pad(recorded, boots=5)
+    args = ("--tier", "gpu", "--record-baselines", "--kv-boots", "1")
+    sixth = run(recorded, *args)
+    sixth.assert_outcomes(passed=3)
+    sixth.stdout.fnmatch_lines(["*: no gate yet: 6 of 6 boots, the next session is gated"])
+    (cell,) = (recorded.path / "baselines").rglob("*.json")
+    before = cell.read_bytes()
+    seventh = run(recorded, *args)
+    seventh.assert_outcomes(passed=3)
+    seventh.stdout.fnmatch_lines(["*after 1 boot: pass: nothing is worse by its margin*"])
+    assert "no gate yet" not in seventh.stdout.str()
     assert cell.read_bytes() == before
 
 

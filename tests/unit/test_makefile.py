@@ -1,0 +1,31 @@
+"""What targets of the Makefile run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def make(*args: str) -> str:
+    """Return what make prints, without what an outer make passes on."""
+    environ = {key: value for key, value in os.environ.items() if key not in {"MAKEFLAGS", "MFLAGS", "BOOTS"}}
+    done = subprocess.run(["make", "-C", str(ROOT), *args], env=environ, text=True, capture_output=True, check=True)
+    return done.stdout
+
+
+@pytest.mark.parametrize(("args", "boots"), [((), 1), (("BOOTS=6",), 6), (("BOOTS=12",), 12)])
+def test_perf_takes_as_many_boots_as_it_is_told(args: tuple[str, ...], boots: int) -> None:
+    """`make perf` takes one boot of every tier, and with BOOTS as many as that says."""
+    (command,) = [line for line in make("-n", "perf", *args).splitlines() if "pytest -m perf" in line]
+    assert f"--record-baselines --kv-boots {boots} " in command
+
+
+def test_help_names_the_variable() -> None:
+    """The list of targets says how a baseline is taken in one session."""
+    (line,) = [line for line in make("help").splitlines() if line.startswith("make perf ")]
+    assert "BOOTS=6" in line
