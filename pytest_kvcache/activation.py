@@ -144,7 +144,9 @@ def parametrize(metafunc: pytest.Metafunc, asked: Sequence[str]) -> bool:
 
 
 def without_gains_of_others(items: list[pytest.Item], ours: Collection[pytest.Item], config: pytest.Config) -> None:
-    """Take out of `items` the tests of gains that their tier has not to bring: every tier is given all gates."""
+    """Remove from `items` tests of a gain that the profile does not declare for their tier.
+
+    They exist because every tier is parametrized with all gates."""
     chosen = resolved(config)
     if chosen is None or not chosen.profile.gates.gains:
         return
@@ -162,7 +164,7 @@ def order(items: list[pytest.Item], ours: Collection[pytest.Item]) -> None:
     """Order the tests of each tier: tests that boot pairs of their own come before tests that share one pair.
 
     So a shared pair never runs beside another pair. Tests that may measure several tiers (`kv_measure`) come before all
-    others. Tests of others stay where they are.
+    other perf tests. Tests that are not in `ours` stay where they are.
 
     Args:
         items: All tests of the session, ordered in place.
@@ -197,7 +199,7 @@ def selected_contexts(items: Sequence[pytest.Item], tier: Tier) -> list[int]:
 
 
 def gain_contexts(items: Sequence[pytest.Item], gain: Gain) -> list[int]:
-    """Return the contexts at which the session's tests ask for gains of a tier over another, shortest first."""
+    """Return the contexts (tokens) at which tests check gains of `gain.tier` over `gain.over`, shortest first."""
     end = f"-over-{gain.over}"
     named = [_params(item) for item in items if _tier_of(item) == gain.tier]
     params = [each for each in named if str(each.get("kv_gate")).endswith(end)]
