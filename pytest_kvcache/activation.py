@@ -146,7 +146,8 @@ def parametrize(metafunc: pytest.Metafunc, asked: Sequence[str]) -> bool:
 def without_gains_of_others(items: list[pytest.Item], ours: Collection[pytest.Item], config: pytest.Config) -> None:
     """Remove from `items` tests of a gain that the profile does not declare for their tier.
 
-    They exist because every tier is parametrized with all gates."""
+    They exist because every tier is parametrized with all gates.
+    """
     chosen = resolved(config)
     if chosen is None or not chosen.profile.gates.gains:
         return
