@@ -1,7 +1,7 @@
 """Performance regression testing of KV cache offloading, as a pytest plugin.
 
-What a test, a hook, a tier kind or a workload of your own needs is exported here (docs/api.md) and imported when it is
-first used: that the plugin is installed costs other people's sessions nothing.
+All names that a test, a hook, a tier kind or a workload of your own needs are exported here (docs/api.md). Each is
+imported when it is first used, so that sessions which do not use the plugin do not pay for it.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ __all__ = [
     "__version__",
 ]
 
-#: Where each name is defined, once more than above: this is read at run time.
+#: The module that defines each name. The imports above say the same to type checkers; this is read at run time.
 _MODULES = {
     "api.figures": ("Figures", "Latency", "Shares", "Ttft"),
     "api.result": ("MeasuredBoot", "Result"),
@@ -124,7 +124,7 @@ _MODULES = {
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 
-if not TYPE_CHECKING:  # type checkers would take any name for one of ours
+if not TYPE_CHECKING:  # a type checker that sees a module's __getattr__ accepts any name
 
     def __getattr__(name: str) -> object:
         if name not in _HOME:

@@ -1,4 +1,4 @@
-"""What the plugin does once perf tests were asked for; `plugin.py` calls it, and imports it only then."""
+"""What the plugin does once perf tests are asked for; `plugin.py` imports this module only then."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _SETTINGS = pytest.StashKey["Settings | None"]()
 
 
 def resolved(config: pytest.Config) -> Settings | None:
-    """Return the checked configuration of the session, None where it is wrong: `selection.WRONG` says how.
+    """Return the checked configuration of the session, None where it is wrong; the stash at `selection.WRONG` says why.
 
-    It is looked at while tests are collected, since tiers and contexts are their parameters. That it is wrong matters
-    only if one of them is left to run.
+    The configuration is read while tests are collected, since tiers and contexts are parameters of tests. An error in
+    it matters only if a perf test is left to run.
     """
     if _SETTINGS not in config.stash:
         config.stash[_SETTINGS] = None
@@ -43,15 +43,15 @@ def resolved(config: pytest.Config) -> Settings | None:
 
 
 def activate(config: pytest.Config, items: Sequence[pytest.Item]) -> PerfState:
-    """Make the session's state, once perf tests are left to run.
+    """Make and return the session's state, once perf tests are left to run; return the same state when called again.
 
     Args:
-        config: The session's.
+        config: pytest's configuration of the session.
         items: The perf tests that are left.
 
     Raises:
-        pytest.UsageError: The configuration is wrong, something else in this session would spoil their verdicts, or
-            another session measures on what they would.
+        pytest.UsageError: The configuration is wrong, another plugin of this session would spoil the verdicts, or
+            another session measures on the same GPUs or processors.
     """
     if state := config.stash.get(KEY, None):
         return state
@@ -91,14 +91,14 @@ def activate(config: pytest.Config, items: Sequence[pytest.Item]) -> PerfState:
     return state
 
 
-#: Perf tests that have not ended.
+#: Node ids of the perf tests that have not ended.
 _TO_RUN = pytest.StashKey[set[str]]()
 
 
 class _Interrupted:
-    """Has tests on the shared pair of a tier that was interrupted say so, and knows which tests have ended.
+    """Fails tests on the shared pair of an interrupted tier with a short reason, and notes which tests have ended.
 
-    pytest keeps the first error of a fixture that lives for the session, and would show it whole in each of them.
+    pytest keeps the first error of a session-scoped fixture, and would show all of it in each of these tests.
     """
 
     def __init__(self, state: PerfState, to_run: set[str]) -> None:
@@ -106,23 +106,27 @@ class _Interrupted:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
-        """Fail before any fixture is made."""
+        """Fail a test on the pair of an interrupted tier before any fixture is made."""
         found = self._campaign.interruptions.get(_tier_of(item))
         if found is not None and "vllm_pair" in getattr(item, "fixturenames", ()):
             pytest.fail(str(found), pytrace=False)
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
-        """Take note of a test that has ended."""
+        """Note that a test has ended."""
         self._to_run.discard(nodeid)
 
 
 def parametrize(metafunc: pytest.Metafunc, asked: Sequence[str]) -> bool:
-    """Give a test its tiers (session scope), its contexts and its gates: those of them that it asks the plugin for.
+    """Parametrize a test with tiers (session scope), contexts and gates, as far as it asks the plugin for them.
 
-    They are names and numbers. Reports keep them (Allure, pytest-benchmark), and know a test by them again.
+    The values are names and numbers: reports (Allure, pytest-benchmark) store them, and recognise a test by them.
+
+    Args:
+        metafunc: The test function.
+        asked: The parameters that the plugin has to give to it.
 
     Returns:
-        False where the configuration is wrong, so that there is nothing to give.
+        False where the configuration is wrong, so that there are no values to give.
     """
     if wrong := parameters.too_short_for_a_pair(metafunc):
         pytest.fail(f"{metafunc.definition.nodeid}: {wrong}", pytrace=False)
@@ -140,7 +144,10 @@ def parametrize(metafunc: pytest.Metafunc, asked: Sequence[str]) -> bool:
 
 
 def without_gains_of_others(items: list[pytest.Item], ours: Collection[pytest.Item], config: pytest.Config) -> None:
-    """Take out of `items` the tests of gains that their tier has not to bring: every tier is given all gates."""
+    """Remove from `items` tests of a gain that the profile does not declare for their tier.
+
+    They exist because every tier is parametrized with all gates.
+    """
     chosen = resolved(config)
     if chosen is None or not chosen.profile.gates.gains:
         return
@@ -155,14 +162,14 @@ def without_gains_of_others(items: list[pytest.Item], ours: Collection[pytest.It
 
 
 def order(items: list[pytest.Item], ours: Collection[pytest.Item]) -> None:
-    """Order the tests of a tier: those that boot pairs of their own come before those that share one.
+    """Order the tests of each tier: tests that boot pairs of their own come before tests that share one pair.
 
-    So the two never run side by side. Those that may measure several tiers (`kv_measure`) come before all of them.
-    Tests that are not ours stay where they are.
+    So a shared pair never runs beside another pair. Tests that may measure several tiers (`kv_measure`) come before all
+    other perf tests. Tests that are not in `ours` stay where they are.
 
     Args:
-        items: All of the session, ordered in place.
-        ours: Perf tests among them.
+        items: All tests of the session, ordered in place.
+        ours: The perf tests among them.
     """
     tiers = {tier: n for n, tier in enumerate(dict.fromkeys(_tier_of(item) for item in items if item in ours))}
 
@@ -175,16 +182,16 @@ def order(items: list[pytest.Item], ours: Collection[pytest.Item]) -> None:
 
 
 def prepare(ours: Sequence[pytest.Item]) -> None:
-    """Give perf tests their benchmark clock."""
+    """Give perf tests that use `kv_baseline` the clock that replays measured times to pytest-benchmark."""
     for item in ours:
         if "kv_baseline" in getattr(item, "fixturenames", ()):
             rows_of_benchmark.mark(item)
 
 
 def selected_contexts(items: Sequence[pytest.Item], tier: Tier) -> list[int]:
-    """Return the contexts at which the session's tests measure `tier`, shortest first.
+    """Return the contexts (tokens) at which the session's tests measure `tier`, shortest first.
 
-    Where no test names the tier, one that a fixture of the project's own brings, tests that name none count.
+    No test names a tier that comes from a fixture of the project's own. For such a tier, tests that name none count.
     """
     named = [item for item in items if _tier_of(item) == tier.name]
     params = [_params(item) for item in named or items if _tier_of(item) in {"", tier.name}]
@@ -193,7 +200,7 @@ def selected_contexts(items: Sequence[pytest.Item], tier: Tier) -> list[int]:
 
 
 def gain_contexts(items: Sequence[pytest.Item], gain: Gain) -> list[int]:
-    """Return the contexts at which the session's tests ask for gains of a tier over another, shortest first."""
+    """Return the contexts (tokens) at which tests check gains of `gain.tier` over `gain.over`, shortest first."""
     end = f"-over-{gain.over}"
     named = [_params(item) for item in items if _tier_of(item) == gain.tier]
     params = [each for each in named if str(each.get("kv_gate")).endswith(end)]
@@ -210,7 +217,7 @@ def _params(item: pytest.Item) -> Mapping[str, object]:
 
 
 def finish(session: pytest.Session, exitstatus: int) -> None:
-    """End the run, write the baselines that it is to leave, unless it was cut short, and tell hooks of it all."""
+    """End the run, write its baselines unless the run was cut short, and call the report hook."""
     state = session.config.stash.get(KEY, None)
     if state is None:
         return
@@ -225,7 +232,7 @@ def finish(session: pytest.Session, exitstatus: int) -> None:
 def _write(session: pytest.Session, state: PerfState, *, early: bool) -> None:
     if early:
         if state.settings.options.update != "none":
-            # At once: pytest prints no summary where a signal or a plugin ended the session.
+            # This is said at once: pytest prints no summary where a signal or a plugin ended the session.
             state.say("no baseline was written: the session did not come to its end")
         return
     try:
@@ -236,7 +243,7 @@ def _write(session: pytest.Session, state: PerfState, *, early: bool) -> None:
 
 
 def close(config: pytest.Config) -> None:
-    """End the run however the session ended."""
+    """End the run, in whatever way the session ended."""
     state = config.stash.get(KEY, None)
     if state is not None:
         state.close()

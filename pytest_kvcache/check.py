@@ -1,4 +1,4 @@
-"""What a check is: something to look at before a boot that costs little and explains much."""
+"""Checks: quick looks at machine, engine or storage before a boot, which explain what would go wrong."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 
 Status = Literal["pass", "warn", "fail"]
 
-#: A dead NFS server answers never; whoever asks waits until it is killed.
+#: Longest time for a check (s): a process that asks a dead NFS server waits for ever.
 LIMIT_S = 60.0
 
 
@@ -19,8 +19,8 @@ class Finding:
 
     Args:
         status: `fail` where a run could not work or would measure something else; `warn` where figures may suffer.
-        found: What is there.
-        todo: What to do about it, "" where nothing is.
+        found: What the check saw, in words for people.
+        todo: What to do about a problem, "" where there is nothing to do.
     """
 
     status: Status
@@ -30,12 +30,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class Check:
-    """One thing to look at.
+    """A check that can be carried out.
 
     Args:
-        name: In a word or two.
-        inspect: Does it. May raise OSError, which is a failure of the check.
-        blocking: Whether it is cheap and sure enough to keep a pair from being booted.
+        name: Name of the check, in a word or two.
+        inspect: Function that carries the check out. If it raises OSError, the check has failed.
+        blocking: Whether the check is cheap and sure enough that its failure keeps a pair from being booted.
     """
 
     name: str
@@ -45,12 +45,12 @@ class Check:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """A finding with where it belongs.
+    """A finding, with the subject and the name of its check.
 
     Args:
-        subject: `machine`, `engine`, `tier pnfs`, …
-        name: Of the check.
-        finding: What it found.
+        subject: Subject of the check: `machine`, `engine`, `tier pnfs`, …
+        name: Name of the check.
+        finding: What the check found.
     """
 
     subject: str
@@ -59,7 +59,7 @@ class CheckResult:
 
 
 def run(subject: str, check: Check, *, limit_s: float = LIMIT_S) -> CheckResult:
-    """Carry out a check, for at most `limit_s` (s)."""
+    """Carry out a check; one that takes longer than `limit_s` (s) has failed."""
     box: list[Finding | BaseException] = []
 
     def inspect() -> None:
@@ -68,7 +68,7 @@ def run(subject: str, check: Check, *, limit_s: float = LIMIT_S) -> CheckResult:
         except BaseException as error:
             box.append(error)
 
-    # A daemon: a look that hangs in a system call must not hold the process at its end.
+    # A daemon thread, since a check that hangs in a system call must not keep the process from ending.
     thread = threading.Thread(target=inspect, name=f"kvcache-check-{check.name}", daemon=True)
     thread.start()
     thread.join(limit_s)

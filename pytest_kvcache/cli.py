@@ -1,4 +1,4 @@
-"""`pytest-kvcache`: engine environment, checks of a machine, what a run would start, a load, charts, baselines."""
+"""Set up the engine, check a machine, show what a run would start, send a load, draw charts, and manage baselines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from importlib import import_module
 from pytest_kvcache.errors import KvCacheError
 from pytest_kvcache.showable import make_showable
 
-#: Each is a module of `commands` with `add_arguments` and `run`.
+#: Help of each subcommand. Each is a module of `commands` with `add_arguments` and `run`.
 COMMANDS = {
     "setup": "make the CPU engine environment (once; reused while its lock is unchanged)",
     "doctor": "what would keep a run from working, or spoil its figures",
@@ -24,14 +24,14 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a subcommand; return the exit code."""
+    """Run a subcommand of `pytest-kvcache`; return the exit code."""
     for stream in (sys.stdout, sys.stderr):
         make_showable(stream)
     given = sys.argv[1:] if argv is None else argv
     args = _parser(next(iter(given), "")).parse_args(given)
     try:
         return int(args.run(args, partial(print, flush=True)))
-    except BrokenPipeError:  # `| head` has seen enough; Python would complain once more at its end
+    except BrokenPipeError:  # the reader (`| head`) has left; on exit Python would flush stdout and complain again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (KvCacheError, OSError) as error:  # an OSError names its file: a folder that is read-only, a full disk
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser(wanted: str) -> argparse.ArgumentParser:
-    """Return the parser, with the arguments of one subcommand: the others' modules, pandas among them, take seconds."""
+    """Return the parser, with the arguments of one subcommand only: importing the others' modules takes seconds."""
     parser = argparse.ArgumentParser(prog="pytest-kvcache", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, what in COMMANDS.items():

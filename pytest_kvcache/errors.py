@@ -1,4 +1,4 @@
-"""Errors meant for the person at the terminal: what failed, where, and what to do next."""
+"""Errors for the person at the terminal; each says what failed, where, and what to do next."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ class KvCacheError(Exception):
 
     Args:
         what: The failure in one sentence.
-        where: File, key, component or log path that it is about.
-        todo: The next step for the person reading it.
+        where: File, key, component or log in which the failure lies.
+        todo: The next step for the person who reads the error.
     """
 
     def __init__(self, what: str, *, where: str = "", todo: str = "") -> None:
@@ -50,4 +50,4 @@ class BaselineError(KvCacheError):
 
 
 class NotMeasuredError(KvCacheError):
-    """A figure was asked for that was not measured, or that is one of an invalid run."""
+    """A test asked for a figure that was not measured, or for a figure of an invalid run."""

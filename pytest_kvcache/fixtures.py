@@ -1,4 +1,4 @@
-"""The fixtures that a perf test uses. Definitions only: what they do is in `perf.py`, imported when one is used."""
+"""The fixtures that a perf test uses. Only their definitions are here: `perf.py`, imported on use, does their work."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
 
 
 class NoBenchmark:
-    """Stands in for pytest-benchmark where that was left out (`-p no:benchmark`): verdicts do not depend on it."""
+    """Stands in for pytest-benchmark where it was left out (`-p no:benchmark`): verdicts do not depend on it."""
 
     @pytest.fixture
     def benchmark(self) -> None:
-        """Give nothing: nobody measures with it."""
+        """Return None in place of pytest-benchmark's fixture, since nothing is measured with it."""
 
 
 def _state(request: pytest.FixtureRequest) -> PerfState:
-    """Return the session's state; make it where a test that asks for a fixture only as it runs is the first to."""
+    """Return the session's state. The first test to ask for a fixture only while it runs has the state made here."""
     state = request.config.stash.get(KEY, None)
     if state is not None:
         return state
-    item: pytest.Item = request._pyfuncitem  # for a fixture of the session, too, the test that asks for it
+    item: pytest.Item = request._pyfuncitem  # the test that asks, for session-scoped fixtures too
     if not selection.is_asked_for(item, request.config):
         tier = options.spelled(request.config, "--tier")
         marked = item.get_closest_marker(options.MARKER) is not None
@@ -52,13 +52,13 @@ def _state(request: pytest.FixtureRequest) -> PerfState:
 
 @pytest.fixture(scope="session")
 def kv_profile(request: pytest.FixtureRequest) -> Profile:
-    """The profile that runs: model, sizes, workload, tolerances. A session runs one, which --kv-profile names."""
+    """The session's one profile: model, sizes, workload, tolerances; --kv-profile names it."""
     return _state(request).profile
 
 
 @pytest.fixture(scope="session")
 def kv_tier(request: pytest.FixtureRequest) -> Tier:
-    """The tier of this test; one that cannot run here is skipped, or fails where --tier names it."""
+    """The tier of this test. If the tier cannot run here, the test is skipped, or fails where --tier names the tier."""
     state = _state(request)
     from pytest_kvcache import perf, values  # noqa: PLC0415 - heavy
 
@@ -69,7 +69,7 @@ def kv_tier(request: pytest.FixtureRequest) -> Tier:
 
 @pytest.fixture
 def kv_context(request: pytest.FixtureRequest) -> int:
-    """The length of the user context (tokens): one test for each of the profile's."""
+    """The length of the user context (tokens); the test runs once for each context length of the profile."""
     state = _state(request)
     from pytest_kvcache import perf, values  # noqa: PLC0415 - heavy
 
@@ -79,7 +79,7 @@ def kv_context(request: pytest.FixtureRequest) -> int:
 
 @pytest.fixture
 def kv_gate(request: pytest.FixtureRequest) -> AnyGate:
-    """What is judged: TTFT, processing speed, decode throughput, and the profile's own gates; one test for each."""
+    """A gate; the test runs once for each: TTFT, processing speed, decode throughput and the profile's own gates."""
     state = _state(request)
     from pytest_kvcache import perf, values  # noqa: PLC0415 - heavy
 
@@ -91,9 +91,9 @@ def kv_gate(request: pytest.FixtureRequest) -> AnyGate:
 
 @pytest.fixture(scope="session")
 def vllm_pair(kv_tier: Tier, kv_profile: Profile, request: pytest.FixtureRequest) -> Iterator[ServingPair]:
-    """A pair of vLLM servers on the tier, behind a round-robin router, for tests that talk to it themselves.
+    """A pair of vLLM servers on the tier, behind a round-robin router, for tests that send requests themselves.
 
-    Booted once a tier. Its OpenAI endpoint is `vllm_pair.base_url`, with the model `vllm_pair.model`.
+    The pair is booted once for each tier. Its OpenAI endpoint is `vllm_pair.base_url`, its model `vllm_pair.model`.
     """
     state = _state(request)
     from pytest_kvcache import perf  # noqa: PLC0415 - heavy
@@ -107,8 +107,8 @@ def vllm_pair(kv_tier: Tier, kv_profile: Profile, request: pytest.FixtureRequest
 def multi_round_qa(kv_tier: Tier, kv_profile: Profile, request: pytest.FixtureRequest) -> MeasureTier:
     """Measure the tier with the profile's workload, by default LMCache's multi-round QA.
 
-    `multi_round_qa(context_tokens=2000)` boots pairs of its own, as many as the verdicts need, and serves all contexts
-    that the session's tests ask for on each.
+    `multi_round_qa(context_tokens=2000)` boots pairs of its own, as many as the verdicts need. Each pair serves all
+    contexts that the session's tests ask for.
     """
     state = _state(request)
     from pytest_kvcache import activation, perf  # noqa: PLC0415 - heavy
@@ -120,7 +120,7 @@ def multi_round_qa(kv_tier: Tier, kv_profile: Profile, request: pytest.FixtureRe
 
 @pytest.fixture
 def kv_measure(kv_profile: Profile, request: pytest.FixtureRequest) -> Measure:
-    """Measure any tier: `kv_measure(tier="pnfs", context_tokens=2000)`, to hold tiers against each other."""
+    """Measure any tier with `kv_measure(tier="pnfs", context_tokens=2000)`, to compare tiers with each other."""
     state = _state(request)
     from pytest_kvcache import activation, perf  # noqa: PLC0415 - heavy
 
@@ -139,9 +139,10 @@ def kv_load(kv_tier: Tier, vllm_pair: ServingPair, request: pytest.FixtureReques
 
 @pytest.fixture
 def _kv_benchmark_clock(request: pytest.FixtureRequest) -> None:
-    """Give the test's `benchmark` a clock that replays what was measured; to be asked for before `benchmark` is.
+    """Give the test's `benchmark` a clock that replays the measured times; request this before `benchmark`.
 
-    Tests that name `kv_baseline` got theirs when they were collected: this is for `getfixturevalue("kv_baseline")`.
+    Tests that name `kv_baseline` got the clock when they were collected. This fixture is for tests that call
+    `getfixturevalue("kv_baseline")`.
     """
     _state(request)
     from pytest_kvcache.report.benchmark import mark  # noqa: PLC0415 - heavy
@@ -153,12 +154,12 @@ def _kv_benchmark_clock(request: pytest.FixtureRequest) -> None:
 def kv_baseline(
     request: pytest.FixtureRequest, _kv_benchmark_clock: None, benchmark: object
 ) -> Iterator[BaselineCheck]:
-    """Hold a result against the stored baseline: `kv_baseline.check(result, kv_gate)`."""
+    """Compare a result with the stored baseline: `kv_baseline.check(result, kv_gate)`."""
     state = _state(request)
     from pytest_kvcache import activation, perf  # noqa: PLC0415 - heavy
 
     items = request.session.items
     yield perf.BaselineCheck(state, request.node, benchmark, lambda gain: activation.gain_contexts(items, gain))
     if hasattr(benchmark, "skipped"):
-        # A test that ended before `check` has said why. pytest-benchmark would add that its fixture was not used.
+        # A test that ended before `check` has given its reason; pytest-benchmark would add that it was not used.
         benchmark.skipped = True

@@ -1,4 +1,4 @@
-"""Where the plugin keeps what outlives a run: engine environments, models, journals, port leases."""
+"""The folder for everything that outlives a run: engine environments, models, journals, port leases."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def home(environ: Mapping[str, str] = os.environ) -> Path:
     """Return the plugin's folder: $PYTEST_KVCACHE_HOME, else `pytest-kvcache` in the XDG cache folder.
 
     Raises:
-        ConfigError: The variable that says where is no path.
+        ConfigError: The value of one of these environment variables is no path.
     """
     for variable, below in ((VARIABLE, "."), ("XDG_CACHE_HOME", "pytest-kvcache")):
         if environ.get(variable):

@@ -1,7 +1,7 @@
-"""Hooks for others: what a plugin or a conftest.py may implement to learn what is measured (docs/api.md).
+"""Hooks that another plugin or a conftest.py may implement to learn what is measured (docs/api.md).
 
-All of them are called in pytest's own process, never while anything is being measured. What they return is ignored, and
-what they raise costs no measurement: it is told in a line, at once and at the end of the session.
+They are called in pytest's own process, never while anything is being measured. Their return values are ignored. An
+error in a hook costs no measurement: it is printed in a line, at once and at the end of the session.
 """
 
 from __future__ import annotations
@@ -17,42 +17,46 @@ if TYPE_CHECKING:
 
 
 def pytest_kvcache_boot(config: pytest.Config, boot: PairBoot) -> None:
-    """Be told that a pair is ready, before anything is sent to it, or that it could not be booted.
+    """Learn that a pair is ready, before anything is sent to it, or that it could not be booted.
+
+    The hook is called for the pair of `vllm_pair` too.
 
     Args:
-        config: The session's.
-        boot: The pair; `boot.error` says why it did not start. That of `vllm_pair` is among them.
+        config: pytest's configuration of the session.
+        boot: The pair; `boot.error` says why the pair did not start.
     """
 
 
 def pytest_kvcache_measured(config: pytest.Config, measured: MeasuredBoot) -> None:
-    """Be told that a load is over and its files are written, also where no verdict may rest on it.
+    """Learn that a load is over and its files are written, also where no verdict may rest on it.
 
-    A load that was interrupted is not measured: it has no figures, and what it kept is in the session's folder.
+    The hook is not called for an interrupted load: it has no figures, and the rows that it kept are in the session's
+    folder.
 
     Args:
-        config: The session's.
+        config: pytest's configuration of the session.
         measured: One boot at one context length; `measured.faults` says why it is invalid.
     """
 
 
 def pytest_kvcache_verdict(config: pytest.Config, item: pytest.Item, result: Result, verdict: Verdict) -> None:
-    """Be told what `kv_baseline.check` has found, whatever it is, before it passes or fails the test.
+    """Learn the verdict of `kv_baseline.check`, whatever it is, before the check passes or fails the test.
 
     Args:
-        config: The session's.
+        config: pytest's configuration of the session.
         item: The test.
-        result: What the test checks.
-        verdict: On the gate that the test names, or on the whole cell.
+        result: The result that the test checks.
+        verdict: The verdict on the gate that the test names, or on the whole cell.
     """
 
 
 def pytest_kvcache_report(config: pytest.Config, report: SessionResult) -> None:
-    """Be told all that the session measured, once, after everything was stopped and baselines were written.
+    """Learn all that the session measured, once, after everything is stopped and the baselines are written.
 
-    Called also where the session was interrupted, and where nothing could be measured; not where no perf test ran.
+    The hook is also called where the session was interrupted and where nothing could be measured. It is not called
+    where no perf test ran.
 
     Args:
-        config: The session's.
-        report: The results; `report.interrupted` says that there would have been more.
+        config: pytest's configuration of the session.
+        report: The results; `report.interrupted` says that the session ended before all was measured.
     """

@@ -1,4 +1,4 @@
-"""Other plugins of the session that would spoil a verdict: those that run failed tests again or end them early."""
+"""Refuses other plugins of the session that run failed tests again, and names those that would end tests early."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from pytest_kvcache.config.profile import Profile
 
 _NO_RERUNS = "perf tests are not run again when they fail: a verdict that is repeated until it passes is none"
-#: Options and ini keys of pytest-rerunfailures, flaky and pytest-retry; each is off where it is 0 or not set.
+#: Options and ini keys of pytest-rerunfailures, flaky and pytest-retry; each is off where its value is 0 or not set.
 _RERUNS = ("reruns", "force_reruns", "force_flaky", "retries")
 
 
@@ -18,11 +18,11 @@ def refuse(config: pytest.Config, items: Sequence[pytest.Item]) -> None:
     """Refuse a session that would run failed perf tests again, or each of them in a process of its own.
 
     Args:
-        config: The session's.
-        items: The perf tests of it.
+        config: pytest's configuration of the session.
+        items: The session's perf tests.
 
     Raises:
-        pytest.UsageError: Naming the option, the key of the ini file or the test.
+        pytest.UsageError: An option, a key of the ini file or a test asks for that; the error names it.
     """
     if config.getoption("forked", None):
         raise pytest.UsageError("--forked: perf tests share one pair, and a process for each test would lose it")
@@ -38,7 +38,7 @@ def refuse(config: pytest.Config, items: Sequence[pytest.Item]) -> None:
 
 
 def _is_run_again(item: pytest.Item) -> bool:
-    """Return whether a test is marked to be run again; the package flaky writes on the function and marks nothing."""
+    """Return whether a test is run again on failure, by its marker or by an attribute that the package flaky sets."""
     marker = item.get_closest_marker("flaky")
     if marker is not None:
         times = marker.kwargs.get("reruns", marker.kwargs.get("retries", marker.args[0] if marker.args else 1))
@@ -49,12 +49,12 @@ def _is_run_again(item: pytest.Item) -> bool:
 def short_timeouts(config: pytest.Config, items: Sequence[pytest.Item], profile: Profile) -> list[str]:
     """Return a line for each time-out of pytest-timeout that is shorter than a boot with its loads may take.
 
-    The first test of a tier does all of its boots, each with a load for every context.
+    The first test of a tier does all boots of the tier, each with a load for every context.
 
     Args:
-        config: The session's.
-        items: The perf tests of it.
-        profile: What they boot.
+        config: pytest's configuration of the session.
+        items: The session's perf tests.
+        profile: The profile that they run.
     """
     if not config.pluginmanager.hasplugin("timeout"):
         return []
@@ -81,7 +81,7 @@ def ini(config: pytest.Config, name: str) -> object:
 
 
 def _timeout(config: pytest.Config, item: pytest.Item) -> tuple[str, float]:
-    """Return where a test's time-out is set, and the time-out in seconds (0: none), in pytest-timeout's own order."""
+    """Return where a test's time-out is set, by pytest-timeout's order of precedence, and its length (s; 0 is none)."""
     marker = item.get_closest_marker("timeout")
     if marker is not None:
         value = marker.args[0] if marker.args else marker.kwargs.get("timeout")

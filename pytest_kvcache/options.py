@@ -1,4 +1,4 @@
-"""Command line and ini settings of the plugin. Imports nothing heavy: this runs in every pytest session."""
+"""Command line and ini settings of the plugin. The module imports nothing heavy: it runs in every pytest session."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pytest_kvcache.config.options import Options, UpdateMode
 
 MARKER = "perf"
-#: Short names of options, with destination and action. Other plugins may have taken them; the long ones always work.
+#: Short names of options, with destination and action. Other plugins may have taken them; the long names always work.
 SHORT = {
     "--tier": ("kv_tier", "append"),
     "--update-baselines": ("kv_update_baselines", "store_true"),
@@ -34,7 +34,7 @@ _PATH_OPTIONS = ("--kv-engine", "--kv-config", "--kv-runs", "--kv-baselines", "-
 
 
 def add_options(parser: pytest.Parser) -> None:
-    """Register options and ini keys; each `--kv-x` has the ini key `kv_x` behind it."""
+    """Register options and ini keys; an option `--kv-x` that may be set in the ini file has the key `kv_x`."""
     group = parser.getgroup("kvcache", _GROUP)
     group.addoption(
         "--kv-tier", action="append", default=[], metavar="NAME", help="run perf tests on this tier; repeatable"
@@ -89,9 +89,9 @@ def add_options(parser: pytest.Parser) -> None:
 
 
 def add_short_options(parser: pytest.Parser) -> None:
-    """Register the short names of options, those that no plugin and no conftest.py has taken for itself.
+    """Register those short names of options that no plugin and no conftest.py has taken for itself.
 
-    To be called once all of them had their turn: who registers a name that is there already gets an error.
+    This is to be called after all plugins have registered theirs: registering a name twice is an error.
     """
     group = parser.getgroup("kvcache", _GROUP)
     taken = _destinations(parser)
@@ -108,7 +108,7 @@ def tiers_named(config: pytest.Config) -> list[str]:
 
 
 def wanted_of_perf_tests(config: pytest.Config) -> str:
-    """Return the option that is of no use without perf tests, "" where none is given."""
+    """Return the given option that has no effect without perf tests, "" where none is given."""
     for short in ("--update-baselines", "--record-baselines"):
         if config.getoption(SHORT[short][0]):
             return spelled(config, short)
@@ -116,19 +116,19 @@ def wanted_of_perf_tests(config: pytest.Config) -> str:
 
 
 def spelled(config: pytest.Config, short: str) -> str:
-    """Return the name of an option of ours to offer: its short one, or the long one where that is somebody else's."""
+    """Return the name of our option to print: the short name, or the long one where another plugin took the short."""
     dest, _ = SHORT[short]
     return short if _destinations(config._parser).get(short) == dest else "--" + dest.replace("_", "-")
 
 
 def _destinations(parser: pytest.Parser) -> dict[str, str]:
-    """Return the destination of each option that is registered, by all of its names."""
-    groups = [parser._anonymous, *parser._groups]  # pytest has no public list of what is registered
+    """Return the destination of each registered option, by every one of its names."""
+    groups = [parser._anonymous, *parser._groups]  # pytest has no public list of registered options
     return {name: option.dest for group in groups for option in group.options for name in option.names()}
 
 
 def undecided_status(report: pytest.TestReport) -> tuple[str, str, str] | None:
-    """Return category, letter and word of a test that neither passed nor failed, None for all others."""
+    """Return pytest's category, letter and word for an undecided test, None for all other tests."""
     if report.when != "call" or not report.passed:
         return None
     verdict = next((value for name, value in report.user_properties if name == "kv_verdict"), None)
@@ -141,7 +141,7 @@ def from_config(config: pytest.Config) -> Options:
     """Collect the options; a value on the command line wins over one in the ini file.
 
     Raises:
-        pytest.UsageError: A folder was given such that pytest took it for a test path.
+        pytest.UsageError: A value is wrong, or pytest took a folder given to an option for a test path.
         ConfigError: A value is no path, or names a configuration file that is not there.
     """
     from pytest_kvcache.config import project  # noqa: PLC0415 - only where perf tests were asked for
@@ -214,10 +214,12 @@ def _against(config: pytest.Config, update: UpdateMode) -> str | None:
 
 
 def _check_rootdir(config: pytest.Config) -> None:
-    """Refuse `--kv-engine FOLDER` where pytest, which reads its ini file before it knows the option, went astray.
+    """Refuse `--kv-engine FOLDER` where pytest took FOLDER for a test path, and so for the root of the project.
+
+    pytest looks for its ini file before it knows our options.
 
     Raises:
-        pytest.UsageError: With the spelling that works.
+        pytest.UsageError: It happened; the error has the spelling that works.
     """
     if config.inipath is not None or config.getoption("rootdir"):
         return

@@ -1,6 +1,6 @@
-"""Which of `kv_tier`, `kv_context` and `kv_gate` a test gets from the plugin, and which ones its author gives it.
+"""Tells which of `kv_tier`, `kv_context` and `kv_gate` a test gets from the plugin, and which its author gives.
 
-Light: this runs while every session collects.
+The module imports nothing heavy: it runs while every session collects tests.
 """
 
 from __future__ import annotations
@@ -13,32 +13,32 @@ from pytest_kvcache.selection import is_ours_definition, used_definitions
 
 NAMES = ("kv_tier", "kv_context", "kv_gate")
 
-#: Fixtures that a pair, which lives for the whole session, is booted by.
+#: Fixtures that `vllm_pair` uses. They must be session-scoped, as the pair lives for the whole session.
 _FOR_THE_SESSION = ("kv_tier", "kv_profile")
 
 
 def asked(metafunc: pytest.Metafunc) -> list[str]:
     """Return the parameters that the plugin has to give to a test, in the order of `NAMES`.
 
-    Left out is what the author of the test gives himself: with `parametrize` or a `pytest_generate_tests` of his own,
-    or with a fixture of that name that does not ask for ours. The hook that calls this must be the last of its kind:
-    only then do all these others show.
+    Parameters that the test's author gives are left out: by `parametrize`, by a `pytest_generate_tests` hook, or by a
+    fixture of that name which does not ask for ours. The hook that calls this must run after all others of its kind, so
+    that their parameters are already there.
     """
     return [
         name
         for name in NAMES
         if name in metafunc.fixturenames
         and any(map(is_ours_definition, _definitions(metafunc, name)))
-        # pytest's own record of what is parametrized so far: there is no public one.
+        # pytest's own record of the parameters that are set so far; there is no public one.
         and not any(name in call.params for call in metafunc._calls)
     ]
 
 
 def too_short_for_a_pair(metafunc: pytest.Metafunc) -> str:
-    """Return what to write where `vllm_pair`, which lives for the session, is to be booted by something shorter.
+    """Return an error for a test whose `vllm_pair` rests on a fixture that lives shorter than the session.
 
     Returns:
-        A sentence, "" where nothing is wrong.
+        A sentence that says what to write, "" where nothing is wrong.
     """
     if "vllm_pair" not in metafunc.fixturenames or not any(
         map(is_ours_definition, _definitions(metafunc, "vllm_pair"))

@@ -1,4 +1,4 @@
-"""Paths as people write them: in options, ini keys, environment variables and kvcache.toml alike."""
+"""Expands paths as people write them in options, ini keys, environment variables and kvcache.toml."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})", re.ASCII)
 def expanded(text: str, environ: Mapping[str, str] | None = None) -> str:
     """Return a path with the home folder for a leading `~` or `~user`, and values for `$NAME` and `${NAME}`.
 
-    A shell does neither in an ini file or in kvcache.toml, and `~` after `=` in no file and on no command line.
+    No shell expands `~` and variables in an ini file or in kvcache.toml, nor the `~` of `--option=~/folder`.
 
     Args:
-        text: As it was written; it may be relative.
-        environ: Has the variables; this process's by default.
+        text: The path as a person wrote it; it may be relative.
+        environ: The environment variables, by default those of this process.
 
     Raises:
-        ValueError: It is empty, there is no such user or variable, or no path can have such a character.
+        ValueError: The text is empty, names an unknown user or variable, or has a character that no path can have.
     """
     variables = os.environ if environ is None else environ
 
@@ -43,10 +43,10 @@ def expanded(text: str, environ: Mapping[str, str] | None = None) -> str:
 
 
 def argument(text: str) -> Path:
-    """Return the path that is given to an option of a subcommand: a `type` for argparse.
+    """Return the path that a person gives to an option of a subcommand; this is a `type` for argparse.
 
     Raises:
-        ArgumentTypeError: As `expanded` says.
+        ArgumentTypeError: `expanded` refuses the text.
     """
     try:
         return Path(expanded(text))

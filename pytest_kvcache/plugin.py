@@ -1,4 +1,4 @@
-"""pytest hooks, each one or two calls into the rest. Nothing heavy is imported unless perf tests were asked for."""
+"""The plugin's pytest hooks, which call other modules. Nothing heavy is imported unless perf tests are asked for."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ __all__ = [
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
-    """Declare the hooks that others may implement."""
+    """Declare the hooks that other plugins may implement."""
     pluginmanager.add_hookspecs(hookspecs)
 
 
@@ -51,19 +51,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_load_initial_conftests(parser: pytest.Parser) -> Iterator[None]:
-    """Register short names of options, once every plugin and conftest.py could take them for itself."""
+    """Register the short names of options, after every plugin and conftest.py has registered its own options."""
     yield
     options.add_short_options(parser)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the marker, and what stands in for pytest-benchmark where that is not there."""
+    """Register the marker, and a stand-in for pytest-benchmark where it is not there."""
     config.addinivalue_line("markers", "perf: measures a KV cache tier on real servers (run with -m perf or --kv-tier)")
     if not any(config.pluginmanager.hasplugin(name) for name in ("benchmark", "codspeed")):
         config.pluginmanager.register(NoBenchmark(), "kvcache-no-benchmark")
 
 
-# The last of its kind: what the author of a test parametrizes is left alone.
+# Runs after all other hooks of its kind, so that the parameters that a test's author gives are known and kept.
 @pytest.hookimpl(trylast=True)
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Parametrize tests that ask for `kv_tier`, `kv_context` and `kv_gate`."""
@@ -80,7 +80,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize(name, [pytest.param(None, id="inactive")], indirect=True)
 
 
-# After other plugins and pytest itself have left out what they leave out.
+# Runs after pytest and other plugins have deselected tests.
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave perf tests out unless they were asked for, and order those that were."""
@@ -101,7 +101,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _is_wanted(item: pytest.Item, config: pytest.Config) -> bool:
-    """Return whether a test of ours stays; in a distributed session none does, and the controller says so."""
+    """Return whether a test of ours stays; workers of pytest-xdist drop those asked for, and the controller says so."""
     asked_for = selection.is_asked_for(item, config)
     if asked_for and hasattr(config, "workerinput"):
         config.stash[selection.REFUSED] = True
@@ -120,27 +120,27 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         activation.activate(config, wanted)
         activation.prepare(wanted)
     elif not session.items and selection.names_node_ids(config) and (wrong := selection.wrong_configuration(config)):
-        raise pytest.UsageError(wrong)  # without tiers pytest finds no test of that name
+        raise pytest.UsageError(wrong)  # without tiers no test has a name like that of the node id
     elif not session.testsfailed and not selection.is_distributed(config) and (wanted_for := _unused_option(config)):
         raise pytest.UsageError(wanted_for)
 
 
 def _unused_option(config: pytest.Config) -> str:
-    """Return what to say where an option is of no use, as no perf test is selected; "" where there is none."""
+    """Return an error on an option that has no effect as no perf test is selected; "" where none is given."""
     option, tier = options.wanted_of_perf_tests(config), options.spelled(config, "--tier")
     return f"{option}: no perf test is selected: add -m perf or {tier} NAME" if option else ""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] | None:
-    """Show a test without a decision as what it is, and not as passed."""
+    """Show an inconclusive or incomparable test as such, and not as passed."""
     return options.undecided_status(report)
 
 
-# The innermost wrapper: after all fixtures are torn down, and before the terminal's summary.
+# The innermost wrapper, which runs after all fixtures are torn down and before the terminal's summary.
 @pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> Iterator[None]:
-    """End the run, then write the baselines that it is to leave."""
+    """End the run, then write its baselines; in a distributed session, refuse perf tests."""
     try:
         yield
     finally:
@@ -158,7 +158,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> Iterator[N
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Learn from a worker of pytest-xdist that perf tests were selected in it."""
+    """Note that perf tests were selected in a worker of pytest-xdist."""
     if getattr(node, "workeroutput", {}).get(selection.OUTPUT):
         node.config.stash[selection.REFUSED] = True
 
@@ -170,7 +170,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """End the run however the session ended."""
+    """End the run, in whatever way the session ended."""
     if config.stash.get(KEY, None) is not None:
         from pytest_kvcache import activation  # noqa: PLC0415 - heavy
 

@@ -1,8 +1,9 @@
-"""Which tests are the plugin's business, and which of them a session asks for.
+"""Tells which tests are the plugin's, and which of them a session asks for.
 
-Only tests that use a fixture of the plugin's are its business: what else has a marker `perf` is somebody else's. Of its
-own, those marked `perf` run only where they are asked for: with `--tier`, with an expression of `-m` that names the
-marker and selects them, or by their node id. Light: this runs while every session collects.
+Only tests that use a fixture of the plugin's are its own: other tests with a marker `perf` are somebody else's. The
+plugin's tests that are marked `perf` run only where they are asked for: with `--tier`, with an expression of `-m` that
+names the marker and selects them, or by their node id. The module imports nothing heavy: it runs while every session
+collects tests.
 """
 
 from __future__ import annotations
@@ -36,19 +37,19 @@ FIXTURES = frozenset(
     }
 )
 _PACKAGE = __name__.partition(".")[0]
-#: Where a worker of pytest-xdist tells its controller that it refused perf tests.
+#: Key of `workeroutput` by which a worker of pytest-xdist tells its controller that it refused perf tests.
 OUTPUT = "kvcache_refused"
 #: Whether perf tests were refused, since the session is distributed.
 REFUSED = pytest.StashKey[bool]()
 #: How many perf tests were left out, since nobody asked for them.
 LEFT_OUT = pytest.StashKey[int]()
-#: What was asked for of perf tests although none is selected.
+#: Error on an option that has no effect, as no perf test is selected.
 NOTHING = pytest.StashKey[str]()
 #: What is wrong with the configuration, so that perf tests have no tiers and contexts.
 WRONG = pytest.StashKey[str]()
 _EXPRESSION = pytest.StashKey["tuple[str, Expression | None]"]()
 _NODE_IDS = pytest.StashKey["list[tuple[Path, tuple[str, ...], tuple[str, ...]]]"]()
-#: Names in an expression, as pytest scans it, and what stands in quotes.
+#: Names in an expression, as pytest scans it, and quoted text.
 _IDENTIFIER = re.compile(r"(?:\w|[:+.\[\]\\/-])+")
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 
@@ -63,7 +64,7 @@ def is_ours(item: pytest.Item) -> bool:
 
 
 def used_definitions(definitions: Sequence[FixtureDef[object]], name: str) -> Iterator[FixtureDef[object]]:
-    """Return the fixtures that a test runs for `name`, the nearest first, each where the one before asks for it."""
+    """Return the fixtures that a test runs for `name`, the nearest first, each only if the one before asks for it."""
     for definition in reversed(definitions):
         yield definition
         if name not in definition.argnames:
@@ -71,24 +72,24 @@ def used_definitions(definitions: Sequence[FixtureDef[object]], name: str) -> It
 
 
 def is_ours_definition(definition: FixtureDef[object]) -> bool:
-    """Return whether a fixture is the plugin's own and not one of the same name."""
+    """Return whether a fixture is the plugin's own, and not somebody else's of the same name."""
     return definition.func.__module__.partition(".")[0] == _PACKAGE
 
 
 def is_asked_for(item: pytest.Item, config: pytest.Config, *, marked: bool | None = None) -> bool:
-    """Return whether the session asks for a test of ours, as far as markers and node ids say it.
+    """Return whether the session asks for a test of ours, by `--tier`, the marker or the test's node id.
 
     Args:
-        item: One of ours, or the function that it is made of.
-        config: The session's.
-        marked: Whether it has the marker; None looks. While tests are made of a function, a conftest.py may yet give
-            it the marker.
+        item: A test of ours, or the function that tests are made of.
+        config: pytest's configuration of the session.
+        marked: True treats the test as marked, as a conftest.py may still mark tests while they are made of the
+            function; None looks at its markers.
     """
     return bool(tiers_named(config)) or _by_expression(item, config, marked=marked) or _by_node_id(item, config)
 
 
 def is_distributed(config: pytest.Config) -> bool:
-    """Return whether pytest-xdist runs the tests in other processes than this one, or this one is such a process."""
+    """Return whether pytest-xdist distributes the session, in its controller and in its workers."""
     return hasattr(config, "workerinput") or config.pluginmanager.hasplugin("dsession")
 
 
@@ -103,7 +104,7 @@ def wrong_configuration(config: pytest.Config) -> str:
 
 
 def is_controller(config: pytest.Config) -> bool:
-    """Return whether this process has others run the tests (pytest-xdist)."""
+    """Return whether this process is the controller of pytest-xdist, which has its workers run the tests."""
     return is_distributed(config) and not hasattr(config, "workerinput")
 
 
@@ -114,11 +115,11 @@ def tell_controller(config: pytest.Config) -> None:
 
 
 def lines(config: pytest.Config, tier_option: str) -> list[str]:
-    """Return what to say at the end of perf tests that were not run.
+    """Return the lines that say at the end of a session which perf tests were not run, and why.
 
     Args:
-        config: The session's.
-        tier_option: How the option that names tiers is spelled.
+        config: pytest's configuration of the session.
+        tier_option: Spelling of the option that names tiers.
     """
     if config.stash.get(REFUSED, False):
         return [
@@ -143,12 +144,12 @@ def _by_expression(item: pytest.Item, config: pytest.Config, *, marked: bool | N
     marks = list(item.iter_markers())
     if marked and item.get_closest_marker(MARKER) is None:
         marks.append(pytest.mark.perf.mark)
-    # "not perf" selects the others, and asks for none of them.
+    # The expression "not perf" selects the other tests, and asks for no perf test.
     return any(mark.name == MARKER for mark in marks) and bool(expression.evaluate(_matcher(marks)))
 
 
 def _expression(config: pytest.Config) -> Expression | None:
-    """Return the expression of -m where it names the marker, as pytest itself reads it."""
+    """Return the expression of -m as pytest itself reads it, None where it does not name the marker."""
     text: str = config.getoption("markexpr", "") or ""
     known = config.stash.get(_EXPRESSION, None)
     if known is None or known[0] != text:
@@ -156,7 +157,7 @@ def _expression(config: pytest.Config) -> Expression | None:
         if MARKER in _IDENTIFIER.findall(_QUOTED.sub("", text)):
             try:
                 compiled = Expression.compile(text)
-            except Exception:  # whatever pytest raises for it: it will say so itself
+            except Exception:  # pytest itself will report the error in the expression
                 compiled = None
         known = config.stash[_EXPRESSION] = (text, compiled)
     return known[1]
@@ -182,7 +183,7 @@ def _by_node_id(item: pytest.Item, config: pytest.Config) -> bool:
 
 
 def _node_ids(config: pytest.Config) -> list[tuple[Path, tuple[str, ...], tuple[str, ...]]]:
-    """Return file, module and names of each node id on the command line, names without the brackets of parameters."""
+    """Return file, module and names of each node id on the command line; the names have no brackets of parameters."""
     found = config.stash.get(_NODE_IDS, None)
     if found is None:
         found = []

@@ -1,4 +1,4 @@
-"""Text for terminals, pipes and logs whose encoding cannot show all of it: plainer there, and never an error."""
+"""Writes plainer characters to terminals, pipes and logs whose encoding cannot show all of a text, without an error."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 
 _HANDLER = "pytest_kvcache.plainer"
 
-#: What is written in place of a character; all others become escapes, `\\u2588` for instance.
+#: The plain text that replaces each character; all other characters become escapes, `\\u2588` for instance.
 _PLAINER = {
     "…": "...", "→": "->", "←": "<-", "·": "*", "•": "*", "±": "+/-", "≤": "<=", "≥": ">=", "µ": "u", "°": "deg ",
     "\N{MULTIPLICATION SIGN}": "x", "\N{MINUS SIGN}": "-", "\N{EN DASH}": "-", "\N{EM DASH}": "-",
@@ -17,13 +17,13 @@ _PLAINER = {
 
 
 def make_showable(stream: object) -> None:
-    """Have a text stream write plainer characters for those that it cannot show; no other object is changed."""
+    """Have a text stream write plainer characters for those that it cannot show; other objects are not changed."""
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors=_HANDLER)
 
 
 def showable(text: str, stream: object) -> str:
-    """Return `text` as a text stream can show it."""
+    """Return `text` with plainer characters for those that the text stream cannot show."""
     encoding = getattr(stream, "encoding", None) or "utf-8"
     return text.encode(encoding, _HANDLER).decode(encoding, "backslashreplace")
 

@@ -1,4 +1,4 @@
-"""The base of everything that a person or another process writes down for us."""
+"""The base class of all settings and files that a person or another process writes for the plugin to read."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pytest_kvcache.paths import expanded
 
 
 class Strict(BaseModel):
-    """Base of all settings: unknown keys are errors, values do not change, and one type is not taken for another.
+    """Base of all settings: unknown keys are errors, objects are frozen, and no type is taken for another.
 
-    Of what pydantic would turn into a number or a truth, it takes none: TOML and JSON have types of their own, and
-    `qps = true` is no rate. Infinity and NaN are no numbers of a setting.
+    pydantic would turn some texts and truth values into numbers. This class refuses them: TOML and JSON have types of
+    their own, and `qps = true` is no rate. Infinity and NaN are refused too.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -30,26 +30,26 @@ class Strict(BaseModel):
 
 
 def as_path(value: Any, info: ValidationInfo) -> Any:
-    """Return a path that a person has written, absolute where its file is known; other types as they are.
+    """Return a path that a person has written, absolute where the file's folder is known; other types unchanged.
 
     Args:
-        value: As it stands in the file, `~` and `$NAME` among it.
-        info: Its context has the `folder` of the file, which relative paths begin in.
+        value: The value as it stands in the file; a path may have `~` and `$NAME`.
+        info: Its context has the `folder` of the file, in which relative paths begin.
 
     Raises:
-        ValueError: It is no path.
+        ValueError: The value is no path.
     """
     if not isinstance(value, str):
         return value
     return str(((info.context or {}).get("folder") or Path()) / expanded(value))
 
 
-#: A path that a person writes: with `~` and `$NAME`, relative to the file that it stands in.
+#: A path that a person writes, with `~` and `$NAME`, relative to the folder of the file that it stands in.
 UserPath = Annotated[Path, BeforeValidator(as_path)]
 
 
 def _refuse_another_type(value: Any, annotation: Any) -> None:
-    """Raise ValueError where a number, a whole number or a truth is asked for, and something else is given."""
+    """Raise ValueError where the annotation asks for a number, a whole number or a bool, and the value is another."""
     if isinstance(value, str | bool | int | float):
         _refuse_another_scalar(value, _plain_types(annotation))
     elif isinstance(value, list | tuple):
@@ -73,7 +73,7 @@ def _refuse_another_scalar(value: str | float, wanted: set[type]) -> None:
         return
     if isinstance(value, bool):
         raise ValueError(f"must be a number, not {str(value).lower()}")
-    if isinstance(value, str) and _is_number(value):  # of other texts pydantic says itself which one they are
+    if isinstance(value, str) and _is_number(value):  # pydantic itself refuses a text that is no number
         raise ValueError(f"must be a number, not {value!r:.40}")
     if isinstance(value, float):
         raise ValueError(f"must be a whole number, not {value!r}")

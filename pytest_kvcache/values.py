@@ -1,6 +1,6 @@
-"""What the values of `kv_tier`, `kv_context`, `kv_gate` and `kv_profile` stand for, whoever gives them.
+"""Turns the values of `kv_tier`, `kv_context`, `kv_gate` and `kv_profile` into what they name, whoever gives them.
 
-A test's parameters are short strings and numbers: they stand in reports that are compared over months.
+A test's parameters are short strings and numbers, since they appear in reports that are compared over months.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pytest_kvcache.serving.tier import Tier
 from pytest_kvcache.verdict.gates import AnyGate
 from pytest_kvcache.verdict.metrics import JUDGED
 
-#: What a test without a value of its own can do instead.
+#: What the author of a test can do in place of naming the fixture, for errors.
 _INSTEAD = {
     "kv_tier": "choose one with --tier NAME",
     "kv_context": "write multi_round_qa(context_tokens=NUMBER)",
@@ -26,14 +26,14 @@ _INSTEAD = {
 
 
 def given(request: pytest.FixtureRequest, known: Sequence[object]) -> object:
-    """Return the value that a test is parametrized with, or the only one that there is.
+    """Return the value that a test is parametrized with, or the session's only value.
 
     Args:
-        request: Of the fixture whose value it is.
-        known: All values of this session.
+        request: The request of the fixture that has the value.
+        known: All values that the session has for the fixture.
 
     Raises:
-        ConfigError: There are several, and nothing says which: the test cannot be run once for each.
+        ConfigError: The session has several values, and pytest cannot run the test once for each.
     """
     if hasattr(request, "param"):
         return request.param
@@ -49,10 +49,10 @@ def given(request: pytest.FixtureRequest, known: Sequence[object]) -> object:
 
 
 def tier(value: object, state: PerfState) -> Tier:
-    """Return the tier that a name stands for; a tier stands for itself.
+    """Return the tier of a name, and a tier unchanged.
 
     Raises:
-        ConfigError: There is none of that name, or it is no name.
+        ConfigError: There is no tier of that name, or the value is neither a name nor a tier.
     """
     if isinstance(value, str):
         if value not in state.settings.catalogue.tiers:
@@ -66,10 +66,10 @@ def tier(value: object, state: PerfState) -> Tier:
 
 
 def context(value: object, profile: Profile) -> int:
-    """Return a length of user contexts, in tokens.
+    """Return a length of user contexts (tokens), once it is checked.
 
     Raises:
-        ConfigError: It is none, or the profile's servers would refuse such prompts.
+        ConfigError: The value is no length, or the profile's servers would refuse such long prompts.
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ConfigError(f"must be a whole number of tokens, at least 1, not {value!r}", where="context_tokens")
@@ -84,28 +84,28 @@ def context(value: object, profile: Profile) -> int:
 
 
 def tier_name(request: pytest.FixtureRequest) -> str | None:
-    """Return the name of the tier that a test is parametrized with, None where it is not."""
+    """Return the name of the tier that a test is parametrized with, None for a test that is not."""
     params = request.node.callspec.params if hasattr(request.node, "callspec") else {}
     tier = params.get("kv_tier")
     return None if tier is None else str(getattr(tier, "name", tier))
 
 
 def gates(profile: Profile, tier: str | None = None) -> tuple[AnyGate, ...]:
-    """Return all gates of a profile: the metrics that are judged, then those that it declares.
+    """Return all gates of a profile: the judged metrics, then the gates that the profile declares.
 
     Args:
-        profile: The session's.
-        tier: Leaves out gains of other tiers; None leaves out none.
+        profile: The session's profile.
+        tier: Name of a tier, to leave out gains of other tiers; None keeps all gains.
     """
     gains = (gain for gain in profile.gates.declared_gains() if tier in {None, gain.tier})
     return (*JUDGED, *profile.gates.declared(), *gains)
 
 
 def gate(value: object, profile: Profile, tier: str | None = None) -> AnyGate:
-    """Return the gate that its short name or its figure's key stands for; a gate stands for itself.
+    """Return the gate of a short name or of a figure's key, and a gate unchanged.
 
     Raises:
-        ConfigError: The profile has none of that name.
+        ConfigError: The profile has no gate of that name.
     """
     known = gates(profile, tier)
     for each in known:
@@ -120,10 +120,10 @@ def gate(value: object, profile: Profile, tier: str | None = None) -> AnyGate:
 
 
 def result(value: object) -> Result:
-    """Return what `multi_round_qa` or `kv_measure` brought.
+    """Return a result of `multi_round_qa` or `kv_measure` unchanged.
 
     Raises:
-        ConfigError: It is something else: what `kv_load` brings has no baseline.
+        ConfigError: The value is something else; a load that `kv_load` returns, for instance, has no baseline.
     """
     if not isinstance(value, Result):
         raise ConfigError(
@@ -133,10 +133,10 @@ def result(value: object) -> Result:
 
 
 def check_profile(value: object, state: PerfState) -> None:
-    """Look at whether what a test has as `kv_profile` is the session's.
+    """Check that the profile which a test gets from `kv_profile` is the session's.
 
     Raises:
-        ConfigError: It is another one, which nothing would follow from.
+        ConfigError: The test has another profile, which would have no effect.
     """
     name = value.name if isinstance(value, Profile) else value
     if name != state.profile.name or (isinstance(value, Profile) and value != state.profile):

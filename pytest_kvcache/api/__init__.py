@@ -1,1 +1,1 @@
-"""What tests and hooks of others get: typed figures, verdicts, boots. `pytest_kvcache` exports all of it."""
+"""What users' tests and hooks get: typed figures, verdicts and boots. `pytest_kvcache` exports all of these names."""

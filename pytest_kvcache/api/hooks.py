@@ -1,4 +1,4 @@
-"""Calls the plugin's hooks of others, such that none of them can cost a measurement."""
+"""Calls the hooks that other plugins implement, so that an error in one of them costs no measurement."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ KEY = pytest.StashKey["Hooks"]()
 
 
 class Hooks:
-    """Calls the hooks of `hookspecs.py`; a `campaign.listener.Listener`.
+    """Calls the hooks of `hookspecs.py`; it is a `campaign.listener.Listener`.
 
-    Each plugin and conftest is called by itself: one that raises keeps no other from being called. What it raised is
-    told in a line, at once and at the end of the session, and changes no verdict and no exit code. Only an
-    interruption (Ctrl-C, `pytest.exit`) goes on.
+    Each plugin and conftest.py is called by itself: one that raises keeps no other from being called. Its error is
+    printed in a line, at once and at the end of the session, and changes no verdict and no exit code. Only an
+    interruption (Ctrl-C, `pytest.exit`) is passed on.
 
     Args:
-        config: The session's.
-        state: The session's; gets what hooks raised.
+        config: pytest's configuration of the session.
+        state: The session's state, which keeps the errors that hooks raised.
     """
 
     def __init__(self, config: pytest.Config, state: PerfState) -> None:
@@ -65,7 +65,7 @@ class Hooks:
             self._call(VERDICT, item=item, result=result_of(cell), verdict=verdict_of(cell, gate))
 
     def ended(self, *, interrupted: bool) -> None:
-        """Call `pytest_kvcache_report`, where the session started anything."""
+        """Call `pytest_kvcache_report` if the session has started anything."""
         state = self._state
         if not state.has_run or not self._asked(REPORT):
             return
@@ -89,7 +89,7 @@ class Hooks:
 
     def _call(self, name: str, **arguments: object) -> None:
         manager = self._config.pluginmanager
-        # pluggy calls those that were registered last first.
+        # pluggy calls the plugin that was registered last first.
         plugins = [impl.plugin for impl in reversed(getattr(self._config.hook, name).get_hookimpls())]
         for plugin in plugins:  # a plugin has one implementation of a hook
             try:

@@ -1,4 +1,4 @@
-"""The table of requests as tests get it: what was measured of each, and what follows from that."""
+"""The table of requests as tests get it: what was measured of each request, and the times computed from that."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pytest_kvcache.verdict.estimate import time_per_output_token
 
 
 def table(boots: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Return a row a request of all boots.
+    """Return a table of the requests of all boots, one row for each request.
 
     Args:
-        boots: The rows of each, as `load.records` has them.
+        boots: One table of requests for each boot, as `load.records` has it.
 
     Returns:
         The columns of `load.records.RequestRecord`, `boot` (from 1, in the order of `boots`), and in seconds `ttft_s`,
-        `tpot_s` and `e2el_s`, missing where a request did not finish. docs/api.md describes all of them.
+        `tpot_s` and `e2el_s`, missing where a request did not finish. docs/api.md describes all columns.
     """
     rows = pd.concat([each.assign(boot=number) for number, each in enumerate(boots, start=1)], ignore_index=True)
     done = rows[rows["status"] == "ok"]

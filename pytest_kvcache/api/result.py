@@ -1,4 +1,4 @@
-"""What a measurement of a tier brought: of one load, and over all boots of a session."""
+"""What the measurement of a tier returns: the figures of one load, or over all boots of a session."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class MeasuredBoot(Figures):
         faults: As in `Figures`.
         where: As in `Figures`.
         tier: Name of the tier.
-        label: The tier as outputs name it, with what stands in for what.
-        context_tokens: Length of the user context.
-        folder: Where its requests, facts and, one folder up, the components' logs are.
-        suspicions: What makes its times doubtful.
-        duration_s: For how long requests were started.
-        versions: Of what was tested, by distribution name.
+        label: The tier's name in outputs, which also says what stands in for a missing mount.
+        context_tokens: Length of the user context (tokens).
+        folder: Folder with the load's requests and facts; the components' logs are one folder up.
+        suspicions: Reasons to doubt the load's times.
+        duration_s: For how long requests were started (s).
+        versions: Versions of the software under test, by distribution name.
     """
 
     tier: str
@@ -45,25 +45,25 @@ class MeasuredBoot(Figures):
 
     @property
     def boot(self) -> str:
-        """Name of the boot: that of its folder (`boot-1`)."""
+        """Name of the boot, which is that of its folder (`boot-1`)."""
         return self.folder.parent.name
 
     @property
     def requests(self) -> pd.DataFrame:
-        """A row a request (docs/api.md has the columns); `boot` is 1."""
+        """The load's requests, one row for each (docs/api.md describes the columns); `boot` is 1."""
         return tables.table([self._rows])
 
     def goodput(
         self, *, ttft_s: float | None = None, tpot_s: float | None = None, e2el_s: float | None = None
     ) -> Goodput:
-        """Return which share of the requests, and how many a second, met every limit that is given.
+        """Return which share of the requests, and how many per second, met every limit that is given.
 
-        As `vllm bench serve --goodput` counts it; a request that failed or was never sent meets none.
+        They are counted as by `vllm bench serve --goodput`; a request that failed or was never sent meets no limit.
 
         Args:
-            ttft_s: Most seconds to the first token.
-            tpot_s: Most seconds per output token after the first one.
-            e2el_s: Most seconds from the send to the last token.
+            ttft_s: Longest time from the send to the first token (s).
+            tpot_s: Longest time per output token after the first one (s).
+            e2el_s: Longest time from the send to the last token (s).
 
         Raises:
             NotMeasuredError: The run is invalid.
@@ -74,22 +74,22 @@ class MeasuredBoot(Figures):
 
 @dataclass(frozen=True)
 class Result(Figures):
-    """One tier at one context length, over all boots that the session took of it.
+    """One tier at one context length, over all boots of the tier that the session took.
 
-    Figures are means of the boots' figures, geometric ones where baselines are compared by them. Under `--kv-against`
-    they are those of B, the side that is tried.
+    Figures are means over the boots, geometric means for the metrics that are compared with a baseline. Under
+    `--kv-against` they are the figures of B, the new engine.
 
     Args:
         figures: As in `Figures`.
-        faults: As in `Figures`, each with its boot where there are several.
+        faults: As in `Figures`; each names its boot where there are several boots.
         where: As in `Figures`.
         profile: Name of the profile.
         tier: Name of the tier.
-        label: The tier as outputs name it, with what stands in for what.
-        context_tokens: Length of the user context.
-        boots: What was measured on each, in the order in which they were taken.
-        engine_minutes: Minutes for which its pairs ran, those of other contexts of the tier included.
-        cell: The plugin's own, no part of the API.
+        label: The tier's name in outputs, which also says what stands in for a missing mount.
+        context_tokens: Length of the user context (tokens).
+        boots: The load on each boot, in the order in which the boots were taken.
+        engine_minutes: Minutes for which the tier's pairs ran, including their time for its other contexts.
+        cell: Internal to the plugin and no part of the API.
     """
 
     profile: str
@@ -102,33 +102,33 @@ class Result(Figures):
 
     @property
     def folder(self) -> Path:
-        """Where the last boot's requests, facts and, one folder up, the components' logs are."""
+        """Folder with the last boot's requests and facts; the components' logs are one folder up."""
         return self.boots[-1].folder
 
     @property
     def requests(self) -> pd.DataFrame:
-        """A row a request of all boots (docs/api.md has the columns); `boot` counts from 1 as `boots` are ordered."""
+        """All boots' requests, one row for each (docs/api.md describes the columns); `boot` counts `boots` from 1."""
         return tables.table([boot._rows for boot in self.boots])
 
     @property
     def suspicions(self) -> tuple[str, ...]:
-        """What makes the times of a boot doubtful; what all boots have in common is said once."""
+        """Reasons to doubt the times of a boot; a reason that several boots share is listed once."""
         return self.cell.suspicions
 
     def verdict(self, gate: Metric | None = None) -> Verdict:
-        """Return what the comparison came to; `kv_baseline.check(result, gate)` passes or fails a test by it.
+        """Return the verdict of the comparison; `kv_baseline.check(result, gate)` passes or fails a test by it.
 
         Args:
-            gate: What `kv_gate` brings; the whole cell for None.
+            gate: The metric that `kv_gate` gives; None judges all metrics of the cell.
         """
         return verdict_of(self.cell, gate)
 
     def goodput(
         self, *, ttft_s: float | None = None, tpot_s: float | None = None, e2el_s: float | None = None
     ) -> Goodput:
-        """Return which share of all boots' requests, and how many a second, met every limit that is given.
+        """Return which share of all boots' requests, and how many per second, met every limit that is given.
 
-        As `MeasuredBoot.goodput` does.
+        The limits are those of `MeasuredBoot.goodput`.
 
         Raises:
             NotMeasuredError: The run is invalid.
@@ -147,7 +147,7 @@ def _goodput(figures: Figures, rows: pd.DataFrame, duration_s: float, **limits: 
 
 
 def measured_boot(run: RunResult) -> MeasuredBoot:
-    """Return a load as tests and hooks get it."""
+    """Return a load in the form that tests and hooks get."""
     return MeasuredBoot(
         figures=_finite(run.estimates),
         faults=run.faults,
@@ -164,7 +164,7 @@ def measured_boot(run: RunResult) -> MeasuredBoot:
 
 
 def result_of(cell: CellResult) -> Result:
-    """Return a cell as tests and hooks get it."""
+    """Return a cell's result in the form that tests and hooks get."""
     boots = tuple(measured_boot(run) for run in cell.runs)
     named = len(boots) > 1
     return Result(

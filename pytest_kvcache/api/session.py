@@ -1,4 +1,4 @@
-"""Boots and sessions as hooks get them."""
+"""The objects that describe boots and sessions to hooks."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from pytest_kvcache.api.result import Result
 
 @dataclass(frozen=True)
 class PairBoot:
-    """A pair that was booted, or could not be.
+    """A pair of servers that was booted, or that could not be booted.
 
     Args:
         tier: Name of the tier.
         profile: Name of the profile.
         side: `A` or `B` under `--kv-against`, else "".
-        logs: Folder of its components' output.
-        boot_s: From the first start to the last readiness (s); None where it did not start.
-        base_url: OpenAI endpoint of the pair, with /v1; "" where it did not start.
+        logs: Folder of the components' output.
+        boot_s: Time from the start of the first component until the last one was ready (s); None if the pair did not
+            start.
+        base_url: OpenAI endpoint of the pair, with /v1; "" if the pair did not start.
         metrics_urls: Prometheus endpoint of each vLLM and LMCache by component.
-        versions: Of what was booted, by distribution name.
-        error: Why it did not start, "" where it did.
+        versions: Versions of the booted software, by distribution name.
+        error: Why the pair did not start, "" if it did.
     """
 
     tier: str
@@ -37,18 +38,18 @@ class PairBoot:
 
     @property
     def name(self) -> str:
-        """Name of the boot: that of its folder (`boot-1`; `pair` for that of `vllm_pair`)."""
+        """Name of the boot, which is that of its folder (`boot-1`; `pair` for the boot of `vllm_pair`)."""
         return self.logs.parent.name
 
 
 @dataclass(frozen=True)
 class Failure:
-    """What could not be measured.
+    """A tier, or a tier at one context length, that could not be measured.
 
     Args:
         tier: Name of the tier.
-        context_tokens: Length of the user context; None where something cut the whole tier short.
-        error: Why, in words for people.
+        context_tokens: Length of the user context (tokens); None where something cut the whole tier short.
+        error: The reason, in words for people.
     """
 
     tier: str
@@ -61,14 +62,14 @@ class SessionResult:
     """All that a session measured.
 
     Args:
-        run_id: Names the session: that of its folder.
-        folder: Of all its results and logs.
+        run_id: Name of the session, which is that of its folder.
+        folder: Folder of all results and logs of the session.
         profile: Name of the profile.
-        results: What was measured, in the order in which it was; invalid runs are among them.
-        failures: What could not be measured.
+        results: Each measured tier and context, invalid ones too, in the order in which they were measured.
+        failures: Each tier or context that could not be measured.
         baselines: The baseline files that were written.
-        engine_minutes: For which pairs ran.
-        interrupted: Whether the session ended before its time (Ctrl-C, SIGTERM, `-x`, a broken test run).
+        engine_minutes: Minutes for which pairs ran.
+        interrupted: Whether the session ended early (Ctrl-C, SIGTERM, `-x`, a broken test run).
     """
 
     run_id: str

@@ -1,4 +1,4 @@
-"""What a comparison came to, for a gate or a whole cell."""
+"""The verdict of a comparison, on one gate or on a whole cell."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from pytest_kvcache.verdict.metrics import Metric
 from pytest_kvcache.verdict.paired import PairedVerdict
 from pytest_kvcache.verdict.procedure import share
 
-#: Statuses that a test passes with.
+#: Statuses with which a test passes.
 SUCCEEDS = frozenset({"pass", "improved", "recorded", "updated", "measured"})
-#: Neither good nor bad: shown as such, and a failure under --kv-strict.
+#: Statuses that are neither good nor bad: the test is shown as undecided, and fails under --kv-strict.
 UNDECIDED = frozenset({"inconclusive", "incomparable"})
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a comparison with a baseline, or of two sides under `--kv-against`, came to.
+    """The verdict of a comparison with a baseline, or of the two sides of `--kv-against`.
 
     Numbers are None where nothing was compared. Effects are shares: 0.1 is 10 % more time, or a throughput down to
     1/1.10.
@@ -30,16 +30,16 @@ class Verdict:
     Args:
         status: `pass`, `improved`, `regressed`, `inconclusive`, `incomparable`, `invalid`, `no-baseline`; `recorded`,
             `updated` or `refused` where baselines are stored; `measured` where nothing was to be compared.
-        metric: Which metric the numbers are of: of a whole cell, the one that decides. None of a gate that
+        metric: The metric that the numbers belong to; for a whole cell, the metric that decides. None for a gate that
             the profile declares.
-        old: The baseline's as it was before the session, or that of A, in the metric's own unit.
-        new: What was measured now.
-        worse_by: The effect.
-        interval: It is at least and at most so much worse.
-        margin: What the upper end must stay below to pass.
-        reasons: Why, where the status is not the metric's alone.
-        boots: How many new boots it rests on.
-        against: Whether it is of `--kv-against`, and not of a baseline.
+        old: Value of the baseline as it was before the session, or of side A, in the metric's own unit.
+        new: Value that was measured now, in the metric's own unit.
+        worse_by: Best estimate of the effect, as a share; positive is worse.
+        interval: Lower and upper end of the effect's interval, as shares.
+        margin: Share below which the interval's upper end must stay for a pass.
+        reasons: Reasons for a status that does not follow from the metric alone.
+        boots: Number of new boots behind the verdict.
+        against: Whether two sides of `--kv-against` were compared, and not a result with its baseline.
     """
 
     status: str
@@ -55,17 +55,17 @@ class Verdict:
 
     @property
     def succeeds(self) -> bool:
-        """Whether a test that checks it passes."""
+        """Whether a test that checks this verdict passes."""
         return self.status in SUCCEEDS
 
     @property
     def undecided(self) -> bool:
-        """Whether it is neither good nor bad: shown as such, and a failure under --kv-strict."""
+        """Whether the verdict is neither good nor bad: the test is shown as undecided, and fails under --kv-strict."""
         return self.status in UNDECIDED
 
 
 def verdict_of(cell: CellResult, gate: AnyGate | None) -> Verdict:
-    """Return what the comparison of one gate of a cell came to, or that of the whole cell where none is named."""
+    """Return the verdict on one gate of a cell, or on the whole cell where `gate` is None."""
     found, declared = gate_of(cell, gate), declared_gate(cell, gate)
     moved = found or change_of(cell, gate)
     reasons = () if cell.verdict is None or isinstance(gate, DeclaredGate) else cell.verdict.reasons

@@ -1,1 +1,1 @@
-"""Baseline files: found, read, compared, written whole, carried over from older schemas."""
+"""Baseline files are found, read, compared, written whole and carried over from older schemas here."""

@@ -1,4 +1,4 @@
-"""All baselines below a folder: what `pytest-kvcache baselines list | show | diff | prune | migrate` tell.
+"""All baselines below a folder, for the subcommands of `pytest-kvcache baselines`.
 
 Nothing here prints. Tables are data frames of text, ready for `to_string(index=False)`.
 """
@@ -38,11 +38,11 @@ class Found:
 
     Args:
         path: The JSON file.
-        cell: Which, by its place; None where the place is none of a cell.
-        stored: What it holds; None where it cannot be read.
-        schema: Its schema version; None where not even that can be read.
-        problem: Why it cannot be read, "" where it can.
-        todo: What helps, "" where it can be read.
+        cell: The cell that the file's path names; None where the path names no cell.
+        stored: The file's content; None where it cannot be read.
+        schema: The file's schema version; None where not even the version can be read.
+        problem: Why the file cannot be read, "" where it can.
+        todo: What to do about the problem, "" where there is none.
     """
 
     path: Path
@@ -66,7 +66,7 @@ def scan(root: Path) -> tuple[Found, ...]:
 
 
 def readable(found: Sequence[Found]) -> tuple[StoredCell, ...]:
-    """Return the cells that could be read."""
+    """Return the stored cells of the files that could be read."""
     return tuple(f.stored for f in found if f.stored is not None)
 
 
@@ -77,13 +77,14 @@ def list_table(
     family: int | None = None,
     policy: Policy | None = None,
 ) -> pd.DataFrame:
-    """Return a line a file: cell, boots, sessions, dates, margin of TTFT, size, and what is wrong with it.
+    """Return one line for each file: cell, boots, sessions, dates, margin of TTFT, and what is wrong with the file.
 
     Args:
-        found: Of `scan`.
-        tables: Of `tables.problems`.
-        family: Declared gates, for the margin; None takes those of the file's profile and machine.
-        policy: The rules; the default ones for None.
+        found: The files, from `scan`.
+        tables: Problems of the tables of requests, from `tables.problems`.
+        family: Number of declared gates, on which the margin depends; None counts the gates of the file's profile and
+            machine.
+        policy: The rules of verdicts; None takes the default rules.
     """
     policy = policy or Policy()
     cells = readable(found)
@@ -120,11 +121,11 @@ class Shown:
     """All that is known of a cell.
 
     Args:
-        cell: Which.
+        cell: The cell.
         label: The tier's name in outputs.
-        levels: A line a metric: mean, 95 % interval, sd of a boot, margin.
-        boots: A line a boot: session, date, judged figures, canary readings.
-        keys: A line a comparability key or version: `kind`, `key`, `value`.
+        levels: One line for each metric: mean, 95 % interval, standard deviation of a boot, margin.
+        boots: One line for each boot: session, date, judged figures, canary readings.
+        keys: One line for each comparability key or version: `kind`, `key`, `value`.
     """
 
     cell: Cell
@@ -140,10 +141,10 @@ def show(
     """Return what is known of a cell.
 
     Args:
-        stored: Which.
-        siblings: The tier's other contexts, for the pooled spread.
-        family: Declared gates.
-        policy: The rules; the default ones for None.
+        stored: The cell's baseline.
+        siblings: Baselines of the tier's other contexts, over which the spread is pooled.
+        family: Number of declared gates.
+        policy: The rules of verdicts; None takes the default rules.
     """
     rows = [
         {
@@ -174,13 +175,13 @@ def show(
 
 
 def unused(found: Sequence[Found], used: Collection[Cell]) -> tuple[Found, ...]:
-    """Return the cells that a full run did not use, of the profiles and machines that it had."""
+    """Return the baselines that a full run did not use, among those of the run's profiles and machines."""
     had = {(cell.profile, cell.machine) for cell in used}
     return tuple(f for f in found if f.cell and f.cell not in used and (f.cell.profile, f.cell.machine) in had)
 
 
 def elsewhere(found: Sequence[Found], cell: Cell) -> list[str]:
-    """Return the other machines that have a baseline of the same cell."""
+    """Return the other machines that have a baseline of the cell's profile, tier and context."""
 
     def place(each: Cell) -> tuple[str, str, int]:
         return each.profile, each.tier, each.context_tokens
@@ -190,10 +191,10 @@ def elsewhere(found: Sequence[Found], cell: Cell) -> list[str]:
 
 
 def removable(root: Path, drop: Collection[Cell] = ()) -> tuple[Path, ...]:
-    """Return the files that `prune` would remove: those of cells in `drop`, and what belongs to no cell.
+    """Return the files that `prune` would remove: the files of cells in `drop`, and files that belong to no cell.
 
-    The latter are tables of requests whose JSON file is gone and temporaries of a killed session. Damaged baselines are
-    not among them: a person decides about those. Links are never followed or removed.
+    Files of no cell are tables of requests whose JSON file is gone and temporary files of a killed session. Damaged
+    baselines are not removed: a person decides about those. Links are never followed or removed.
     """
     wanted = {path for cell in drop for path in (cell.path(root), requests_path(cell.path(root)))}
     for path in root.glob("*/*/*/*"):
@@ -205,7 +206,7 @@ def removable(root: Path, drop: Collection[Cell] = ()) -> tuple[Path, ...]:
 
 
 def prune(root: Path, paths: Sequence[Path]) -> None:
-    """Remove files that `removable` gave, and folders below `root` that this leaves empty.
+    """Remove files that `removable` returned, and folders below `root` that are empty afterwards.
 
     Raises:
         BaselineError: A file is not below `root`, or cannot be removed.

@@ -1,7 +1,7 @@
-"""Carrying baseline files of an older schema over to this one.
+"""Carrying baseline files of an older schema over to the current one.
 
 Schema 2 judged TTFT by medians of sessions. It keeps every request of every boot, so the figure that is judged now is
-computed from those, and nothing needs to be measured anew.
+computed from those requests, and nothing needs to be measured anew.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pytest_kvcache.verdict.cells import (
 )
 from pytest_kvcache.verdict.rounds import judged_figures
 
-#: Schemas that can be carried over.
+#: The schema that can be carried over.
 FROM = 2
 _GONE = "ttft_session_s"
 
@@ -44,10 +44,10 @@ class _Cell(_Kept):
 
 
 def carry_over(root: Path, path: Path) -> Write:
-    """Return the file at `path`, of schema `FROM`, as it is to be written.
+    """Return the write that carries the file at `path`, of schema `FROM`, over to the current schema.
 
     Raises:
-        BaselineError: It is damaged, keeps no requests, or they are not those that it names.
+        BaselineError: The file is damaged, or the table of requests beside it is missing or is not the one it names.
     """
     data = read_bytes(path, root=root, limit=MAX_JSON_BYTES)
     beside = requests_path(path)

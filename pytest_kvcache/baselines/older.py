@@ -1,4 +1,4 @@
-"""Baseline files of older schemas: what can be carried over, and what is to be recorded anew."""
+"""Baseline files of older schemas: which can be carried over, and which are to be recorded anew."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from pytest_kvcache.verdict.cells import SCHEMA
 
 
 def with_older(root: Path, found: Sequence[Found]) -> tuple[Found, ...]:
-    """Return what was found, with files of an older schema as they would be carried over; nothing is written."""
+    """Return the found files, those of an older schema as carried over to the current one; nothing is written."""
     carried = {each.path: each.write.new for each in migrations(root, found) if each.write is not None}
     return tuple(replace(f, stored=carried[f.path], problem="", todo="") if f.path in carried else f for f in found)
 
 
 @dataclass(frozen=True)
 class Migration:
-    """A file of another schema.
+    """A file of another schema, and what is to be done about it.
 
     Args:
-        path: Which.
-        schema: Its version.
-        reason: Why it cannot be carried over, "" where it can.
-        command: What records it anew; "" where that is not what helps.
-        write: It as it is to be, where it can be carried over.
+        path: The file.
+        schema: The file's schema version.
+        reason: Why the file cannot be carried over, "" where it can.
+        command: Command that records the cell anew; "" where recording anew does not help.
+        write: The write that carries the file over; None where it cannot be carried over.
     """
 
     path: Path
@@ -42,8 +42,8 @@ class Migration:
 def migrations(root: Path, found: Sequence[Found]) -> tuple[Migration, ...]:
     """Return what is to be done about each file of another schema; nothing is written.
 
-    Schema 2 is carried over (`migrate`). Schema 1 held the figures of one run, without its requests: it is no boot of
-    this schema and cannot be made into one, so it is refused with the command that records the cell anew.
+    Schema 2 is carried over (`migrate`). Schema 1 held the figures of one run without its requests. They cannot be made
+    into a boot of the current schema, so such a file is refused with the command that records the cell anew.
     """
     result = []
     for item in found:

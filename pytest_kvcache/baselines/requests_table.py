@@ -1,8 +1,8 @@
-"""The requests of a baseline's boots as one small Parquet file, and back.
+"""Packs the requests of a baseline's boots into one small Parquet file, and unpacks them again.
 
-Kept so that a baseline can be cut to the rounds that a shorter run had (`rounds.cut`) and be looked into later. Times
-are integers of 10 µs, delta-encoded and compressed with Zstandard: some fifteen bytes a request. Arrival times of
-single tokens are not kept: they would be most of the file, and no decision rests on them.
+Requests are kept so that a baseline can be cut to the rounds that a shorter run had (`rounds.cut`), and so that people
+can look into it later. Times are integers of 10 µs, delta-encoded and compressed with Zstandard: some fifteen bytes a
+request. Arrival times of single tokens are not kept: they would be most of the file, and no decision rests on them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from pytest_kvcache.errors import BaselineError
 from pytest_kvcache.verdict.cells import RECORD_ANEW, RequestsFile
 
-#: Longest file, most requests and most bytes of it once decompressed that are read.
+#: Limits of a file that is read: its length (bytes), its requests, and its length once decompressed (bytes).
 MAX_BYTES, MAX_ROWS, MAX_UNPACKED = 16 << 20, 1_000_000, 128 << 20
 _TICKS_PER_S = 100_000
 _TIMES = ("intended_start_s", "actual_start_s", "first_token_s", "last_token_s", "server_queue_s", "server_ttft_s")
@@ -39,10 +39,10 @@ def pack(boots: Sequence[pd.DataFrame]) -> bytes:
     """Return the Parquet file that holds the requests of all boots.
 
     Args:
-        boots: A table for each boot, rows as `load.records` has them; other columns are left out.
+        boots: One table of requests for each boot, as `load.records` has it; columns that are not kept are left out.
 
     Raises:
-        BaselineError: There are more requests than are read again, or a time beyond six hours.
+        BaselineError: There are more requests than `unpack` would read, or a time is beyond six hours.
     """
     frames = []
     for number, rows in enumerate(boots):
@@ -77,27 +77,27 @@ def pack(boots: Sequence[pd.DataFrame]) -> bytes:
 
 
 def describe(packed: bytes, rows: int) -> RequestsFile:
-    """Return what a cell's JSON file says of its requests."""
+    """Return what a cell's JSON file says of its table of requests: digest and number of rows."""
     return RequestsFile(sha256=hashlib.sha256(packed).hexdigest(), rows=rows)
 
 
 def unpack(packed: bytes, expected: RequestsFile, *, where: str) -> pd.DataFrame:
     """Return the requests of all boots.
 
-    The digest is checked before a byte is interpreted, and what the file says of its own size before anything is
+    The digest is checked before a byte is interpreted, and the size that the file states before anything is
     decompressed.
 
     Args:
         packed: The whole file.
-        expected: What the cell's JSON file says of it.
-        where: Its name, for errors.
+        expected: What the cell's JSON file says of this file.
+        where: Name of the file, for errors.
 
     Returns:
-        A row a request: `boot` (from 0), `user`, `round`, times in seconds after the start of the run, token counts,
-        `status`.
+        One row for each request: `boot` (from 0), `user`, `round`, times in seconds after the start of the run, token
+        counts, `status`.
 
     Raises:
-        BaselineError: It is not the file that the cell names, damaged, too large, or no table of requests.
+        BaselineError: The file is not the one that the cell names, is damaged or too large, or is no table of requests.
     """
     if len(packed) > MAX_BYTES:
         raise BaselineError(f"is no table of requests: longer than {MAX_BYTES} bytes", where=where, todo=RECORD_ANEW)

@@ -1,4 +1,4 @@
-"""Baselines as git has them at a revision."""
+"""Exports baselines as they are at a git revision."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pathlib import Path
 from pytest_kvcache.errors import BaselineError
 
 _LINK, _FILE = "120000", "100"
-#: What a baseline consists of; nothing else that may lie beside them is written.
+#: Endings of the files of a baseline; other files beside them are not exported.
 _SUFFIXES = (".json", ".requests.parquet")
 
 
 def export(root: Path, revision: str, folder: Path) -> None:
-    """Write the baselines below `root` as a checkout of a revision has them into a folder, tables of requests too.
+    """Write the baselines below `root`, tables of requests too, into `folder` as a checkout of `revision` has them.
 
     Raises:
-        BaselineError: git has no such revision there, cannot give a file of it, or is not installed.
+        BaselineError: git has no such revision there, cannot give one of its files, or is not installed.
     """
     listed = _git(root, "ls-tree", "-r", "-z", "--end-of-options", revision, ".")
     if listed.returncode != 0:
@@ -37,7 +37,7 @@ def export(root: Path, revision: str, folder: Path) -> None:
 
 
 def _content(root: Path, digest: str, name: str, revision: str, *, filtered: bool) -> bytes:
-    """Return a file, by the filters of a checkout (Git LFS) where they work."""
+    """Return a file's content, passed through the filters of a checkout (Git LFS) where they work."""
     given = _git(root, "cat-file", "--filters", f"--path=./{name}", digest) if filtered else None
     if given is None or given.returncode != 0:
         given = _git(root, "cat-file", "blob", digest)

@@ -1,4 +1,4 @@
-"""Reading and writing cells: one session's files, all or none."""
+"""Reads cells, and writes one session's cells: all of them or none."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pytest_kvcache.baselines import requests_table
 from pytest_kvcache.errors import BaselineError
 from pytest_kvcache.verdict.cells import MAX_JSON_BYTES, RECORD_ANEW, Cell, StoredCell, parse, requests_path
 
-#: What Git LFS leaves in a file's place where it has not fetched it (its specification, version 1).
+#: The beginning of the pointer that Git LFS leaves in place of a file that it has not fetched (its specification, v1).
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
@@ -26,10 +26,10 @@ class Write:
     """A cell that is to be written.
 
     Args:
-        new: What is to stand there.
-        requests: The Parquet file beside it (`requests_table.pack`), as `new.requests` describes it; None where there
-            is none.
-        old: What stands there now, for reports.
+        new: The baseline that is to be written.
+        requests: Content of the Parquet file beside it (`requests_table.pack`), which `new.requests` describes; None
+            for a baseline without requests.
+        old: The baseline that is stored now, for reports.
     """
 
     new: StoredCell
@@ -38,7 +38,7 @@ class Write:
 
 
 def read(root: Path, cell: Cell) -> StoredCell | None:
-    """Return the baseline of a cell, None where it has none.
+    """Return the baseline of a cell, None where the cell has none.
 
     Raises:
         BaselineError: The file is damaged, of another schema or of another cell, or leads out of `root`.
@@ -55,10 +55,10 @@ def read(root: Path, cell: Cell) -> StoredCell | None:
 
 
 def read_whole(root: Path, cell: Cell) -> StoredCell | None:
-    """Return the baseline of a cell as `read` does, once its table of requests has been read too.
+    """Return the baseline of a cell as `read` does, after its table of requests has been read and checked too.
 
     Raises:
-        BaselineError: As `read` and `read_requests` do.
+        BaselineError: `read` or `read_requests` raises it.
     """
     stored = read(root, cell)
     if stored is not None and stored.requests is not None:
@@ -76,7 +76,7 @@ def read_requests(root: Path, stored: StoredCell) -> pd.DataFrame:
     """Return the requests of a cell's boots, as `requests_table.unpack` does.
 
     Raises:
-        BaselineError: There are none, or the file is damaged or not the one that the cell names.
+        BaselineError: The cell has no requests, or their file is missing, damaged or not the one that the cell names.
     """
     path = requests_path(stored.address.path(root))
     data = read_bytes(path, root=root, limit=requests_table.MAX_BYTES) if stored.requests else None
@@ -86,17 +86,17 @@ def read_requests(root: Path, stored: StoredCell) -> pd.DataFrame:
 
 
 def read_bytes(path: Path, *, root: Path, limit: int) -> bytes | None:
-    """Return a file below `root`, None where there is none.
+    """Return the content of a file below `root`, None where there is no file.
 
     Raises:
-        BaselineError: It leads out of `root` through a link, is no regular file, is longer than `limit` bytes, is a
-            pointer of Git LFS, or cannot be read.
+        BaselineError: The file leads out of `root` through a link, is no regular file, is longer than `limit` bytes, is
+            a pointer of Git LFS, or cannot be read.
     """
     try:
         real = path.resolve(strict=True)
         if not real.is_relative_to(root.resolve(strict=True)):
             raise BaselineError(f"leads out of the baselines' folder, to {real}", where=str(path))
-        # Not blocking: a pipe would be waited for.
+        # The file is opened without blocking, since opening a pipe would wait for a writer.
         descriptor = os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -117,10 +117,10 @@ def read_bytes(path: Path, *, root: Path, limit: int) -> bytes | None:
 
 
 def check_writable(root: Path) -> None:
-    """Return if baselines can be written below `root`, which need not exist yet; nothing is left there.
+    """Check that baselines can be written below `root`, which need not exist yet; nothing is left there.
 
     Raises:
-        BaselineError: They cannot, and why.
+        BaselineError: Baselines cannot be written there; the error says why.
     """
     folder = next(each for each in (root, *root.absolute().parents) if each.exists())
     try:
@@ -134,13 +134,13 @@ def check_writable(root: Path) -> None:
 def write_all(root: Path, writes: Iterable[Write]) -> list[Path]:
     """Write all cells or none; return the paths of their JSON files.
 
-    Everything is written beside its place and synced first; then each file is moved to its place, a cell's requests
-    before its JSON file. A failure on the way, an interrupt too, puts back what had been moved. Only a process killed
-    between two moves leaves some cells new and some old; each file is whole even then, and a JSON file beside the
-    requests of another is refused when the requests are read.
+    Every file is first written under a temporary name beside its place and synced; then each is moved to its place, a
+    cell's requests before its JSON file. After a failure or an interrupt the old files are put back. Only a process
+    killed between two moves leaves some cells new and some old; each file is whole even then, and a JSON file beside
+    another baseline's requests is refused when the requests are read.
 
     Raises:
-        BaselineError: A file cannot be written, or does not say what would be read again; nothing has changed.
+        BaselineError: A file cannot be written, or could not be read again; nothing has changed.
     """
     plan = _plan(root, writes)
     staged: list[tuple[Path, Path | None]] = []
@@ -180,7 +180,7 @@ def _plan(root: Path, writes: Iterable[Write]) -> list[tuple[Path, bytes | None]
 
 
 def _missing_folders(folders: Iterable[Path]) -> list[Path]:
-    """Return those that are not there yet, with their parents, the deepest first."""
+    """Return the folders that are not there yet, and their missing parents, the deepest first."""
     missing = {f for folder in folders for f in (folder, *folder.parents) if not f.exists()}
     return sorted(missing, key=lambda f: len(f.parts), reverse=True)
 
@@ -201,7 +201,7 @@ def _stage(path: Path, content: bytes) -> Path:
 
 
 def _swap(staged: list[tuple[Path, Path | None]]) -> None:
-    """Move every temporary to its place (None: remove what is there); on failure put everything back."""
+    """Move every temporary file to its place (None: remove the file there); on failure put everything back."""
     undo: list[tuple[Path, Path | None]] = []
     try:
         for path, temporary in staged:
@@ -222,7 +222,7 @@ def _swap(staged: list[tuple[Path, Path | None]]) -> None:
             if kept is None:
                 path.unlink(missing_ok=True)
             else:
-                # Where both are the same file still, replace() does nothing and leaves the second name.
+                # While both names still belong to one file, replace() does nothing and leaves the second name.
                 kept.replace(path)
                 kept.unlink(missing_ok=True)
         raise
@@ -232,7 +232,7 @@ def _swap(staged: list[tuple[Path, Path | None]]) -> None:
 
 
 def _keep(path: Path, kept: Path) -> None:
-    """Give a file a second name; not move it, so that its place is never empty."""
+    """Give a file a second name instead of moving it, so that its place is never empty."""
     try:
         os.link(path, kept, follow_symlinks=False)
     except OSError:  # a file system without links

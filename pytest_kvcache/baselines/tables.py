@@ -1,4 +1,4 @@
-"""Whether the tables of requests beside baselines are there and whole."""
+"""Checks whether the tables of requests beside baselines are there and whole."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pytest_kvcache.verdict.cells import StoredCell, requests_path
 
 
 def problems(found: Sequence[Found]) -> dict[Path, str]:
-    """Return why tables of requests cannot be read, by the baseline's path: those that can, or need not be, are not in.
+    """Return why a table of requests cannot be read, by the baseline's path; tables without a problem are left out.
 
-    All of them are read, some 10 kB a baseline.
+    Every table is read to find out, some 10 kB a baseline.
     """
     return {f.path: why for f in found if f.stored is not None and (why := _table_problem(f.path, f.stored))}
 

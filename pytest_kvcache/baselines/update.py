@@ -1,4 +1,4 @@
-"""Moving the centre: what makes a baseline of a session's boots, what refuses to, and what a change would be."""
+"""Makes baselines of a session's boots, says which boots are refused, and shows what a new baseline would change."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _CONFIDENCE = 0.95
 
 
 def refusals(boots: Sequence[Boot], *, dirty: str = "", least_boots: int = Policy.least_boots) -> list[str]:
-    """Return why these boots must not become a baseline, a line each; empty where they may.
+    """Return the reasons why these boots must not become a baseline, one line each; empty where they may.
 
     Args:
-        boots: All of the cell.
-        dirty: What of the code under test is not committed, "" where everything is.
-        least_boots: Fewer are too few: 6 for a profile that gates. One that only records may ask for less; the decision
-            then says that its baseline is too small.
+        boots: All boots of the cell.
+        dirty: Uncommitted parts of the code under test, "" where everything is committed.
+        least_boots: Smallest number of boots: 6 for a profile that gates. A profile that only records may ask for
+            fewer; verdicts then say that its baseline is too small.
     """
     lines = [f"boot {n}: {fault}" for n, boot in enumerate(boots, start=1) for fault in boot.faults]
     lines += [
@@ -61,16 +61,16 @@ def record(
     """Return the write that makes a baseline of boots and their requests.
 
     Args:
-        cell: Where it belongs.
-        boots: Each with its table of requests. Ask `refusals` first.
-        label: The tier's name for outputs.
-        run_id: The session.
-        recorded: Its date, YYYY-MM-DD (UTC).
+        cell: The cell that the baseline belongs to.
+        boots: Each boot with its table of requests, once `refusals` has nothing against them.
+        label: The tier's name in outputs.
+        run_id: Name of the session.
+        recorded: Date of the session, YYYY-MM-DD (UTC).
         comparability: As in `StoredCell`.
         versions: As in `StoredCell`.
         workload: As in `StoredCell`.
         round_s: As in `StoredCell`.
-        old: What stands there now.
+        old: The cell's present baseline.
 
     Raises:
         BaselineError: A value does not fit the schema.
@@ -102,16 +102,18 @@ def record(
 
 
 def extend(write: Write, old: StoredCell, old_requests: pd.DataFrame) -> Write:
-    """Return the write that keeps the boots of `old` and adds those of `write`: a baseline taken over several days.
+    """Return the write that keeps the boots of `old` and adds those of `write`.
+
+    So a baseline can be taken over several days.
 
     Args:
-        write: Of `record`.
-        old: What stands there now.
-        old_requests: Its requests (`store.read_requests`).
+        write: The new boots, from `record`.
+        old: The cell's present baseline.
+        old_requests: The requests of `old` (`store.read_requests`).
 
     Raises:
-        BaselineError: The two are not of one cell, environment, workload and version, so that they have no common
-            centre; or `write` has no requests; or its session is in `old` already.
+        BaselineError: The two differ in cell, environment, workload or versions, so that they have no common centre; or
+            `write` has no requests; or its session is in `old` already.
     """
     new, where = write.new, str(old.address)
     why = [*differences(old.comparability, new.comparability), *differences(old.versions, new.versions)]
@@ -136,16 +138,17 @@ def extend(write: Write, old: StoredCell, old_requests: pd.DataFrame) -> Write:
 
 @dataclass(frozen=True)
 class MetricLevel:
-    """Where a cell stands in one metric.
+    """Level and spread of a cell in one metric.
 
     Args:
-        metric: Which.
-        boots: K.
-        mean: Geometric mean of the boots, natural unit.
-        low: Lower end of its 95 % t interval over boots, from the cell's own boots; NaN for one boot.
-        high: Upper end.
-        sd: Of a boot, pooled over the tier, log scale; NaN where there is no degree of freedom.
-        margin: What the cell can resolve, as a share, or the declared margin where that is larger; NaN without `sd`.
+        metric: The metric.
+        boots: Number of boots (K).
+        mean: Geometric mean of the boots, in the metric's unit.
+        low: Lower end of the mean's 95 % t interval, from the cell's own boots; NaN for one boot.
+        high: Upper end of that interval.
+        sd: Standard deviation of a boot on the log scale, pooled over the tier; NaN without a degree of freedom.
+        margin: Smallest change that the cell can resolve, as a share, or the declared margin where that is larger; NaN
+            without `sd`.
     """
 
     metric: Metric
@@ -161,9 +164,9 @@ def levels(tier: Sequence[StoredCell], *, family: int, policy: Policy | None = N
     """Return mean, interval, spread and margin of each judged metric of the first cell.
 
     Args:
-        tier: The cell, then those it is pooled with (`procedure.tier_of`).
-        family: Declared gates.
-        policy: The rules; the default ones for None.
+        tier: The cell, then the cells that it is pooled with (`procedure.tier_of`).
+        family: Number of declared gates.
+        policy: The rules of verdicts; None takes the default rules.
     """
     policy = policy or Policy()
     count = len(tier[0].boots)
@@ -177,7 +180,7 @@ def levels(tier: Sequence[StoredCell], *, family: int, policy: Policy | None = N
             resolved = sd * resolution(
                 policy, baseline_boots=count, df=known.df, family=family, usual_leverage=known.usual_leverage
             )
-            # inf rather than an overflow where next to nothing can be told
+            # The exponent is capped, since a cell that resolves next to nothing would overflow.
             margin = max(policy.margin_of(metric.key), float(np.expm1(min(resolved, 100.0))))
         if count > 1:
             half = t_quantile((1 - _CONFIDENCE) / 2, count - 1) * float(own.std(ddof=1)) / math.sqrt(count)
@@ -190,16 +193,16 @@ def levels(tier: Sequence[StoredCell], *, family: int, policy: Policy | None = N
 
 @dataclass(frozen=True)
 class MetricChange:
-    """One metric of two baselines of a cell.
+    """The change of one metric between two baselines of a cell.
 
     Args:
-        metric: Which.
-        old: Geometric mean of the boots, natural unit.
-        new: The same, of the other.
+        metric: The metric.
+        old: Geometric mean of the old baseline's boots, in the metric's unit.
+        new: Geometric mean of the new baseline's boots, in the metric's unit.
         ratio: New over old.
-        low: Lower end of the ratio's 95 % interval (Welch's t on logs: the spreads need not be alike); NaN where one
-            has a single boot.
-        high: Upper end.
+        low: Lower end of the ratio's 95 % interval (Welch's t on logs, as the spreads need not be alike); NaN where a
+            baseline has a single boot.
+        high: Upper end of that interval.
     """
 
     metric: Metric
@@ -212,12 +215,12 @@ class MetricChange:
 
 @dataclass(frozen=True)
 class BaselineDifference:
-    """Two baselines of a cell.
+    """The difference between two baselines of a cell.
 
     Args:
-        comparability: A line a key that differs: the ratios then compare different things.
-        versions: A line a version that differs.
-        metrics: Every judged metric, old → new.
+        comparability: One line for each comparability key that differs; the ratios then compare different things.
+        versions: One line for each version that differs.
+        metrics: The change of every judged metric.
     """
 
     comparability: tuple[str, ...]
@@ -225,7 +228,7 @@ class BaselineDifference:
     metrics: tuple[MetricChange, ...]
 
     def table(self) -> pd.DataFrame:
-        """Return a line a metric: old, new, ratio and its interval."""
+        """Return one line for each metric: old, new, ratio and its interval."""
         return pd.DataFrame(
             {
                 "metric": m.metric.label,
@@ -239,7 +242,7 @@ class BaselineDifference:
 
 
 def diff(old: StoredCell, new: StoredCell) -> BaselineDifference:
-    """Return what changed from one baseline of a cell to another: what `--update-baselines` shows before it writes."""
+    """Return what changed between two baselines of a cell; `--update-baselines` shows it before it writes."""
     keys = differences(old.comparability, new.comparability)
     if old.workload != new.workload:
         keys.append(f"workload hash: {old.workload:.12} -> {new.workload:.12}")

@@ -1,1 +1,1 @@
-"""Subcommands of `pytest-kvcache`."""
+"""The subcommands of `pytest-kvcache`, one module each."""

@@ -1,4 +1,4 @@
-"""`pytest-kvcache baselines …`: what is stored, what it can tell, what to do about it."""
+"""`pytest-kvcache baselines`: lists, shows, compares, prunes and migrates stored baselines."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, say: Say) -> int:
-    """Do what was asked for; return the exit code.
+    """Carry out the subcommand of `baselines`; return the exit code.
 
     Raises:
         BaselineError: There is no such cell or folder.
@@ -92,7 +92,7 @@ def _show(args: argparse.Namespace, say: Say) -> int:
 
 
 def _diff(args: argparse.Namespace, say: Say) -> int:
-    """Say what changed; 1 where a file could not be compared, since nobody knows whether it did."""
+    """Say what changed; return 1 where a file could not be compared, since nobody knows whether it changed."""
     args.other = _other(args.other)
     other = Path(args.other)
     now = _by_cell(args.kv_baselines)
@@ -127,8 +127,8 @@ def _count(unread: int) -> str:
 
 
 def _changes(at: str, old: StoredCell, new: StoredCell) -> list[str]:
-    """Return what changed in a cell that is there on both sides, nothing where nothing did."""
-    if old.text() == new.text():  # a file has fewer digits than what is carried over
+    """Return lines on what changed in a cell that both sides have; no lines where nothing changed."""
+    if old.text() == new.text():  # texts, since a stored file has fewer digits than one that was just carried over
         return []
     found = update.diff(old, new)
     lines = [f"{at}: {len(old.boots)} -> {len(new.boots)} boots"]
@@ -136,12 +136,12 @@ def _changes(at: str, old: StoredCell, new: StoredCell) -> list[str]:
 
 
 def _by_cell(root: Path) -> dict[Cell, Found]:
-    """Return the files below a folder by their cells; those of an older schema as they would be carried over."""
+    """Return the files below a folder by cell, those of an older schema as carried over to the current one."""
     return {each.cell: each for each in older.with_older(root, files.scan(root)) if each.cell is not None}
 
 
 def _other(text: str) -> str:
-    """Return a revision as it is, and a folder in the home as it is called."""
+    """Return a revision unchanged, and a path that begins with `~` or `$` expanded."""
     return str(argument(text)) if text.startswith(("~", "$")) else text
 
 
@@ -184,7 +184,7 @@ def _migrate(args: argparse.Namespace, say: Say) -> int:
 
 
 def _rules(args: argparse.Namespace, stored: StoredCell) -> tuple[Policy, int]:
-    """Return the rules of the cell's profile and the number of its gates, the default ones where it is no more."""
+    """Return rules and number of gates of the cell's profile, or the defaults where the profile is gone."""
     known = catalogue.load(args.located.config)
     try:
         profile = known.profile(stored.cell.profile)

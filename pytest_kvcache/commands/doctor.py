@@ -1,4 +1,4 @@
-"""`pytest-kvcache doctor`: machine, engine and tiers looked at, without a boot."""
+"""`pytest-kvcache doctor`: checks machine, engine and tiers without a boot."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, say: Say) -> int:
-    """Look at everything and say what was found.
+    """Carry out all checks and say what they found.
 
     Returns:
         1 where a check failed, else 0.
@@ -108,7 +108,7 @@ def run(args: argparse.Namespace, say: Say) -> int:
 
 
 def table(results: Sequence[CheckResult]) -> list[str]:
-    """Return a line for each check, wrapped, and below it what to do where something is to be done."""
+    """Return a wrapped line for each check, with a line below it where there is something to do."""
     first = max((len(r.subject) for r in results), default=0)
     second = max((len(r.name) for r in results), default=0)
     lines = []
@@ -131,7 +131,7 @@ def table(results: Sequence[CheckResult]) -> list[str]:
 
 
 def _engine(name: str | None, mounts: Sequence[BindMount]) -> tuple[BaseEngine | None, CheckResult]:
-    """Return the engine, and how finding it went."""
+    """Return the engine, None where there is none, and the result of looking for it."""
     try:
         engine = engine_named(name, mounts) if name else setup.installed(home())
     except (SetupError, ConfigError) as error:
@@ -145,14 +145,14 @@ def _engine(name: str | None, mounts: Sequence[BindMount]) -> tuple[BaseEngine |
 
 
 def _features(engine: BaseEngine, tiers: Sequence[Tier], ctx: TierContext, *, bench: bool) -> Finding:
-    """Look at whether the engine is new enough for those tiers that can run here."""
-    dry = replace(ctx, port=lambda: 0)  # plans that nothing comes of
+    """Check whether the engine is new enough for the tiers that can run here."""
+    dry = replace(ctx, port=lambda: 0)  # these plans are only read, so that they need no real port
     offloads = [tier.plan(dry).offload for tier in tiers if tier.unavailable(ctx) is None]
     return engines.features(engine, ctx.profile, offloads, bench=bench)
 
 
 def _bench(tiers: Sequence[Tier], ctx: TierContext, engine: BaseEngine, say: Say) -> list[CheckResult]:
-    """Return what LMCache's own adapters find, of the tiers that have storage; their servers live as long as this."""
+    """Return what LMCache's own adapters find on the tiers that have storage; servers of tiers end with this call."""
     session = RunSession(home(), ctx.scratch / "runs", say)
     try:
         results = []

@@ -1,6 +1,6 @@
-"""`pytest-kvcache load`: the workload on its own, against any OpenAI endpoint; nothing is booted.
+"""`pytest-kvcache load`: sends the workload alone to any OpenAI endpoint; nothing is booted.
 
-The flags are those of LMCache's `multi-round-qa.py`, and some more.
+It has the flags of LMCache's `multi-round-qa.py`, and some more.
 """
 
 from __future__ import annotations
@@ -79,10 +79,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, say: Say) -> int:
-    """Send the load and say what came of it.
+    """Send the load and print its figures.
 
     Returns:
-        0 for a valid run, 1 for an invalid one, 130 for one that was interrupted. Its rows are kept in each case.
+        0 for a valid run, 1 for an invalid one, 130 for one that was interrupted. The rows are kept in each case.
 
     Raises:
         ConfigError: A flag or a file is wrong.
@@ -107,7 +107,7 @@ def run(args: argparse.Namespace, say: Say) -> int:
     )
     folder = args.output.absolute().parent
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):  # a load whose rows could not be kept is not sent
+    with tempfile.TemporaryFile(dir=folder):  # raises where the rows could not be written, before anything is sent
         pass
     say(f"{workload.kind}: preparing prompts, warming up")
     outcome = worker.carry_out(plan, say)

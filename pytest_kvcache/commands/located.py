@@ -1,4 +1,4 @@
-"""Where a subcommand finds what it works on: where pytest would, in the same folder."""
+"""Finds configuration, runs and baselines for a subcommand where pytest would find them in the same folder."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def add_project_arguments(parser: argparse.ArgumentParser, *, reads_config: bool
     """Declare the options by which pytest finds a project, and `--kv-config`.
 
     Args:
-        parser: Of the subcommand.
-        reads_config: Whether it reads kvcache.toml.
+        parser: The subcommand's parser.
+        reads_config: Whether the subcommand reads kvcache.toml.
     """
     parser.add_argument("--rootdir", type=argument, metavar="DIR", help="as for pytest")
     parser.add_argument("-c", "--config-file", type=argument, metavar="FILE", help="the ini file, as for pytest")
@@ -26,10 +26,10 @@ def add_project_arguments(parser: argparse.ArgumentParser, *, reads_config: bool
 
 
 def located(args: argparse.Namespace) -> Located:
-    """Return where everything is, from the flags of a subcommand, `addopts` and the ini file.
+    """Return where configuration, engine, runs and baselines are, by a subcommand's flags, `addopts` and the ini file.
 
     Raises:
-        ConfigError: A path is none, or pytest cannot read its own configuration.
+        ConfigError: A value is no path, or pytest cannot read its own configuration.
     """
     named = {"--rootdir": args.rootdir, "--config-file": args.config_file}
     project = project_here([f"{option}={path}" for option, path in named.items() if path])

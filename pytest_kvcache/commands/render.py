@@ -1,4 +1,4 @@
-"""`pytest-kvcache render`: every command line and file that a run would use."""
+"""`pytest-kvcache render`: prints every command line and file that a run would use."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, say: Say) -> int:
-    """Say what would be started; return the exit code.
+    """Print what would be started; return the exit code.
 
     Raises:
         ConfigError: A flag or kvcache.toml is wrong.
-        SetupError: There is no vLLM in the engine.
+        SetupError: The engine has no vLLM.
     """
     found = located(args)
     known = catalogue.load(found.config)

@@ -1,4 +1,4 @@
-"""`pytest-kvcache report`: the chart and the table of runs that are over, from the files that they left."""
+"""`pytest-kvcache report`: draws the chart and prints the table of finished runs, from their files."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace, say: Say) -> int:
     """Print the tables and draw the chart.
 
     Raises:
-        ConfigError: There is nothing to draw, or not so, or not there.
+        ConfigError: A run is not there, has nothing to draw, or the chart or the CSV file cannot be written as asked.
     """
     rows, passed_over = (series.read(args.runs), []) if args.runs else _newest(located(args).runs)
     table = series.means(rows)
@@ -65,10 +65,10 @@ def run(args: argparse.Namespace, say: Say) -> int:
 
 
 def _newest(runs: Path) -> tuple[pd.DataFrame, list[str]]:
-    """Return the newest run that has figures, and why those that are newer have none.
+    """Return the newest run that has figures, and a line on each newer run that has none.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: No run has figures.
     """
     passed_over: list[str] = []
     for run in sorted((path for path in runs.glob("*") if path.is_dir()), reverse=True):

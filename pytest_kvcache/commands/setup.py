@@ -1,4 +1,4 @@
-"""`pytest-kvcache setup`: make the engine environment of the CPU build."""
+"""`pytest-kvcache setup`: makes the engine environment of the CPU build."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, say: Say) -> int:
-    """Do what was asked for; return the exit code.
+    """Make, locate or prune engine environments, as the flags say; return the exit code.
 
     Raises:
-        SetupError: It could not be made.
+        SetupError: The environment could not be made.
     """
     variant = setup.Variant(args.vllm, args.lmcache)
     if args.path:
