@@ -232,6 +232,8 @@ def run_plan(
         ),
         probed=probed,
         gpus=gpus_during,
+        leaders=lambda: tuple(state.run.journal.record.leaders),
+        most_other_work=arm.profile.rules.other_work,
     )
     state.listener.measured(run)
     return run
