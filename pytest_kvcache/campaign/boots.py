@@ -135,6 +135,7 @@ def measure(
                 folder,
                 label=f"{pair.label} {boot}",
                 tell=state.gpus.append,
+                leaders=lambda: tuple(state.run.journal.record.leaders),
             ) as watch,
         ):
             probes = BootProbes(arm, pair, folder / PROBES)

@@ -59,8 +59,6 @@ class RunResult:
         estimates: The figures of the run.
         faults: Why no verdict may rest on the run, empty where one may.
         suspicions: What makes its times doubtful.
-        disturbances: Of them, those that say that other programs had a part of the machine: such a run becomes no
-            baseline.
         rounds: Whole rounds after which it was ended, since they said enough; None where all were sent.
         duration_s: For how long requests were started.
         proof: Where the KV of its prompts came from.
@@ -68,6 +66,8 @@ class RunResult:
         comparability: What must be equal for a comparison.
         versions: Of what was tested.
         lacks: What its engine, being older, did not tell.
+        disturbances: Of the suspicions, those that say that other programs had a part of the machine: such a run
+            becomes no baseline.
     """
 
     tier: str
@@ -106,8 +106,8 @@ def run_load(
     """Carry out `plan` against `pair` and return its result; rows and facts are in `folder` even if it fails.
 
     `gpus` returns what the GPUs did in the load, once it is over. `leaders` returns the first processes of all that the
-    run has started; what all others took of the processors is recorded, and above the share `most_other_work` the run is
-    suspect.
+    run has started; what all others took of the processors is recorded, and above the share `most_other_work` the run
+    is suspect.
 
     Raises:
         BootError: A component of the pair died.

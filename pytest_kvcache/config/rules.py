@@ -28,7 +28,7 @@ class Rules(Strict):
     canary_tolerance: Share = Field(default=0.10, description="the machine may be faster or slower by this")
     other_work: Share = Field(
         default=0.10,
-        description="a boot is suspect if other processes, or the hypervisor, took more than this share of the processors",
+        description="a boot is suspect if others, or the hypervisor, took more than this share of the processors",
     )
     adjust_for: Literal["", "matmul_s", "storage_read_s"] = Field(
         default="",

@@ -15,17 +15,17 @@ import pynvml
 import pytest
 
 from pytest_kvcache.telemetry.gpu import readings, sampler
-from pytest_kvcache.telemetry.gpu.readings import Gpu, Sample, Xid
+from pytest_kvcache.telemetry.gpu.readings import Gpu, Sample, Users, Xid
 from tests.stubs import nvml as stub
 from tests.stubs.nvml import HEALTHY, Board, Event, Failed, Replay, install
 
 STUB = str(Path(stub.__file__))
 
 
-def sampled(replay: Replay, monkeypatch: pytest.MonkeyPatch, *, cycles: int) -> list[Gpu | Sample | Xid | str]:
+def sampled(replay: Replay, monkeypatch: pytest.MonkeyPatch, *, cycles: int) -> list[Gpu | Sample | Users | Xid | str]:
     """Return what is written in so many cycles."""
     library = install(replay, monkeypatch.setattr)
-    found: list[Gpu | Sample | Xid | str] = []
+    found: list[Gpu | Sample | Users | Xid | str] = []
 
     def ended() -> bool:
         return sum(isinstance(each, Sample) for each in found) >= cycles
