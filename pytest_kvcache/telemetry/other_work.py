@@ -226,7 +226,7 @@ def _named(
 ) -> tuple[tuple[Worker, ...], float]:
     """Return who took most, and the share that all of `others` took: together never more than `share`."""
     whole_s = max(other_s, sum(others.values()))
-    if whole_s <= 0:
+    if whole_s <= 0 or share <= 0:
         return (), 0.0
     by_time = sorted(others.items(), key=lambda item: -item[1])
     top = tuple(Worker(key[0], known[key].name, share * used_s / whole_s) for key, used_s in by_time[:_TOP])
