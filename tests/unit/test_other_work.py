@@ -250,7 +250,7 @@ def test_what_proc_says_is_read() -> None:
 
 
 def test_the_run_is_its_sessions_descendants_and_logs(tmp_path: Path) -> None:
-    """Ours are leaders' sessions, their descendants, what writes to their logs, and pytest without its other children."""
+    """Ours are leaders' sessions, their descendants, what writes to their logs, and pytest itself alone."""
     me = os.getpid()
     log = str(tmp_path / "vllm-0.log")
 

@@ -304,7 +304,7 @@ def test_strangers_on_a_gpu(
 ) -> None:
     """Who is on a GPU of the run during a load and is not of the run is named; where numbers differ, that is said."""
     file = tmp_path / "gpus.jsonl"
-    written = [GPU, sample(0), *(Users(at_s, GPU.uuid, tuple(who)) for at_s, who in lines)]
+    written: list[Gpu | Sample | Users] = [GPU, sample(0), *(Users(at_s, GPU.uuid, tuple(who)) for at_s, who in lines)]
     file.write_text("".join(f"{line_of(each)}\n" for each in written))
     found = summarize(read(file), [Span(3500, 100.0, 110.0)], until_s=110.0)
     load = GpuLoad(found, own_pids=None if own is None else frozenset(own))
