@@ -50,6 +50,11 @@ def add_options(parser: pytest.Parser) -> None:
         help="store baselines only where this machine has none yet, or too few boots; compare the others",
     )
     group.addoption(
+        "--kv-allow-suspect",
+        action="store_true",
+        help="store baselines also of boots that had other work beside them",
+    )
+    group.addoption(
         "--kv-boots",
         type=int,
         default=None,
@@ -162,6 +167,7 @@ def from_config(config: pytest.Config) -> Options:
         runs=found.runs,
         baselines=found.baselines,
         update=update,
+        allow_suspect=config.getoption("kv_allow_suspect"),
         tier_option=spelled(config, "--tier"),
         boots=_boots(config),
         wait_s=_wait_s(config),

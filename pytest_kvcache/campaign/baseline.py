@@ -90,7 +90,7 @@ class BaselineCampaign:
         more = len(cell.boots) < cell.allowed
         if cell.records:
             cell.verdict = self._record_verdict(cell, run)
-            cell.done = cell.verdict is not None or not more
+            cell.done = cell.verdict is not None or not more or bool(self._disturbances(cell))
         else:
             boots, stored = self._same_rounds(cell)
             cell.verdict = procedure.decide(
@@ -205,11 +205,20 @@ class BaselineCampaign:
         A boot whose tokens came from elsewhere than those of the boots that are there has no common centre with them.
         """
         options = self._state.settings.options
+        if disturbed := self._disturbances(cell):
+            return disturbed
         if options.update == "missing":
             moved = [g.line for g in gates if isinstance(g.gate, TokenGate) and g.status in {"regressed", "improved"}]
             return [*update.refusals(cell.boots, least_boots=1), *moved]
         least = self._arm.profile.rules.baseline_boots
         return update.refusals(cell.boots, dirty=uncommitted(options.rootdir), least_boots=least)
+
+    def _disturbances(self, cell: _Open) -> list[str]:
+        """Return which boots had other work beside them and must not become the baseline for that."""
+        if self._state.settings.options.allow_suspect:
+            return []
+        each = [(number, line) for number, run in enumerate(cell.runs, start=1) for line in run.disturbances]
+        return [f"boot {number}: {line}, or store it all the same with --kv-allow-suspect" for number, line in each]
 
     def _write(self, cell: _Open) -> Write:
         state, run = self._state, cell.runs[0]

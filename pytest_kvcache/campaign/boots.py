@@ -135,6 +135,7 @@ def measure(
                 folder,
                 label=f"{pair.label} {boot}",
                 tell=state.gpus.append,
+                leaders=lambda: tuple(state.run.journal.record.leaders),
             ) as watch,
         ):
             probes = BootProbes(arm, pair, folder / PROBES)
@@ -232,6 +233,8 @@ def run_plan(
         ),
         probed=probed,
         gpus=gpus_during,
+        leaders=lambda: tuple(state.run.journal.record.leaders),
+        most_other_work=arm.profile.rules.other_work,
     )
     state.listener.measured(run)
     return run

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pytest_kvcache.proof.gpus import GpuLoad
-from pytest_kvcache.runs import signals
+from pytest_kvcache.runs import processes, signals
 from pytest_kvcache.runs.files import replace_whole
+from pytest_kvcache.runs.processes import Leader
 from pytest_kvcache.serving.component import Component
 from pytest_kvcache.serving.launchers.base import Handle, Launcher
 from pytest_kvcache.telemetry.gpu import readings
@@ -52,11 +53,13 @@ class GpuWatch:
         folder: Of the boot.
         handle: The running sampler, None where there is none.
         notes: What was known from the start not to be looked at.
+        leaders: Returns the leaders of the run's components at present.
     """
 
     folder: Path
     handle: Handle | None = None
     notes: tuple[str, ...] = ()
+    leaders: Callable[[], Iterable[Leader]] = tuple
     _spans: list[Span] = field(default_factory=list)
 
     def during(self, span: Span) -> GpuLoad:
@@ -73,7 +76,12 @@ class GpuWatch:
                 *found.notes,
                 *(f"{g.gpu}: only {g.samples} samples in {span.end_s - span.start_s:.0f} s" for g in few),
             ),
+            own_pids=self._own_pids(),
         )
+
+    def _own_pids(self) -> frozenset[int]:
+        leaders = list(self.leaders())
+        return frozenset({each.pid for each in leaders} | {each.pid for each in processes.members(leaders)})
 
     def whole(self) -> GpuLoad:
         """Return what the GPUs did in all loads of the boot, in all of the boot where none came to its end."""
@@ -123,6 +131,7 @@ def watched(
     *,
     label: str,
     tell: Callable[[BootGpus], object],
+    leaders: Callable[[], Iterable[Leader]] = tuple,
 ) -> Iterator[GpuWatch]:
     """Sample GPUs while the body runs, however it ends.
 
@@ -132,11 +141,13 @@ def watched(
         folder: Of the boot: gets the table.
         label: Tier and boot, for outputs.
         tell: Gets what was found, where GPUs were to be sampled.
+        leaders: Returns the leaders of the run's components at present: other processes on the GPUs are strangers.
     """
     if identifiers is not None and not identifiers:
         yield GpuWatch(folder)
         return
     watch = _started(identifiers, launcher, folder)
+    watch.leaders = leaders
     try:
         yield watch
     finally:

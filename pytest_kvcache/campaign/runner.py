@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,13 +29,14 @@ from pytest_kvcache.proof.ledger import Ledger
 from pytest_kvcache.proof.storage_account import AccountProof
 from pytest_kvcache.runs import signals
 from pytest_kvcache.runs.files import replace_whole, write_json
+from pytest_kvcache.runs.processes import Leader
 from pytest_kvcache.serving.claim import Claim
 from pytest_kvcache.serving.component import Component
 from pytest_kvcache.serving.diagnosis.diagnose import diagnose_file, failed_storage
 from pytest_kvcache.serving.launchers.base import Handle
 from pytest_kvcache.serving.launchers.process import ProcessLauncher
 from pytest_kvcache.serving.pair import ServingPair
-from pytest_kvcache.telemetry import counters
+from pytest_kvcache.telemetry import counters, other_work
 from pytest_kvcache.telemetry.gpu.readings import Span
 from pytest_kvcache.verdict.estimate import Estimates, estimate
 from pytest_kvcache.verdict.token_account import TokenAccount
@@ -67,6 +69,8 @@ class RunResult:
         versions: Of what was tested.
         lacks: What its engine, being older, did not tell.
         account: Where its tokens came from, for exact gates; None where it ended early.
+        disturbances: Of the suspicions, those that say that other programs had a part of the machine: such a run
+            becomes no baseline.
     """
 
     tier: str
@@ -85,6 +89,7 @@ class RunResult:
     versions: Mapping[str, str]
     lacks: tuple[str, ...] = ()
     account: TokenAccount | None = None
+    disturbances: tuple[str, ...] = ()
 
 
 def run_load(
@@ -99,10 +104,14 @@ def run_load(
     served: ServedCaches,
     probed: Probed,
     gpus: Callable[[Span], GpuLoad] = lambda _: GpuLoad(),
+    leaders: Callable[[], Iterable[Leader]] = tuple,
+    most_other_work: float = math.inf,
 ) -> RunResult:
     """Carry out `plan` against `pair` and return its result; rows and facts are in `folder` even if it fails.
 
-    `gpus` returns what the GPUs did in the load, once it is over.
+    `gpus` returns what the GPUs did in the load, once it is over. `leaders` returns the first processes of all that the
+    run has started; what all others took of the processors is recorded, and above the share `most_other_work` the run
+    is suspect.
 
     Raises:
         BootError: A component of the pair died.
@@ -122,9 +131,10 @@ def run_load(
     before = _look(pair, plan)
     handle: Handle | None = None
     try:
-        with signals.deferred():  # what is started is known before an interruption comes
-            handle = launcher.start(component, folder)
-        _wait(handle, pair)
+        with other_work.watched(leaders) as watch:
+            with signals.deferred():  # what is started is known before an interruption comes
+                handle = launcher.start(component, folder)
+            _wait(handle, pair)
     finally:
         with signals.deferred():
             if handle is not None:
@@ -153,9 +163,10 @@ def run_load(
     seen = gpus(Span(plan.context_tokens, start_s, start_s + load["elapsed_s"]))
     figures = estimate(rows, duration_s=_duration_s(plan, load)) | dict(proof.figures) | seen.figures
     faults = [*seen.faults, *probed.faults, *_faults(rows, plan, load, proof), *_storage_errors(pair, served, proof)]
-    suspicions = [*validity.suspicions(rows, plan.workload), *proof.findings, *seen.suspicions]
+    disturbances = [*watch.found.suspicions(most_other_work), *seen.disturbances]
+    suspicions = [*validity.suspicions(rows, plan.workload), *proof.findings, *seen.suspicions, *disturbances]
     more: dict[str, Any] = {"estimates": figures, "faults": faults, "suspicions": suspicions, "proof": proof.facts()}
-    more |= seen.facts()
+    more |= seen.facts() | watch.found.facts()
     if isinstance(plan.workload, MultiRoundQa) and plan.workload.mode == "compat":
         table = reference_csv.csv_table(rows, started_at=load["started_at"])
         replace_whole(folder / CSV, lambda partial: table.to_csv(partial, index=False))
@@ -181,6 +192,7 @@ def run_load(
         versions=versions,
         lacks=pair.plan.lacks,
         account=account,
+        disturbances=tuple(disturbances),
     )
 
 

@@ -29,6 +29,7 @@ class Options:
         against: An engine environment, `image:…`, or `git:REVISION` of the configuration, to compare with in place of
             baselines.
         image_mounts: What containers of images get from this machine, as `SOURCE[:TARGET][:ro|rw]`.
+        allow_suspect: Whether boots that had other work beside them may become baselines.
         tier_option: How the option that names tiers is spelled: another plugin may have taken `--tier`.
         wait_s: For how long another session that measures on the same GPUs or processors is waited for (s).
     """
@@ -45,5 +46,6 @@ class Options:
     strict: bool
     against: str | None
     image_mounts: tuple[str, ...]
+    allow_suspect: bool = False
     tier_option: str = "--tier"
     wait_s: float = DEFAULT_WAIT_S

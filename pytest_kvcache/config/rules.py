@@ -26,6 +26,10 @@ class Rules(Strict):
         default=True, description="time a matrix product around each boot and a storage read before it"
     )
     canary_tolerance: Share = Field(default=0.10, description="the machine may be faster or slower by this")
+    other_work: Share = Field(
+        default=0.10,
+        description="a boot is suspect if others, or the hypervisor, took more than this share of the processors",
+    )
     adjust_for: Literal["", "matmul_s", "storage_read_s"] = Field(
         default="",
         description="a canary reading, where it is read; what follows the machine's speed by it is no change",

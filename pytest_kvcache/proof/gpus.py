@@ -6,11 +6,13 @@ short of power answered rightly, only later.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pytest_kvcache.telemetry.gpu import reasons
+from pytest_kvcache.telemetry.gpu.readings import GpuProcess
 from pytest_kvcache.telemetry.gpu.summary import GpuSummary, figures
+from pytest_kvcache.telemetry.other_work import TODO
 
 #: Share of busy samples at the power cap from which a run's times are those of the power limit. At full load many
 #: boards touch their cap now and then, as they are meant to.
@@ -46,10 +48,12 @@ class GpuLoad:
     Args:
         gpus: Summary of each GPU; empty where there are none or nothing could be read.
         notes: What could not be read, and why.
+        own_pids: Process and session numbers of the run; None where the processes of others cannot be told from them.
     """
 
     gpus: tuple[GpuSummary, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    own_pids: frozenset[int] | None = None
 
     @property
     def faults(self) -> list[str]:
@@ -62,6 +66,34 @@ class GpuLoad:
         return [line for each in self.gpus for line in (*_throttling(each), *_xids(each, _OTHERS, failed=False))]
 
     @property
+    def disturbances(self) -> list[str]:
+        """Which other processes had a context on a GPU of the run: how much of it they took is not known."""
+        return [
+            f"other processes are on {each.gpu}: {', '.join(map(str, others))}; {TODO}"
+            for each in self.gpus
+            if (others := self._others(each))
+        ]
+
+    @property
+    def untold(self) -> list[str]:
+        """Which GPUs list processes, and none of the run: their numbers are those of another container's namespace."""
+        if self.own_pids is None:
+            return []
+        return [
+            f"{each.gpu}: processes on it cannot be told from the run's: the driver lists none of the run's"
+            for each in self.gpus
+            if each.processes and not any(self._is_own(process) for process in each.processes)
+        ]
+
+    def _others(self, each: GpuSummary) -> list[GpuProcess]:
+        others = [process for process in each.processes if not self._is_own(process)]
+        return others if self.own_pids is not None and len(others) < len(each.processes) else []
+
+    def _is_own(self, process: GpuProcess) -> bool:
+        own = self.own_pids or frozenset()
+        return process.pid in own or process.session_id in own
+
+    @property
     def figures(self) -> dict[str, float]:
         """Clocks, power, temperature and throttling, for explanations."""
         return figures(self.gpus)
@@ -70,7 +102,9 @@ class GpuLoad:
         """Return the load for `run.json`; empty without GPUs and notes."""
         if not self.gpus and not self.notes:
             return {}
-        return {"gpus": {"each": [each.facts() for each in self.gpus], "notes": list(self.notes)}}
+        others = {str(each.gpu): [asdict(process) for process in self._others(each)] for each in self.gpus}
+        notes = [*self.notes, *self.untold]
+        return {"gpus": {"each": [each.facts() for each in self.gpus], "others": others, "notes": notes}}
 
 
 def _faults(each: GpuSummary) -> list[str]:

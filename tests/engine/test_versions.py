@@ -24,6 +24,7 @@ extends = "cpu-tiny"
 lmcache_mode = "mp"
 [profiles.mp.rules]
 canary = false
+other_work = 9
 [profiles.mp.workload]
 context_tokens = [3500]
 """

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.engine
 RULES = """
 [profiles.faults.rules]
 canary = false
+other_work = 9
 looks = 1
 """
 #: A user's context is 15 MB of KV: two seconds instead of a tenth of one.

@@ -187,7 +187,7 @@ def test_leftovers_of_an_earlier_run(project: Project, kvcache_home: Path, real_
     """Where the storage still has what another run stored, the run is invalid and becomes no baseline."""
     kept = tmp_path / "kept"
     prepare(project, real_engine)
-    args = ("--tier", "pnfs", "--record-baselines", "--kv-boots", "1")
+    args = ("--tier", "pnfs", "--record-baselines", "--kv-allow-suspect", "--kv-boots", "1")
 
     def keep(_session: Session) -> None:
         (folder,) = (kvcache_home / "storage").iterdir()
@@ -222,7 +222,7 @@ def test_leftovers_in_storage_of_the_users_own(
     kept = tmp_path / "kept"
     tier = f'[tiers.kept]\nkind = "lmcache-l2"\n[tiers.kept.adapter]\ntype = "fs"\nbase_path = "{kept}"\n'
     prepare(project, real_engine, tier)
-    args = ("--tier", "kept", "--record-baselines", "--kv-boots", "1")
+    args = ("--tier", "kept", "--record-baselines", "--kv-allow-suspect", "--kv-boots", "1")
     first = run(project, kvcache_home, *args)
     assert first.code == 0, first.output
     assert any(kept.iterdir())

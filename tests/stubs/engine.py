@@ -50,6 +50,8 @@ baseline_boots = {boots}
 margin = 5
 widest_margin = 9
 canary = false
+# Tests run beside each other.
+other_work = 9
 
 [profiles.stub.workload]
 users = 3

@@ -22,6 +22,7 @@ from pytest_kvcache.telemetry.gpu import sampler
 
 #: nvmlReturn_t.
 OK, NOT_SUPPORTED, NO_PERMISSION, NOT_FOUND, TIMEOUT, NO_FUNCTION, LOST, UNKNOWN = 0, 3, 4, 6, 10, 13, 15, 999
+INSUFFICIENT_SIZE = 7
 NO_INSTANCE = 0xFFFFFFFF
 _P, _U, _L = ctypes.c_void_p, ctypes.c_uint, ctypes.c_ulonglong
 
@@ -158,6 +159,7 @@ class Replay:
                 (_P, _P),
                 lambda handle, out: self._put(handle, "TemperatureV", out + 8, "<i"),
             ),
+            "nvmlDeviceGetComputeRunningProcesses_v3": ((_P, _P, _P), self._processes),
             "nvmlEventSetCreate": ((_P,), lambda out: _write(out, "<Q", 0xE0)),
             "nvmlDeviceRegisterEvents": ((_P, _L, _P), self._register),
             "nvmlEventSetWait_v2": ((_P, _P, _U), self._wait),
@@ -187,6 +189,19 @@ class Replay:
         if isinstance(value, Failed):
             return value.code
         return _write(out, form, *(value if isinstance(value, tuple) else (value,)))
+
+    def _processes(self, handle: int, count: int, out: int | None) -> int:
+        """Fill an array of nvmlProcessInfo_t: pid, usedGpuMemory, gpuInstanceId, computeInstanceId."""
+        listed = self._board(handle).values.get("ComputeRunningProcesses", Failed(NOT_SUPPORTED))
+        if isinstance(listed, Failed):
+            return listed.code
+        room = ctypes.c_uint.from_address(count).value
+        _write(count, "<I", len(listed))
+        if len(listed) > room:
+            return INSUFFICIENT_SIZE
+        for number, (pid, memory) in enumerate(listed):
+            _write((out or 0) + 24 * number, "<IxxxxQII", pid, memory, NO_INSTANCE, NO_INSTANCE)
+        return OK
 
     def _shutdown(self) -> int:
         self.ended += 1

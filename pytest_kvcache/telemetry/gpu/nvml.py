@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from pytest_kvcache.telemetry.gpu.readings import Gpu, Sample, Xid
+from pytest_kvcache.telemetry.gpu.readings import Gpu, GpuProcess, Sample, Users, Xid
 
 #: Return values of NVML (nvml.h, nvmlReturn_t).
 _NOT_SUPPORTED, _TIMEOUT, _NO_FUNCTION, _LOST, _RESET_REQUIRED = 3, 10, 13, 15, 16
@@ -77,6 +79,18 @@ class Nvml:
     def samples(self) -> list[Sample]:
         """Return what each GPU says now."""
         return [self._sample(device) for device in self._devices]
+
+    def users(self) -> list[Users]:
+        """Return who computes on each GPU now, of those that say it."""
+        found = []
+        for device in self._devices:
+            with contextlib.suppress(self._lib.NVMLError):  # it is gone, which `samples` has noted
+                asking = functools.partial(self._lib.nvmlDeviceGetComputeRunningProcesses, device.handle)
+                listed = self._ask(device, "processes", asking)
+                if listed is not None:
+                    there = sorted((_process(each) for each in listed), key=lambda each: each.pid)
+                    found.append(Users(time.monotonic(), device.gpu.uuid, tuple(there)))
+        return found
 
     def wait(self, seconds: float) -> list[Xid]:
         """Return the XID events that come within `seconds`; the first ends the wait."""
@@ -245,6 +259,16 @@ class Nvml:
 
 def _address(handle: Any) -> int | None:
     return ctypes.cast(handle, ctypes.c_void_p).value
+
+
+def _process(listed: Any) -> GpuProcess:
+    pid = int(listed.pid)
+    name, session = "", None
+    with contextlib.suppress(OSError):
+        name = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace").strip()
+        session = os.getsid(pid)
+    memory = listed.usedGpuMemory
+    return GpuProcess(pid, name, session, None if memory is None else int(memory))
 
 
 def _watts(milliwatts: int | None) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,6 +97,43 @@ class Xid:
 
 
 @dataclass(frozen=True)
+class GpuProcess:
+    """A process with a context on a GPU.
+
+    Args:
+        pid: Its number, as the driver has it.
+        name: Of its program, "" where no process has that number here: it has ended, or is in another container.
+        session_id: The number of its session's leader, None where there is no such process here.
+        memory_bytes: Of the GPU's memory that it has, None where the driver does not say.
+    """
+
+    pid: int
+    name: str = ""
+    session_id: int | None = None
+    memory_bytes: int | None = None
+
+    def __str__(self) -> str:
+        """Number, name and memory."""
+        memory = "" if self.memory_bytes is None else f" ({self.memory_bytes / 2**30:.1f} GiB)"
+        return f"{self.pid} {self.name}".rstrip() + memory
+
+
+@dataclass(frozen=True)
+class Users:
+    """Who was on a GPU from a moment on, until the next such line of that GPU.
+
+    Args:
+        monotonic_s: The moment (CLOCK_MONOTONIC).
+        uuid: Which GPU.
+        processes: Those that compute there.
+    """
+
+    monotonic_s: float
+    uuid: str
+    processes: tuple[GpuProcess, ...] = ()
+
+
+@dataclass(frozen=True)
 class Readings:
     """All that is known of the GPUs of a boot.
 
@@ -105,16 +142,18 @@ class Readings:
         samples: In the order of time.
         xids: Errors of the driver in the order of time.
         notes: What could not be looked at, and why.
+        users: Who was on them, in the order of time.
     """
 
     gpus: tuple[Gpu, ...] = ()
     samples: tuple[Sample, ...] = ()
     xids: tuple[Xid, ...] = ()
     notes: tuple[str, ...] = ()
+    users: tuple[Users, ...] = ()
 
     def with_notes(self, *notes: str) -> Readings:
         """Return the same with more that could not be looked at."""
-        return Readings(self.gpus, self.samples, self.xids, (*self.notes, *notes))
+        return replace(self, notes=(*self.notes, *notes))
 
 
 @dataclass
@@ -123,9 +162,10 @@ class _Parts:
     sample: list[Sample] = field(default_factory=list)
     xid: list[Xid] = field(default_factory=list)
     note: list[str] = field(default_factory=list)
+    users: list[Users] = field(default_factory=list)
 
 
-def line_of(what: Gpu | Sample | Xid | str) -> str:
+def line_of(what: Gpu | Sample | Xid | Users | str) -> str:
     """Return the line of a file for one thing that was read; a text is a note."""
     kind = "note" if isinstance(what, str) else type(what).__name__.lower()
     return json.dumps({kind: what if isinstance(what, str) else asdict(what)}, separators=(",", ":"))
@@ -140,7 +180,7 @@ def read(path: Path) -> Readings:
         # The last line may not be whole yet, or never was: a sampler that was killed, a disk that was full.
         with contextlib.suppress(ValueError, TypeError):
             _take(json.loads(line), parts)
-    return Readings(tuple(parts.gpu), tuple(parts.sample), tuple(parts.xid), tuple(parts.note))
+    return Readings(tuple(parts.gpu), tuple(parts.sample), tuple(parts.xid), tuple(parts.note), tuple(parts.users))
 
 
 def _take(data: Any, parts: _Parts) -> None:
@@ -153,6 +193,9 @@ def _take(data: Any, parts: _Parts) -> None:
             parts.sample.append(Sample(**value))
         elif kind == "xid":
             parts.xid.append(Xid(**value))
+        elif kind == "users":
+            there = tuple(GpuProcess(**each) for each in value["processes"])
+            parts.users.append(Users(value["monotonic_s"], value["uuid"], there))
         elif kind == "note":
             parts.note.append(value)
 

@@ -18,13 +18,13 @@ from typing import Any
 
 from pytest_kvcache.runs import signals
 from pytest_kvcache.telemetry.gpu.nvml import Nvml
-from pytest_kvcache.telemetry.gpu.readings import Gpu, Sample, Xid, line_of
+from pytest_kvcache.telemetry.gpu.readings import Gpu, Sample, Users, Xid, line_of
 
 PERIOD_S = 1.0
 #: An event ends a wait; a signal does not, so that no wait is longer than this.
 _SLICE_S = 0.2
 
-Write = Callable[[Gpu | Sample | Xid | str], object]
+Write = Callable[[Gpu | Sample | Xid | Users | str], object]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -55,7 +55,7 @@ def sample(
     ended: Callable[[], bool],
     period_s: float = PERIOD_S,
 ) -> None:
-    """Write the GPUs, then a sample of each in every period, and XID events as they come.
+    """Write the GPUs, then a sample of each in every period, and changes of who is on it and XID events as they come.
 
     Args:
         library: Returns the module `pynvml`.
@@ -75,6 +75,7 @@ def sample(
         write(f"no GPU telemetry: NVML: {error}")
         return
     said = 0
+    known: dict[str, set[int]] = {}
     try:
         for gpu in nvml.gpus:
             write(gpu)
@@ -82,6 +83,11 @@ def sample(
         while not ended():
             for each in nvml.samples():
                 write(each)
+            for users in nvml.users():
+                pids = {each.pid for each in users.processes}
+                if known.get(users.uuid) != pids:
+                    known[users.uuid] = pids
+                    write(users)
             for note in nvml.notes[said:]:
                 write(note)
             said = len(nvml.notes)

@@ -7,6 +7,7 @@ and throttling are taken of busy samples only: an idle GPU lowers its clocks, an
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,7 +15,7 @@ from statistics import fmean, median
 from typing import Any
 
 from pytest_kvcache.telemetry.gpu import reasons
-from pytest_kvcache.telemetry.gpu.readings import Gpu, Readings, Sample, Span, Xid
+from pytest_kvcache.telemetry.gpu.readings import Gpu, GpuProcess, Readings, Sample, Span, Users, Xid
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class GpuSummary:
         ecc_uncorrected: Of them, those that were not corrected.
         xids: Critical errors since then, in order; those of other MIG instances left out.
         lost: Why it could not be read any more, "" where it could.
+        processes: All that computed on it in those loads, the run's own among them.
     """
 
     gpu: Gpu
@@ -62,6 +64,7 @@ class GpuSummary:
     ecc_uncorrected: int | None = None
     xids: tuple[int, ...] = ()
     lost: str = ""
+    processes: tuple[GpuProcess, ...] = ()
 
     def share(self, count: int) -> float:
         """Return a number of busy samples as a share of all busy ones."""
@@ -114,7 +117,18 @@ def _summary(readings: Readings, gpu: Gpu, loads: Sequence[Span], end_s: float) 
             x.number for x in readings.xids if x.uuid == gpu.uuid and x.monotonic_s <= end_s and _concerns(x, gpu)
         ),
         lost=next((s.error for s in until if s.error), ""),
+        processes=_there([users for users in readings.users if users.uuid == gpu.uuid], loads),
     )
+
+
+def _there(users: Sequence[Users], spans: Sequence[Span]) -> tuple[GpuProcess, ...]:
+    """Return who was on a GPU in some loads: each line of `users` holds until the next."""
+    found: dict[int, GpuProcess] = {}
+    for number, each in enumerate(users):
+        until_s = users[number + 1].monotonic_s if number + 1 < len(users) else math.inf
+        if any(each.monotonic_s <= span.end_s and until_s > span.start_s for span in spans):
+            found |= {process.pid: process for process in each.processes}
+    return tuple(found.values())
 
 
 def _concerns(xid: Xid, gpu: Gpu) -> bool:

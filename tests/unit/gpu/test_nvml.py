@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pynvml
 import pytest
 
 from pytest_kvcache.telemetry.gpu.nvml import Nvml
-from pytest_kvcache.telemetry.gpu.readings import Sample
+from pytest_kvcache.telemetry.gpu.readings import GpuProcess, Sample
 from tests.stubs.nvml import (
     HEALTHY,
     LOST,
@@ -174,3 +176,25 @@ def test_events_that_cannot_be_heard(opened: Open) -> None:
     assert [broken.wait(0.001), broken.wait(0.001)] == [[], []]
     assert broken.notes == ["XID events are heard no more: GPU is lost"]
     assert len(broken.samples()) == 1
+
+
+def test_who_computes_on_a_gpu(opened: Open) -> None:
+    """Processes have their memory, and here their name and session; a GPU that does not list any says nothing."""
+    me, nobody = os.getpid(), 2**22 + 5  # above the highest number that the kernel gives
+    listed = board("GPU-0", ComputeRunningProcesses=[(nobody, 3 << 30), (me, 1 << 30)])
+    nvml = opened([listed, board("GPU-1", ComputeRunningProcesses=[]), board("GPU-2")])
+    found = {each.uuid: each.processes for each in nvml.users()}
+    name = Path("/proc/self/comm").read_text(encoding="utf-8").strip()
+    assert found == {
+        "GPU-0": (GpuProcess(me, name, os.getsid(0), 1 << 30), GpuProcess(nobody, memory_bytes=3 << 30)),
+        "GPU-1": (),
+    }
+    assert nvml.notes == []
+
+
+def test_a_gpu_that_lists_no_processes_to_us_is_noted(opened: Open) -> None:
+    """That a driver refuses to list processes is a note, and no end of the samples."""
+    nvml = opened([board("GPU-0", ComputeRunningProcesses=Failed(NO_PERMISSION))])
+    assert nvml.users() == []
+    assert len(nvml.samples()) == 1
+    assert any("processes" in note for note in nvml.notes)

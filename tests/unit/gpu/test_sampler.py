@@ -15,17 +15,17 @@ import pynvml
 import pytest
 
 from pytest_kvcache.telemetry.gpu import readings, sampler
-from pytest_kvcache.telemetry.gpu.readings import Gpu, Sample, Xid
+from pytest_kvcache.telemetry.gpu.readings import Gpu, Sample, Users, Xid
 from tests.stubs import nvml as stub
 from tests.stubs.nvml import HEALTHY, Board, Event, Failed, Replay, install
 
 STUB = str(Path(stub.__file__))
 
 
-def sampled(replay: Replay, monkeypatch: pytest.MonkeyPatch, *, cycles: int) -> list[Gpu | Sample | Xid | str]:
+def sampled(replay: Replay, monkeypatch: pytest.MonkeyPatch, *, cycles: int) -> list[Gpu | Sample | Users | Xid | str]:
     """Return what is written in so many cycles."""
     library = install(replay, monkeypatch.setattr)
-    found: list[Gpu | Sample | Xid | str] = []
+    found: list[Gpu | Sample | Users | Xid | str] = []
 
     def ended() -> bool:
         return sum(isinstance(each, Sample) for each in found) >= cycles
@@ -139,3 +139,19 @@ def has_nvml() -> bool:
     except pynvml.NVMLError:
         return False
     return True
+
+
+def test_who_is_on_a_gpu_is_written_where_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line comes with the first sample and with each change of who is there."""
+    board = Board("GPU-0", values=dict(HEALTHY))
+    library = install(Replay([board]), monkeypatch.setattr)
+    found: list[Gpu | Sample | Users | Xid | str] = []
+
+    def ended() -> bool:
+        count = sum(isinstance(each, Sample) for each in found)
+        board.values["ComputeRunningProcesses"] = [(7, 1 << 30), (8, 2 << 30)] if count >= 3 else [(7, 1 << 30)]
+        return count >= 5
+
+    sampler.sample(lambda: library, None, write=found.append, ended=ended, period_s=0)
+    users = [each for each in found if isinstance(each, Users)]
+    assert [[each.pid for each in line.processes] for line in users] == [[7], [7, 8]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -13,7 +14,18 @@ from hypothesis import strategies as st
 
 from pytest_kvcache.proof.gpus import CAPPED_SHARE, GpuLoad
 from pytest_kvcache.telemetry.gpu import reasons
-from pytest_kvcache.telemetry.gpu.readings import Gpu, Readings, Sample, Span, Xid, line_of, read, to_frame
+from pytest_kvcache.telemetry.gpu.readings import (
+    Gpu,
+    GpuProcess,
+    Readings,
+    Sample,
+    Span,
+    Users,
+    Xid,
+    line_of,
+    read,
+    to_frame,
+)
 from pytest_kvcache.telemetry.gpu.summary import summarize
 from tests.unit.gpu.make import GPU, START_S, load, sample, samples, summary
 
@@ -250,3 +262,54 @@ def test_any_order_of_masks_gives_the_same_counts() -> None:
     """Shares do not depend on when a throttle came."""
     for masks in itertools.permutations([0x40, 0x20, 0, 0]):
         assert summary(samples(masks)).throttled == 2
+
+
+SERVER, WORKER, STRANGER = (
+    GpuProcess(10, "vllm", 10),
+    GpuProcess(11, "worker", 10),
+    GpuProcess(99, "train", 90, 2 << 30),
+)
+NUMBERED_ELSEWHERE = GpuProcess(4001)
+
+
+@pytest.mark.parametrize(
+    ("lines", "own", "others", "untold"),
+    [
+        ([(0, [SERVER, WORKER])], {10}, [], False),
+        ([(0, [SERVER, STRANGER])], {10}, [STRANGER], False),
+        ([(0, [SERVER]), (105, [SERVER, STRANGER]), (106, [SERVER])], {10}, [STRANGER], False),
+        ([(0, [SERVER, STRANGER]), (99, [SERVER])], {10}, [], False),
+        ([(0, [SERVER]), (111, [SERVER, STRANGER])], {10}, [], False),
+        ([(0, [NUMBERED_ELSEWHERE])], {10}, [], True),
+        ([(0, [SERVER, STRANGER])], None, [], False),
+        ([], {10}, [], False),
+    ],
+    ids=[
+        "none",
+        "all the time",
+        "for a second",
+        "before",
+        "after",
+        "another namespace",
+        "not to be told",
+        "not listed",
+    ],
+)
+def test_strangers_on_a_gpu(
+    tmp_path: Path,
+    lines: list[tuple[float, list[GpuProcess]]],
+    own: set[int] | None,
+    others: list[GpuProcess],
+    untold: bool,
+) -> None:
+    """Who is on a GPU of the run during a load and is not of the run is named; where numbers differ, that is said."""
+    file = tmp_path / "gpus.jsonl"
+    written: list[Gpu | Sample | Users] = [GPU, sample(0), *(Users(at_s, GPU.uuid, tuple(who)) for at_s, who in lines)]
+    file.write_text("".join(f"{line_of(each)}\n" for each in written))
+    found = summarize(read(file), [Span(3500, 100.0, 110.0)], until_s=110.0)
+    load = GpuLoad(found, own_pids=None if own is None else frozenset(own))
+    named = f"{', '.join(map(str, others))}; run it again on a quiet machine"
+    assert load.disturbances == ([f"other processes are on {GPU}: {named}"] if others else [])
+    assert [each["pid"] for each in load.facts()["gpus"]["others"][str(GPU)]] == [each.pid for each in others]
+    assert [untold] == [any("cannot be told" in note for note in load.facts()["gpus"]["notes"])]
+    assert load.suspicions == []

@@ -13,9 +13,10 @@ import pytest
 from pytest_kvcache.campaign import gpus
 from pytest_kvcache.campaign.gpus import BootGpus, named, watched
 from pytest_kvcache.report.gpus import gpu_lines
+from pytest_kvcache.runs.processes import Leader
 from pytest_kvcache.serving.component import Component
 from pytest_kvcache.serving.launchers.base import Handle
-from pytest_kvcache.telemetry.gpu.readings import Gpu, Sample, Span, Xid, line_of
+from pytest_kvcache.telemetry.gpu.readings import Gpu, GpuProcess, Sample, Span, Users, Xid, line_of
 from tests.unit.gpu.make import GPU, START_S, sample
 
 
@@ -36,7 +37,7 @@ class Ran:
 class Starter:
     """A launcher whose sampler writes what it is told, at once."""
 
-    lines: Sequence[Gpu | Sample | Xid | str] = ()
+    lines: Sequence[Gpu | Sample | Users | Xid | str] = ()
     code: int | None = None
     started: list[Component] = field(default_factory=list)
     stopped: int = 0
@@ -85,7 +86,7 @@ def test_without_gpus_nothing_is_started(tmp_path: Path) -> None:
 
 def test_a_boot_of_two_loads(tmp_path: Path) -> None:
     """Each load is judged on its own samples, the table knows both, and the sampler is ended once."""
-    lines: list[Gpu | Sample | Xid | str] = [GPU]
+    lines: list[Gpu | Sample | Users | Xid | str] = [GPU]
     lines += [sample(n, clock_reasons=0x40, sm_clock_mhz=1400) for n in range(5)]
     lines += [sample(n) for n in range(5, 10)]
     starter, told = Starter(lines), list[BootGpus]()
@@ -114,7 +115,7 @@ def test_a_line_with_everything(tmp_path: Path) -> None:
         "memory_clock_mhz": 2619, "power_w": 612.3, "power_limit_w": 700.0, "temperature_c": 71,
         "memory_used_bytes": 60 << 30, "memory_total_bytes": 80 << 30, "clock_reasons": 4,
     }  # fmt: skip
-    lines: list[Gpu | Sample | Xid | str] = [
+    lines: list[Gpu | Sample | Users | Xid | str] = [
         GPU,
         sample(0, ecc_corrected=2, ecc_uncorrected=0, **full),
         sample(1, ecc_corrected=5, ecc_uncorrected=1, **full),
@@ -144,7 +145,7 @@ def test_a_line_with_everything(tmp_path: Path) -> None:
     ],
 )
 def test_a_sampler_that_failed_is_said(
-    tmp_path: Path, lines: list[Gpu | Sample | Xid | str], code: int | None, said: str
+    tmp_path: Path, lines: list[Gpu | Sample | Users | Xid | str], code: int | None, said: str
 ) -> None:
     """A run without GPU telemetry is no fault; facts and report say what was not looked at, and why."""
     told: list[BootGpus] = []
@@ -199,3 +200,13 @@ def test_a_table_that_cannot_be_written_leaves_the_lines(tmp_path: Path) -> None
         pass
     assert (tmp_path / "gpus.jsonl").exists()
     assert f"samples of GPUs are left as lines in {tmp_path / 'gpus.jsonl'}" in gpu_lines(told)[-1]
+
+
+def test_strangers_are_those_that_no_leader_has_started(tmp_path: Path) -> None:
+    """A load is told of processes on its GPU that are neither leaders of the run nor in their sessions."""
+    server, stranger = GpuProcess(10, "vllm", 10), GpuProcess(99, "train", 90, 2 << 30)
+    starter = Starter([GPU, sample(0), Users(START_S, GPU.uuid, (server, stranger))])
+    leaders = [Leader(10, 1, str(tmp_path / "vllm-0.log"))]
+    with watched(("4",), starter, tmp_path, label="x", tell=lambda _: None, leaders=lambda: leaders) as watch:
+        found = watch.during(Span(3500, START_S, START_S + 1))
+    assert [line.split(": ")[1].split(";")[0] for line in found.disturbances] == ["99 train (2.0 GiB)"]
