@@ -14,7 +14,7 @@ from pathlib import Path
 # modules can be loaded twice.
 import pandas.core.arrays.arrow.extension_types  # noqa: F401
 import pytest
-import scipy.stats  # noqa: F401
+import scipy.optimize  # noqa: F401
 from hypothesis import settings
 
 from pytest_kvcache.engine import setup

@@ -24,7 +24,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.stats import mstats
 
 Estimates = dict[str, float]
 
@@ -120,8 +119,10 @@ def log_ttft(rows: pd.DataFrame) -> pd.Series[float]:
     kept = ttft[ttft > 0]
     if kept.empty:
         return kept
-    drawn_in = np.asarray(mstats.winsorize(np.log(kept.to_numpy()), limits=(WINSORIZED, WINSORIZED)), dtype=np.float64)
-    return pd.Series(drawn_in, index=kept.index, dtype="float64")
+    logs = np.log(kept.to_numpy())
+    # As scipy.stats.mstats.winsorize does, whose import would be a third of the start of each session.
+    ordered, count = np.sort(logs), int(WINSORIZED * len(logs))
+    return pd.Series(np.clip(logs, ordered[count], ordered[-1 - count]), index=kept.index, dtype="float64")
 
 
 @dataclass(frozen=True)

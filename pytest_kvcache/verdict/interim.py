@@ -26,7 +26,7 @@ from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize, special
+from scipy import special
 
 Floats = npt.NDArray[np.float64]
 
@@ -201,4 +201,6 @@ def _noncentrality(level: float, df: int, power: float) -> float:
     top = 2 * bound + 10
     while excess(top) < 0 and top < _WIDEST_EFFECT:
         top *= 2
+    from scipy import optimize  # noqa: PLC0415 - half a second, and no session needs it before its first decision
+
     return float(optimize.brentq(excess, 0.0, top, xtol=1e-9)) if excess(top) >= 0 else math.inf

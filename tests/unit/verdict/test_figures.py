@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import mstats
 
 from pytest_kvcache.campaign.comparability import comparability, machine_name
 from pytest_kvcache.load.records import BROKEN, OK, RequestRecord
@@ -13,7 +17,7 @@ from pytest_kvcache.proof.breakdown import components
 from pytest_kvcache.report.terminal import run_lines
 from pytest_kvcache.tiers.catalogue import load
 from pytest_kvcache.verdict.comparability import differences
-from pytest_kvcache.verdict.estimate import estimate
+from pytest_kvcache.verdict.estimate import WINSORIZED, estimate, log_ttft
 
 
 def row(user: int, start: float, first: float, last: float, status: str = OK) -> RequestRecord:
@@ -117,3 +121,12 @@ def test_machines_have_readable_names() -> None:
     assert machine_name(one).startswith("amd-epyc-tm-2-cores-")
     assert machine_name(one) != machine_name({**one, "memory_gib": "48"})
     assert machine_name({**one, "gpus": "NVIDIA H100, NVIDIA H100"}).startswith("nvidia-h100-")
+
+
+@given(st.lists(st.floats(1e-4, 1e3), min_size=1, max_size=120))
+def test_ttft_is_winsorized_as_scipy_does(ttft_s: list[float]) -> None:
+    """The longest and the shortest twentieth of the requests count as the next ones do."""
+    rows = to_frame([row(n, float(n), n + each, n + each + 1.0) for n, each in enumerate(ttft_s)])
+    measured = np.log((rows["first_token_s"] - rows["actual_start_s"]).to_numpy())
+    expected = mstats.winsorize(measured, limits=(WINSORIZED, WINSORIZED))
+    np.testing.assert_allclose(log_ttft(rows).to_numpy(), np.asarray(expected))
