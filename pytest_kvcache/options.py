@@ -169,6 +169,7 @@ def from_config(config: pytest.Config) -> Options:
         update=update,
         allow_suspect=config.getoption("kv_allow_suspect"),
         tier_option=spelled(config, "--tier"),
+        update_option=spelled(config, "--update-baselines"),
         boots=_boots(config),
         wait_s=_wait_s(config),
         strict=_strict(config),

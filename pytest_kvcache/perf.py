@@ -293,4 +293,4 @@ def _refresh_command(state: PerfState, result: CellResult) -> str:
         "--kv-profile",
         state.profile.name,
     ]
-    return shlex.join([*argv, "--update-baselines"])
+    return shlex.join([*argv, state.settings.options.update_option])

@@ -31,6 +31,7 @@ class Options:
         image_mounts: What containers of images get from this machine, as `SOURCE[:TARGET][:ro|rw]`.
         allow_suspect: Whether boots that had other work beside them may become baselines.
         tier_option: How the option that names tiers is spelled: another plugin may have taken `--tier`.
+        update_option: How the option that stores baselines anew is spelled, for the same reason.
         wait_s: For how long another session that measures on the same GPUs or processors is waited for (s).
     """
 
@@ -48,4 +49,5 @@ class Options:
     image_mounts: tuple[str, ...]
     allow_suspect: bool = False
     tier_option: str = "--tier"
+    update_option: str = "--update-baselines"
     wait_s: float = DEFAULT_WAIT_S

@@ -728,3 +728,14 @@ def test_secrets_stay_out_of_what_a_run_leaves(project: Project, monkeypatch: py
     left = [p for p in project.path.rglob("*") if p.is_file()]
     blobs = [result.stdout.str().encode(), *(p.read_bytes() for p in left)]
     assert not any(b"wJalrXUtnFEMIexample17" in blob or b"AKIDEXAMPLE17" in blob for blob in blobs)
+
+
+def test_the_command_that_records_is_one_that_works(project: Project) -> None:
+    """Where another plugin took `--update-baselines` and `--tier`, a failure names the options that are left."""
+    configure(project, toml(duration_s=0.3))
+    project.makeconftest(
+        "def pytest_addoption(parser):\n    parser.addoption('--update-baselines')\n    parser.addoption('--tier')\n"
+    )
+    result = run(project, "--kv-tier", "gpu", "-k", "ttft")
+    result.assert_outcomes(failed=1, deselected=2)
+    result.stdout.fnmatch_lines(["*pytest -m perf --kv-tier gpu --kv-profile stub --kv-update-baselines"])
