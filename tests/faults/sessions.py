@@ -130,8 +130,16 @@ def _load_processes(session: Session) -> set[int]:
 
 def component(session: Session, name: str) -> list[psutil.Process]:
     """Return the processes of a component (`vllm-0`), its first one in front."""
-    own = [p for p in ours(session.path) if os.readlink(f"/proc/{p.pid}/fd/1").endswith(f"/{name}.log")]  # noqa: PTH115
+    own = [p for p in ours(session.path) if _output(p).endswith(f"/{name}.log")]
     return sorted(own, key=lambda p: os.getsid(p.pid) != p.pid)
+
+
+def _output(process: psutil.Process) -> str:
+    """Return the file that a process writes to, "" where it has just ended."""
+    try:
+        return os.readlink(f"/proc/{process.pid}/fd/1")  # noqa: PTH115 - the target may not exist
+    except OSError:
+        return ""
 
 
 def assert_refused(ended: Ended, *says: str) -> None:
