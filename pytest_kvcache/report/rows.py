@@ -13,7 +13,7 @@ from pytest_kvcache.verdict.metrics import Metric
 from pytest_kvcache.verdict.procedure import Gate, share
 
 #: Statuses of a declared gate that nobody needs to look at.
-_GOOD = frozenset({"pass", "improved", "recorded"})
+_GOOD = frozenset({"pass", "improved", "recorded", "updated"})
 _STATUS = {
     Outcome.PASS: "pass",
     Outcome.REGRESSED: "regressed",
@@ -82,8 +82,8 @@ def _declared_status(result: CellResult, gate: DeclaredGate) -> str:
     found = declared_gate(result, gate)
     if found is None:
         return "inconclusive"
-    if isinstance(gate, TokenGate) and result.stored is None and result.write is not None:
-        return "recorded"
+    if isinstance(gate, TokenGate) and result.write is not None:
+        return result.status  # boots that replace a baseline bring their own account
     if isinstance(gate, TokenGate) and result.refused and found.status in _GOOD | {"no-baseline"}:
         return "refused"
     return found.status

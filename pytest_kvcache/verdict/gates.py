@@ -73,5 +73,5 @@ def told_limit(limit: Limit, found: LimitVerdict) -> GateVerdict:
 
 def worst(statuses: Sequence[str]) -> str:
     """Return the status that a cell has whose gates have these: the one that a person must see first."""
-    order = ("invalid", "regressed", "no-baseline", "incomparable", "inconclusive", "improved", "pass")
-    return min(statuses, key=lambda status: order.index(status) if status in order else -1)
+    order = ("invalid", "regressed", "no-baseline", "incomparable", "inconclusive", "improved")
+    return min(statuses, key=lambda status: order.index(status) if status in order else len(order))

@@ -10,6 +10,7 @@ import pytest
 from pytest_kvcache.config.profile import Profile
 from pytest_kvcache.errors import ConfigError
 from pytest_kvcache.tiers.catalogue import parse
+from pytest_kvcache.verdict.gates import worst
 from tests.projects import Project, configure, run, run_folder
 from tests.stubs.engine import toml
 
@@ -95,6 +96,24 @@ def test_one_boot_decides_exact_gates_and_limits(project: Project) -> None:
     third = run(project, "--tier", "gpu", "--record-baselines", "--kv-boots", "1")
     third.stdout.fnmatch_lines(["*was not made a baseline:", "*computed * -> * (+7)*"])
     assert cell.read_bytes() == before
+    configure(project, toml(more=GATES).replace("users = 3\nrounds = 8", "users = 1\nrounds = 60"))
+    run(project, "--tier", "gpu", "-k", "tokens", "--update-baselines").assert_outcomes(passed=1, deselected=7)
+    assert cell.read_bytes() != before
+
+
+@pytest.mark.parametrize(
+    ("statuses", "first"),
+    [
+        (["recorded", "regressed"], "regressed"),
+        (["updated", "inconclusive"], "inconclusive"),
+        (["pass", "incomparable", "no-baseline"], "no-baseline"),
+        (["regressed", "invalid"], "invalid"),
+        (["measured"], "measured"),
+    ],
+)
+def test_a_cell_has_the_status_that_a_person_must_see_first(statuses: list[str], first: str) -> None:
+    """A failed exact gate or limit is not hidden by a comparison that succeeds."""
+    assert worst(statuses) == first
 
 
 @pytest.mark.parametrize(
