@@ -41,11 +41,12 @@ def _by_source(tokens: Tokens) -> dict[str, int]:
 def _order(rows: pd.DataFrame) -> str:
     """Return a digest of the requests in the order in which each server got them.
 
-    Servers share nothing but L2, so which of two servers was first is left out.
+    Servers share nothing but L2, so how their requests interleave is left out. The servers of a pair are alike too, and
+    the router is free to begin with either, so their names are left out.
     """
     sent = rows[rows["actual_start_s"].notna()].sort_values("actual_start_s", kind="stable")
-    servers = {
-        str(server): [[int(user), int(number)] for user, number in zip(part["user"], part["round"], strict=True)]
-        for server, part in sent.groupby("server")
-    }
-    return hashlib.sha256(json.dumps(servers, sort_keys=True).encode()).hexdigest()[:16]
+    sequences = [
+        [[int(user), int(number)] for user, number in zip(part["user"], part["round"], strict=True)]
+        for _, part in sent.groupby("server")
+    ]
+    return hashlib.sha256(json.dumps(sorted(sequences)).encode()).hexdigest()[:16]
