@@ -32,6 +32,7 @@ from pytest_kvcache.tiers.none import NoTier
 from pytest_kvcache.verdict.gains import Gain
 from pytest_kvcache.verdict.gates import AnyGate, GateVerdict
 from pytest_kvcache.verdict.metrics import JUDGED, Metric
+from pytest_kvcache.verdict.paired import PAIRS_AT_LOOK
 from pytest_kvcache.workload.base import Workload
 
 
@@ -246,6 +247,10 @@ class BaselineCheck:
         """Return a result together with what its tier brings over the other one, measured where it is not yet."""
         if self.state.settings.options.against is not None:
             pytest.skip("gains are of two tiers of one engine, and not measured under --kv-against")
+        most, least = self.state.settings.options.boots, 2 * PAIRS_AT_LOOK[0]
+        if most is not None and most < least:
+            line = f"{gain.label}: --kv-boots {most} leaves no pairs to compare: allow {least} or more, of both tiers"
+            return replace(result, gate_verdicts=(*result.gate_verdicts, GateVerdict(gain, "inconclusive", line)))
         usable(gain.over, self.state, named=False)
         found = measuring.gain(self.state, gain, result.context_tokens, selected=self.gain_contexts(gain))
         told = GateVerdict(gain, found.verdict.status, found.line, (f"boots of the gain: {found.folder}",))

@@ -84,7 +84,7 @@ class GainCampaign:
         verdicts: dict[tuple[int, str], GainVerdict] = {}
         looks = PAIRS_AT_LOOK[: self._policy.looks]
         most = self._state.settings.options.boots
-        looks = tuple(pairs for pairs in looks if most is None or 2 * pairs <= most) or looks[:1]
+        looks = tuple(pairs for pairs in looks if most is None or 2 * pairs <= most)
         for look, pairs in enumerate(looks):
             for arm in paired.order(pairs)[len(self._boots["a"]) + len(self._boots["b"]) :]:
                 self._boots[arm].append(booting.measure(self._arms[arm], self._state, self._contexts))

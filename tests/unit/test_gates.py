@@ -152,6 +152,16 @@ def test_a_tier_is_held_against_another_in_the_same_session(project: Project) ->
     assert sorted(map(str, boots)) == ["cpu/gainboot-1", "cpu/gainboot-2", "gpu/gainboot-1", "gpu/gainboot-2"]
 
 
+def test_too_few_boots_for_a_gain_are_said(project: Project) -> None:
+    """--kv-boots counts the boots of both tiers: fewer than two pairs decide nothing, and boot nothing more."""
+    configure(project, toml(duration_s=0.3, more='\n[profiles.stub.gates.gains]\n"cpu over gpu" = { speed = 0.5 }\n'))
+    result = run(project, "--tier", "cpu", "-k", "gain", "--kv-boots", "1")
+    result.stdout.fnmatch_lines(
+        ["INCONCLUSIVE *--kv-boots 1 leaves no pairs to compare: allow 4 or more, of both tiers"]
+    )
+    assert not list(run_folder(project).glob("*/gainboot-*"))
+
+
 def test_a_gain_over_an_unknown_tier_is_a_usage_error(project: Project) -> None:
     """A tier that is not there is named before anything boots."""
     configure(project, toml(more='\n[profiles.stub.gates.gains]\n"pnfs over nvme" = { ttft = 0.5 }\n'))
