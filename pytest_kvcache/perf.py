@@ -239,6 +239,8 @@ class BaselineCheck:
         such and fail under --kv-strict. Everything else fails.
         """
         with told_plainly():
+            if gate is not None:
+                values.gate(gate, self.state.profile)
             cell = values.result(result).cell
             judged = None if gate is None else values.gate(gate, self.state.profile, cell.cell.tier)
             self._check(self._with_gain(cell, judged) if isinstance(judged, Gain) else cell, judged)

@@ -98,7 +98,7 @@ def gates(profile: Profile, tier: str | None = None) -> tuple[AnyGate, ...]:
         tier: Name of a tier, to leave out gains of other tiers; None keeps all gains.
     """
     gains = (gain for gain in profile.gates.declared_gains() if tier in {None, gain.tier})
-    return (*JUDGED, *profile.gates.declared(), *gains)
+    return (*JUDGED, *profile.declared_gates, *gains)
 
 
 def gate(value: object, profile: Profile, tier: str | None = None) -> AnyGate:

@@ -99,7 +99,7 @@ class AgainstCampaign:
             minutes=tuple(x.minutes + y.minutes for x, y in zip(a, b, strict=True)),
             verdict=verdict,
             explanation=explanation.against_arm(verdict, [each.runs[context] for each in a], runs),
-            gate_verdicts=gate_verdicts.against_arm(arm.profile.gates, [each.runs[context] for each in a], runs),
+            gate_verdicts=gate_verdicts.against_arm(arm.profile, [each.runs[context] for each in a], runs),
         )
 
 

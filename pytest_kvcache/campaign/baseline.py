@@ -114,7 +114,7 @@ class BaselineCampaign:
         stored = cell.stored
         rules = self._arm.profile.rules
         # An exact gate compares whole runs, and decides on the first.
-        exact = self._arm.profile.gates.tokens is not None and not cell.runs
+        exact = any(isinstance(gate, TokenGate) for gate in self._arm.profile.declared_gates) and not cell.runs
         if (
             cell.records
             or exact
@@ -157,9 +157,7 @@ class BaselineCampaign:
     def _result(self, cell: _Open) -> CellResult:
         write: Write | None = None
         refused: tuple[str, ...] = ()
-        gates = gate_verdicts.against_baseline(
-            self._arm.profile.gates, cell.runs, cell.stored, workload=self._hash(cell)
-        )
+        gates = gate_verdicts.against_baseline(self._arm.profile, cell.runs, cell.stored, workload=self._hash(cell))
         if cell.records and cell.verdict is None:
             refused = tuple(self._refusals(cell, gates))
             try:

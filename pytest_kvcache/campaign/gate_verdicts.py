@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 import pandas as pd
 
 from pytest_kvcache.campaign.runner import RunResult
-from pytest_kvcache.config.gates import Gates, ServiceLevel
+from pytest_kvcache.config.gates import ServiceLevel
+from pytest_kvcache.config.profile import Profile
 from pytest_kvcache.verdict.cells import StoredCell
 from pytest_kvcache.verdict.comparability import differences
 from pytest_kvcache.verdict.estimate import Estimates, estimate, goodput
@@ -21,34 +22,34 @@ _OF_A_BOOT = ("requests_per_s", "tokens_per_s")
 
 
 def against_baseline(
-    gates: Gates, runs: Sequence[RunResult], stored: StoredCell | None, *, workload: str
+    profile: Profile, runs: Sequence[RunResult], stored: StoredCell | None, *, workload: str
 ) -> tuple[GateVerdict, ...]:
     """Return what each declared gate came to.
 
     Args:
-        gates: Of the profile.
+        profile: What was served; it declares the gates.
         runs: Of all boots of the cell.
         stored: The cell's baseline before this session, None where it has none.
         workload: Hash of what was sent.
     """
-    return tuple(_judged(gates, runs, lambda gate: _tokens(gate, runs, stored, workload)))
+    return tuple(_judged(profile, runs, lambda gate: _tokens(gate, runs, stored, workload)))
 
 
-def against_arm(gates: Gates, a: Sequence[RunResult], b: Sequence[RunResult]) -> tuple[GateVerdict, ...]:
+def against_arm(profile: Profile, a: Sequence[RunResult], b: Sequence[RunResult]) -> tuple[GateVerdict, ...]:
     """Return what each declared gate came to for arm B: its tokens against those of A, its figures against limits."""
 
     def tokens(gate: TokenGate) -> GateVerdict:
         return told_tokens(gate, compare(_accounts(b), _accounts(a), tolerance=gate.tolerance))
 
-    return tuple(_judged(gates, b, tokens))
+    return tuple(_judged(profile, b, tokens))
 
 
 def _judged(
-    gates: Gates, runs: Sequence[RunResult], tokens: Callable[[TokenGate], GateVerdict]
+    profile: Profile, runs: Sequence[RunResult], tokens: Callable[[TokenGate], GateVerdict]
 ) -> Iterator[GateVerdict]:
     faults = tuple(f"boot {number}: {fault}" for number, run in enumerate(runs, start=1) for fault in run.faults)
-    declared = gates.declared()
-    figures = _figures(runs, gates.slo) if any(isinstance(each, Limit) for each in declared) else {}
+    declared = profile.declared_gates
+    figures = _figures(runs, profile.gates.slo) if any(isinstance(each, Limit) for each in declared) else {}
     finished = sum(int((run.rows["status"] == "ok").sum()) for run in runs)
     for gate in declared:
         if faults:

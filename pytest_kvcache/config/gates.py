@@ -31,6 +31,7 @@ class ServiceLevel(Strict):
         return self
 
 
+Tolerance = Annotated[float, Field(ge=0, lt=1)]
 Ratio = Annotated[float, Field(gt=0, le=1000)] | Literal["baseline"]
 _OVER = re.compile(r"([A-Za-z0-9_][A-Za-z0-9._+-]*) over ([A-Za-z0-9_][A-Za-z0-9._+-]*)")
 
@@ -52,11 +53,10 @@ class GainBounds(Strict):
 class Gates(Strict):
     """Gates beside the comparison with a baseline: exact ones, limits, and gains of a tier over another."""
 
-    tokens: float | None = Field(
+    tokens: Tolerance | Literal["auto"] | None = Field(
         default=None,
-        ge=0,
-        lt=1,
-        description="where prompt tokens come from is gated; a source may differ by this share of all of them",
+        description='where prompt tokens come from is gated; a source may differ by this share of all of them; "auto" is '
+        "0 for a workload that sends the same in every boot, and no gate for any other',
     )
     limits: dict[str, Bound] = Field(
         default_factory=dict, description="bounds of figures without a baseline: times at most, rates at least"
@@ -87,9 +87,14 @@ class Gates(Strict):
                 raise ValueError(f"limits.{key}: {self.limits[key]:g} is no share of 0 to 1")
         return self
 
-    def declared(self) -> tuple[TokenGate | Limit, ...]:
-        """Return the exact gate and the limits, which every cell has, in the order in which tests get them."""
-        exact = () if self.tokens is None else (TokenGate(self.tokens),)
+    def declared(self, *, repeats_exactly: bool) -> tuple[TokenGate | Limit, ...]:
+        """Return the exact gate and the limits, which every cell has, in the order in which tests get them.
+
+        Args:
+            repeats_exactly: Whether the workload sends the same in every boot.
+        """
+        tolerance = (0.0 if repeats_exactly else None) if self.tokens == "auto" else self.tokens
+        exact = () if tolerance is None else (TokenGate(tolerance),)
         return (*exact, *(Limit(key, bound) for key, bound in self.limits.items()))
 
     def declared_gains(self) -> tuple[Gain, ...]:

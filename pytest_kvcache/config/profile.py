@@ -13,7 +13,8 @@ from pytest_kvcache.config.rules import Rules
 from pytest_kvcache.config.vllm_args import number_of
 from pytest_kvcache.strict import Strict, as_path
 from pytest_kvcache.verdict.cells import FolderName
-from pytest_kvcache.verdict.limits import least_requests
+from pytest_kvcache.verdict.gates import TokenGate
+from pytest_kvcache.verdict.limits import Limit, least_requests
 from pytest_kvcache.workload.registry import AnyWorkload
 
 #: Name that asks for the small random-weight Qwen3 made on the spot (`engine/tiny_model.py`).
@@ -127,6 +128,11 @@ class Profile(Strict):
         names = ("--tensor-parallel-size", "--pipeline-parallel-size", "--prefill-context-parallel-size")
         sizes = [number_of(self.vllm_args, name, 0) for name in names]
         return math.prod(size or 1 for size in sizes) if any(sizes) else None
+
+    @property
+    def declared_gates(self) -> tuple[TokenGate | Limit, ...]:
+        """The exact gate and the limits of every cell, in the order in which tests get them."""
+        return self.gates.declared(repeats_exactly=self.workload.repeats_exactly)
 
     @property
     def ranks(self) -> int:

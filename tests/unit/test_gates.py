@@ -10,7 +10,7 @@ import pytest
 from pytest_kvcache.config.profile import Profile
 from pytest_kvcache.errors import ConfigError
 from pytest_kvcache.tiers.catalogue import parse
-from pytest_kvcache.verdict.gates import worst
+from pytest_kvcache.verdict.gates import TokenGate, worst
 from tests.projects import Project, configure, run, run_folder
 from tests.stubs.engine import toml
 
@@ -64,6 +64,13 @@ def test_an_exact_gate_needs_a_workload_that_repeats() -> None:
     with pytest.raises(ConfigError, match="give the share of the tokens that may differ"):
         stub(text)
     assert stub(text.replace("tokens = 0.0", "tokens = 0.05")).gates.tokens == 0.05
+
+
+@pytest.mark.parametrize(("mode", "gates"), [("exact", [TokenGate(0.0)]), ("compat", [])])
+def test_an_exact_gate_by_default_is_none_where_a_workload_does_not_repeat(mode: str, gates: list[TokenGate]) -> None:
+    """A profile that takes its gates from another and has a workload of its own needs no word about them."""
+    text = toml().replace("users = 3", f'mode = "{mode}"\nusers = 3') + '\n[profiles.stub.gates]\ntokens = "auto"\n'
+    assert list(stub(text).declared_gates) == gates
 
 
 def test_one_boot_decides_exact_gates_and_limits(project: Project) -> None:
