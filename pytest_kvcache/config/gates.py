@@ -55,8 +55,8 @@ class Gates(Strict):
 
     tokens: Tolerance | Literal["auto"] | None = Field(
         default=None,
-        description="where prompt tokens come from is gated; a source may differ by this share of all of them; auto: 0 for "
-        "a workload that sends the same in every boot, and no gate for any other",
+        description="where prompt tokens come from is gated; a source may differ by this share of all of them; auto: 0 "
+        "for a workload that sends the same in every boot, and no gate for any other",
     )
     limits: dict[str, Bound] = Field(
         default_factory=dict, description="bounds of figures without a baseline: times at most, rates at least"
