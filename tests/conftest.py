@@ -48,7 +48,16 @@ def kvcache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="session")
-def stub_engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def port_leases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the sessions of all tests lease their ports, whatever home they have: they run beside each other."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "ports"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stub_engine(imported: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An engine environment of stub programs."""
     return make_engine(tmp_path_factory.mktemp("engine") / "stub")
 
@@ -81,9 +90,15 @@ def imported() -> None:
 
 @pytest.fixture
 def project(
-    imported: None, pytester: pytest.Pytester, kvcache_home: Path, stub_engine: Path, monkeypatch: pytest.MonkeyPatch
+    pytester: pytest.Pytester,
+    kvcache_home: Path,
+    port_leases: Path,
+    stub_engine: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[pytest.Pytester]:
     """A user's project with the perf test from this repository, whose engine is a stub."""
+    kvcache_home.mkdir()
+    (kvcache_home / "ports").symlink_to(port_leases)
     # A session that a distributed test starts is none itself; and whether CI is set is each test's own matter.
     for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "PYTEST_XDIST_TESTRUNUID", "CI"):
         monkeypatch.delenv(name, raising=False)

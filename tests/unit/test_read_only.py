@@ -43,7 +43,9 @@ def test_a_folder_that_cannot_be_written_is_named(project: Project, kvcache_home
     """Results or home that cannot be written are named in one line with what to do, and nothing boots."""
     configure(project, toml())
     file = {"runs": project.path / ".kvcache", "home": kvcache_home}.get(what, kvcache_home / what)
-    file.parent.mkdir(exist_ok=True)
+    (kvcache_home / "ports").unlink()
+    if what == "home":
+        kvcache_home.rmdir()
     file.write_text("in the place of a folder")
     result = project.runpytest_inprocess("-p", "no:cacheprovider", "--tier", "gpu", "-k", "ttft")
     result.assert_outcomes(errors=1, deselected=2)
