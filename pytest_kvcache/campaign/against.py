@@ -15,7 +15,6 @@ from pytest_kvcache.campaign.state import PerfState
 from pytest_kvcache.verdict import headline, paired
 from pytest_kvcache.verdict.cells import Cell
 from pytest_kvcache.verdict.paired import PAIRS_AT_LOOK, BootPair, PairedVerdict
-from pytest_kvcache.verdict.procedure import Boot
 
 
 class AgainstCampaign:
@@ -59,7 +58,7 @@ class AgainstCampaign:
     def _allowed(self, every: Sequence[int]) -> list[int]:
         """Return the looks that --kv-boots leaves, which counts the boots of both sides, and say what it cannot use."""
         most = self._state.settings.options.boots
-        looks = [pairs for pairs in every if most is None or 2 * pairs <= most]
+        looks = paired.looks_within(len(every), most)
         if most is not None and 2 * looks[-1] < most < 2 * every[-1]:
             at = ", ".join(str(2 * pairs) for pairs in every)
             self._state.say(
@@ -85,7 +84,7 @@ class AgainstCampaign:
             self._state.say(f"B against A, context {context}, {known}")
 
     def _pairs(self, context: int) -> list[BootPair]:
-        a, b = ([_boot(each, context) for each in self._boots[arm] if context in each.runs] for arm in ("a", "b"))
+        a, b = ([each.judged(context) for each in self._boots[arm] if context in each.runs] for arm in ("a", "b"))
         return [BootPair(x, y) for x, y in zip(a, b, strict=True)]
 
     def _result(self, context: int) -> CellResult:
@@ -95,17 +94,12 @@ class AgainstCampaign:
         return CellResult(
             cell=Cell(arm.profile.name, machine_name(self._state.hardware), arm.tier.name, context),
             runs=runs,
-            boots=tuple(_boot(each, context) for each in b),
+            boots=tuple(each.judged(context) for each in b),
             minutes=tuple(x.minutes + y.minutes for x, y in zip(a, b, strict=True)),
             verdict=verdict,
             explanation=explanation.against_arm(verdict, [each.runs[context] for each in a], runs),
             gate_verdicts=gate_verdicts.against_arm(arm.profile, [each.runs[context] for each in a], runs),
         )
-
-
-def _boot(result: BootResult, context: int) -> Boot:
-    run = result.runs[context]
-    return Boot(run.estimates, result.canary, run.faults, run.account)
 
 
 def _final(verdict: PairedVerdict) -> bool:

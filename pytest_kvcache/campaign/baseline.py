@@ -12,6 +12,7 @@ from pytest_kvcache.baselines.store import Write
 from pytest_kvcache.campaign import boots as booting
 from pytest_kvcache.campaign import explanation, gate_verdicts
 from pytest_kvcache.campaign.arm import Arm
+from pytest_kvcache.campaign.boots import BootResult
 from pytest_kvcache.campaign.comparability import machine_name, workload_hash
 from pytest_kvcache.campaign.result import CellResult
 from pytest_kvcache.campaign.runner import RunResult
@@ -79,14 +80,15 @@ class BaselineCampaign:
         while wanted := [length for length, cell in self._cells.items() if not cell.done]:
             stop = {length: rule for length in wanted if (rule := self._stop_rule(self._cells[length])) is not None}
             boot = booting.measure(self._arm, self._state, wanted, stop=stop)
-            for length, run in boot.runs.items():
-                self._look(self._cells[length], run, boot.canary, boot.minutes)
+            for length in boot.runs:
+                self._look(self._cells[length], boot, length)
         return self._beside_older_boots({length: self._result(cell) for length, cell in self._cells.items()})
 
-    def _look(self, cell: _Open, run: RunResult, canary: dict[str, float], minutes: float) -> None:
+    def _look(self, cell: _Open, boot: BootResult, length: int) -> None:
+        run = boot.runs[length]
         cell.runs.append(run)
-        cell.boots.append(Boot(run.estimates, canary, run.faults, run.account))
-        cell.minutes.append(minutes)
+        cell.boots.append(boot.judged(length))
+        cell.minutes.append(boot.minutes)
         more = len(cell.boots) < cell.allowed
         if cell.records:
             cell.verdict = self._record_verdict(cell, run)

@@ -33,6 +33,7 @@ from pytest_kvcache.storage import bucket as buckets
 from pytest_kvcache.telemetry import canary
 from pytest_kvcache.telemetry.allotment import allotment
 from pytest_kvcache.telemetry.gpu.readings import Span
+from pytest_kvcache.verdict.procedure import Boot
 
 PROBES = "probes.json"
 #: Users of one workload are numbered from a multiple of this, so that workloads on one boot share no user context.
@@ -52,6 +53,11 @@ class BootResult:
     canary: dict[str, float]
     runs: dict[int, RunResult] = field(default_factory=dict)
     minutes: float = 0.0
+
+    def judged(self, length: int) -> Boot:
+        """Return the boot as decisions see it, at one context length."""
+        run = self.runs[length]
+        return Boot(run.estimates, self.canary, run.faults, run.account)
 
 
 @contextlib.contextmanager

@@ -18,8 +18,7 @@ from pytest_kvcache.verdict import paired
 from pytest_kvcache.verdict.cells import Cell, StoredCell
 from pytest_kvcache.verdict.gains import NOTHING_KNOWN, Gain, GainVerdict, KnownSpread, decide_gain
 from pytest_kvcache.verdict.metrics import JUDGED
-from pytest_kvcache.verdict.paired import PAIRS_AT_LOOK, BootPair
-from pytest_kvcache.verdict.procedure import Boot
+from pytest_kvcache.verdict.paired import BootPair
 from pytest_kvcache.verdict.spread import level, mean
 
 
@@ -30,18 +29,14 @@ class GainResult:
     Args:
         gain: Which gate, with the ratio that it had to reach there.
         context_tokens: Length of the user context.
-        labels: Of the tier and of the other one, with what stood in for what.
         verdict: The decision.
         folder: Where rows, facts and logs of the tier's last boot are.
-        minutes: Engine minutes of all boots of both tiers.
     """
 
     gain: Gain
     context_tokens: int
-    labels: tuple[str, str]
     verdict: GainVerdict
     folder: Path
-    minutes: float
 
     @property
     def line(self) -> str:
@@ -72,6 +67,7 @@ class GainCampaign:
         self._boots: dict[str, list[BootResult]] = {"a": [], "b": []}
         self._policy = tier.profile.rules.policy()
         self._gains = {context: [self._with_bound(gain, context) for gain in gains] for context in contexts}
+        self._known = {gain.short: self._known_spread(gain) for gain in gains}
 
     def run(self) -> dict[int, list[GainResult]]:
         """Boot both tiers in turn until every gain is decided; return the results by context.
@@ -82,9 +78,7 @@ class GainCampaign:
             RunError: The load could not be sent.
         """
         verdicts: dict[tuple[int, str], GainVerdict] = {}
-        looks = PAIRS_AT_LOOK[: self._policy.looks]
-        most = self._state.settings.options.boots
-        looks = tuple(pairs for pairs in looks if most is None or 2 * pairs <= most)
+        looks = paired.looks_within(self._policy.looks, self._state.settings.options.boots)
         for look, pairs in enumerate(looks):
             for arm in paired.order(pairs)[len(self._boots["a"]) + len(self._boots["b"]) :]:
                 self._boots[arm].append(booting.measure(self._arms[arm], self._state, self._contexts))
@@ -102,28 +96,20 @@ class GainCampaign:
             for context, gain in gains.items():
                 # All contexts lend their pairs to the spread; each has its own threshold.
                 verdict = decide_gain(
-                    gain, pairs, family=family, policy=self._policy, another_block=more, known=self._known(gain)
+                    gain, pairs, family=family, policy=self._policy, another_block=more, known=self._known[gain.short]
                 )[context]
                 found[context, gain.short] = verdict
         return found
 
     def _pairs(self, context: int) -> list[BootPair]:
-        a, b = ([_boot(each, context) for each in self._boots[arm]] for arm in ("a", "b"))
+        a, b = ([each.judged(context) for each in self._boots[arm]] for arm in ("a", "b"))
         return [BootPair(x, y) for x, y in zip(a, b, strict=True)]
 
     def _results(self, context: int, verdicts: Mapping[tuple[int, str], GainVerdict]) -> list[GainResult]:
-        runs = {arm: [each.runs[context] for each in boots] for arm, boots in self._boots.items()}
-        minutes = sum(each.minutes for boots in self._boots.values() for each in boots)
+        folder = self._boots["b"][-1].runs[context].folder
         results = []
         for gain in self._gains[context]:
-            result = GainResult(
-                gain,
-                context,
-                (runs["b"][0].label, runs["a"][0].label),
-                verdicts[context, gain.short],
-                runs["b"][-1].folder,
-                minutes,
-            )
+            result = GainResult(gain, context, verdicts[context, gain.short], folder)
             self._state.say(f"context {context}: {result.verdict.status}: {result.line}")
             results.append(result)
         return results
@@ -136,7 +122,7 @@ class GainCampaign:
         effect = _level(tier, gain) - _level(over, gain)
         return replace(gain, bound=gain.ratio(effect + math.log1p(self._policy.margin_of(gain.metric.key))))
 
-    def _known(self, gain: Gain) -> KnownSpread:
+    def _known_spread(self, gain: Gain) -> KnownSpread:
         """Return the spread of the difference of a boot of each tier, as their baselines have it."""
         index = JUDGED.index(gain.metric)
         found = []
@@ -163,10 +149,5 @@ class GainCampaign:
         return stored
 
 
-def _boot(result: BootResult, context: int) -> Boot:
-    run = result.runs[context]
-    return Boot(run.estimates, result.canary, run.faults, run.account)
-
-
 def _level(stored: StoredCell, gain: Gain) -> float:
-    return mean([gain.metric.log(boot.figures[gain.metric.key]) for boot in stored.boots])
+    return mean([boot.logs(JUDGED.index(gain.metric)) for boot in stored.boots])

@@ -60,6 +60,16 @@ def order(pairs: int) -> tuple[Literal["a", "b"], ...]:
     return tuple(engine for pair in range(pairs) for engine in (("a", "b") if pair % 2 == 0 else ("b", "a")))
 
 
+def looks_within(looks: int, most_boots: int | None) -> list[int]:
+    """Return the pairs at each look that a number of boots leaves, those of both arms counted together.
+
+    Args:
+        looks: How many there are at most.
+        most_boots: None for as many as the looks need.
+    """
+    return [pairs for pairs in PAIRS_AT_LOOK[:looks] if most_boots is None or 2 * pairs <= most_boots]
+
+
 def decide_pairs(
     by_context: Mapping[int, Sequence[BootPair]],
     *,
