@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
@@ -15,6 +16,9 @@ from typing import Any
 
 #: SIGALRM is how pytest-timeout interrupts a test; SIGUSR1 and SIGUSR2 are how batch systems give notice.
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM, signal.SIGUSR1, signal.SIGUSR2)
+
+#: How long after it was lost a signal comes again (s).
+_AGAIN_S = 0.05
 
 
 def handle(numbers: Iterable[int], handler: Callable[[int, FrameType | None], object]) -> Callable[[], None]:
@@ -53,7 +57,39 @@ def deferred() -> Iterator[None]:
 
 
 def end_like_ctrl_c(stop: Callable[[str], object]) -> Callable[[], None]:
-    """Call `stop` with the signal's name on SIGTERM and SIGHUP; return what restores the former handlers."""
+    """Call `stop` with the signal's name on SIGTERM and SIGHUP; return what restores the former handlers.
+
+    What a handler raises, Ctrl-C's too, is lost where the interpreter has just called a finalizer: it reports such
+    exceptions and goes on. These three signals are delivered again then.
+    """
     if threading.current_thread() is not threading.main_thread():
         return lambda: None
-    return handle((signal.SIGTERM, signal.SIGHUP), lambda number, _: stop(signal.Signals(number).name))
+    interrupt = signal.getsignal(signal.SIGINT)
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        try:
+            if number == signal.SIGINT and callable(interrupt):
+                interrupt(number, frame)
+            else:
+                stop(signal.Signals(number).name)
+        except BaseException as error:
+            _again_if_lost(number, error)
+            raise
+
+    return handle((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), handler)
+
+
+def _again_if_lost(number: int, raised: BaseException) -> None:
+    """Deliver a signal to the main thread again where what its handler raises ends as an unraisable exception."""
+    former = sys.unraisablehook
+
+    def hook(lost: sys.UnraisableHookArgs, /) -> None:
+        if lost.exc_value is not raised:
+            former(lost)
+            return
+        # Not from within the hook, where it would be lost too.
+        again = threading.Timer(_AGAIN_S, signal.pthread_kill, (threading.main_thread().ident, number))
+        again.daemon = True
+        again.start()
+
+    sys.unraisablehook = hook

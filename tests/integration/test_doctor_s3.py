@@ -39,13 +39,13 @@ def bucket(real_engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         process = subprocess.Popen(server.argv, env={**os.environ, **server.secret_env}, stdout=log, stderr=log)
     try:
         found = Bucket(f"http://localhost:{port}", "kv-cache", "us-east-1", KEYS)
-        until = time.monotonic() + 20
+        until = time.monotonic() + 60
         while s3.answers(found).status != "pass" and time.monotonic() < until:
             time.sleep(0.05)
         yield found
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)
 
 
 def test_a_real_bucket(bucket: Bucket, tmp_path: Path) -> None:

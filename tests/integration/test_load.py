@@ -175,7 +175,7 @@ def test_an_interrupted_run_keeps_what_was_measured(tmp_path: Path, number: sign
                 break
         time.sleep(1)
         process.send_signal(number)
-        output = process.communicate(timeout=15)[0]
+        output = process.communicate(timeout=60)[0]
         assert process.returncode == 130
     rows = pd.read_parquet(tmp_path / "out" / "summary.parquet")
     counts = rows["status"].value_counts()
@@ -199,7 +199,7 @@ def test_a_load_process_that_is_killed(tmp_path: Path) -> None:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         assert len(children) == 2
         subprocess.run(["kill", "-9", children[0]], check=True)
-        output = process.communicate(timeout=20)[0]
+        output = process.communicate(timeout=60)[0]
         assert process.returncode == 1
     assert "INVALID: load process 1 of 2 was lost (" in output
     assert not any(Path(f"/proc/{child}").exists() for child in children)

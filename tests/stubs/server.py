@@ -33,7 +33,7 @@ def stub_server(folder: Path, *args: str) -> Iterator[str]:
         url = f"http://127.0.0.1:{port}"
         process = subprocess.Popen([sys.executable, "-S", "-E", str(_PROGRAMS), "vllm", "--port", str(port), *args])
         try:
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 60
             while True:
                 try:
                     requests.get(f"{url}/health", timeout=1)
@@ -44,4 +44,4 @@ def stub_server(folder: Path, *args: str) -> Iterator[str]:
             yield url
         finally:
             process.terminate()
-            process.wait(10)
+            process.wait(60)

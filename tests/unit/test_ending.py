@@ -12,7 +12,7 @@ import pandas as pd
 import psutil
 import pytest
 
-from tests.projects import END_S, NOTHING, Project, Session, configure, ours, run, run_folder, traces
+from tests.projects import NOTHING, Project, Session, configure, ours, run, run_folder, traces
 from tests.stubs.engine import toml
 
 
@@ -68,7 +68,7 @@ def test_nohup_outlives_its_terminal(project: Project, kvcache_home: Path) -> No
     session.process.send_signal(signal.SIGHUP)
     session.wait_for_load()
     session.process.send_signal(signal.SIGHUP)
-    assert session.process.wait(30) == 0, session.out.read_text()
+    assert session.ended() == 0, session.out.read_text()
     assert traces(project.path, kvcache_home) == NOTHING
 
 
@@ -91,7 +91,7 @@ def test_interrupted_twice(long_run: Project, kvcache_home: Path) -> None:
         time.sleep(0.3)
         if session.process.poll() is None:
             session.process.send_signal(signal.SIGINT)
-    session.process.wait(END_S)
+    session.ended()
     assert traces(long_run.path, kvcache_home) == NOTHING
 
 
@@ -126,7 +126,7 @@ def test_two_runs_at_once(project: Project, kvcache_home: Path) -> None:
     one.wait_for_load()
     two = run(project, "--tier", "pnfs", "--kv-baselines=two", "--record-baselines")
     two.assert_outcomes(passed=3)
-    assert one.process.wait(30) == 0
+    assert one.ended() == 0, one.out.read_text()
     assert "cleaned up" not in two.stdout.str()
     assert len(list((project.path / ".kvcache" / "runs").iterdir())) == 2
     assert traces(project.path, kvcache_home) == NOTHING

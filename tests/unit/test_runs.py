@@ -67,6 +67,29 @@ def test_an_ignored_signal_stays_ignored(name: str) -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("held", ["contextlib.nullcontext", "signals.deferred"])
+def test_a_signal_in_a_finalizer_is_not_lost(name: str, held: str) -> None:
+    """What a signal raises where the interpreter runs a finalizer would vanish there: the signal comes again."""
+    code = (
+        "import contextlib, os, signal, sys, time, weakref; from pytest_kvcache.runs import signals\n"
+        f"number = signal.{name}; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "signals.end_like_ctrl_c(lambda name: sys.exit(3))\n"
+        "class Pool: pass\n"
+        "def interrupted():\n"
+        f"    with {held}(): os.kill(os.getpid(), number)\n"
+        "pools = [Pool(), Pool()]\n"
+        "for pool in pools: weakref.finalize(pool, interrupted)\n"
+        "del pool\n"
+        "try:\n"
+        "    pools.pop(); pools.clear(); time.sleep(60)\n"
+        "except (KeyboardInterrupt, SystemExit) as error:\n"
+        "    os._exit(3)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, timeout=50, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (3, "")
+
+
 def test_a_recycled_process_number_is_not_ended(tmp_path: Path) -> None:
     """A stranger that has got a dead leader's number is not one of the run's processes."""
     stranger = subprocess.Popen(["sleep", "30"], start_new_session=True)
@@ -92,7 +115,7 @@ def test_a_process_that_will_not_end_is_forced(tmp_path: Path) -> None:
     leader = processes.leader_of(stubborn.pid, log)
     assert len(processes.members([leader])) == 2
     assert len(processes.end([leader], grace_s=0.3)) == 2
-    assert stubborn.wait(5) == -signal.SIGKILL
+    assert stubborn.wait(60) == -signal.SIGKILL
     assert processes.members([leader]) == []
 
 

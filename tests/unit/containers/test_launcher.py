@@ -42,7 +42,7 @@ def launcher(session: RunSession, daemon: StubDocker) -> DockerLauncher:
 
 def ended(handle: Handle) -> int:
     """Wait for the end of a component and return its exit code."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while (code := handle.exit_code()) is None:
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -107,7 +107,7 @@ def test_a_stop_leaves_nothing(
     monkeypatch.setattr("pytest_kvcache.runs.session.GRACE_S", 0.3)
     family = Component("f", ("sh", "-c", "sleep 61 & sleep 62 & wait"), "servers")
     handles = [launcher.start(SLEEP, tmp_path), launcher.start(family, tmp_path)]
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while len(living := processes.members(session.journal.record.leaders)) < 4:
         assert time.monotonic() < deadline
     launcher.stop(handles)
