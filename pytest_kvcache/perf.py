@@ -31,7 +31,7 @@ from pytest_kvcache.serving.tier import Tier, TierContext
 from pytest_kvcache.tiers.none import NoTier
 from pytest_kvcache.verdict.gains import Gain
 from pytest_kvcache.verdict.gates import AnyGate, GateVerdict
-from pytest_kvcache.verdict.metrics import JUDGED, Metric
+from pytest_kvcache.verdict.metrics import Metric, judged_of
 from pytest_kvcache.verdict.paired import PAIRS_AT_LOOK
 from pytest_kvcache.workload.base import Workload
 
@@ -240,7 +240,7 @@ class BaselineCheck:
         """
         with told_plainly():
             if gate is not None:
-                values.gate(gate, self.state.profile)
+                _skip_unless_there(values.gate(gate, self.state.profile), values.result(result).cell)
             cell = values.result(result).cell
             judged = None if gate is None else values.gate(gate, self.state.profile, cell.cell.tier)
             self._check(self._with_gain(cell, judged) if isinstance(judged, Gain) else cell, judged)
@@ -264,7 +264,7 @@ class BaselineCheck:
         for name, value in outcome.items():
             # Not record_property: it warns under the default JUnit family, which takes properties all the same.
             self.item.user_properties.append((f"kv_{name}", value))
-        metric = JUDGED[0] if gate is None else gate
+        metric = state.profile.judged[0] if gate is None else gate
         if isinstance(metric, Metric):  # pytest-benchmark knows times, and no others are gated by times
             rows_of_benchmark.publish(
                 self.benchmark, self.item, result, metric, rows_of_benchmark.facts(result, metric, outcome)
@@ -288,6 +288,15 @@ class BaselineCheck:
                 others = files.elsewhere(files.scan(self.state.settings.options.baselines), result.cell)
         refresh = _refresh_command(self.state, result)
         return terminal.failure(result, gate, refresh=refresh, others=others)
+
+
+def _skip_unless_there(gate: AnyGate, result: CellResult) -> None:
+    """Skip the test of a metric that tiers may have none of, where neither the boots nor the baseline have it."""
+    known = [boot.figures for boot in result.boots] + [
+        boot.figures for boot in (result.stored.boots if result.stored else ())
+    ]
+    if isinstance(gate, Metric) and not judged_of([gate], known):
+        pytest.skip(f"{result.label} has no {gate.label}")
 
 
 def _refresh_command(state: PerfState, result: CellResult) -> str:

@@ -15,7 +15,6 @@ from pytest_kvcache.config.profile import Profile
 from pytest_kvcache.errors import ConfigError
 from pytest_kvcache.serving.tier import Tier
 from pytest_kvcache.verdict.gates import AnyGate
-from pytest_kvcache.verdict.metrics import JUDGED
 
 #: What the author of a test can do in place of naming the fixture, for errors.
 _INSTEAD = {
@@ -98,7 +97,7 @@ def gates(profile: Profile, tier: str | None = None) -> tuple[AnyGate, ...]:
         tier: Name of a tier, to leave out gains of other tiers; None keeps all gains.
     """
     gains = (gain for gain in profile.gates.declared_gains() if tier in {None, gain.tier})
-    return (*JUDGED, *profile.declared_gates, *gains)
+    return (*profile.judged, *profile.declared_gates, *gains)
 
 
 def gate(value: object, profile: Profile, tier: str | None = None) -> AnyGate:

@@ -35,6 +35,7 @@ from pytest_kvcache.baselines import files
 from pytest_kvcache.engine import setup
 from pytest_kvcache.home import home
 from pytest_kvcache.verdict.cells import StoredCell
+from pytest_kvcache.verdict.metrics import DEFAULT_METRICS
 
 HERE = Path(__file__).parents[2]
 CONTEXT_TOKENS = 3500
@@ -137,7 +138,7 @@ class Lab:
 
     def slowed(self, share: float) -> Path:
         """Return an environment whose requests wait for a share of the baseline's TTFT before they reach a server."""
-        ttft_s = float(np.exp(np.mean([boot.logs(0) for boot in self.baseline("power").boots])))
+        ttft_s = float(np.exp(np.mean([DEFAULT_METRICS[0].of(boot.figures) for boot in self.baseline("power").boots])))
         return make(self.folder / f"slow-{share}", self.engine, delay_s=share * ttft_s)
 
     def named(self, against: str) -> Path:

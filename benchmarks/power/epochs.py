@@ -16,7 +16,7 @@ import pandas as pd
 from scipy import stats
 
 from pytest_kvcache.verdict.cells import StoredCell
-from pytest_kvcache.verdict.metrics import JUDGED
+from pytest_kvcache.verdict.metrics import DEFAULT_METRICS, Metric
 
 Floats = npt.NDArray[np.float64]
 
@@ -76,7 +76,7 @@ def components(logs: Floats) -> Components:
     )
 
 
-def layout(cells: Iterable[StoredCell], metric_index: int) -> Floats:
+def layout(cells: Iterable[StoredCell], metric: Metric) -> Floats:
     """Return (boots, epochs) of one tier's cells, an epoch each, in the order of their contexts.
 
     Boots are those that all cells have, by the session that they were taken in and their place in it.
@@ -86,7 +86,7 @@ def layout(cells: Iterable[StoredCell], metric_index: int) -> Floats:
     for stored in ordered:
         runs = pd.Series([boot.run_id for boot in stored.boots])
         boots = pd.MultiIndex.from_arrays([runs, runs.groupby(runs).cumcount()])
-        columns.append(pd.Series([boot.logs(metric_index) for boot in stored.boots], index=boots))
+        columns.append(pd.Series([metric.of(boot.figures) for boot in stored.boots], index=boots))
     return pd.concat(columns, axis=1, join="inner").to_numpy(dtype=np.float64)
 
 
@@ -97,8 +97,8 @@ def table(cells: Iterable[StoredCell]) -> pd.DataFrame:
         tiers.setdefault(stored.cell.tier, []).append(stored)
     lines = []
     for tier, of_tier in tiers.items():
-        for index, metric in enumerate(JUDGED):
-            found = components(layout(of_tier, index))
+        for metric in DEFAULT_METRICS:
+            found = components(layout(of_tier, metric))
             lines.append(
                 {
                     "tier": tier,

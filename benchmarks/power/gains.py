@@ -8,11 +8,11 @@ import numpy as np
 
 from pytest_kvcache.verdict.gains import NOTHING_KNOWN, Gain, KnownSpread, decide_gain
 from pytest_kvcache.verdict.interim import Policy
-from pytest_kvcache.verdict.metrics import JUDGED
+from pytest_kvcache.verdict.metrics import DEFAULT_METRICS
 from pytest_kvcache.verdict.paired import PAIRS_AT_LOOK, BootPair
 from pytest_kvcache.verdict.procedure import Boot
 
-_TTFT = JUDGED[0]
+_TTFT = DEFAULT_METRICS[0]
 _BOUND = 0.6
 #: Degrees of freedom of the baselines of both tiers: twelve boots of each.
 _BASELINE_DF = 11

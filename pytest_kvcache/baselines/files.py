@@ -26,7 +26,7 @@ from pytest_kvcache.verdict.cells import (
     requests_path,
 )
 from pytest_kvcache.verdict.interim import Policy
-from pytest_kvcache.verdict.metrics import JUDGED
+from pytest_kvcache.verdict.metrics import DEFAULT_METRICS
 from pytest_kvcache.verdict.procedure import tier_of
 
 _PREFIX, _SUFFIX = "context-", ".json"
@@ -97,8 +97,9 @@ def list_table(
         if stored is None:
             lines.append(line | {"boots": "-", "sessions": "-", "recorded": "-", "margin": "-", "state": item.problem})
             continue
-        gates = family or sum(_same_run(c, stored) for c in cells) * len(JUDGED)
-        margin = levels(tier_of(stored, cells), family=gates, policy=policy)[0].margin
+        gates = family or sum(_same_run(c, stored) for c in cells) * len(policy.metrics)
+        known = levels(tier_of(stored, cells), family=gates, policy=policy)
+        margin = known[0].margin if known else math.nan
         dates = sorted(boot.recorded for boot in stored.boots)
         few = len(stored.boots) < policy.least_boots
         lines.append(
@@ -156,9 +157,10 @@ def show(
         }
         for level in levels(tier_of(stored, siblings), family=family, policy=policy)
     ]
+    metrics = policy.metrics if policy else DEFAULT_METRICS
     boots = [
         {"session": boot.run_id, "recorded": boot.recorded}
-        | {metric.label: f"{boot.figures[metric.key]:.4g}" for metric in JUDGED}
+        | {m.label: f"{boot.figures[m.key]:.4g}" for m in metrics if m.key in boot.figures}
         | {f"canary {name}": f"{value:.4g}" for name, value in sorted(boot.canary.items())}
         for boot in stored.boots
     ]

@@ -62,7 +62,10 @@ def carry_over(root: Path, path: Path) -> Write:
     new: dict[str, Any] = old.model_dump(mode="json") | {"schema_version": SCHEMA}
     for number, boot in enumerate(new["boots"]):
         boot["figures"].pop(_GONE, None)
-        boot["figures"].update(judged_figures(rows[rows["boot"] == number]))
+        figures = judged_figures(rows[rows["boot"] == number])
+        if not figures:
+            raise BaselineError(f"boot {number + 1} has no requests that finished", where=str(beside), todo=RECORD_ANEW)
+        boot["figures"].update(figures)
     stored = validated(new, where=str(path))
     if stored.address.path(root) != path:
         raise BaselineError(f"is the baseline of {stored.address}, not of this place", where=str(path))

@@ -16,28 +16,26 @@ from pytest_kvcache.verdict import spread
 from pytest_kvcache.verdict.cells import Cell, StoredBoot, StoredCell, name_of
 from pytest_kvcache.verdict.comparability import differences
 from pytest_kvcache.verdict.interim import Policy, resolution, t_quantile
-from pytest_kvcache.verdict.metrics import JUDGED, Metric
-from pytest_kvcache.verdict.procedure import Boot
+from pytest_kvcache.verdict.metrics import DEFAULT_METRICS, Metric, judged_of
+from pytest_kvcache.verdict.procedure import Boot, unusable
 
 _CONFIDENCE = 0.95
 
 
-def refusals(boots: Sequence[Boot], *, dirty: str = "", least_boots: int = Policy.least_boots) -> list[str]:
+def refusals(
+    boots: Sequence[Boot], metrics: Sequence[Metric], *, dirty: str = "", least_boots: int = Policy.least_boots
+) -> list[str]:
     """Return the reasons why these boots must not become a baseline, one line each; empty where they may.
 
     Args:
         boots: All boots of the cell.
+        metrics: What is judged.
         dirty: Uncommitted parts of the code under test, "" where everything is committed.
         least_boots: Smallest number of boots: 6 for a profile that gates. A profile that only records may ask for
             fewer; verdicts then say that its baseline is too small.
     """
-    lines = [f"boot {n}: {fault}" for n, boot in enumerate(boots, start=1) for fault in boot.faults]
-    lines += [
-        f"boot {n}: {metric.label} could not be measured"
-        for n, boot in enumerate(boots, start=1)
-        for metric in JUDGED
-        if not 0 < boot.figures.get(metric.key, math.nan) < math.inf
-    ]
+    wanted = judged_of(metrics, [boot.figures for boot in boots])
+    lines = [f"boot {n}: {line}" for n, boot in enumerate(boots, start=1) for line in unusable(boot, wanted)]
     if dirty:
         lines.append(f"uncommitted changes: {dirty}")
     if len(boots) < least_boots:
@@ -161,7 +159,7 @@ class MetricLevel:
 
 
 def levels(tier: Sequence[StoredCell], *, family: int, policy: Policy | None = None) -> tuple[MetricLevel, ...]:
-    """Return mean, interval, spread and margin of each judged metric of the first cell.
+    """Return mean, interval, spread and margin of each metric that is judged and that these cells have.
 
     Args:
         tier: The cell, then the cells that it is pooled with (`procedure.tier_of`).
@@ -171,11 +169,13 @@ def levels(tier: Sequence[StoredCell], *, family: int, policy: Policy | None = N
     policy = policy or Policy()
     count = len(tier[0].boots)
     result = []
-    for index, metric in enumerate(JUDGED):
-        own = np.array([boot.logs(index) for boot in tier[0].boots])
+    for metric in policy.metrics:
+        if any(cell.unmeasured([metric]) for cell in tier):
+            continue
+        own = np.array([metric.of(boot.figures) for boot in tier[0].boots])
         sd, margin, half = math.nan, math.nan, math.nan
         if spread.degrees(tier, adjust_for=policy.adjust_for) > 0:
-            known = spread.level(tier, index, adjust_for=policy.adjust_for)
+            known = spread.level(tier, metric, adjust_for=policy.adjust_for)
             sd = known.sd
             resolved = sd * resolution(
                 policy, baseline_boots=count, df=known.df, family=family, usual_leverage=known.usual_leverage
@@ -184,10 +184,9 @@ def levels(tier: Sequence[StoredCell], *, family: int, policy: Policy | None = N
             margin = max(policy.margin_of(metric.key), float(np.expm1(min(resolved, 100.0))))
         if count > 1:
             half = t_quantile((1 - _CONFIDENCE) / 2, count - 1) * float(own.std(ddof=1)) / math.sqrt(count)
-        turned = -1 if metric.higher_is_better else 1
-        middle = turned * float(own.mean())
-        ends = [math.exp(middle + d) for d in (0.0, -half, half)]
-        result.append(MetricLevel(metric, count, ends[0], ends[1], ends[2], sd, margin))
+        middle = metric.natural(float(own.mean()))
+        ends = (middle * math.exp(-half), middle * math.exp(half))
+        result.append(MetricLevel(metric, count, middle, *ends, sd, margin))
     return tuple(result)
 
 
@@ -220,7 +219,7 @@ class BaselineDifference:
     Args:
         comparability: One line for each comparability key that differs; the ratios then compare different things.
         versions: One line for each version that differs.
-        metrics: The change of every judged metric.
+        metrics: The change of every metric that both have.
     """
 
     comparability: tuple[str, ...]
@@ -241,18 +240,18 @@ class BaselineDifference:
         )
 
 
-def diff(old: StoredCell, new: StoredCell) -> BaselineDifference:
+def diff(old: StoredCell, new: StoredCell, metrics: Sequence[Metric] = DEFAULT_METRICS) -> BaselineDifference:
     """Return what changed between two baselines of a cell; `--update-baselines` shows it before it writes."""
     keys = differences(old.comparability, new.comparability)
     if old.workload != new.workload:
         keys.append(f"workload hash: {old.workload:.12} -> {new.workload:.12}")
-    moved = tuple(_moved(index, old, new) for index in range(len(JUDGED)))
+    missing = {*old.unmeasured(metrics), *new.unmeasured(metrics)}
+    moved = tuple(_moved(metric, old, new) for metric in metrics if metric not in missing)
     return BaselineDifference(tuple(keys), tuple(differences(old.versions, new.versions)), moved)
 
 
-def _moved(index: int, old: StoredCell, new: StoredCell) -> MetricChange:
-    metric = JUDGED[index]
-    one, two = (np.array([boot.logs(index) for boot in cell.boots]) for cell in (old, new))
+def _moved(metric: Metric, old: StoredCell, new: StoredCell) -> MetricChange:
+    one, two = (np.array([metric.of(boot.figures) for boot in cell.boots]) for cell in (old, new))
     turned = -1 if metric.higher_is_better else 1
     effect, half = float(two.mean() - one.mean()), math.nan
     if min(len(one), len(two)) > 1:
@@ -262,8 +261,8 @@ def _moved(index: int, old: StoredCell, new: StoredCell) -> MetricChange:
         half *= math.sqrt(sum(parts))
     return MetricChange(
         metric,
-        old=math.exp(turned * float(one.mean())),
-        new=math.exp(turned * float(two.mean())),
+        old=metric.natural(float(one.mean())),
+        new=metric.natural(float(two.mean())),
         ratio=math.exp(turned * effect),
         low=math.exp(turned * effect - half),
         high=math.exp(turned * effect + half),

@@ -43,7 +43,7 @@ class AgainstCampaign:
         """
         for each in self._sides.values():
             self._state.say(f"{each.name} is {each}")
-        every = PAIRS_AT_LOOK[: self._sides["a"].profile.rules.policy().looks]
+        every = PAIRS_AT_LOOK[: self._sides["a"].profile.policy.looks]
         looks = self._allowed(every)
         for look, pairs in enumerate(looks):
             wanted = [c for c in self._contexts if c not in self._verdicts or not _final(self._verdicts[c])]
@@ -72,7 +72,7 @@ class AgainstCampaign:
         verdicts = paired.decide_pairs(
             {context: self._pairs(context) for context in wanted},
             family=self._state.settings.family,
-            policy=self._sides["a"].profile.rules.policy(),
+            policy=self._sides["a"].profile.policy,
             another_block=more > 0,
         )
         every = [each.minutes for boots in self._boots.values() for each in boots]

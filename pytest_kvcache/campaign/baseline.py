@@ -53,7 +53,7 @@ class BaselineCampaign:
     def __init__(self, state: PerfState, arm: Arm, contexts: Sequence[int]) -> None:
         self._state, self._arm = state, arm
         options, rules = state.settings.options, arm.profile.rules
-        self._root, self._policy = options.baselines, rules.policy()
+        self._root, self._policy = options.baselines, arm.profile.policy
         self._family = state.settings.family
         lengths = arm.profile.workload.context_tokens
         stored = {
@@ -121,16 +121,20 @@ class BaselineCampaign:
             cell.records
             or exact
             or not rules.early_stop
+            or not rounds.can_stop_early(self._policy.metrics)
+            or (stored is not None and stored.unmeasured(self._policy.metrics))
             or stored is None
             or stored.round_s is None
             or stored.requests is None
         ):
             return None
         try:
-            spreads = rounds.spreads(procedure.tier_of(stored, self._siblings), adjust_for=self._policy.adjust_for)
+            spreads = rounds.spreads(
+                procedure.tier_of(stored, self._siblings), self._policy.metrics, adjust_for=self._policy.adjust_for
+            )
         except ValueError:  # a baseline of one boot: its spread is not known
             return None
-        return StopRule(round_s=stored.round_s, spreads={key: sd for key, sd in spreads.items() if sd > 0})
+        return StopRule(round_s=stored.round_s, spreads=spreads)
 
     def _same_rounds(self, cell: _Open) -> tuple[list[Boot], StoredCell | None]:
         """Return the boots and the baseline, all cut to the rounds that the shortest boot had."""
@@ -142,7 +146,9 @@ class BaselineCampaign:
             replace(boot, figures=rounds.judged_figures(rounds.prefix(run.rows, rounds=count, round_s=round_s)))
             for boot, run in zip(cell.boots, cell.runs, strict=True)
         ]
-        return boots, rounds.cut(cell.stored, store.read_requests(self._root, cell.stored), rounds=count)
+        return boots, rounds.cut(
+            cell.stored, store.read_requests(self._root, cell.stored), self._policy.metrics, rounds=count
+        )
 
     def _record_verdict(self, cell: _Open, run: RunResult) -> CellVerdict | None:
         """Return why a boot cannot be recorded, None where it can."""
@@ -151,7 +157,7 @@ class BaselineCampaign:
             return CellVerdict("invalid", reasons=tuple(run.faults), boots=count, fixed_boots=count)
         if cell.stored is not None and self._state.settings.options.update == "missing":
             evidence = Evidence(cell.boots, run.comparability, self._hash(cell))
-            different = procedure.incomparable(evidence, cell.stored, canary_tolerance=self._policy.canary_tolerance)
+            different = procedure.incomparable(evidence, cell.stored, self._policy)
             if different:
                 return CellVerdict("incomparable", reasons=different, boots=count, fixed_boots=count)
         return None
@@ -209,9 +215,9 @@ class BaselineCampaign:
             return disturbed
         if options.update == "missing":
             moved = [g.line for g in gates if isinstance(g.gate, TokenGate) and g.status in {"regressed", "improved"}]
-            return [*update.refusals(cell.boots, least_boots=1), *moved]
+            return [*update.refusals(cell.boots, self._policy.metrics, least_boots=1), *moved]
         least = self._arm.profile.rules.baseline_boots
-        return update.refusals(cell.boots, dirty=uncommitted(options.rootdir), least_boots=least)
+        return update.refusals(cell.boots, self._policy.metrics, dirty=uncommitted(options.rootdir), least_boots=least)
 
     def _disturbances(self, cell: _Open) -> list[str]:
         """Return which boots had other work beside them and must not become the baseline for that."""

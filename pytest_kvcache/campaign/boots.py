@@ -241,6 +241,7 @@ def run_plan(
         gpus=gpus_during,
         leaders=lambda: tuple(state.run.journal.record.leaders),
         most_other_work=arm.profile.rules.other_work,
+        slo=arm.profile.gates.slo,
     )
     state.listener.measured(run)
     return run

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 
 from pytest_kvcache.config.profile import Profile
+from pytest_kvcache.verdict.metrics import OF_SLO
 
 
 def comparability(
@@ -32,11 +33,13 @@ def comparability(
     serving = profile.model_dump(
         exclude={"name", "description", "workload", "rules", "gates", "boot_timeout_s", "model"}
     )
+    judged = {metric.key for metric in profile.judged}
     return {
         **_prefixed("hardware", hardware),
         **_prefixed("storage", storage),
         **_prefixed("serving", {**serving, "model": model_id, "launcher": launcher}),
         **_prefixed("workload", profile.workload.sent(context_tokens)),
+        **({"gates.slo": profile.gates.slo.text} if profile.gates.slo is not None and judged & OF_SLO else {}),
     }
 
 

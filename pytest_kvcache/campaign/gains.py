@@ -17,7 +17,6 @@ from pytest_kvcache.errors import BaselineError
 from pytest_kvcache.verdict import paired
 from pytest_kvcache.verdict.cells import Cell, StoredCell
 from pytest_kvcache.verdict.gains import NOTHING_KNOWN, Gain, GainVerdict, KnownSpread, decide_gain
-from pytest_kvcache.verdict.metrics import JUDGED
 from pytest_kvcache.verdict.paired import BootPair
 from pytest_kvcache.verdict.spread import level, mean
 
@@ -65,7 +64,7 @@ class GainCampaign:
         self._state, self._contexts = state, list(contexts)
         self._arms = {"a": replace(over, name="gain"), "b": replace(tier, name="gain")}
         self._boots: dict[str, list[BootResult]] = {"a": [], "b": []}
-        self._policy = tier.profile.rules.policy()
+        self._policy = tier.profile.policy
         self._gains = {context: [self._with_bound(gain, context) for gain in gains] for context in contexts}
         self._known = {gain.short: self._known_spread(gain) for gain in gains}
 
@@ -124,13 +123,13 @@ class GainCampaign:
 
     def _known_spread(self, gain: Gain) -> KnownSpread:
         """Return the spread of the difference of a boot of each tier, as their baselines have it."""
-        index = JUDGED.index(gain.metric)
         found = []
         for arm in self._arms.values():
             cells = [cell for n in self._contexts if (cell := self._read(arm, n)) is not None and len(cell.boots) > 1]
+            cells = [cell for cell in cells if not cell.unmeasured([gain.metric])]
             if not cells:
                 return NOTHING_KNOWN
-            found.append(level(cells, index))
+            found.append(level(cells, gain.metric))
         # The fewer degrees of freedom are those that the sum certainly has.
         return KnownSpread(math.hypot(*(each.sd for each in found)), min(each.df for each in found))
 
@@ -150,4 +149,4 @@ class GainCampaign:
 
 
 def _level(stored: StoredCell, gain: Gain) -> float:
-    return mean([boot.logs(JUDGED.index(gain.metric)) for boot in stored.boots])
+    return mean([gain.metric.of(boot.figures) for boot in stored.boots])

@@ -11,7 +11,7 @@ from pytest_kvcache.config.gates import ServiceLevel
 from pytest_kvcache.config.profile import Profile
 from pytest_kvcache.verdict.cells import StoredCell
 from pytest_kvcache.verdict.comparability import differences
-from pytest_kvcache.verdict.estimate import Estimates, estimate, goodput
+from pytest_kvcache.verdict.estimate import Estimates, estimate
 from pytest_kvcache.verdict.gates import GateVerdict, TokenGate, told_limit, told_tokens
 from pytest_kvcache.verdict.limits import Limit, decide_limit
 from pytest_kvcache.verdict.token_account import TokenAccount, compare
@@ -86,7 +86,4 @@ def _figures(runs: Sequence[RunResult], slo: ServiceLevel | None) -> Estimates:
         values = [run.estimates[key] for run in runs if key in run.estimates]
         if values:
             figures[key] = sum(values) / len(values)
-    if slo is not None:
-        good = goodput(rows, duration_s=duration_s, ttft_s=slo.ttft_s, tpot_s=slo.tpot_s, e2el_s=slo.e2el_s)
-        figures |= {"goodput_share": good.share, "goodput_per_s": good.per_s}
-    return figures
+    return figures | (slo.figures(rows, duration_s=duration_s) if slo else {})

@@ -15,12 +15,12 @@ from pytest_kvcache.verdict.cells import Cell, StoredCell
 from pytest_kvcache.verdict.estimate import Estimates
 from pytest_kvcache.verdict.gates import GateVerdict
 from pytest_kvcache.verdict.in_the_making import InTheMaking
-from pytest_kvcache.verdict.metrics import JUDGED
+from pytest_kvcache.verdict.metrics import METRICS
 from pytest_kvcache.verdict.paired import PairedVerdict
 from pytest_kvcache.verdict.procedure import Boot, CellVerdict
 
 _COUNTS = frozenset({"scheduled", "sent", "finished", "failed", "prompt_tokens", "generated_tokens"})
-_GEOMETRIC = frozenset(metric.key for metric in JUDGED)
+_GEOMETRIC = frozenset(metric.key for metric in METRICS)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 
+from pytest_kvcache.config.gates import ServiceLevel
 from pytest_kvcache.errors import RunError
 from pytest_kvcache.load import validity
 from pytest_kvcache.load.plan import LoadPlan
@@ -106,12 +107,13 @@ def run_load(
     gpus: Callable[[Span], GpuLoad] = lambda _: GpuLoad(),
     leaders: Callable[[], Iterable[Leader]] = tuple,
     most_other_work: float = math.inf,
+    slo: ServiceLevel | None = None,
 ) -> RunResult:
     """Carry out `plan` against `pair` and return its result; rows and facts are in `folder` even if it fails.
 
     `gpus` returns what the GPUs did in the load, once it is over. `leaders` returns the first processes of all that the
     run has started; what all others took of the processors is recorded, and above the share `most_other_work` the run
-    is suspect.
+    is suspect. `slo` is what goodput counts.
 
     Raises:
         BootError: A component of the pair died.
@@ -162,6 +164,7 @@ def run_load(
     start_s: float = load["started_monotonic_s"]
     seen = gpus(Span(plan.context_tokens, start_s, start_s + load["elapsed_s"]))
     figures = estimate(rows, duration_s=_duration_s(plan, load)) | dict(proof.figures) | seen.figures
+    figures |= slo.figures(rows, duration_s=_duration_s(plan, load)) if slo else {}
     faults = [*seen.faults, *probed.faults, *_faults(rows, plan, load, proof), *_storage_errors(pair, served, proof)]
     disturbances = [*watch.found.suspicions(most_other_work), *seen.disturbances]
     suspicions = [*validity.suspicions(rows, plan.workload), *proof.findings, *seen.suspicions, *disturbances]

@@ -18,7 +18,6 @@ from pytest_kvcache.telemetry import revision as revisions
 from pytest_kvcache.telemetry.hardware import usable_gpus
 from pytest_kvcache.tiers import catalogue
 from pytest_kvcache.tiers.catalogue import Catalogue
-from pytest_kvcache.verdict.metrics import JUDGED
 from pytest_kvcache.verdict.paired import PAIRS_AT_LOOK
 
 CPU_PROFILE, GPU_PROFILE = "cpu-tiny", "qwen3-8b"
@@ -47,7 +46,7 @@ class Settings:
     @property
     def family(self) -> int:
         """Number of declared gates: all tiers and contexts, whatever this session selects (docs/verdicts.md)."""
-        return len(self.catalogue.tiers) * len(self.profile.workload.context_tokens) * len(JUDGED)
+        return len(self.catalogue.tiers) * len(self.profile.workload.context_tokens) * len(self.profile.judged)
 
     def asked_by_name(self, tier: Tier) -> bool:
         """Whether --tier names it: then it must run, and not be skipped."""

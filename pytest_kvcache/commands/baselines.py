@@ -17,7 +17,7 @@ from pytest_kvcache.paths import argument
 from pytest_kvcache.tiers import catalogue
 from pytest_kvcache.verdict.cells import SCHEMA, Cell, StoredCell
 from pytest_kvcache.verdict.interim import Policy
-from pytest_kvcache.verdict.metrics import JUDGED
+from pytest_kvcache.verdict.metrics import DEFAULT_METRICS
 
 Say = Callable[[str], None]
 
@@ -189,8 +189,8 @@ def _rules(args: argparse.Namespace, stored: StoredCell) -> tuple[Policy, int]:
     try:
         profile = known.profile(stored.cell.profile)
     except ConfigError:
-        return Policy(), len(JUDGED)
-    return profile.rules.policy(), len(known.tiers) * len(profile.workload.context_tokens) * len(JUDGED)
+        return Policy(), len(DEFAULT_METRICS)
+    return profile.policy, len(known.tiers) * len(profile.workload.context_tokens) * len(profile.judged)
 
 
 def _long(cell: Cell) -> str:

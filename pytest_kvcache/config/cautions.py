@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from pytest_kvcache.config.profile import Profile
 from pytest_kvcache.config.vllm_args import kv_dtype, value_of
+from pytest_kvcache.verdict.interim import resolution
+from pytest_kvcache.verdict.metrics import DEFAULT_METRICS
+from pytest_kvcache.verdict.rounds import can_stop_early
 
 #: vLLM's own block size, where nothing says another one and the model needs none: its CPU build, and GPUs.
 _CPU_BLOCK, _GPU_BLOCK = 128, 16
 #: Formats of a KV cache that keep what the model computed.
 _WHOLE_FORMATS = frozenset({"auto", "float32", "float", "float16", "half", "bfloat16"})
+
+#: Tiers of the built-in catalogue, each of which has all gates.
+_USUAL_TIERS = 4
 
 
 def cautions(profile: Profile, *, offloads: bool) -> list[str]:
@@ -37,4 +43,28 @@ def cautions(profile: Profile, *, offloads: bool) -> list[str]:
             "boot where they do is called corrupt; set rules.logprob_tolerance to what probes.json shows, or "
             "rules.probes = false"
         )
+    return found + _cost_of_metrics(profile)
+
+
+def _cost_of_metrics(profile: Profile) -> list[str]:
+    """Return what the profile's own choice of metrics costs all gates, a line each."""
+    if not profile.gates.metrics:
+        return []
+    found = []
+    count, usual, boots = len(profile.judged), len(DEFAULT_METRICS), profile.rules.baseline_boots
+    cells = len(profile.workload.context_tokens) * _USUAL_TIERS
+    if count > usual and boots > 1:
+        # As many boots of each context lend their spread; boots - 1 degrees of freedom each.
+        df = len(profile.workload.context_tokens) * (boots - 1)
+        more, less = (
+            resolution(profile.policy, baseline_boots=boots, df=df, family=cells * metrics)
+            for metrics in (count, usual)
+        )
+        found.append(
+            f"gates.metrics names {count} metrics: a change must be {more / less - 1:.0%} larger to be told than with "
+            f"{usual}, since each gate is one more that may raise a false alarm"
+        )
+    if profile.rules.early_stop and not can_stop_early(profile.judged):
+        whole = [metric.key for metric in profile.judged if not can_stop_early([metric])]
+        found.append(f"boots run to their end, since {', '.join(whole)} cannot be told from their first rounds")
     return found

@@ -14,7 +14,9 @@ from pytest_kvcache.config.vllm_args import number_of
 from pytest_kvcache.strict import Strict, as_path
 from pytest_kvcache.verdict.cells import FolderName
 from pytest_kvcache.verdict.gates import TokenGate
-from pytest_kvcache.verdict.limits import Limit, least_requests
+from pytest_kvcache.verdict.interim import Policy
+from pytest_kvcache.verdict.limits import Limit
+from pytest_kvcache.verdict.metrics import BY_NAME, Metric, least_requests
 from pytest_kvcache.workload.registry import AnyWorkload
 
 #: Name that asks for the small random-weight Qwen3 made on the spot (`engine/tiny_model.py`).
@@ -64,12 +66,17 @@ class Profile(Strict):
                 "send the same in every boot; give the share of the tokens that may differ, such as 0.05"
             )
         count = self.workload.requests()
-        for key in self.gates.limits:
+        told = [
+            *((f"limits.{key}", key) for key in self.gates.limits),
+            *((f"metrics: {m.key}", m.key) for m in self.judged),
+        ]
+        told += [(f"gains.{g.tier} over {g.over}: {g.metric.key}", g.metric.key) for g in self.gates.declared_gains()]
+        for where, key in told:
             needed = least_requests(key)
             if count is not None and 0 < count < needed:
                 longer = self.workload.duration_s * needed / count
                 raise ValueError(
-                    f"gates.limits.{key}: a run of {count} requests says nothing of it; it needs {needed}, "
+                    f"gates.{where}: a run of {count} requests says nothing of it; it needs {needed}, "
                     f"workload.duration_s = {math.ceil(longer)} at this rate"
                 )
         return self
@@ -128,6 +135,26 @@ class Profile(Strict):
         names = ("--tensor-parallel-size", "--pipeline-parallel-size", "--prefill-context-parallel-size")
         sizes = [number_of(self.vllm_args, name, 0) for name in names]
         return math.prod(size or 1 for size in sizes) if any(sizes) else None
+
+    @model_validator(mode="after")
+    def _margins_are_of_what_is_judged(self) -> Self:
+        keys = {metric.key for metric in self.judged}
+        for name in self.rules.margins:
+            if BY_NAME[name].key not in keys:
+                raise ValueError(
+                    f"rules.margins.{name}: gates.metrics does not name it; judged: {', '.join(sorted(keys))}"
+                )
+        return self
+
+    @property
+    def judged(self) -> tuple[Metric, ...]:
+        """What is compared with a baseline, in the order of tables."""
+        return self.gates.judged(decodes=self.workload.decodes)
+
+    @property
+    def policy(self) -> Policy:
+        """The rules of the decision."""
+        return self.rules.policy(self.judged)
 
     @property
     def declared_gates(self) -> tuple[TokenGate | Limit, ...]:

@@ -8,7 +8,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from pytest_kvcache.strict import Strict
 from pytest_kvcache.verdict.interim import Policy
-from pytest_kvcache.verdict.metrics import JUDGED
+from pytest_kvcache.verdict.metrics import BY_NAME, DEFAULT_METRICS, METRICS, Metric
 
 Share = Annotated[float, Field(gt=0, lt=10)]
 
@@ -47,22 +47,23 @@ class Rules(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        known = {metric.key for metric in JUDGED}
         for key in self.margins:
-            if key not in known:
-                raise ValueError(f"margins.{key}: unknown metric; allowed: {', '.join(sorted(known))}")
-        self.policy()
+            if key not in BY_NAME:
+                allowed = ", ".join(metric.key for metric in METRICS)
+                raise ValueError(f"margins.{key}: unknown metric; allowed: {allowed}")
+        self.policy(DEFAULT_METRICS)
         return self
 
-    def policy(self) -> Policy:
-        """Return the rules as the decision takes them."""
+    def policy(self, metrics: tuple[Metric, ...]) -> Policy:
+        """Return the rules as the decision takes them, for the metrics that are judged."""
         return Policy(
             margin=self.margin,
-            margins=dict(self.margins),
+            margins={BY_NAME[name].key: margin for name, margin in self.margins.items()},
             widest_margin=max(self.widest_margin, self.margin, *self.margins.values()),
             least_effect=self.least_effect,
             looks=self.looks,
             day_sd=self.day_sd,
             canary_tolerance=self.canary_tolerance,
             adjust_for=self.adjust_for if self.canary else "",
+            metrics=metrics,
         )

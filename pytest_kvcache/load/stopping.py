@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pydantic import PositiveFloat
+from pydantic import NonNegativeFloat, PositiveFloat
 
 from pytest_kvcache.load.records import RequestRecord
 from pytest_kvcache.strict import Strict
@@ -15,11 +15,11 @@ class StopRule(Strict):
 
     Args:
         round_s: Time in which every user asks once.
-        spreads: Standard deviation of a boot on the log scale, by metric.
+        spreads: Standard deviation of a boot on the log scale, of each metric that is judged.
     """
 
     round_s: PositiveFloat
-    spreads: Mapping[str, PositiveFloat]
+    spreads: Mapping[str, NonNegativeFloat]
 
     def whole_rounds(self, elapsed_s: float) -> int:
         """Return how many rounds are over."""

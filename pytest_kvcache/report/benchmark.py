@@ -1,7 +1,7 @@
 """Gates as rows of pytest-benchmark, through its documented surface: a timer of ours that replays what was measured.
 
 pytest-benchmark presents and exports; it measures nothing here. It knows only seconds, less is better: throughputs are
-published as seconds per token.
+published as seconds per token, request or byte, and shares not at all.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -42,14 +43,6 @@ class ReplayClock:
             now += sample
 
 
-#: What a row's seconds are.
-_GROUPS = {
-    "ttft_geomean_s": "TTFT",
-    "tokens_per_s": "processing speed: seconds per token, prompt and generated",
-    "decode_tokens_per_s": "decode: seconds per token of a request",
-}
-
-
 def mark(item: pytest.Item) -> None:
     """Give an item's benchmark the replayed clock, beside what its own marker says."""
     if not item.config.pluginmanager.hasplugin("benchmark") or _CLOCK in item.stash:
@@ -74,11 +67,11 @@ def publish(benchmark: Any, item: pytest.Item, result: CellResult, gate: Metric,
     clock = item.stash.get(_CLOCK, None)
     if clock is None or not hasattr(benchmark, "extra_info") or not hasattr(benchmark, "pedantic"):
         return
-    samples = _samples(result, gate)
+    group, samples = _samples(result, gate)
     if not samples:
         return
     benchmark.extra_info.update(facts)
-    benchmark.group = benchmark.group or _GROUPS[gate.key]
+    benchmark.group = benchmark.group or group
     clock.take(samples)
     benchmark.pedantic(_nothing, rounds=len(samples), iterations=1)
 
@@ -87,19 +80,34 @@ def _nothing() -> None:
     """Be what is timed by a clock that replays."""
 
 
-def _samples(result: CellResult, gate: Metric) -> list[float]:
-    """Return seconds, or seconds per token, of each request; of processing speed, of each boot."""
-    if gate.key == "tokens_per_s":
-        values = pd.Series(
-            [1 / run.estimates["tokens_per_s"] for run in result.runs if "tokens_per_s" in run.estimates]
-        )
-    else:
-        rows = result.rows[result.rows["status"] == "ok"]
-        decode = (rows["last_token_s"] - rows["first_token_s"]) / (rows["generated_tokens"] - 1).clip(lower=1)
-        ttft = rows["first_token_s"] - rows["actual_start_s"]
-        values = ttft if gate.key.startswith("ttft") else decode
-    values = values.astype("float64")
-    return [float(v) for v in values[values > 0]]
+#: Metrics that a boot has one of: what the seconds of a row are, which are one over it. Shares are no times.
+_OF_A_BOOT = {
+    "tokens_per_s": "processing speed: seconds per token, prompt and generated",
+    "requests_per_s": "processing speed: seconds per request",
+    "goodput_per_s": "goodput: seconds per request within the SLO",
+    "l2_load_bytes_per_s": "storage: seconds per loaded byte",
+}
+
+
+def _samples(result: CellResult, gate: Metric) -> tuple[str, list[float]]:
+    """Return what a row's seconds are, and those of each request, token gap or boot; none of what is no time."""
+    if gate.key in _OF_A_BOOT:
+        group = _OF_A_BOOT[gate.key]
+        found = [run.estimates.get(gate.key, 0.0) for run in result.runs]
+        return group, [1 / value for value in found if value > 0]
+    rows = result.rows[result.rows["status"] == "ok"]
+    ttft = rows["first_token_s"] - rows["actual_start_s"]
+    tpot = (rows["last_token_s"] - rows["first_token_s"]) / (rows["generated_tokens"] - 1).clip(lower=1)
+    groups = {
+        "ttft": ("TTFT", ttft),
+        "decode": ("decode: seconds per token of a request", tpot),
+        "tpot": ("TPOT", tpot),
+        "itl": ("ITL", rows["token_times_s"].map(np.diff).explode()),
+        "e2el": ("E2E latency", rows["last_token_s"] - rows["actual_start_s"]),
+    }
+    group, seconds = groups.get(gate.key.partition("_")[0], ("", pd.Series(dtype="float64")))
+    seconds = seconds.astype("float64")
+    return group, [float(v) for v in seconds[seconds > 0]]
 
 
 def facts(result: CellResult, gate: Metric, outcome: dict[str, Any]) -> dict[str, Any]:

@@ -116,7 +116,10 @@ class SessionReport:
     def _updates(self, results: list[CellResult]) -> str:
         rules = self._state.profile.rules
         return terminal.updates(
-            results, family=self._state.settings.family, policy=rules.policy(), baseline_boots=rules.baseline_boots
+            results,
+            family=self._state.settings.family,
+            policy=self._state.profile.policy,
+            baseline_boots=rules.baseline_boots,
         )
 
     def _unused(self, results: list[CellResult]) -> list[str]:

@@ -8,8 +8,8 @@ stands in them and checks it; `shelf.py` and `store.py` find, read and write the
 from __future__ import annotations
 
 import json
-import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, NoReturn
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
 
 from pytest_kvcache.errors import BaselineError
-from pytest_kvcache.verdict.metrics import JUDGED
+from pytest_kvcache.verdict.metrics import DEFAULT_METRICS, Metric
 from pytest_kvcache.verdict.token_account import TokenAccount
 
 SCHEMA = 3
@@ -106,8 +106,8 @@ class StoredBoot(BaselineModel):
     Args:
         run_id: The session that it was taken in.
         recorded: Date (UTC), YYYY-MM-DD.
-        figures: Estimates in natural units by name, unit last. Those of `metrics.JUDGED` are there and between 1e-9
-            and 1e9; the others are for reports.
+        figures: Estimates in natural units by name, unit last. Of `DEFAULT_METRICS` some are there, and those between
+            1e-9 and 1e9.
         canary: Readings around the boot, in seconds, by name.
         account: Where its tokens came from; None where nothing counted them.
     """
@@ -120,16 +120,13 @@ class StoredBoot(BaselineModel):
 
     @field_validator("figures")
     @classmethod
-    def _judged_are_there(cls, figures: dict[str, float]) -> dict[str, float]:
-        for metric in JUDGED:
-            if not _LEAST <= figures.get(metric.key, math.nan) <= _MOST:
-                raise ValueError(f"{metric.key} is missing, or not between {_LEAST:g} and {_MOST:g}")
+    def _judged_are_sound(cls, figures: dict[str, float]) -> dict[str, float]:
+        if not any(metric.key in figures for metric in DEFAULT_METRICS):
+            raise ValueError(f"none of {', '.join(metric.key for metric in DEFAULT_METRICS)} is there")
+        for metric in DEFAULT_METRICS:
+            if metric.key in figures and not _LEAST <= figures[metric.key] <= _MOST:
+                raise ValueError(f"{metric.key} is not between {_LEAST:g} and {_MOST:g}")
         return figures
-
-    def logs(self, metric_index: int) -> float:
-        """Return the boot's estimate of `JUDGED[metric_index]` on the turned log scale."""
-        metric = JUDGED[metric_index]
-        return metric.log(self.figures[metric.key])
 
 
 class RequestsFile(BaselineModel):
@@ -184,6 +181,10 @@ class StoredCell(BaselineModel):
     round_s: RoundSeconds | None = None
     boots: Annotated[tuple[StoredBoot, ...], Field(min_length=1, max_length=500)]
     requests: RequestsFile | None = None
+
+    def unmeasured(self, metrics: Sequence[Metric]) -> tuple[Metric, ...]:
+        """Return those of these metrics that not every boot of the baseline has."""
+        return tuple(m for m in metrics if not all(m.measured(boot.figures) for boot in self.boots))
 
     @property
     def address(self) -> Cell:

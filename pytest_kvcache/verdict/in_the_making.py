@@ -16,7 +16,7 @@ from pytest_kvcache.verdict import spread
 from pytest_kvcache.verdict.cells import StoredCell
 from pytest_kvcache.verdict.interim import Policy
 from pytest_kvcache.verdict.interval import Outcome, judge
-from pytest_kvcache.verdict.metrics import JUDGED, Metric
+from pytest_kvcache.verdict.metrics import Metric
 from pytest_kvcache.verdict.procedure import share
 
 #: From this share on a margin is told in words: its digits say nothing.
@@ -74,7 +74,7 @@ class InTheMaking:
     """What a session that adds boots to a baseline says of it.
 
     Args:
-        changes: Of every judged metric, in the order of `JUDGED`.
+        changes: Of every judged metric, in the order of the profile.
         boots: How many the baseline has with those of the session.
         needed: With how many it gates.
         state: That it is no gate yet, with its boots.
@@ -124,7 +124,7 @@ def compare(
     before = [boot.figures for boot in old.boots]
     added = [boot.figures for boot in new.boots[len(old.boots) :]]
     wide = too_wide((new, *siblings), needed=needed, family=family, policy=policy)
-    return InTheMaking(changes(before, added, wide), len(new.boots), needed, state)
+    return InTheMaking(changes(policy.metrics, before, added, wide), len(new.boots), needed, state)
 
 
 def progress(boots: int, *, policy: Policy, baseline_boots: int) -> tuple[int, str]:
@@ -145,17 +145,21 @@ def progress(boots: int, *, policy: Policy, baseline_boots: int) -> tuple[int, s
 
 
 def changes(
-    old: Sequence[Mapping[str, float]], new: Sequence[Mapping[str, float]], wide: Mapping[str, str] | None = None
+    metrics: Sequence[Metric],
+    old: Sequence[Mapping[str, float]],
+    new: Sequence[Mapping[str, float]],
+    wide: Mapping[str, str] | None = None,
 ) -> tuple[Change, ...]:
-    """Return old → new of every judged metric.
+    """Return old → new of every metric.
 
     Args:
+        metrics: What is judged.
         old: Figures of each boot so far, natural units.
         new: Those of the session's boots.
         wide: By metric key, what `too_wide` says.
     """
     found = []
-    for metric in JUDGED:
+    for metric in metrics:
         before, after = _logs(metric, old), _logs(metric, new)
         sd = float(np.std(before, ddof=1)) if len(before) > 1 else None
         found.append(
@@ -186,8 +190,10 @@ def too_wide(tier: Sequence[StoredCell], *, needed: int, family: int, policy: Po
     adjusted = bool(spread.usable(tier, policy.adjust_for))
     days = len({boot.run_id for boot in tier[0].boots}) + counts[0] - len(tier[0].boots)
     lines = {}
-    for index, metric in enumerate(JUDGED):
-        sd = spread.level(tier, index, adjust_for=policy.adjust_for).sd
+    for metric in policy.metrics:
+        if any(cell.unmeasured([metric]) for cell in tier):
+            continue
+        sd = spread.level(tier, metric, adjust_for=policy.adjust_for).sd
         bounds = judge(
             0.0,
             sd,
@@ -213,14 +219,13 @@ def too_wide(tier: Sequence[StoredCell], *, needed: int, family: int, policy: Po
 
 def _logs(metric: Metric, boots: Sequence[Mapping[str, float]]) -> list[float]:
     """Return the figures on the turned log scale; nothing where a boot lacks a positive one."""
-    values = [boot.get(metric.key, math.nan) for boot in boots]
-    return [metric.log(value) for value in values] if all(0 < value < math.inf for value in values) else []
+    return [metric.of(boot) for boot in boots] if all(metric.measured(boot) for boot in boots) else []
 
 
 def _natural(metric: Metric, logs: Sequence[float]) -> float | None:
     if not logs:
         return None
-    return math.exp(spread.mean(logs) * (-1 if metric.higher_is_better else 1))
+    return metric.natural(spread.mean(logs))
 
 
 def _number(value: float | None) -> str:

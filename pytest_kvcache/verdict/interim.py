@@ -28,6 +28,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
+from pytest_kvcache.verdict.metrics import DEFAULT_METRICS, Metric
+
 Floats = npt.NDArray[np.float64]
 
 #: Parts of the error for each look, by number of looks; each row sums to 1. Late looks get most of the false-alarm
@@ -60,6 +62,7 @@ class Policy:
         canary_tolerance: By how much the machine may be faster or slower than for the baseline.
         adjust_for: Name of a canary reading; what follows the machine's speed by it is no change (`spread`). Empty for
             none.
+        metrics: What is judged, in the order of tables.
     """
 
     margin: float = 0.10
@@ -75,6 +78,7 @@ class Policy:
     day_sd: float = 0.0
     canary_tolerance: float = 0.10
     adjust_for: str = ""
+    metrics: tuple[Metric, ...] = DEFAULT_METRICS
 
     def __post_init__(self) -> None:
         """Refuse rules that contradict each other.
@@ -90,6 +94,8 @@ class Policy:
             raise ValueError("the least effect must be positive and no larger than a margin")
         if not 0 <= self.day_sd < math.inf:
             raise ValueError("day_sd is a standard deviation")
+        if not self.metrics:
+            raise ValueError("nothing to judge")
         if self.least_boots < 2 or self.least_df < 1:
             raise ValueError("a spread needs two boots and a degree of freedom")
 

@@ -6,30 +6,18 @@ A quantile needs requests beyond it: the p99 of 20 requests is their maximum, wh
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-_TIMES = ("ttft", "itl", "tpot", "e2el")
-_LABELS = {"ttft": "TTFT", "itl": "ITL", "tpot": "TPOT", "e2el": "E2E latency"}
+from pytest_kvcache.verdict.metrics import METRICS, least_requests
+
 #: Figures that may have a limit, with their names in tables; times and failures are at most, all others at least.
 AT_MOST = {
-    **{f"{name}_{what}_s": f"{_LABELS[name]} {what} (s)" for name in _TIMES for what in ("mean", "p50", "p90", "p99")},
-    "ttft_geomean_s": "TTFT geometric mean (s)",
+    **{metric.key: metric.label for metric in METRICS if not metric.higher_is_better},
     "failed": "failed requests",
 }
-AT_LEAST = {
-    "requests_per_s": "processing speed (requests/s)",
-    "tokens_per_s": "processing speed (prompt + generated tokens/s)",
-    "decode_tokens_per_s": "decode throughput per request (tokens/s)",
-    "cached_share": "share of prompt tokens from caches",
-    "goodput_share": "share of requests within the SLO",
-    "goodput_per_s": "requests within the SLO (requests/s)",
-}
-#: Those that are counted within an SLO.
-OF_SLO = ("goodput_share", "goodput_per_s")
-_QUANTILE = re.compile(r"_p(\d+)_s$")
+AT_LEAST = {metric.key: metric.label for metric in METRICS if metric.higher_is_better}
 
 
 @dataclass(frozen=True)
@@ -96,14 +84,3 @@ def decide_limit(limit: Limit, figures: Mapping[str, float], *, requests: int) -
             "inconclusive", value, f"{limit.label} of {requests} requests says nothing: it needs {needed}"
         )
     return LimitVerdict("pass" if limit.holds(value) else "regressed", value)
-
-
-def least_requests(key: str) -> int:
-    """Return how many requests a figure needs: a quantile q needs 1/(1 - q), so that one of them lies beyond it.
-
-    Quantiles of ITL are over the gaps between streamed tokens, of which a request has many.
-    """
-    found = _QUANTILE.search(key)
-    if found is None or key.startswith("itl"):
-        return 1
-    return math.ceil(100 / (100 - int(found.group(1))))

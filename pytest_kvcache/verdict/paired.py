@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -18,8 +18,8 @@ import numpy.typing as npt
 
 from pytest_kvcache.verdict.interim import Policy, t_quantile
 from pytest_kvcache.verdict.interval import Bounds, Outcome, classify, pooled
-from pytest_kvcache.verdict.metrics import JUDGED
-from pytest_kvcache.verdict.procedure import Boot, Gate, Status
+from pytest_kvcache.verdict.metrics import Metric, judged_of
+from pytest_kvcache.verdict.procedure import Boot, Gate, Status, unusable
 
 #: How many pairs there are at each look: one, two and three blocks ABBA.
 PAIRS_AT_LOOK = (2, 4, 6)
@@ -85,7 +85,7 @@ def decide_pairs(
 
     Args:
         by_context: Pairs so far, by context length; each a number out of `PAIRS_AT_LOOK`.
-        family: Declared gates: tiers x contexts x `len(JUDGED)`.
+        family: Declared gates: tiers x contexts x metrics.
         policy: The rules; the default ones for None. `looks` blocks are the most.
         another_block: False where none can be had.
 
@@ -97,11 +97,13 @@ def decide_pairs(
     for pairs in by_context.values():
         if len(pairs) not in allowed:
             raise ValueError(f"{len(pairs)} pairs; looks are at {', '.join(map(str, allowed))}")
-    faults = {context: _faults(pairs) for context, pairs in by_context.items()}
+    every = [boot.figures for pairs in by_context.values() for pair in pairs for boot in (pair.a, pair.b)]
+    policy = replace(policy, metrics=judged_of(policy.metrics, every))
+    faults = {context: _faults(pairs, policy.metrics) for context, pairs in by_context.items()}
     sound = {context: pairs for context, pairs in by_context.items() if not faults[context]}
     verdicts = {c: PairedVerdict("invalid", reasons=f, pairs=len(by_context[c])) for c, f in faults.items() if f}
     for position, (context, pairs) in enumerate(sound.items()):
-        gates = tuple(_gate(index, list(sound.values()), position, family, policy) for index in range(len(JUDGED)))
+        gates = tuple(_gate(metric, list(sound.values()), position, family, policy) for metric in policy.metrics)
         more = another_block and len(pairs) < allowed[-1]
         verdicts[context] = PairedVerdict(*_combine(gates, more=more), pairs=len(pairs))
     return {context: verdicts[context] for context in by_context}
@@ -134,11 +136,8 @@ def judge_pairs(
     )
 
 
-def _gate(index: int, groups: Sequence[Sequence[BootPair]], position: int, family: int, policy: Policy) -> Gate:
-    metric = JUDGED[index]
-    logs = [
-        [(metric.log(p.a.figures[metric.key]), metric.log(p.b.figures[metric.key])) for p in pairs] for pairs in groups
-    ]
+def _gate(metric: Metric, groups: Sequence[Sequence[BootPair]], position: int, family: int, policy: Policy) -> Gate:
+    logs = [[(metric.of(p.a.figures), metric.of(p.b.figures)) for p in pairs] for pairs in groups]
     deltas = [[b - a for a, b in pairs] for pairs in logs]
     means = [math.fsum(d) / len(d) for d in deltas]
     squares = [math.fsum((x - mean) ** 2 for x in d) for d, mean in zip(deltas, means, strict=True)]
@@ -146,13 +145,12 @@ def _gate(index: int, groups: Sequence[Sequence[BootPair]], position: int, famil
     sd, df, count = float(spread.sd[position]), spread.df, len(deltas[position])
     look, effect = PAIRS_AT_LOOK.index(count) + 1, means[position]
     bounds = judge_pairs(effect, sd, df=df, look=look, family=family, policy=policy, metric=metric.key)
-    natural = -1 if metric.higher_is_better else 1
     a, b = (math.fsum(pair[arm] for pair in logs[position]) / count for arm in (0, 1))
     return Gate(
         metric,
         Outcome(int(bounds.outcome)),
-        old=math.exp(natural * a),
-        new=math.exp(natural * b),
+        old=metric.natural(a),
+        new=metric.natural(b),
         effect=effect,
         lower=float(bounds.lower),
         upper=float(bounds.upper),
@@ -179,14 +177,10 @@ def _combine(gates: tuple[Gate, ...], *, more: bool) -> tuple[Status, tuple[Gate
     return ("improved" if Outcome.IMPROVED in outcomes else "pass"), gates, ()
 
 
-def _faults(pairs: Sequence[BootPair]) -> tuple[str, ...]:
-    lines = []
-    for number, pair in enumerate(pairs, start=1):
-        for name, boot in (("A", pair.a), ("B", pair.b)):
-            lines += [f"pair {number}, {name}: {fault}" for fault in boot.faults]
-            lines += [
-                f"pair {number}, {name}: {metric.label} could not be measured"
-                for metric in JUDGED
-                if not 0 < boot.figures.get(metric.key, math.nan) < math.inf
-            ]
-    return tuple(lines)
+def _faults(pairs: Sequence[BootPair], metrics: Sequence[Metric]) -> tuple[str, ...]:
+    return tuple(
+        f"pair {number}, {name}: {line}"
+        for number, pair in enumerate(pairs, start=1)
+        for name, boot in (("A", pair.a), ("B", pair.b))
+        for line in unusable(boot, metrics)
+    )

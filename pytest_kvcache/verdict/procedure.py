@@ -16,7 +16,7 @@ from pytest_kvcache.verdict.cells import StoredCell
 from pytest_kvcache.verdict.comparability import differences
 from pytest_kvcache.verdict.interim import Policy
 from pytest_kvcache.verdict.interval import Outcome, judge
-from pytest_kvcache.verdict.metrics import JUDGED, Metric
+from pytest_kvcache.verdict.metrics import Metric, judged_of
 from pytest_kvcache.verdict.spread import degrees, level, mean, usable
 from pytest_kvcache.verdict.token_account import TokenAccount
 
@@ -101,7 +101,7 @@ class CellVerdict:
 
     Args:
         status: Only `pass` and `improved` succeed; `needs-boot` is not final.
-        gates: Every judged metric, in the order of `JUDGED`; empty where nothing could be compared.
+        gates: Every judged metric, in the order of the profile; empty where nothing could be compared.
         reasons: Why, where the status is not the gates' alone.
         notes: What a reader should know besides.
         boots: How many new boots it rests on.
@@ -146,7 +146,7 @@ def decide(
     Args:
         evidence: At least one boot, at most `policy.looks`.
         stored: The cell's baseline; None where it has none.
-        family: Declared gates: tiers x contexts x `len(JUDGED)`, whatever this session selects.
+        family: Declared gates: tiers x contexts x metrics, whatever this session selects.
         siblings: Baselines of the tier's other contexts, for the pooled spread. Those that are not of the same tier and
             environment are left out.
         policy: The rules; the default ones for None.
@@ -159,12 +159,14 @@ def decide(
     count = len(evidence.boots)
     if not 1 <= count <= policy.looks:
         raise ValueError(f"{count} boots for at most {policy.looks} looks")
-    faults = _faults(evidence.boots)
+    known = [boot.figures for boot in evidence.boots] + [boot.figures for boot in (stored.boots if stored else ())]
+    policy = replace(policy, metrics=judged_of(policy.metrics, known))
+    faults = _faults(evidence.boots, policy.metrics)
     if faults:
         return CellVerdict("invalid", reasons=faults, boots=count, fixed_boots=policy.looks)
     if stored is None:
         return CellVerdict("no-baseline", boots=count, fixed_boots=policy.looks)
-    different = incomparable(evidence, stored, canary_tolerance=policy.canary_tolerance)
+    different = incomparable(evidence, stored, policy)
     if different:
         return CellVerdict("incomparable", reasons=different, boots=count, fixed_boots=policy.looks)
     tier = tier_of(stored, siblings)
@@ -173,21 +175,23 @@ def decide(
     gates = _gates(evidence.boots, stored, tier, family, kept)
     status, reasons = _combine(gates, stored, kept, more=another_boot and count < policy.looks)
     if not gates:
-        reasons += _untested(evidence.boots, stored)
+        reasons += _untested(evidence.boots, stored, policy.metrics)
     notes = _notes(stored, evidence.boots, kept, wanted=policy.adjust_for)
     return CellVerdict(status, gates, reasons, notes, count, policy.looks)
 
 
-def incomparable(
-    evidence: Evidence, stored: StoredCell, *, canary_tolerance: float = canary.DEFAULT_TOLERANCE
-) -> tuple[str, ...]:
-    """Return a line for every key, hash and canary that differs; empty where the two may be compared."""
+def incomparable(evidence: Evidence, stored: StoredCell, policy: Policy) -> tuple[str, ...]:
+    """Return a line for every key, hash, canary and metric that keeps the two from being compared; empty for none."""
     lines = differences(stored.comparability, evidence.comparability)
     if stored.workload != evidence.workload:
         lines.append(f"workload hash: {stored.workload:.12} -> {evidence.workload:.12}")
     lines += canary.differences(
-        [b.canary for b in stored.boots], [b.canary for b in evidence.boots], tolerance=canary_tolerance
+        [b.canary for b in stored.boots], [b.canary for b in evidence.boots], tolerance=policy.canary_tolerance
     )
+    lines += [
+        f"{metric.label}: the baseline has no {metric.key}; record it anew with --update-baselines"
+        for metric in stored.unmeasured(policy.metrics)
+    ]
     return tuple(lines)
 
 
@@ -209,14 +213,14 @@ def tier_of(stored: StoredCell, siblings: Sequence[StoredCell]) -> tuple[StoredC
     return tuple(found.values())
 
 
-def _faults(boots: Sequence[Boot]) -> tuple[str, ...]:
-    lines = []
-    for number, boot in enumerate(boots, start=1):
-        lines += [f"boot {number}: {fault}" for fault in boot.faults]
-        for metric in JUDGED:
-            if not 0 < boot.figures.get(metric.key, math.nan) < math.inf:
-                lines.append(f"boot {number}: {metric.label} could not be measured")
-    return tuple(lines)
+def unusable(boot: Boot, metrics: Sequence[Metric]) -> list[str]:
+    """Return why nothing may rest on a boot: its faults, and what of the metrics it has not."""
+    missing = [f"{metric.label} could not be measured" for metric in metrics if not metric.measured(boot.figures)]
+    return [*boot.faults, *missing]
+
+
+def _faults(boots: Sequence[Boot], metrics: Sequence[Metric]) -> tuple[str, ...]:
+    return tuple(f"boot {n}: {line}" for n, boot in enumerate(boots, start=1) for line in unusable(boot, metrics))
 
 
 def _gates(
@@ -226,9 +230,9 @@ def _gates(
     if degrees(tier, adjust_for=reading) < policy.least_df:
         return ()
     gates = []
-    for index, metric in enumerate(JUDGED):
-        old = level(tier, index, adjust_for=reading)
-        new = mean([metric.log(boot.figures[metric.key]) for boot in boots])
+    for metric in policy.metrics:
+        old = level(tier, metric, adjust_for=reading)
+        new = mean([metric.of(boot.figures) for boot in boots])
         speed = mean([math.log(boot.canary[reading]) for boot in boots]) if reading else old.reading
         explained = old.explained(speed)
         effect = new - old.mean - explained
@@ -245,7 +249,6 @@ def _gates(
             leverage=old.leverage(speed),
             usual_leverage=old.usual_leverage,
         )
-        natural = -1 if metric.higher_is_better else 1
         outcome = Outcome(int(bounds.outcome))
         if len(stored.boots) < policy.least_boots and outcome in {Outcome.PASS, Outcome.IMPROVED}:
             outcome = Outcome.OPEN  # a small baseline shows a regression, and nothing else
@@ -253,8 +256,8 @@ def _gates(
             Gate(
                 metric,
                 outcome,
-                old=math.exp(natural * old.mean),
-                new=math.exp(natural * new),
+                old=metric.natural(old.mean),
+                new=metric.natural(new),
                 effect=effect,
                 lower=float(bounds.lower),
                 upper=float(bounds.upper),
@@ -267,15 +270,14 @@ def _gates(
     return tuple(gates)
 
 
-def _untested(boots: Sequence[Boot], stored: StoredCell) -> tuple[str, ...]:
+def _untested(boots: Sequence[Boot], stored: StoredCell, metrics: Sequence[Metric]) -> tuple[str, ...]:
     """Return old → new of every metric where boots are too few for an interval: it may be far more than chance."""
     lines = []
-    for index, metric in enumerate(JUDGED):
-        old = mean([boot.logs(index) for boot in stored.boots])
-        new = mean([metric.log(boot.figures[metric.key]) for boot in boots])
-        natural = -1 if metric.higher_is_better else 1
+    for metric in metrics:
+        old = mean([metric.of(boot.figures) for boot in stored.boots])
+        new = mean([metric.of(boot.figures) for boot in boots])
         lines.append(
-            f"{metric.label}: {math.exp(natural * old):.4g} -> {math.exp(natural * new):.4g}, worse by "
+            f"{metric.label}: {metric.natural(old):.4g} -> {metric.natural(new):.4g}, worse by "
             f"{share(new - old):+.0%}, with too few boots to tell that from chance"
         )
     return tuple(lines)

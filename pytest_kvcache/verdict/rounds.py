@@ -20,7 +20,7 @@ import pandas as pd
 from pytest_kvcache.verdict.cells import StoredCell
 from pytest_kvcache.verdict.estimate import WINSORIZED, log_ttft
 from pytest_kvcache.verdict.interval import Floats
-from pytest_kvcache.verdict.metrics import JUDGED
+from pytest_kvcache.verdict.metrics import DEFAULT_METRICS, Metric
 from pytest_kvcache.verdict.spread import level
 
 #: Fewer rounds, or sessions, than this have no standard error worth the name.
@@ -50,7 +50,7 @@ def prefix(rows: pd.DataFrame, *, rounds: int, round_s: float) -> pd.DataFrame:
 
 
 def judged_figures(rows: pd.DataFrame) -> dict[str, float]:
-    """Return the estimates of `JUDGED` in natural units, without those that the rows do not give.
+    """Return the estimates of `DEFAULT_METRICS` in natural units, without those that the rows do not give.
 
     They are those of `estimate`, which needs the time of every token; this does not.
     """
@@ -71,7 +71,7 @@ def judged_figures(rows: pd.DataFrame) -> dict[str, float]:
 
 
 def within_boot_errors(rows: pd.DataFrame, *, round_s: float) -> dict[str, float]:
-    """Return the standard error, on the log scale, that each of `JUDGED` has within this boot.
+    """Return the standard error, on the log scale, that each of `DEFAULT_METRICS` has within this boot.
 
     - TTFT: a mean over the requests of sessions, and requests of one session are not independent: sessions are the
       sample (the linearised error of a ratio of sums, log TTFT over requests; Cochran, "Sampling Techniques", 1977),
@@ -110,24 +110,34 @@ def enough(rows: pd.DataFrame, *, rounds: int, round_s: float, spreads: Mapping[
     if rounds < LEAST_ROUNDS:
         return False
     errors = within_boot_errors(prefix(rows, rounds=rounds, round_s=round_s), round_s=round_s)
-    return all(errors[metric.key] < spreads.get(metric.key, 0.0) * _SMALL for metric in JUDGED)
+    return bool(spreads) and all(errors[key] < sd * _SMALL for key, sd in spreads.items())
 
 
-def spreads(tier: Sequence[StoredCell], *, adjust_for: str = "") -> dict[str, float]:
+def can_stop_early(metrics: Sequence[Metric]) -> bool:
+    """Return whether a boot that is judged by these may end early.
+
+    It may where a part of its rows tells them and their error. Quantiles, gaps between tokens and what counters tell
+    need the whole run.
+    """
+    return set(metrics) <= set(DEFAULT_METRICS)
+
+
+def spreads(tier: Sequence[StoredCell], metrics: Sequence[Metric], *, adjust_for: str = "") -> dict[str, float]:
     """Return the sd of a boot of the first cell, on the log scale, by metric key; as the decision has it.
 
     Raises:
         ValueError: The cells have not one degree of freedom.
     """
-    return {m.key: level(tier, index, adjust_for=adjust_for).sd for index, m in enumerate(JUDGED)}
+    return {m.key: level(tier, m, adjust_for=adjust_for).sd for m in metrics}
 
 
-def cut(stored: StoredCell, requests: pd.DataFrame, *, rounds: int) -> StoredCell:
+def cut(stored: StoredCell, requests: pd.DataFrame, metrics: Sequence[Metric], *, rounds: int) -> StoredCell:
     """Return the baseline as it would be had its boots stopped after `rounds` rounds.
 
     Args:
         stored: The cell; its `round_s` is used.
         requests: Its table of requests (`tables.unpack`): rows of all boots, `boot` counts from 0.
+        metrics: What is judged.
         rounds: Whole rounds.
 
     Raises:
@@ -139,7 +149,7 @@ def cut(stored: StoredCell, requests: pd.DataFrame, *, rounds: int) -> StoredCel
     for number, boot in enumerate(stored.boots):
         rows = prefix(requests[requests["boot"] == number], rounds=rounds, round_s=stored.round_s)
         figures = judged_figures(rows)
-        if len(figures) < len(JUDGED):
+        if not all(metric.measured(figures) for metric in metrics):
             raise ValueError(f"boot {number + 1} of the baseline has no figures in its first {rounds} rounds")
         boots.append(boot.model_copy(update={"figures": figures}))
     return stored.model_copy(update={"boots": tuple(boots), "requests": None})

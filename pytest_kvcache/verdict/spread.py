@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from pytest_kvcache.verdict.cells import StoredCell
 from pytest_kvcache.verdict.interval import pooled
+from pytest_kvcache.verdict.metrics import Metric
 
 
 @dataclass(frozen=True)
@@ -48,22 +49,22 @@ class Level:
         return (reading - self.reading) ** 2 / self.squares
 
 
-def level(tier: Sequence[StoredCell], metric_index: int, *, adjust_for: str = "") -> Level:
-    """Return the level of `JUDGED[metric_index]` in the first cell.
+def level(tier: Sequence[StoredCell], metric: Metric, *, adjust_for: str = "") -> Level:
+    """Return the level of a metric in the first cell.
 
     One slope is fitted for all cells, within each (the boots of a cell less their mean): contexts differ in level, and
     what the machine does to them is taken to be alike.
 
     Args:
         tier: The cell, then those it is pooled with (`procedure.tier_of`).
-        metric_index: Of the metric.
+        metric: One that every boot of these cells has (`StoredCell.unmeasured`).
         adjust_for: A canary reading. Where it is empty, or a boot has no such reading, or all have the same, nothing is
             adjusted.
 
     Raises:
-        ValueError: There is no degree of freedom.
+        ValueError: There is no degree of freedom, or a boot has no such figure.
     """
-    logs = [[boot.logs(metric_index) for boot in cell.boots] for cell in tier]
+    logs = [[metric.of(boot.figures) for boot in cell.boots] for cell in tier]
     middle, apart = mean(logs[0]), _about_means(logs)
     dfs = [len(values) - 1 for values in logs]
     reading = usable(tier, adjust_for)

@@ -103,6 +103,11 @@ class Workload(Strict):
         """Whether every run sends the same prompts, so that caches of one size have the same hits in each boot."""
         return False
 
+    @property
+    def decodes(self) -> bool:
+        """Whether answers have more than one token, so that there is a decode throughput."""
+        return True
+
     def round_s(self) -> float | None:
         """Return the time in which every user asks once (s), None for a workload without such rounds."""
         return None

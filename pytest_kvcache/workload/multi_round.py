@@ -48,6 +48,11 @@ class MultiRoundQa(SteadyWorkload):
         """Whether prompts are exact, and with them every user's turn."""
         return self.mode == "exact"
 
+    @property
+    def decodes(self) -> bool:
+        """Whether answers have more than one token."""
+        return self.answer_tokens > 1
+
     def longest_tokens(self) -> int | None:
         """Return the length of the longest prompt with its answer (tokens), None in mode `compat`."""
         if self.mode == "compat":

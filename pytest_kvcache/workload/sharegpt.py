@@ -54,6 +54,11 @@ class ShareGpt(SteadyWorkload):
     path: UserPath = Field(description="the ShareGPT-style file")
     answer_tokens: PositiveInt = Field(description="length of the longest answer")
 
+    @property
+    def decodes(self) -> bool:
+        """Whether answers may have more than one token."""
+        return self.answer_tokens > 1
+
     def check(self) -> None:
         """Read the whole file once.
 

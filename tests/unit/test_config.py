@@ -268,4 +268,4 @@ def test_readings_that_are_not_taken_adjust_nothing(tmp_path: Path) -> None:
     """A profile that inherits `adjust_for` and reads no canary is judged without it."""
     text = '[profiles.mine]\nextends = "cpu-tiny"\n[profiles.mine.rules]\ncanary = {}\n'
     for canary, reading in (("true", "matmul_s"), ("false", "")):
-        assert load(tmp_path, text.format(canary)).profile("mine").rules.policy().adjust_for == reading
+        assert load(tmp_path, text.format(canary)).profile("mine").policy.adjust_for == reading

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
+from pytest_kvcache import values
+from pytest_kvcache.config.cautions import cautions
 from pytest_kvcache.config.profile import Profile
 from pytest_kvcache.errors import ConfigError
 from pytest_kvcache.tiers.catalogue import parse
 from pytest_kvcache.verdict.gates import TokenGate, worst
+from pytest_kvcache.verdict.metrics import METRICS, Metric
 from tests.projects import Project, configure, run, run_folder
 from tests.stubs.engine import toml
 
@@ -30,7 +34,7 @@ def stub(text: str) -> Profile:
 @pytest.mark.parametrize(
     ("gates", "named"),
     [
-        ("limits = { ttft_p98_s = 1 }", "limits.ttft_p98_s: unknown figure; allowed: ttft_mean_s"),
+        ("limits = { ttft_p98_s = 1 }", "limits.ttft_p98_s: unknown figure; allowed: ttft_geomean_s"),
         ("limits = { ttft_s = 1 }", "limits.ttft_s: unknown figure"),
         ("limits = { goodput_share = 0.9 }", "limits.goodput_share needs slo"),
         ("limits = { cached_share = 60 }", "limits.cached_share: 60 is no share of 0 to 1"),
@@ -47,6 +51,14 @@ def stub(text: str) -> Profile:
         ("tokens = 1.5", "gates.tokens"),
         ("tokens = -0.1", "gates.tokens"),
         ("token = 0", "gates.token"),
+        ('metrics = ["ttft", "speeed"]', "metrics: unknown metric 'speeed'; allowed: ttft, speed, decode, ttft_mean"),
+        ('metrics = ["ttft", "ttft_geomean_s"]', "metrics: ttft_geomean_s is there twice"),
+        ('metrics = ["ttft_p99"]', "metrics: ttft_p99_s: a run of 12 requests says nothing of it; it needs 100, work"),
+        ('metrics = ["goodput_share"]', "goodput_share needs slo"),
+        ('metrics = "ttft"', "gates.metrics"),
+        ('gains = { "pnfs over gpu" = { e2el_p99 = 0.5 } }', "gains.pnfs over gpu: e2el_p99_s: a run of 12 requests"),
+        ('gains = { "pnfs over gpu" = { goodput_per_s = 2 } }', "goodput_per_s needs slo"),
+        ('metrics = ["ttft"]\n[profiles.stub.rules.margins]\nspeed = 0.2', "gates.metrics does not name it"),
     ],
 )
 def test_a_gate_that_cannot_be_told_is_refused(gates: str, named: str) -> None:
@@ -128,10 +140,10 @@ def test_a_cell_has_the_status_that_a_person_must_see_first(statuses: list[str],
     [
         ('"pnfs" = { ttft = 0.6 }', "'pnfs' does not name two tiers"),
         ('"gpu over gpu" = { ttft = 0.6 }', "does not name two tiers"),
-        ('"pnfs over gpu" = {}', "name at least one of ttft, speed and decode"),
+        ('"pnfs over gpu" = {}', "name at least one metric, such as ttft, speed"),
         ('"pnfs over gpu" = { ttft = 0 }', "gains"),
         ('"pnfs over gpu" = { ttft = "best" }', "gains"),
-        ('"pnfs over gpu" = { itl = 1 }', "gains"),
+        ('"pnfs over gpu" = { itl = 1 }', "unknown metric 'itl'; allowed: ttft, speed"),
     ],
 )
 def test_a_gain_that_names_nothing_is_refused(gains: str, named: str) -> None:
@@ -175,3 +187,58 @@ def test_a_gain_over_an_unknown_tier_is_a_usage_error(project: Project) -> None:
     result = run(project, "--tier", "gpu")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["*gates.gains.pnfs over nvme: unknown tier 'nvme'; known: gpu, cpu, s3, pnfs*"])
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.short)
+def test_a_metric_is_named_by_its_key_or_its_short_name(metric: Metric) -> None:
+    """Every metric may be what a profile is judged by, under both of its names, and has a label of its own."""
+    for name in (metric.key, metric.short):
+        gates = f'metrics = ["{name}"]\nslo = {{ ttft_s = 1 }}'
+        profile = stub(toml(qps=300, more=f"\n[profiles.stub.gates]\n{gates}\n"))
+        assert profile.judged == (metric,)
+        assert profile.policy.metrics == (metric,)
+        assert [gate.short for gate in values.gates(profile)] == [metric.short]
+    assert sum(metric.label == other.label for other in METRICS) == 1
+
+
+def test_answers_of_one_token_have_no_decode_gate() -> None:
+    """By default decode throughput is judged only where answers have more than one token; naming it judges it."""
+    one = toml().replace("answer_tokens = 5", "answer_tokens = 1")
+    assert [metric.short for metric in stub(one).judged] == ["ttft", "speed"]
+    assert [metric.short for metric in stub(toml()).judged] == ["ttft", "speed", "decode"]
+    assert [m.short for m in stub(one + '\n[profiles.stub.gates]\nmetrics = ["decode"]\n').judged] == ["decode"]
+
+
+def test_what_more_metrics_cost_is_said() -> None:
+    """A caution tells how much larger a change must be, and that boots run to their end; the defaults cost nothing."""
+    names = '"ttft", "speed", "decode", "ttft_p50", "itl_p50", "tpot_p50"'
+    few, many = (
+        cautions(stub(toml(boots=6, more=f"\n[profiles.stub.gates]\nmetrics = [{each}]\n")), offloads=False)
+        for each in ('"ttft", "speed"', names)
+    )
+    assert few == []
+    assert re.fullmatch(
+        r"gates.metrics names 6 metrics: a change must be [1-9]\d?% larger to be told than with 3.*", many[0]
+    )
+    assert (
+        many[1]
+        == "boots run to their end, since ttft_p50_s, itl_p50_s, tpot_p50_s cannot be told from their first rounds"
+    )
+
+
+def test_a_profile_is_gated_by_metrics_of_its_own(project: Project) -> None:
+    """Tests, ids and baselines follow `gates.metrics`; a tier without a shared storage skips its throughput."""
+    metrics = 'metrics = ["itl_p50", "requests_per_s", "goodput_share", "l2_load_bytes_per_s"]\nslo = { ttft_s = 9 }'
+    configure(project, toml(more=f"\n[profiles.stub.gates]\n{metrics}\n"))
+    first = run(project, "--tier", "gpu", "--update-baselines", "-v")
+    first.assert_outcomes(passed=3, skipped=1)
+    first.stdout.fnmatch_lines(["*[[]gpu-50-itl_p50]*", "*[[]gpu-50-requests_per_s]*", "*[[]gpu-50-goodput_share]*"])
+    first.stdout.fnmatch_lines(["*boots run to their end, since itl_p50_s, requests_per_s*"])
+    again = run(project, "--tier", "gpu", "--benchmark-json=rows.json")
+    again.assert_outcomes(skipped=1)
+    assert again.stdout.str().count("INCONCLUSIVE") == 3
+    rows = json.loads((project.path / "rows.json").read_text())["benchmarks"]
+    assert [row["group"] for row in rows] == ["ITL", "processing speed: seconds per request"]
+    stored = json.loads(next((project.path / "baselines").rglob("context-50.json")).read_text())
+    assert stored["comparability"]["gates.slo"] == "ttft_s 9"
+    assert stored["boots"][0]["figures"]["goodput_share"] == 1.0

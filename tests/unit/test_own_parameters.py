@@ -98,7 +98,7 @@ def test_ones_own_parameters_replace_the_plugins(project: Project, how: str) -> 
 def brought(project: Project, code: str, *args: str, conftest: str = "") -> pytest.RunResult:
     """Run a file of perf tests with a conftest of the project's own."""
     configure(project, toml(contexts=(50, 60)))
-    project.makeconftest(f"import pytest\nfrom pytest_kvcache.verdict.metrics import JUDGED\n{conftest}")
+    project.makeconftest(f"import pytest\nfrom pytest_kvcache.verdict.metrics import DEFAULT_METRICS\n{conftest}")
     project.makepyfile(f"import pytest, unittest\npytestmark = pytest.mark.perf\n{code}")
     return collected(project, *args)
 

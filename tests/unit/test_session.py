@@ -16,7 +16,7 @@ from pytest_kvcache.baselines import files, store, update
 from pytest_kvcache.campaign import boots as booting
 from pytest_kvcache.verdict import rounds
 from pytest_kvcache.verdict.cells import requests_path
-from pytest_kvcache.verdict.metrics import JUDGED
+from pytest_kvcache.verdict.metrics import DEFAULT_METRICS
 from pytest_kvcache.verdict.procedure import Boot
 from tests.projects import NOTHING, PATCH, Project, commit, configure, run, run_apart, run_folder, traces
 from tests.stubs.engine import make_engine, toml
@@ -76,7 +76,7 @@ def pad(project: Project, *, faster: float = 1.0, boots: int = 6) -> None:
         boot = data["boots"][0]
         data["boots"] = []
         for factor in (0.75, 0.9, 1.0, 1.1, 1.3, 1.45)[:boots]:
-            figures = boot["figures"] | {m.key: boot["figures"][m.key] * factor for m in JUDGED}
+            figures = boot["figures"] | {m.key: boot["figures"][m.key] * factor for m in DEFAULT_METRICS}
             figures["ttft_geomean_s"] /= faster
             data["boots"].append({**boot, "figures": figures})
         path.write_text(json.dumps(data))

@@ -11,7 +11,7 @@ from pytest_kvcache.campaign.comparability import workload_hash
 from pytest_kvcache.load.records import OK, RequestRecord
 from pytest_kvcache.load.table import to_frame
 from pytest_kvcache.verdict.cells import Cell, StoredBoot, StoredCell, name_of
-from pytest_kvcache.verdict.metrics import JUDGED
+from pytest_kvcache.verdict.metrics import DEFAULT_METRICS
 from pytest_kvcache.verdict.procedure import Boot, Evidence
 
 HASH = workload_hash({"seed": 1})
@@ -27,7 +27,7 @@ UNIT = np.array([-1.25, -0.75, -0.25, 0.25, 0.75, 1.25]) / np.std([-1.25, -0.75,
 def figures(worse: Mapping[str, float] | float = 0.0) -> dict[str, float]:
     """Return figures that are worse than LEVELS by these log ratios (one for all metrics, or by key)."""
     result = {}
-    for metric in JUDGED:
+    for metric in DEFAULT_METRICS:
         by = worse.get(metric.key, 0.0) if isinstance(worse, Mapping) else worse
         result[metric.key] = LEVELS[metric.key] * float(np.exp(-by if metric.higher_is_better else by))
     return result

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.power.epochs import Floats, components, layout, table
 from pytest_kvcache.verdict.cells import StoredCell
+from pytest_kvcache.verdict.metrics import DEFAULT_METRICS
 from tests.unit.verdict.make import CELL, stored
 
 
@@ -65,7 +66,7 @@ def test_epochs_of_one_boot_are_paired_by_their_session() -> None:
     """
     first, second = epochs_of("cpu", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     second = second.model_copy(update={"boots": (second.boots[0], second.boots[2])})
-    logs = layout([second, first], 0)
+    logs = layout([second, first], DEFAULT_METRICS[0])
     assert logs - logs[0, 0] == pytest.approx(np.array([[0.0, 0.3], [0.2, 0.5]]))
 
 

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from pytest_kvcache.verdict.gains import NOTHING_KNOWN, Gain, KnownSpread, decide_gain
 from pytest_kvcache.verdict.interim import Policy
-from pytest_kvcache.verdict.metrics import JUDGED, Metric
+from pytest_kvcache.verdict.metrics import DEFAULT_METRICS, Metric
 from pytest_kvcache.verdict.paired import BootPair
 from pytest_kvcache.verdict.procedure import Boot
 
-TTFT, SPEED, DECODE = JUDGED
+TTFT, SPEED, DECODE = DEFAULT_METRICS
 POLICY = Policy()
 
 

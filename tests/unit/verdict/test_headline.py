@@ -8,7 +8,7 @@ import pytest
 
 from pytest_kvcache.verdict.headline import UNDECIDED, after_look, after_pairs, deciding_gate, gate_line, headline
 from pytest_kvcache.verdict.interval import Outcome
-from pytest_kvcache.verdict.metrics import JUDGED
+from pytest_kvcache.verdict.metrics import DEFAULT_METRICS
 from pytest_kvcache.verdict.paired import BootPair, decide_pairs
 from pytest_kvcache.verdict.procedure import CellVerdict, Gate, Status, decide
 from tests.unit.verdict.make import FAMILY, boot, evidence, sibling, stored
@@ -50,7 +50,7 @@ def test_which_gate_decides(status: Status, effects: list[tuple[float, float, st
     """A regressed gate stands before an undecided one, and one that passed never speaks for a verdict that did not."""
     gates = [
         Gate(metric, Outcome[outcome], 1.0, math.exp(effect), effect, 2 * effect - upper, upper, 0.1, 0.05, 5)
-        for metric, (effect, upper, outcome) in zip(JUDGED, effects, strict=False)
+        for metric, (effect, upper, outcome) in zip(DEFAULT_METRICS, effects, strict=False)
     ]
     verdict = CellVerdict(status, tuple(gates), boots=1)
     assert deciding_gate(verdict) is gates[decides]

@@ -15,10 +15,10 @@ from pytest_kvcache.verdict.cells import StoredBoot, StoredCell
 from pytest_kvcache.verdict.gates import TokenGate
 from pytest_kvcache.verdict.in_the_making import InTheMaking, changes, compare, progress, too_wide
 from pytest_kvcache.verdict.interim import Policy
-from pytest_kvcache.verdict.metrics import JUDGED
+from pytest_kvcache.verdict.metrics import DEFAULT_METRICS
 from tests.unit.verdict.make import CELL, FAMILY, LEVELS, figures, sibling, stored
 
-TTFT, SPEED, DECODE = JUDGED
+TTFT, SPEED, DECODE = DEFAULT_METRICS
 POLICY = Policy()
 
 
@@ -47,7 +47,7 @@ def test_old_is_the_boots_so_far_and_new_is_the_session_s(count: int, worse: flo
     deviations = [0.02 * n for n in range(count)]
     middle = sum(deviations) / count
     made = beside(deviations, worse, worse + 0.1, boots=12)
-    assert [change.metric for change in made.changes] == list(JUDGED)
+    assert [change.metric for change in made.changes] == list(DEFAULT_METRICS)
     for change in made.changes:
         turned = -1 if change.metric.higher_is_better else 1
         assert change.old == pytest.approx(LEVELS[change.metric.key] * math.exp(turned * middle))
@@ -93,7 +93,7 @@ def test_the_words_that_it_is_no_gate_yet(boots: int, recorded: int, state: str)
 )
 def test_a_gate_in_a_line(metric: object, worse: float, start: str) -> None:
     """Metric, old → new, how much worse, the spread so far, and that it is no gate yet."""
-    one = next(m for m in JUDGED if m == metric)
+    one = next(m for m in DEFAULT_METRICS if m == metric)
     assert beside([0.0], worse).line(one) == f"{start}: no gate yet: 2 of 6 boots"
     assert (
         beside([0.0, 0.0], worse).line(one) == f"{start}, boots so far spread by 0.0% (sd): no gate yet: 3 of 6 boots"
@@ -105,7 +105,7 @@ def test_a_whole_cell_is_told_by_what_is_worse_by_most() -> None:
     made = beside([0.0, 0.0], {TTFT.key: -0.9, SPEED.key: 0.2, DECODE.key: 0.1})
     assert made.change().metric == SPEED
     assert made.line().startswith(SPEED.label)
-    assert [line.partition(":")[0] for line in made.lines()][:3] == [metric.label for metric in JUDGED]
+    assert [line.partition(":")[0] for line in made.lines()][:3] == [metric.label for metric in DEFAULT_METRICS]
 
 
 @pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf, None])
@@ -115,7 +115,7 @@ def test_a_figure_that_a_boot_lacks_is_no_number(side: str, bad: float | None) -
     whole = figures(0.1)
     lacks = {key: value for key, value in whole.items() if key != SPEED.key} | ({} if bad is None else {SPEED.key: bad})
     sides = {"old": [whole, whole], "new": [whole]} | {side: [whole, lacks]}
-    ttft, speed, decode = changes(sides["old"], sides["new"])
+    ttft, speed, decode = changes(DEFAULT_METRICS, sides["old"], sides["new"])
     assert (ttft.effect, decode.effect) == pytest.approx((0, 0))
     assert (getattr(speed, side), speed.effect, speed.ratio) == (None, None, None)
     assert "not measured" in speed.text
@@ -134,7 +134,7 @@ def test_boots_that_spread_too_widely_to_gate_are_told_with_what_to_do() -> None
     )
     assert len(made.lines(SPEED)) == 1
     old = stored([0.0, 0.6, -0.5])
-    assert set(too_wide((old,), needed=6, family=FAMILY, policy=POLICY)) == {metric.key for metric in JUDGED}
+    assert set(too_wide((old,), needed=6, family=FAMILY, policy=POLICY)) == {metric.key for metric in DEFAULT_METRICS}
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
@@ -159,7 +159,7 @@ def test_what_cannot_be_known_is_not_told() -> None:
     [
         (POLICY, True),
         (Policy(widest_margin=9.0), False),
-        (Policy(margins={metric.key: 9.0 for metric in JUDGED}), False),
+        (Policy(margins={metric.key: 9.0 for metric in DEFAULT_METRICS}), False),
         (Policy(widest_margin=9.0, day_sd=1.0), True),
     ],
     ids=["default", "wide rules", "wide margins", "days that differ"],
@@ -180,7 +180,7 @@ def test_a_gate_that_the_profile_declares_has_its_own_verdict() -> None:
         assert verdict.worse_by == pytest.approx(1)
         assert verdict.reasons[0] == "no gate yet: 3 of 6 boots"
         assert (told["worse_by"], told["ratio"], told["baseline_boots"]) == (1.0, 0.5, 3)
-        assert told["message"].count("no gate yet: 3 of 6 boots") == (1 if gate else len(JUDGED))
+        assert told["message"].count("no gate yet: 3 of 6 boots") == (1 if gate else len(DEFAULT_METRICS))
     assert verdict_of(result, TTFT).worse_by == pytest.approx(0)
     other = verdict_of(result, TokenGate())
     assert (other.old, other.reasons, rows.making_lines(result, TokenGate())) == (None, (), [])

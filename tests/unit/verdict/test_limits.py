@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_kvcache.verdict.limits import AT_LEAST, AT_MOST, Limit, decide_limit, least_requests
+from pytest_kvcache.verdict.limits import AT_LEAST, AT_MOST, Limit, decide_limit
+from pytest_kvcache.verdict.metrics import least_requests
 
 
 @given(st.sampled_from([*AT_MOST, *AT_LEAST]), st.floats(1e-6, 1e6), st.floats(1e-6, 1e6))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from benchmarks.power.sessions import INCONCLUSIVE, PASSED, REGRESSED, play_pairs
 from pytest_kvcache.verdict.interim import Policy
 from pytest_kvcache.verdict.interval import Outcome
-from pytest_kvcache.verdict.metrics import JUDGED
+from pytest_kvcache.verdict.metrics import DEFAULT_METRICS
 from pytest_kvcache.verdict.paired import PAIRS_AT_LOOK, BootPair, PairedVerdict, decide_pairs, order
 from tests.unit.verdict.make import boot
 
@@ -125,7 +125,8 @@ def test_simulated_pairs_decide_as_the_product_does() -> None:
                 groups = {
                     c: [
                         BootPair(
-                            boot(), boot(dict(zip((m.key for m in JUDGED), values[c, :, i].tolist(), strict=True)))
+                            boot(),
+                            boot(dict(zip((m.key for m in DEFAULT_METRICS), values[c, :, i].tolist(), strict=True))),
                         )
                         for i in range(count)
                     ]

@@ -21,7 +21,7 @@ from benchmarks.power.sessions import (
 )
 from pytest_kvcache.verdict.cells import Cell
 from pytest_kvcache.verdict.interim import Policy
-from pytest_kvcache.verdict.metrics import JUDGED
+from pytest_kvcache.verdict.metrics import DEFAULT_METRICS
 from pytest_kvcache.verdict.procedure import decide
 from tests.unit.verdict.make import boot, evidence, stored
 
@@ -32,7 +32,7 @@ _NAMES = {
     IMPROVED: "improved",
     INCONCLUSIVE: "inconclusive",
 }
-_KEYS = [metric.key for metric in JUDGED]
+_KEYS = [metric.key for metric in DEFAULT_METRICS]
 
 
 def _by_key(values: np.ndarray[tuple[int], np.dtype[np.float64]]) -> dict[str, float]:

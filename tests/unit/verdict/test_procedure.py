@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pytest_kvcache.verdict.headline import deciding_gate
 from pytest_kvcache.verdict.interim import Policy
 from pytest_kvcache.verdict.interval import Outcome
-from pytest_kvcache.verdict.metrics import JUDGED
+from pytest_kvcache.verdict.metrics import DEFAULT_METRICS
 from pytest_kvcache.verdict.procedure import Boot, CellVerdict, decide, share
 from tests.unit.verdict.make import FAMILY, UNIT, boot, evidence, figures, sibling, stored
 
@@ -43,7 +43,7 @@ def test_a_gross_change_regresses_on_the_first_boot() -> None:
     assert verdict.status == "regressed"
     gate = deciding_gate(verdict)
     assert gate is not None
-    assert gate.metric == JUDGED[0]
+    assert gate.metric == DEFAULT_METRICS[0]
     assert gate.ratio == pytest.approx(1.3)
     assert share(gate.effect) == pytest.approx(0.3)
 

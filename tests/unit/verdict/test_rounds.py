@@ -14,7 +14,7 @@ from pytest_kvcache.baselines import requests_table
 from pytest_kvcache.campaign.comparability import workload_hash
 from pytest_kvcache.verdict import canary
 from pytest_kvcache.verdict.estimate import estimate, goodput
-from pytest_kvcache.verdict.metrics import JUDGED
+from pytest_kvcache.verdict.metrics import DEFAULT_METRICS
 from pytest_kvcache.verdict.rounds import cut, enough, judged_figures, prefix, rounds_of, spreads, within_boot_errors
 from tests.unit.verdict.make import requests, sibling, stored
 
@@ -64,7 +64,7 @@ def test_judged_figures_are_those_of_estimate(seed: int, noise: float) -> None:
     """Both ways to the same figure agree."""
     rows = requests(noise=noise, seed=seed)
     known = estimate(rows, duration_s=48)
-    assert judged_figures(rows) == pytest.approx({m.key: known[m.key] for m in JUDGED})
+    assert judged_figures(rows) == pytest.approx({m.key: known[m.key] for m in DEFAULT_METRICS})
 
 
 def test_figures_that_cannot_be_had_are_absent() -> None:
@@ -126,9 +126,9 @@ def test_too_few_sessions_or_rounds_have_no_error() -> None:
 def test_a_boot_stops_once_its_noise_is_small() -> None:
     """It stops once its errors are under a third of the spread of boots, and not before the fourth round."""
     rows = requests(users=8, rounds=12, noise=0.05)
-    wide = {m.key: 0.2 for m in JUDGED}
+    wide = {m.key: 0.2 for m in DEFAULT_METRICS}
     assert [enough(rows, rounds=r, round_s=ROUND, spreads=wide) for r in (1, 3, 4)] == [False, False, True]
-    narrow = {m.key: 0.01 for m in JUDGED}
+    narrow = {m.key: 0.01 for m in DEFAULT_METRICS}
     assert not enough(rows, rounds=12, round_s=ROUND, spreads=narrow)
     assert not enough(rows, rounds=12, round_s=ROUND, spreads={})
 
@@ -150,19 +150,21 @@ def test_the_baseline_is_cut_to_the_same_rounds() -> None:
     packed = requests_table.pack(runs)
     whole = requests_table.unpack(packed, requests_table.describe(packed, sum(map(len, runs))), where="x")
     base = stored().model_copy(update={"round_s": ROUND})
-    short = cut(base, whole, rounds=3)
+    short = cut(base, whole, DEFAULT_METRICS, rounds=3)
     for old, rows in zip(short.boots, runs, strict=True):
         assert old.figures == pytest.approx(judged_figures(prefix(rows, rounds=3, round_s=ROUND)), rel=1e-4)
     assert short.requests is None
     with pytest.raises(ValueError, match="no rounds"):
-        cut(stored(), whole, rounds=3)
+        cut(stored(), whole, DEFAULT_METRICS, rounds=3)
     with pytest.raises(ValueError, match="boot 1 of the baseline has no figures in its first 0 rounds"):
-        cut(base, whole, rounds=0)
+        cut(base, whole, DEFAULT_METRICS, rounds=0)
 
 
 def test_spreads_of_a_tier() -> None:
     """They are the pooled ones that the decision uses."""
-    assert spreads([stored(sd=0.03), sibling(sd=0.04)])["tokens_per_s"] == pytest.approx(math.sqrt(0.00125), rel=1e-6)
+    assert spreads([stored(sd=0.03), sibling(sd=0.04)], DEFAULT_METRICS)["tokens_per_s"] == pytest.approx(
+        math.sqrt(0.00125), rel=1e-6
+    )
 
 
 def test_a_canary_within_bounds_is_no_difference() -> None:
@@ -195,5 +197,5 @@ def test_a_workload_hash_does_not_depend_on_order() -> None:
 def test_only_positive_numbers_have_a_logarithm(value: float) -> None:
     """A metric refuses what cannot be put on the log scale."""
     with pytest.raises(ValueError, match="not a positive number"):
-        JUDGED[0].log(value)
-    assert JUDGED[0].log(2.0) == -JUDGED[1].log(2.0) == pytest.approx(math.log(2))
+        DEFAULT_METRICS[0].log(value)
+    assert DEFAULT_METRICS[0].log(2.0) == -DEFAULT_METRICS[1].log(2.0) == pytest.approx(math.log(2))

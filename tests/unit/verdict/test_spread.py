@@ -16,6 +16,7 @@ from pytest_kvcache.verdict import headline, spread
 from pytest_kvcache.verdict.cells import Cell, StoredCell
 from pytest_kvcache.verdict.interim import Policy
 from pytest_kvcache.verdict.interval import Outcome
+from pytest_kvcache.verdict.metrics import DEFAULT_METRICS
 from pytest_kvcache.verdict.procedure import Boot, CellVerdict, decide
 from tests.unit.verdict.make import CELL, FAMILY, boot, evidence, stored
 
@@ -92,8 +93,8 @@ def test_the_slope_costs_a_degree_of_freedom() -> None:
 def test_contexts_share_the_slope() -> None:
     """Contexts of other levels lend their readings to one slope, each about its own mean."""
     other = baseline(SPEEDS, REST[::-1], cell=Cell("p", "m", "pnfs", 2000))
-    both = spread.level([baseline(), other], 0, adjust_for=READING)
-    alone = spread.level([baseline()], 0, adjust_for=READING)
+    both = spread.level([baseline(), other], DEFAULT_METRICS[0], adjust_for=READING)
+    alone = spread.level([baseline()], DEFAULT_METRICS[0], adjust_for=READING)
     assert both.df == 9
     assert both.squares == pytest.approx(2 * alone.squares)
     assert both.slope == pytest.approx(2.0, abs=0.1)
