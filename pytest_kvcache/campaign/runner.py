@@ -164,6 +164,8 @@ def run_load(
     start_s: float = load["started_monotonic_s"]
     seen = gpus(Span(plan.context_tokens, start_s, start_s + load["elapsed_s"]))
     figures = estimate(rows, duration_s=_duration_s(plan, load)) | dict(proof.figures) | seen.figures
+    if figures["finished"] and watch.found.own_s:
+        figures["cpu_s_per_request"] = watch.found.own_s / figures["finished"]
     figures |= slo.figures(rows, duration_s=_duration_s(plan, load)) if slo else {}
     faults = [*seen.faults, *probed.faults, *_faults(rows, plan, load, proof), *_storage_errors(pair, served, proof)]
     disturbances = [*watch.found.suspicions(most_other_work), *seen.disturbances]
@@ -175,7 +177,8 @@ def run_load(
         replace_whole(folder / CSV, lambda partial: table.to_csv(partial, index=False))
         summed = reference_csv.summary(table, started_at=load["started_at"], config_qps=plan.workload.qps)
         more["reference_summary"] = asdict(summed) if summed else None
-    account = account_of(rows, proof) if load.get("stopped_after_rounds") is None else None
+    whole = load.get("stopped_after_rounds") is None and not load.get("unsettled_stores")
+    account = account_of(rows, proof) if whole else None
     more["account"] = account.model_dump() if account else None
     write_json(folder / RUN, facts | more)
     return RunResult(

@@ -16,7 +16,7 @@ from pytest_kvcache.verdict.cells import FolderName
 from pytest_kvcache.verdict.gates import TokenGate
 from pytest_kvcache.verdict.interim import Policy
 from pytest_kvcache.verdict.limits import Limit
-from pytest_kvcache.verdict.metrics import BY_NAME, Metric, least_requests
+from pytest_kvcache.verdict.metrics import BY_NAME, OF_YARDSTICKS, Metric, least_requests
 from pytest_kvcache.workload.registry import AnyWorkload
 
 #: Name that asks for the small random-weight Qwen3 made on the spot (`engine/tiny_model.py`).
@@ -135,6 +135,17 @@ class Profile(Strict):
         names = ("--tensor-parallel-size", "--pipeline-parallel-size", "--prefill-context-parallel-size")
         sizes = [number_of(self.vllm_args, name, 0) for name in names]
         return math.prod(size or 1 for size in sizes) if any(sizes) else None
+
+    @model_validator(mode="after")
+    def _yardsticks_are_there(self) -> Self:
+        named = (
+            {m.key for m in self.judged} | {g.metric.key for g in self.gates.declared_gains()} | {*self.gates.limits}
+        )
+        if (wanted := sorted(named & OF_YARDSTICKS)) and not self.workload.yardstick_count:
+            raise ValueError(
+                f"gates: {wanted[0]} needs requests that no cache can have: set workload.yardsticks, as to 6"
+            )
+        return self
 
     @model_validator(mode="after")
     def _margins_are_of_what_is_judged(self) -> Self:

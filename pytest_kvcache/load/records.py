@@ -29,7 +29,7 @@ class RequestRecord:
     """One request. Times are in seconds after the start of the run, on the client's monotonic clock.
 
     Args:
-        user: Number of the user.
+        user: Number of the user; below zero for a yardstick, a request that no cache can have.
         round: Number of the question in the user's session, from 1.
         intended_start_s: When the schedule wants the request sent.
         due_s: When the request was to be sent: at `intended_start_s`, or at the end of the user's previous answer where

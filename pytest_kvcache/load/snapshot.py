@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pytest_kvcache.errors import RunError
+from pytest_kvcache.load.settling import settled, under_way
 from pytest_kvcache.storage.account import StorageAccount, StorageReading
 from pytest_kvcache.telemetry.prometheus import Counters, scrape_all
-from pytest_kvcache.telemetry.transfers import stores_under_way
-
-#: Longest wait for stores to end after the last answer (s); a slower storage is read while stores are under way.
-_SETTLE_S = 10.0
-_POLL_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -45,9 +40,7 @@ def take_snapshot(storage_account: StorageAccount, metrics_urls: Mapping[str, st
         storage_account: Account of the tier's storage.
         metrics_urls: Prometheus endpoints by component.
     """
-    until_s = time.monotonic() + _SETTLE_S
-    while _under_way(first := scrape_all(metrics_urls)) and time.monotonic() < until_s:
-        time.sleep(_POLL_S)
+    first, _ = settled(metrics_urls)
     account: StorageReading | None = None
     unread = ""
     try:
@@ -55,8 +48,4 @@ def take_snapshot(storage_account: StorageAccount, metrics_urls: Mapping[str, st
     except RunError as error:
         unread = str(error)
     last = scrape_all(metrics_urls)
-    return Snapshot(first, account, last, under_way=_under_way(last), unread=unread)
-
-
-def _under_way(counters: Mapping[str, Counters]) -> float:
-    return sum(stores_under_way(own) for own in counters.values())
+    return Snapshot(first, account, last, under_way=under_way(last), unread=unread)

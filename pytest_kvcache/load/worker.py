@@ -22,10 +22,10 @@ from pytest_kvcache.load.children import Children, Share, connected
 from pytest_kvcache.load.driver import Driver, Encoder
 from pytest_kvcache.load.plan import LoadPlan
 from pytest_kvcache.load.records import RequestRecord
+from pytest_kvcache.load.settling import settled
 from pytest_kvcache.runs import signals
 from pytest_kvcache.runs.files import write_json
 from pytest_kvcache.showable import make_showable
-from pytest_kvcache.telemetry.prometheus import scrape_all
 from pytest_kvcache.workload.script import Script, Turn
 from pytest_kvcache.workload.tokens import ServedTokenizer
 
@@ -53,8 +53,9 @@ class WorkerOutcome:
         stopped_after_rounds: Number of whole rounds after which the run was stopped early, since they were enough;
             `rows` has no later ones. None where the run was not stopped so.
         beyond_tokens: Prompt tokens of requests that were sent after those rounds.
+        unsettled_stores: Stores into the shared storage that were under way when counters were read.
         counters_before: Counters by component, read when the clock was about to start.
-        counters_after: Counters by component, read after the last answer.
+        counters_after: Counters by component, read after the last answer and the stores that followed it.
     """
 
     rows: list[RequestRecord] = field(default_factory=list)
@@ -67,6 +68,7 @@ class WorkerOutcome:
     workers: int = 0
     stopped_after_rounds: int | None = None
     beyond_tokens: int = 0
+    unsettled_stores: float = 0.0
     counters_before: dict[str, dict[str, float]] = field(default_factory=dict)
     counters_after: dict[str, dict[str, float]] = field(default_factory=dict)
 
@@ -101,7 +103,8 @@ def carry_out(plan: LoadPlan, say: Callable[[str], None]) -> WorkerOutcome:
         encoder = Encoder(plan, headers)
         encoder.prepare(_all_turns(script))
         outcome.warmup_errors = _before_the_clock(plan, script, encoder, stop)
-        outcome.counters_before = scrape_all(plan.metrics_urls)
+        # A store of the priming that ends in the run would be counted as one of the run's.
+        outcome.counters_before, before = settled(plan.metrics_urls, hurry=lambda: stop.asked)
         count = outcome.workers = plan.workload.worker_count(script)
         start_s = outcome.started_monotonic_s = time.monotonic() + _LEAD_S
         outcome.started_at = time.time() + _LEAD_S
@@ -115,7 +118,8 @@ def carry_out(plan: LoadPlan, say: Callable[[str], None]) -> WorkerOutcome:
         outcome.rows, outcome.lost_workers = children.rows, children.lost
         outcome.stopped_after_rounds, outcome.beyond_tokens = children.stopped_after_rounds, children.beyond_tokens
         outcome.elapsed_s = time.monotonic() - start_s
-        outcome.counters_after = scrape_all(plan.metrics_urls)
+        outcome.counters_after, after = settled(plan.metrics_urls, hurry=lambda: stop.asked)
+        outcome.unsettled_stores = before + after
         outcome.interrupted = stop.asked
         records.save(outcome.rows, plan.rows)
         write_json(plan.summary, outcome.facts())

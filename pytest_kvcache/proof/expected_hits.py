@@ -38,7 +38,7 @@ class OracleRequest:
     """One request, as the oracle sees it.
 
     Args:
-        user: Number of the user whose conversation it is.
+        user: Number of the user whose conversation it is; below zero for a yardstick.
         prompt_tokens: Length of the prompt.
         answer_tokens: Length of the answer, which takes device blocks too.
         server: Name of the server that answers.
@@ -185,6 +185,7 @@ def _longest_of_one_server(asks: Sequence[OracleRequest]) -> int:
 
 def _pieces(ask: OracleRequest, shared: int, size: int, known: int) -> list[_Piece]:
     """Name the whole pieces of a prompt so that equal beginnings have equal names."""
+    shared = shared if ask.user >= 0 else 0  # yardsticks share nothing
     return [("all", i) if (i + 1) * size <= shared else (ask.user, i) for i in range(known // size)]
 
 

@@ -16,6 +16,11 @@ it a ratio scale (`verdict.metrics`), and one stalled request of fifty moves it 
 sessions are steadier against a stall and shakier without one: TTFT has two humps (a request that waits for another's
 prefill, and one that does not), and where a median falls between them one request more or less moves it a long way
 (docs/noise.md has both on the same boots).
+
+Yardsticks, requests that no cache can have, are in none of these figures. They have their own: `ttft_cold_geomean_s`,
+the same mean over them, is what the machine and the engine's arithmetic take; `ttft_hit_over_cold`, the mean over the
+requests with hits over that of the yardsticks, is what the caches bring in the same minutes. Such a ratio is a control
+variate with slope one (Kalibera & Jones compare by ratios for the same reason).
 """
 
 from __future__ import annotations
@@ -29,6 +34,8 @@ Estimates = dict[str, float]
 
 #: Share of a boot's requests at either end that count as the next one does; of fewer than twenty requests none.
 WINSORIZED = 0.05
+#: A request of whose prompt tokens this share was not computed is one with hits.
+HIT_SHARE = 0.5
 
 
 def estimate(rows: pd.DataFrame, *, duration_s: float) -> Estimates:
@@ -48,6 +55,8 @@ def estimate(rows: pd.DataFrame, *, duration_s: float) -> Estimates:
         own. `residual_*` is the client's TTFT less the server's queue time and TTFT (see `load.records`), absent where
         no answer tells those.
     """
+    cold = _cold_figures(rows)
+    rows = of_users(rows)
     sent = rows[rows["actual_start_s"].notna()]
     done = rows[rows["status"] == "ok"]
     result: Estimates = {
@@ -61,7 +70,7 @@ def estimate(rows: pd.DataFrame, *, duration_s: float) -> Estimates:
         "user_late_p99_s": float((sent["due_s"] - sent["intended_start_s"]).quantile(0.99)),
     }
     if done.empty:
-        return result
+        return result | cold
     ttft = done["first_token_s"] - done["actual_start_s"]
     from_intended = done["first_token_s"] - done["intended_start_s"]
     residual = done["residual_s"].astype("float64").dropna()  # vLLM before 0.25 does not tell its own times
@@ -70,26 +79,47 @@ def estimate(rows: pd.DataFrame, *, duration_s: float) -> Estimates:
     decode_s = done["last_token_s"] - done["first_token_s"]
     gaps = pd.Series(np.concatenate([np.diff(times) for times in done["token_times_s"]]), dtype="float64")
     tpot = time_per_output_token(done)
-    return result | {
-        "ttft_mean_s": float(ttft.mean()),
-        "ttft_p50_s": float(ttft.quantile(0.5)),
-        "ttft_p90_s": float(ttft.quantile(0.9)),
-        "ttft_p99_s": float(ttft.quantile(0.99)),
-        "ttft_geomean_s": float(np.exp(log_ttft(rows).mean())),
-        "ttft_from_intended_mean_s": float(from_intended.mean()),
-        "ttft_from_intended_p99_s": float(from_intended.quantile(0.99)),
-        **({f"residual_p{p}_s": float(residual.quantile(p / 100)) for p in (50, 99)} if len(residual) else {}),
-        **_spread_of("itl", gaps),
-        **_spread_of("tpot", tpot),
-        **_spread_of("e2el", (done["last_token_s"] - done["actual_start_s"]).astype("float64")),
-        "decode_tokens_per_s": generated / float(decode_s.sum()) if decode_s.sum() > 0 else float("nan"),
-        "decode_mean_tokens_per_s": float((done["generated_tokens"] / decode_s.where(decode_s > 0)).mean()),
-        "requests_per_s": len(done) / elapsed,
-        "tokens_per_s": (prompt + generated) / elapsed,
-        "prompt_tokens": prompt,
-        "generated_tokens": generated,
-        "cached_share": float(done["cached_tokens"].fillna(0).sum()) / prompt if prompt else 0.0,
-    }
+    return (
+        result
+        | cold
+        | {
+            "ttft_mean_s": float(ttft.mean()),
+            "ttft_p50_s": float(ttft.quantile(0.5)),
+            "ttft_p90_s": float(ttft.quantile(0.9)),
+            "ttft_p99_s": float(ttft.quantile(0.99)),
+            "ttft_geomean_s": float(np.exp(log_ttft(rows).mean())),
+            "ttft_from_intended_mean_s": float(from_intended.mean()),
+            "ttft_from_intended_p99_s": float(from_intended.quantile(0.99)),
+            **({f"residual_p{p}_s": float(residual.quantile(p / 100)) for p in (50, 99)} if len(residual) else {}),
+            **_spread_of("itl", gaps),
+            **_spread_of("tpot", tpot),
+            **_spread_of("e2el", (done["last_token_s"] - done["actual_start_s"]).astype("float64")),
+            "decode_tokens_per_s": generated / float(decode_s.sum()) if decode_s.sum() > 0 else float("nan"),
+            "decode_mean_tokens_per_s": float((done["generated_tokens"] / decode_s.where(decode_s > 0)).mean()),
+            "requests_per_s": len(done) / elapsed,
+            "tokens_per_s": (prompt + generated) / elapsed,
+            "prompt_tokens": prompt,
+            "generated_tokens": generated,
+            "cached_share": float(done["cached_tokens"].fillna(0).sum()) / prompt if prompt else 0.0,
+        }
+    )
+
+
+def of_users(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows without those of yardsticks, whose users are numbered below zero."""
+    users: pd.DataFrame = rows[rows["user"] >= 0]
+    return users
+
+
+def _cold_figures(rows: pd.DataFrame) -> Estimates:
+    """Return the figures that rest on yardsticks; none where there are none, or where no request had hits."""
+    cold = log_ttft(rows[rows["user"] < 0])
+    if cold.empty:
+        return {}
+    users = of_users(rows)
+    hits = log_ttft(users[users["cached_tokens"].fillna(0) >= HIT_SHARE * users["prompt_tokens"]])
+    figures = {"ttft_cold_geomean_s": float(np.exp(cold.mean())), "yardsticks": float(len(cold))}
+    return figures | ({"ttft_hit_over_cold": float(np.exp(hits.mean() - cold.mean()))} if len(hits) else {})
 
 
 def _spread_of(name: str, seconds: pd.Series[float]) -> Estimates:
@@ -159,6 +189,7 @@ def goodput(
         tpot_s: Most seconds per output token after the first one, on average over the request.
         e2el_s: Most seconds from the send to the last token.
     """
+    rows = of_users(rows)
     done = rows[rows["status"] == "ok"]
     taken = (
         (done["first_token_s"] - done["actual_start_s"], ttft_s),

@@ -86,15 +86,24 @@ def _rates() -> Iterator[Metric]:
     yield Metric(key, "storage throughput of loads (bytes/s)", higher_is_better=True, short=key, optional=True)
 
 
+def _apart() -> Iterator[Metric]:
+    yield Metric("ttft_cold_geomean_s", "TTFT of cold prefill (s)", higher_is_better=False, short="compute")
+    key = "ttft_hit_over_cold"
+    yield Metric(key, "TTFT of hits over that of cold prefill", higher_is_better=False, short="tier", optional=True)
+    key = "cpu_s_per_request"
+    yield Metric(key, "processor time of the run per request (s)", higher_is_better=False, short="cpu")
+
+
 def judged_of(metrics: Sequence[Metric], boots: Sequence[Mapping[str, float]]) -> tuple[Metric, ...]:
     """Return the metrics without those optional ones that none of these boots has."""
     return tuple(m for m in metrics if not m.optional or any(m.measured(figures) for figures in boots))
 
 
 #: All that a profile may name.
-METRICS: tuple[Metric, ...] = (*DEFAULT_METRICS, *_times(), *_rates())
+METRICS: tuple[Metric, ...] = (*DEFAULT_METRICS, *_times(), *_rates(), *_apart())
 BY_NAME: Mapping[str, Metric] = {name: metric for metric in METRICS for name in (metric.key, metric.short)}
-#: Those that are counted within an SLO, which the profile has to say.
+#: Those that need yardsticks in the workload, and those that are counted within an SLO, which the profile has to say.
+OF_YARDSTICKS = frozenset({"ttft_cold_geomean_s", "ttft_hit_over_cold"})
 OF_SLO = frozenset({"goodput_share", "goodput_per_s"})
 _QUANTILE = re.compile(r"_p(\d+)_s$")
 

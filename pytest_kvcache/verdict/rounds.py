@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from pytest_kvcache.verdict.cells import StoredCell
-from pytest_kvcache.verdict.estimate import WINSORIZED, log_ttft
+from pytest_kvcache.verdict.estimate import WINSORIZED, log_ttft, of_users
 from pytest_kvcache.verdict.interval import Floats
 from pytest_kvcache.verdict.metrics import DEFAULT_METRICS, Metric
 from pytest_kvcache.verdict.spread import level
@@ -54,6 +54,7 @@ def judged_figures(rows: pd.DataFrame) -> dict[str, float]:
 
     They are those of `estimate`, which needs the time of every token; this does not.
     """
+    rows = of_users(rows)
     done = rows[rows["status"] == "ok"]
     if done.empty:
         return {}
@@ -84,6 +85,7 @@ def within_boot_errors(rows: pd.DataFrame, *, round_s: float) -> dict[str, float
     Returns:
         By metric key; infinite where there are fewer than `LEAST_SESSIONS` sessions or `LEAST_ROUNDS` rounds.
     """
+    rows = of_users(rows)
     done = rows[rows["status"] == "ok"]
     errors = {"ttft_geomean_s": _error_of_ttft(done, log_ttft(rows))}
     tokens = (done["prompt_tokens"] + done["generated_tokens"]).astype("float64")

@@ -117,7 +117,10 @@ def compare(
     """
     known = [account for account in old if account is not None]
     if not new or any(account is None for account in new):
-        return TokenVerdict("inconclusive", reasons=("a boot was ended early or has no counters to compare",))
+        return TokenVerdict(
+            "inconclusive",
+            reasons=("a boot was ended early, was still storing after 10 s, or has no counters to compare",),
+        )
     if not known:
         return TokenVerdict(
             "inconclusive", reasons=("the baseline has no token account: record it anew with --update-baselines",)

@@ -104,6 +104,11 @@ class Workload(Strict):
         return False
 
     @property
+    def yardstick_count(self) -> int:
+        """Number of requests that no cache can have, sent beside the users'."""
+        return 0
+
+    @property
     def decodes(self) -> bool:
         """Whether answers have more than one token, so that there is a decode throughput."""
         return True

@@ -4,14 +4,20 @@ In mode `exact` everything is known before the clock starts. Each prompt has an 
 tokenizer. The users are at all rounds of their sessions from the start, and have the history of the rounds before. The
 history carries prepared answers in place of the answers that were given, so that two runs send the same bytes at the
 same times. Mode `compat` sends what LMCache's script sends (`reference.py`).
+
+Yardsticks are requests beside these users that no cache can have: each asks once, with a text of its own as long as a
+user's first prompt. Their TTFT is that of the machine and of the engine's arithmetic in the same minutes, so that what
+the caches bring can be told apart from it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from typing import Literal
+from dataclasses import replace
+from typing import Any, Literal, Self
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from pytest_kvcache.errors import RunError
 from pytest_kvcache.workload import reference
@@ -38,6 +44,21 @@ class MultiRoundQa(SteadyWorkload):
     question_tokens: PositiveInt = Field(default=32, description="what a round adds besides its answer (exact only)")
     answer_tokens: PositiveInt = Field(description="length of an answer [--answer-len]")
 
+    yardsticks: int = Field(
+        default=0,
+        ge=0,
+        lt=10_000,
+        multiple_of=2,
+        description="requests that no cache can have, two at a time and spread evenly over the run, for the metrics "
+        "compute and tier (exact only)",
+    )
+
+    @model_validator(mode="after")
+    def _yardsticks_are_exact(self) -> Self:
+        if self.yardsticks and self.mode != "exact":
+            raise ValueError('yardsticks need mode = "exact"')
+        return self
+
     @property
     def needs_tokenizer(self) -> bool:
         """Whether `script` counts tokens, as it does in mode `exact`."""
@@ -47,6 +68,11 @@ class MultiRoundQa(SteadyWorkload):
     def repeats_exactly(self) -> bool:
         """Whether prompts are exact, and with them every user's turn."""
         return self.mode == "exact"
+
+    @property
+    def yardstick_count(self) -> int:
+        """Number of requests that no cache can have."""
+        return self.yardsticks
 
     @property
     def decodes(self) -> bool:
@@ -65,7 +91,15 @@ class MultiRoundQa(SteadyWorkload):
         for due in (*self.due(before=True), *self.due()):
             last[due.user] = max(due.round, last.get(due.user, 0))
         own = (self.prompt_tokens(context_tokens, n) - self.shared_prompt_tokens for n in last.values())
-        return self.shared_prompt_tokens + sum(own) + len(last) * self.answer_tokens
+        cold = self.yardsticks * (self.prompt_tokens(context_tokens, 1) + self.answer_tokens)
+        return self.shared_prompt_tokens + sum(own) + len(last) * self.answer_tokens + cold
+
+    def sent(self, context_tokens: int) -> dict[str, Any]:
+        """Return all that decides the requests of a run; without yardsticks it is as if there were no such key."""
+        keys = super().sent(context_tokens)
+        if not self.yardsticks:
+            del keys["yardsticks"]
+        return keys
 
     def script(self, context_tokens: int, tokenizer: Tokenizer | None, *, first_user: int = 0) -> Script:
         """Return the run at one context length."""
@@ -134,7 +168,21 @@ class _Exact:
             Turn(i, 0.0, (message("user", self._say(_WARM_UP, "warm-up", first_user, i)),), w.answer_tokens)
             for i in range(w.warmup_requests)
         )
-        return w.steady_script(self._turn, first_user=first_user, warm_up=warm_up)
+        script = w.steady_script(self._turn, first_user=first_user, warm_up=warm_up)
+        return replace(script, conversations=(*script.conversations, *self._yardsticks(first_user)))
+
+    def _yardsticks(self, first_user: int) -> Iterator[Conversation]:
+        # Two at a time: a balancer that takes two servers in turn goes on as if there had been none. In the middle
+        # between two users' requests, so that no more of those wait for them than must.
+        w = self._workload
+        for number in range(1, w.yardsticks + 1):
+            user = -(first_user + number)
+            context = self._say(self._shared_words + self._context_words, "yardstick", user)
+            question = self._say(w.question_tokens, "question", user)
+            evenly_s = ((number + 1) // 2 - 0.5) * w.duration_s / (w.yardsticks / 2)
+            at_s = (math.floor(evenly_s * w.qps) + 0.5) / w.qps
+            length = w.prompt_tokens(self._context_tokens, 1)
+            yield Conversation(user, (Turn(1, at_s, (message("user", context, question),), w.answer_tokens, length),))
 
     def _say(self, count: int, *name: object) -> str:
         """Return a text that only this context length has: a cache that holds another length's run has none of it."""

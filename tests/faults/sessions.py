@@ -34,7 +34,7 @@ RULES = """
 canary = false
 """
 CONTEXT = 3500
-GATES = ("ttft", "speed", "decode")
+GATES = ("ttft", "speed", "decode", "tokens")
 #: From the start of the clock to the fault: some rounds are over, and some are left (s).
 INTO_THE_RUN_S = 4.0
 #: Of a boot, a run whose last requests time out, and the end (s).

@@ -198,3 +198,44 @@ def test_calibration_finds_what_the_template_adds() -> None:
     found = texts(Words(per_chat=5, per_message=4), seed=0)
     assert isinstance(found, Texts)
     assert (found.first_overhead, found.next_overhead) == (5 + 4 + 1, 2 * (4 + 1))
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    st.integers(1, 20).map(lambda pairs: 2 * pairs),
+    st.integers(1, 6),
+    st.integers(0, 90),
+    st.sampled_from([0.5, 2.0, 7.0]),
+)
+def test_yardsticks_are_as_long_as_a_first_prompt_and_share_nothing(
+    count: int, users: int, shared: int, qps: float
+) -> None:
+    """They come in pairs midway between two users' requests, with texts of their own, and change nothing else."""
+    w = workload(users=users, shared_prompt_tokens=shared, qps=qps, yardsticks=count)
+    without = workload(users=users, shared_prompt_tokens=shared, qps=qps).script(200, Words())
+    script = w.script(200, Words(), first_user=0)
+    own = [c for c in script.conversations if c.user < 0]
+    assert [c for c in script.conversations if c.user >= 0] == list(without.conversations)
+    assert (script.priming, script.warm_up) == (without.priming, without.warm_up)
+    assert len(own) == count == len({c.user for c in own})
+    for conversation in own:
+        (turn,) = conversation.turns
+        assert turn.prompt_tokens == shared + 200 + 24 == Words().count(turn.messages)
+        assert (turn.at_s * qps) % 1 == pytest.approx(0.5)
+        assert 0 < turn.at_s < w.duration_s + 0.5 / qps
+    assert [c.turns[0].at_s for c in own[::2]] == [c.turns[0].at_s for c in own[1::2]]
+    sent = [t.messages[0].text for _, t in turns(script)]
+    for conversation in own:
+        text = conversation.turns[0].messages[0].text
+        assert sum(common(text, other) > 3 for other in sent) == 1  # itself
+
+
+def test_yardsticks_are_exact_and_change_no_other_workload() -> None:
+    """Without them a workload sends what it sent before there were any; mode compat and odd numbers are refused."""
+    assert "yardsticks" not in workload().sent(200)
+    assert workload(yardsticks=4).sent(200)["yardsticks"] == 4
+    for wrong in ({"yardsticks": 3}, {"yardsticks": -2}, {"yardsticks": 4, "mode": "compat"}):
+        with pytest.raises(ValueError, match="yardsticks"):
+            workload(**wrong)
+    more = (workload(yardsticks=4).stored_tokens(200) or 0) - (workload().stored_tokens(200) or 0)
+    assert more == 4 * (60 + 200 + 24 + 10)

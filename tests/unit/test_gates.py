@@ -58,6 +58,8 @@ def stub(text: str) -> Profile:
         ('metrics = "ttft"', "gates.metrics"),
         ('gains = { "pnfs over gpu" = { e2el_p99 = 0.5 } }', "gains.pnfs over gpu: e2el_p99_s: a run of 12 requests"),
         ('gains = { "pnfs over gpu" = { goodput_per_s = 2 } }', "goodput_per_s needs slo"),
+        ('metrics = ["tier"]', "ttft_hit_over_cold needs requests that no cache can have: set workload.yardsticks"),
+        ("limits = { ttft_cold_geomean_s = 1 }", "set workload.yardsticks"),
         ('metrics = ["ttft"]\n[profiles.stub.rules.margins]\nspeed = 0.2', "gates.metrics does not name it"),
     ],
 )
@@ -194,7 +196,9 @@ def test_a_metric_is_named_by_its_key_or_its_short_name(metric: Metric) -> None:
     """Every metric may be what a profile is judged by, under both of its names, and has a label of its own."""
     for name in (metric.key, metric.short):
         gates = f'metrics = ["{name}"]\nslo = {{ ttft_s = 1 }}'
-        profile = stub(toml(qps=300, more=f"\n[profiles.stub.gates]\n{gates}\n"))
+        profile = stub(
+            toml(qps=300, more=f"\n[profiles.stub.gates]\n{gates}\n").replace("users = 3", "users = 3\nyardsticks = 2")
+        )
         assert profile.judged == (metric,)
         assert profile.policy.metrics == (metric,)
         assert [gate.short for gate in values.gates(profile)] == [metric.short]

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from pytest_kvcache.errors import RunError
+from pytest_kvcache.load import settling
 from pytest_kvcache.load import snapshot as looks
 from pytest_kvcache.storage.account import StorageReading
 from pytest_kvcache.storage.bucket import Bucket
@@ -128,7 +129,8 @@ def counters(submitted: float, completed: float, queue: float = 0) -> dict[str, 
 def test_a_look_waits_for_stores_and_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The storage is asked once no store and no event is under way, with counters before and after it."""
     said = iter([counters(2, 1), counters(2, 2, queue=1), counters(2, 2), counters(3, 3)])
-    monkeypatch.setattr(looks, "scrape_all", lambda _: next(said))
+    for module in (looks, settling):
+        monkeypatch.setattr(module, "scrape_all", lambda _: next(said))
     monkeypatch.setattr("time.sleep", lambda _: None)
     found = looks.take_snapshot(FolderAccount(tmp_path), {})
     assert (found.first, found.last) == (counters(2, 2), counters(3, 3))
@@ -137,8 +139,9 @@ def test_a_look_waits_for_stores_and_events(tmp_path: Path, monkeypatch: pytest.
 
 def test_a_look_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A store that does not end is said, and a storage that does not answer too."""
-    monkeypatch.setattr(looks, "scrape_all", lambda _: counters(2, 1))
-    monkeypatch.setattr(looks, "_SETTLE_S", 0.0)
+    for module in (looks, settling):
+        monkeypatch.setattr(module, "scrape_all", lambda _: counters(2, 1))
+    monkeypatch.setattr(settling, "_SETTLE_S", 0.0)
     found = looks.take_snapshot(FolderAccount(tmp_path / "gone"), {})
     assert (found.account, found.under_way) == (None, 1)
     assert "cannot be listed" in found.unread

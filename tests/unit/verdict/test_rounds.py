@@ -199,3 +199,41 @@ def test_only_positive_numbers_have_a_logarithm(value: float) -> None:
     with pytest.raises(ValueError, match="not a positive number"):
         DEFAULT_METRICS[0].log(value)
     assert DEFAULT_METRICS[0].log(2.0) == -DEFAULT_METRICS[1].log(2.0) == pytest.approx(math.log(2))
+
+
+def with_yardsticks(rows: pd.DataFrame, seconds: float, *, hits: float = 0.2) -> pd.DataFrame:
+    """Return a run whose users have hits that take `hits` seconds, and four yardsticks that take `seconds`."""
+    users = rows.assign(first_token_s=rows["actual_start_s"] + hits)
+    cold = rows.head(4).assign(user=[-1, -2, -3, -4], cached_tokens=0)
+    return pd.concat([users, cold.assign(first_token_s=cold["actual_start_s"] + seconds)], ignore_index=True)
+
+
+def test_yardsticks_have_figures_of_their_own() -> None:
+    """Cold prefill is theirs alone, hits are held against it, and nothing else knows of them."""
+    rows = requests()
+    alone, beside = (
+        estimate(each, duration_s=48)
+        for each in (rows.assign(first_token_s=rows["actual_start_s"] + 0.2), with_yardsticks(rows, 0.8))
+    )
+    assert beside["ttft_cold_geomean_s"] == pytest.approx(0.8)
+    assert beside["ttft_hit_over_cold"] == pytest.approx(0.25)
+    assert {key: value for key, value in beside.items() if key in alone} == pytest.approx(alone)
+    assert set(beside) - set(alone) == {"ttft_cold_geomean_s", "ttft_hit_over_cold", "yardsticks"}
+    assert judged_figures(with_yardsticks(rows, 0.8)) == pytest.approx(judged_figures(with_yardsticks(rows, 5.0)))
+
+
+@given(st.floats(0.2, 2.0))
+def test_a_slower_machine_moves_no_ratio_to_cold_prefill(times: float) -> None:
+    """What slows hits and cold prefill alike is not in their ratio, and what slows hits alone is."""
+    rows = requests()
+    usual, slower = (estimate(with_yardsticks(rows, 0.8 * t, hits=0.2 * t), duration_s=48) for t in (1.0, times))
+    assert slower["ttft_hit_over_cold"] == pytest.approx(usual["ttft_hit_over_cold"])
+    assert slower["ttft_cold_geomean_s"] == pytest.approx(times * 0.8)
+    tier = estimate(with_yardsticks(rows, 0.8, hits=0.2 * times), duration_s=48)
+    assert tier["ttft_hit_over_cold"] == pytest.approx(times * 0.25)
+
+
+def test_no_hits_have_no_ratio() -> None:
+    """Where nothing came from a cache there is cold prefill and no ratio to it."""
+    rows = with_yardsticks(requests(), 0.8).assign(cached_tokens=0)
+    assert "ttft_hit_over_cold" not in estimate(rows, duration_s=48)

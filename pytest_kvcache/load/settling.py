@@ -1,0 +1,33 @@
+"""Counters of LMCache that no store under way will still change."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+from pytest_kvcache.telemetry.prometheus import Counters, scrape_all
+from pytest_kvcache.telemetry.transfers import stores_under_way
+
+#: Longest wait for stores to end (s); a slower storage is read while stores are under way.
+_SETTLE_S = 10.0
+_POLL_S = 0.2
+
+
+def settled(
+    metrics_urls: Mapping[str, str], *, hurry: Callable[[], bool] = lambda: False
+) -> tuple[dict[str, Counters], float]:
+    """Return the counters by component once no store is under way, and how many stores did not end in 10 s.
+
+    Args:
+        metrics_urls: Prometheus endpoints by component.
+        hurry: Returns whether to wait no longer.
+    """
+    until_s = time.monotonic() + _SETTLE_S
+    while under_way(found := scrape_all(metrics_urls)) and time.monotonic() < until_s and not hurry():
+        time.sleep(_POLL_S)
+    return found, under_way(found)
+
+
+def under_way(counters: Mapping[str, Counters]) -> float:
+    """Return how many stores have not ended, or are not counted yet, over all components."""
+    return sum(stores_under_way(own) for own in counters.values())
