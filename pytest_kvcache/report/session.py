@@ -11,7 +11,7 @@ import pytest
 from pytest_kvcache.baselines import files
 from pytest_kvcache.campaign.result import CellResult
 from pytest_kvcache.campaign.state import PerfState
-from pytest_kvcache.errors import ConfigError
+from pytest_kvcache.errors import ConfigError, KvCacheError
 from pytest_kvcache.report import chart, series, terminal
 from pytest_kvcache.report.gpus import gpu_lines
 from pytest_kvcache.report.ledger import LedgerRow, ledger_table, storage_table
@@ -88,7 +88,10 @@ class SessionReport:
         for each in results:
             if moved := terminal.explanation(each):
                 yield f"{each.label}, context {each.context_tokens}: {each.outcome}: {moved}"
-        if lines := terminal.declared_gates(results):
+        gains = [
+            gain for found in state.campaign.gains.values() if not isinstance(found, KvCacheError) for gain in found
+        ]
+        if lines := terminal.declared_gates(results, gains):
             yield lines
         for against in series.YARDSTICKS:
             if table := terminal.tiers_table(results, against=against):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
 from pytest_kvcache.baselines import update
+from pytest_kvcache.campaign.gains import GainResult
 from pytest_kvcache.campaign.result import CellResult
 from pytest_kvcache.report.rows import compared_status, declared_gate, gate_of, status
 from pytest_kvcache.report.series import FIGURES
@@ -36,14 +37,18 @@ _COLUMNS = {
 _SETTLED = frozenset({"pass", "improved", "recorded", "updated", "measured"})
 
 
-def declared_gates(results: Sequence[CellResult]) -> str:
-    """Return a line for each exact gate and limit of each cell, "" where none is declared."""
+def declared_gates(results: Sequence[CellResult], gains: Iterable[GainResult] = ()) -> str:
+    """Return a line for each exact gate, limit and gain of each cell, "" where none is declared."""
     lines = [
         f"  {result.label}, context {result.context_tokens}: {status(result, each.gate)}: {each.line}"
         for result in results
         for each in result.gate_verdicts
     ]
-    return "\n".join(["exact gates and limits:", *lines]) if lines else ""
+    lines += [
+        f"  {gain.gain.tier} over {gain.gain.over}, context {gain.context_tokens}: {gain.verdict.status}: {gain.line}"
+        for gain in gains
+    ]
+    return "\n".join(["exact gates, limits and gains:", *lines]) if lines else ""
 
 
 def measured_table(results: Sequence[CellResult]) -> str:

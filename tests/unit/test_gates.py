@@ -167,6 +167,8 @@ def test_a_tier_is_held_against_another_in_the_same_session(project: Project) ->
             "*[[]cpu-50-gain-speed-over-gpu] PASSED*",
             "*(tokens/s) of cpu over gpu: * times [[]*, *] after 2 pairs, at least 1e+03 is asked*",
             "the ratio that is asked is set in gates.gains of the profile",
+            "exact gates, limits and gains:",
+            "*cpu over gpu, context 50: pass: processing speed*",
         ]
     )
     boots = [p.relative_to(run_folder(project)) for p in run_folder(project).glob("*/gainboot-*")]
