@@ -28,8 +28,8 @@ class Exchange:
             kernel had taken that byte.
         pieces: The data that arrived, each piece with its arrival; interim responses (1xx) are left out.
         failed: What went wrong with the connection, "" where nothing did.
-        resent: Whether the request was sent a second time, since the server had closed the kept-alive connection before
-            it read the request.
+        resent: Whether the request was sent a second time, since the kept-alive connection was closed at once, so that
+            the server had not read the request.
     """
 
     payload: bytes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 #: Received data in order, each piece with its arrival (s, CLOCK_MONOTONIC).
@@ -15,6 +15,10 @@ HEAD_MAX_BYTES = 64 * 1024
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] +(\d{3})(?: .*)?", re.DOTALL)
 _SIZE = re.compile(rb"[0-9a-fA-F]{1,15}")
 _LENGTH = re.compile(rb"\d{1,18}")
+_LINE_END = re.compile(rb"\r\n|\r|\n")
+_BOM = b"\xef\xbb\xbf"
+#: The last event of a stream of the OpenAI API.
+DONE = b"[DONE]"
 
 
 def request(host: str, path: str, body: bytes, headers: Mapping[str, str] = MappingProxyType({})) -> bytes:
@@ -34,6 +38,7 @@ class Head:
         chunked: Whether the body comes in chunks.
         length: Bytes of the body; None where it is chunked, or ends when the connection does.
         keeps: Whether the connection may be used again.
+        fields: Header fields by name in small letters, the last of a name.
     """
 
     status: int
@@ -41,6 +46,13 @@ class Head:
     chunked: bool
     length: int | None
     keeps: bool
+    fields: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def words(self) -> str:
+        """The fields that a person needs to know of an answer that is not what was asked for."""
+        named = ("content-type", "content-encoding", "location", "server")
+        return ", ".join(f"{name}: {self.fields[name][:200]}" for name in named if name in self.fields)
 
 
 def read_head(text: bytes) -> Head | None:
@@ -66,8 +78,8 @@ def read_head(text: bytes) -> Head | None:
         name, mark, value = line.partition(b":")
         if not mark:
             raise ValueError(f"header line {line[:80]!r}")
-        fields[name.strip().lower()] = value.strip().lower()
-    chunked = b"chunked" in fields.get(b"transfer-encoding", b"")
+        fields[name.strip().lower()] = value.strip()
+    chunked = b"chunked" in fields.get(b"transfer-encoding", b"").lower()
     length = None
     if status < 200 or status in {204, 304}:
         chunked, length = False, 0
@@ -75,9 +87,10 @@ def read_head(text: bytes) -> Head | None:
         if not _LENGTH.fullmatch(fields[b"content-length"]):
             raise ValueError(f"Content-Length {fields[b'content-length'][:40]!r}")
         length = int(fields[b"content-length"])
-    connection = fields.get(b"connection", b"keep-alive" if first.startswith(b"HTTP/1.1") else b"close")
+    connection = fields.get(b"connection", b"keep-alive" if first.startswith(b"HTTP/1.1") else b"close").lower()
     keeps = b"close" not in connection and (chunked or length is not None)
-    return Head(status, end + 4, chunked, length, keeps)
+    told = {name.decode("latin-1"): value.decode("latin-1") for name, value in fields.items()}
+    return Head(status, end + 4, chunked, length, keeps, told)
 
 
 def _chunk_size(line: bytes) -> int:
@@ -167,10 +180,19 @@ class StreamedAnswer:
         return False
 
 
-def status(pieces: Pieces) -> int:
-    """Return the response's HTTP status, 0 where its first line did not arrive."""
-    line = b"".join(piece for _, piece in pieces[:3]).split(b"\r\n", 1)[0].split()
-    return int(line[1]) if len(line) > 1 and line[0].startswith(b"HTTP/") and line[1].isdigit() else 0
+def head_of(pieces: Pieces) -> Head | None:
+    """Return the response's head, None where its end did not arrive.
+
+    Raises:
+        ValueError: It is no HTTP.
+    """
+    text = b""
+    for _, piece in pieces:
+        text += piece
+        head = read_head(text)
+        if head is not None:
+            return head
+    return None
 
 
 def body_pieces(pieces: Pieces) -> Iterator[tuple[float, bytes]]:  # noqa: PLR0912 - a branch for each state of the framing
@@ -217,14 +239,52 @@ def body_pieces(pieces: Pieces) -> Iterator[tuple[float, bytes]]:  # noqa: PLR09
 
 
 def events(pieces: Pieces) -> Iterator[tuple[float, bytes]]:
-    """Yield the data of each server-sent event, with the arrival of the event's last byte (s).
+    """Yield the data of each server-sent event, with the arrival (s) of the end of its last line of data.
+
+    By the rules for event streams of the HTML standard (WHATWG, "Server-sent events", 9.2.5 and 9.2.6): lines end in CR
+    LF, LF or CR; a byte order mark may begin the stream; lines of data are joined by LF; comments and other fields mean
+    nothing here. Three things that servers do are taken too: a stream that ends in `[DONE]` without a further line,
+    events without an empty line between them, where each line of data is one whole object, and any space around
+    data. Events without data are left out.
 
     Raises:
         ValueError: The framing is broken.
     """
-    rest = b""
+    data: list[tuple[float, bytes]] = []
+    for at, line in _lines(pieces):
+        if not line:
+            yield from _dispatched(data)
+            data = []
+        name, _, value = line.partition(b":")
+        if name == b"data":
+            data.append((at, value.strip()))
+    if data and data[-1][1] == DONE:  # what else has no empty line behind it was cut off
+        yield from _dispatched(data)
+    elif len(data) > 1 and _are_whole(data):
+        yield from data
+
+
+def _dispatched(data: list[tuple[float, bytes]]) -> Iterator[tuple[float, bytes]]:
+    if len(data) > 1 and _are_whole(data):
+        yield from data
+    elif text := b"\n".join(value for _, value in data).strip():
+        yield data[-1][0], text
+
+
+def _are_whole(data: list[tuple[float, bytes]]) -> bool:
+    """Return whether each line is an object of its own: parts of one would have a comma or a colon between them."""
+    return all(value == DONE or (value[:1] == b"{" and value[-1:] == b"}") for _, value in data)
+
+
+def _lines(pieces: Pieces) -> Iterator[tuple[float, bytes]]:
+    """Yield each line of the body without its end, with the arrival of that end (s); then what has no end."""
+    rest, at, after_cr, first = b"", 0.0, False, True
     for at, piece in body_pieces(pieces):
-        *lines, rest = (rest + piece).split(b"\n")
-        for line in lines:
-            if line.startswith(b"data:"):
-                yield at, line[5:].strip()
+        fresh = piece[1:] if after_cr and piece[:1] == b"\n" else piece
+        after_cr = piece[-1:] == b"\r"
+        *whole, rest = _LINE_END.split(rest + fresh)
+        for line in whole:
+            yield at, line.removeprefix(_BOM) if first else line
+            first = False
+    if rest:
+        yield at, rest.removeprefix(_BOM) if first else rest

@@ -26,8 +26,10 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from pytest_kvcache.client import framing
 from pytest_kvcache.client.connection import Connection, WallClock
 from pytest_kvcache.client.exchange import CLOSED, ENDED, MALFORMED, NO_CONNECTION, STALLED, TIMED_OUT, Exchange
+from pytest_kvcache.client.framing import DONE
 from pytest_kvcache.client.open_files import raise_open_files
 
 __all__ = ["CLOSED", "ENDED", "MALFORMED", "NO_CONNECTION", "STALLED", "TIMED_OUT", "Exchange", "Wire"]
@@ -40,6 +42,10 @@ _BATCH = 8
 #: Work that can wait (`Wire.when_idle`) is done when nothing is due for `_IDLE_S` (s), or when more than `_LATER_MAX`
 #: calls are waiting.
 _IDLE_S, _LATER_MAX = 0.004, 2000
+#: A kept connection that closes this soon (s) after a request was sent had been closed before the request was read.
+_AT_ONCE_S = 0.25
+#: How long a stream that came to its last event may keep its connection open (s).
+_DONE_S = 1.0
 _READABLE = select.EPOLLIN | select.EPOLLRDHUP
 
 _libc = ctypes.CDLL(ctypes.util.find_library("c"), use_errno=True)
@@ -235,6 +241,8 @@ class Wire:
         except ValueError as error:
             self._drop(connection, MALFORMED, str(error))
             return
+        if not over and _may_be_done(exchange, data):
+            self.call_at(time.monotonic() + _DONE_S, lambda: self._end_if_done(exchange))
         if over:
             head = connection.answer.head
             self._release(connection, exchange, keeps=head is not None and head.keeps)
@@ -255,12 +263,29 @@ class Wire:
         exchange, connection.exchange = connection.exchange, None
         if exchange is None:
             return
-        if connection.used and not exchange.pieces and not exchange.resent and kind in {CLOSED, NO_CONNECTION}:
-            # The request and the server's keep-alive timeout crossed: that is no failure of the server.
+        if (
+            connection.used
+            and not exchange.pieces
+            and not exchange.resent
+            and kind in {CLOSED, NO_CONNECTION}
+            and (exchange.sent_s is None or time.monotonic() - exchange.sent_s < _AT_ONCE_S)
+        ):
+            # The request and the server's keep-alive timeout crossed: that is no failure of the server. A server that
+            # took the request and closed later may have acted on it, and a POST is not sent again then (RFC 9110,
+            # 9.2.2).
             exchange.resent, exchange.sent_s = True, None
             self._begin(exchange, self._open)
         else:
             self._finish(exchange, failed=f"{kind}: {why}")
+
+    def _end_if_done(self, exchange: Exchange) -> None:
+        """Finish an exchange whose last event came, and whose server keeps the connection open all the same."""
+        connection = self._under_way.get(exchange)
+        if connection is None:
+            return
+        with contextlib.suppress(ValueError):
+            if any(event == DONE for _, event in framing.events(exchange.pieces)):
+                self._release(connection, exchange, keeps=False)
 
     def _watch(self, exchange: Exchange, last_s: float, stall_s: float) -> None:
         # Each stream has one timer, set again when it goes off: tokens arrive far more often than streams stall.
@@ -292,3 +317,9 @@ class Wire:
         exchange.failed = failed
         exchange.payload = b""  # the timer of its deadline keeps the exchange for minutes yet
         exchange.done(exchange)
+
+
+def _may_be_done(exchange: Exchange, data: bytes) -> bool:
+    """Return whether the last event may have come with `data`; most pieces can be told at a glance."""
+    before = exchange.pieces[-2][1][-8:] if len(exchange.pieces) > 1 and len(data) < len(DONE) + 8 else b""
+    return DONE in before + data[-64:]

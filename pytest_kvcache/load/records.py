@@ -50,6 +50,8 @@ class RequestRecord:
         server_ttft_s: The server's own time from the start of that work to the first token.
         residual_s: The client's TTFT less the two times of the server: network, router, HTTP, tokenizing, waiting for a
             running step of the engine before the scheduler saw the request, and what the client adds.
+        resent: Whether the request was sent twice, since the server had closed the kept connection before it read the
+            first one; stamps are those of the second.
         token_times_s: Arrival of each streamed chunk that held text.
     """
 
@@ -71,6 +73,7 @@ class RequestRecord:
     server_queue_s: float | None = None
     server_ttft_s: float | None = None
     residual_s: float | None = None
+    resent: bool = False
     token_times_s: list[float] = field(default_factory=list)
 
     @property
@@ -102,7 +105,7 @@ def save(records: Iterable[RequestRecord], path: Path) -> None:
     import pyarrow as pa  # noqa: PLC0415
     from pyarrow import parquet  # noqa: PLC0415
 
-    types = {int: pa.int64(), float: pa.float64(), str: pa.string()}
+    types = {int: pa.int64(), float: pa.float64(), str: pa.string(), bool: pa.bool_()}
     hints = get_type_hints(RequestRecord)
     schema = pa.schema(
         (name, pa.list_(pa.float64()) if get_origin(hint) is list else types[(*get_args(hint), hint)[0]])

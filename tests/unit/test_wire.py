@@ -28,6 +28,12 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%s\r\n" % (len(data), data)
 
 
+def status(pieces: framing.Pieces) -> int:
+    """Return the status of an answer, 0 where its head did not arrive."""
+    head = framing.head_of(pieces)
+    return head.status if head else 0
+
+
 class Server:
     """Answers each connection with a script of pauses (s) and bytes.
 
@@ -94,14 +100,15 @@ def ask(
     stall_s: float | None = None,
     tls: ssl.SSLContext | None = None,
     body: bytes = b"{}",
+    apart_s: float = 0.05,
 ) -> list[Exchange]:
-    """Send `count` requests 50 ms apart and return them when they are over."""
+    """Send `count` requests and return them when they are over."""
     done: list[Exchange] = []
     line = Wire("127.0.0.1", port, tls)
     start = time.monotonic() + 0.1
     payload = framing.request("h", "/v1/x", body)
     for i in range(count):
-        due = start + 0.05 * i
+        due = start + apart_s * i
         line.submit(Exchange(payload, due, due + timeout_s, done.append, stall_s))
     line.run()
     line.close()
@@ -113,7 +120,7 @@ def test_an_answer_carries_its_arrivals(serve: Callable[..., Server]) -> None:
     server = serve([HEAD + chunk(b"data: a\n\n"), 0.2, chunk(b"data: b\n\n"), 0.05, b"0\r\n\r\n"])
     (exchange,) = ask(server.port)
     (at_a, a), (at_b, b) = framing.events(exchange.pieces)
-    assert (a, b, exchange.failed, framing.status(exchange.pieces)) == (b"a", b"b", "", 200)
+    assert (a, b, exchange.failed, status(exchange.pieces)) == (b"a", b"b", "", 200)
     assert exchange.sent_s is not None
     assert exchange.due_s <= exchange.sent_s <= at_a < at_b
     assert at_b - at_a == pytest.approx(0.2, abs=0.1)
@@ -149,7 +156,7 @@ def test_an_answer_with_a_length(serve: Callable[..., Server]) -> None:
     """A response with Content-Length, such as an error, is over when it is there, however it is cut."""
     server = serve([b"HTTP/1.1 404 Not Found\r\nContent-", 0.05, b"Length: 5\r\n\r\nno", 0.05, b"pe!"])
     (exchange,) = ask(server.port)
-    assert (framing.status(exchange.pieces), exchange.failed) == (404, "")
+    assert (status(exchange.pieces), exchange.failed) == (404, "")
     assert b"".join(data for _, data in framing.body_pieces(exchange.pieces)) == b"nope!"
 
 
@@ -270,7 +277,7 @@ def test_interim_responses_are_passed_over(serve: Callable[..., Server]) -> None
         [interim[:30], 0.05, interim[30:] + whole[:9], 0.05, whole[9:]],
     ):
         (exchange,) = ask(serve(script).port)
-        assert (exchange.failed, framing.status(exchange.pieces)) == ("", 200)
+        assert (exchange.failed, status(exchange.pieces)) == ("", 200)
         assert [data for _, data in framing.events(exchange.pieces)] == [b"a"]
 
 
@@ -335,7 +342,7 @@ def test_a_new_connection_that_closes_is_a_failure(serve: Callable[..., Server])
 def test_unasked_bytes_on_an_idle_connection(serve: Callable[..., Server]) -> None:
     """A server that tells of its timeout (408) before it closes does not spoil the next answer."""
     server = serve([HEAD + chunk(b"data: a\n\n") + b"0\r\n\r\n", 0.01, b"HTTP/1.1 408 Timeout\r\n\r\n", 0.5])
-    assert [framing.status(e.pieces) for e in ask(server.port, 3)] == [200] * 3
+    assert [status(e.pieces) for e in ask(server.port, 3)] == [200] * 3
 
 
 def test_the_send_stamp_is_of_the_last_byte() -> None:
@@ -406,16 +413,141 @@ def test_open_files() -> None:
         raise_open_files(hard + 1)
 
 
-texts = st.lists(st.binary(min_size=1, max_size=40).filter(lambda t: b"\n" not in t and t == t.strip()), max_size=8)
+texts = st.lists(
+    st.binary(min_size=1, max_size=40).filter(lambda t: not {10, 13} & set(t) and t == t.strip()), max_size=8
+)
 
 
 @settings(deadline=None)
-@given(texts, st.data())
-def test_framing_does_not_depend_on_where_it_is_cut(parts: list[bytes], data: st.DataObject) -> None:
+@given(texts, st.sampled_from([b"\n", b"\r\n", b"\r"]), st.data())
+def test_framing_does_not_depend_on_where_it_is_cut(parts: list[bytes], end: bytes, data: st.DataObject) -> None:
     """However the bytes of an answer are cut into pieces, the same events come out, each stamped by its last byte."""
-    whole = HEAD + b"".join(chunk(b"data: " + part + b"\n\n") for part in parts) + b"0\r\n\r\n"
+    whole = HEAD + b"".join(chunk(b"data: " + part + end + end) for part in parts) + b"0\r\n\r\n"
     cuts = sorted(data.draw(st.sets(st.integers(1, len(whole) - 1), max_size=12)))
     pieces = [(float(b), whole[a:b]) for a, b in zip([0, *cuts], [*cuts, len(whole)], strict=True)]
     events = list(framing.events(pieces))
     assert [event for _, event in events] == parts
     assert [at for at, _ in events] == sorted(at for at, _ in events)
+
+
+#: Streams by the rules of the HTML standard (WHATWG, 9.2.5 and 9.2.6), and what servers do beyond them.
+STREAMS = {
+    "LF": (b"data: a\n\ndata: b\n\n", [b"a", b"b"]),
+    "CR LF": (b"data: a\r\n\r\ndata: b\r\n\r\n", [b"a", b"b"]),
+    "CR": (b"data: a\r\rdata: b\r\r", [b"a", b"b"]),
+    "ends that differ": (b"data: a\r\n\ndata: b\r\r\ndata: c\n\r", [b"a", b"b", b"c"]),
+    "no space after the colon": (b"data:a\n\n", [b"a"]),
+    "more space": (b"data:   a \t\n\n", [b"a"]),
+    "a comment": (b": keep-alive\n\ndata: a\n: more\n\n:\n\n", [b"a"]),
+    "no data": (b"data\n\ndata:\n\ndata: \n\ndata: a\n\n", [b"a"]),
+    "data in lines": (b'data: {"a":\ndata: 1}\n\n', [b'{"a":\n1}']),
+    "data in lines, the last empty": (b"data: a\ndata:\n\n", [b"a"]),
+    "objects in lines": (
+        b'data: {"a": [\ndata: {"b": 1},\ndata: {"c": 2}\ndata: ]}\n\n',
+        [b'{"a": [\n{"b": 1},\n{"c": 2}\n]}'],
+    ),
+    "other fields": (b"event: message\nid: 7\nretry: 10\ndata: a\nx: y\n\n", [b"a"]),
+    "fields that begin alike": (b"database: x\ndata : y\n data: z\nDATA: w\n\ndata: a\n\n", [b"a"]),
+    "a byte order mark": (b"\xef\xbb\xbfdata: a\n\n", [b"a"]),
+    "a byte order mark, and a comment": (b"\xef\xbb\xbf: hello\n\ndata: a\n\n", [b"a"]),
+    "a second byte order mark": (b"data: a\n\n\xef\xbb\xbfdata: b\n\n", [b"a"]),
+    "empty lines": (b"\n\n\ndata: a\n\n\n\n", [b"a"]),
+    "cut within an event": (b"data: a\n\ndata: b", [b"a"]),
+    "cut before the empty line": (b"data: a\n\ndata: b\n", [b"a"]),
+    "done without a line": (b"data: a\n\ndata: [DONE]", [b"a", b"[DONE]"]),
+    "done with one line": (b"data: a\n\ndata: [DONE]\n", [b"a", b"[DONE]"]),
+    "no empty lines": (b'data: {"a":1}\ndata: {"b":2}\ndata: [DONE]\n', [b'{"a":1}', b'{"b":2}', b"[DONE]"]),
+    "no empty lines, and one at the end": (b'data: {"a":1}\ndata: [DONE]\n\n', [b'{"a":1}', b"[DONE]"]),
+    "a colon in the data": (b"data: a: b\n\n", [b"a: b"]),
+    "no end of line at all": (b"", []),
+}
+
+
+@pytest.mark.parametrize("framed", [True, False], ids=["chunked", "until it closes"])
+@pytest.mark.parametrize("name", STREAMS)
+def test_event_streams_follow_the_standard(name: str, framed: bool) -> None:
+    """Each rule of event streams holds, at whatever byte the stream is cut into pieces."""
+    body, expected = STREAMS[name]
+    head = HEAD if framed else b"HTTP/1.1 200 OK\r\n\r\n"
+    whole = head + (chunk(body) + b"0\r\n\r\n" if framed and body else body)
+    for size in (1, 2, 3, 7, len(whole)):
+        pieces = [(float(at), whole[at : at + size]) for at in range(0, len(whole), size)]
+        assert [event for _, event in framing.events(pieces)] == expected
+    for cut in range(1, len(whole)):
+        pieces = [(1.0, whole[:cut]), (2.0, whole[cut:])]
+        assert [event for _, event in framing.events(pieces)] == expected
+
+
+def test_events_without_empty_lines_keep_their_stamps() -> None:
+    """Where nothing but its line ends an event, its stamp is that of the line."""
+    pieces = [
+        (1.0, HEAD + chunk(b'data: {"a":1}\n')),
+        (2.0, chunk(b'data: {"b":1}\n')),
+        (3.0, chunk(b"data: [DONE]\n")),
+    ]
+    assert [at for at, _ in framing.events(pieces)] == [1.0, 2.0, 3.0]
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 1000])
+def test_a_status_line_in_small_pieces(size: int) -> None:
+    """However slowly a head trickles in, its status is the one that it says."""
+    whole = b"HTTP/1.1 404 Not Found\r\nLocation: /X\r\nContent-Length: 2\r\n\r\nno"
+    pieces = [(0.0, whole[at : at + size]) for at in range(0, len(whole), size)]
+    head = framing.head_of(pieces)
+    assert head is not None
+    assert (head.status, head.fields["location"], head.length) == (404, "/X", 2)
+
+
+@pytest.mark.parametrize(
+    "last", [[b"data: [DONE]\n\n"], [b"data: [DO", 0.02, b"NE]"], [b'data: {"x":"[DONE]"}\n\ndata: [DONE]\n']]
+)
+def test_a_server_that_keeps_the_connection_open_after_done(
+    serve: Callable[..., Server], last: list[float | bytes]
+) -> None:
+    """An answer is over a second after its last event, whatever the server does with the connection."""
+    server = serve([b"HTTP/1.1 200 OK\r\n\r\n", b"data: a\n\n", *last, 60.0])
+    (exchange,) = ask(server.port, timeout_s=20)
+    assert exchange.failed == ""
+    assert [event for _, event in framing.events(exchange.pieces)][-1] == b"[DONE]"
+
+
+def test_done_within_a_text_ends_nothing(serve: Callable[..., Server]) -> None:
+    """A model that writes [DONE] goes on."""
+    server = serve([HEAD, chunk(b'data: {"x":"[DONE]"}\n\n'), 1.5, chunk(b"data: b\n\n") + b"0\r\n\r\n"])
+    (exchange,) = ask(server.port, timeout_s=20)
+    assert [event for _, event in framing.events(exchange.pieces)] == [b'{"x":"[DONE]"}', b"b"]
+
+
+class Closing(Server):
+    """Answers the first request of a connection, reads the second, and closes after a while without a word.
+
+    Args:
+        after_s: How long it keeps the second request.
+    """
+
+    def __init__(self, after_s: float) -> None:
+        self.asked = 0
+        self._after_s = after_s
+        super().__init__([])
+
+    def _serve(self, plain: socket.socket) -> None:
+        with plain:
+            for last in (False, True):
+                if not plain.recv(1 << 20):
+                    return
+                self.asked += 1
+                if last:
+                    time.sleep(self._after_s)
+                    return
+                plain.sendall(HEAD + b"0\r\n\r\n")
+
+
+@pytest.mark.parametrize(("after_s", "resent"), [(0.0, True), (0.6, False)])
+def test_a_request_that_was_taken_is_not_sent_again(after_s: float, resent: bool) -> None:
+    """A kept connection that closes at once had not read the request; one that closes later may have acted on it."""
+    server = Closing(after_s)
+    first, second = ask(server.port, 2, timeout_s=20, apart_s=0.3)  # late enough to find the first connection free
+    server.socket.close()
+    assert (first.failed, first.resent) == ("", False)
+    assert (second.resent, second.failed == "") == (resent, resent)
+    assert server.asked == (3 if resent else 2)
