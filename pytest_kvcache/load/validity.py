@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from pytest_kvcache.load import records
@@ -12,6 +13,12 @@ from pytest_kvcache.workload.base import Workload
 
 #: Share of the requests that the client may send after the end of the run or not at all; one request always may be.
 _SHORTFALL = 0.01
+#: Answers of fewer streamed chunks tell nothing of bursts.
+_BURST_CHUNKS = 8
+#: Chunks that arrive within this (s) of each other came together.
+_BURST_S = 0.001
+#: Share of an answer's gaps, and of the answers, above which a stream comes in bursts.
+_BURST_SHARE = 0.6
 
 
 def faults(rows: pd.DataFrame, workload: Workload, facts: Mapping[str, Any]) -> list[str]:
@@ -49,6 +56,33 @@ def faults(rows: pd.DataFrame, workload: Workload, facts: Mapping[str, Any]) -> 
 
 def suspicions(rows: pd.DataFrame, workload: Workload) -> list[str]:
     """Return what makes the times of a valid run doubtful, an empty list where nothing does."""
+    return [*_buffered(rows), *_residual(rows, workload)]
+
+
+def _buffered(rows: pd.DataFrame) -> list[str]:
+    """Return whether tokens arrive in bursts, as behind a proxy that collects a stream before it passes it on.
+
+    No engine decodes a token in less than a millisecond, and vLLM sends those that it does at once in one event.
+    """
+    long = rows[(rows["status"] == records.OK) & (rows["token_times_s"].map(len) >= _BURST_CHUNKS)]
+    if long.empty:
+        return []
+    gaps = long["token_times_s"].map(lambda times: np.diff(np.asarray(times, dtype=np.float64)))
+    at_once = gaps.map(lambda each: float((each < _BURST_S).mean()))
+    bursts = long[at_once > _BURST_SHARE]
+    if len(bursts) <= _BURST_SHARE * len(long):
+        return []
+    first = bursts.iloc[0]
+    ttft, last = first["first_token_s"] - first["actual_start_s"], first["last_token_s"] - first["actual_start_s"]
+    return [
+        f"tokens arrive in bursts: {len(bursts)} of {len(long)} answers have most of their tokens less than "
+        f"{_BURST_S * 1e3:g} ms apart (user {first['user']} round {first['round']}: {len(first['token_times_s'])} from "
+        f"{ttft:.2f} to {last:.2f} s): a proxy or balancer collects the stream before it passes it on, so that TTFT "
+        "and ITL are its own; turn its buffering off (nginx: proxy_buffering off; a header X-Accel-Buffering: no)"
+    ]
+
+
+def _residual(rows: pd.DataFrame, workload: Workload) -> list[str]:
     residual = rows["residual_s"].dropna()
     if residual.empty:
         return []

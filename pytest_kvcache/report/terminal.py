@@ -299,4 +299,5 @@ def _format(value: float | None, form: str) -> str:
 
 
 def _percent(now: dict[str, float], base: dict[str, float], key: str) -> str:
-    return f"{now[key] / base[key] - 1:+z.0%}" if key in now and key in base else "-"
+    change = now.get(key, math.nan) / base.get(key, math.nan) - 1
+    return "-" if math.isnan(change) else f"{change:+z.0%}"

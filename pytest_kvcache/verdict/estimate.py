@@ -76,7 +76,8 @@ def estimate(rows: pd.DataFrame, *, duration_s: float) -> Estimates:
     residual = done["residual_s"].astype("float64").dropna()  # vLLM before 0.25 does not tell its own times
     elapsed = float(done["last_token_s"].max() - sent["actual_start_s"].min())
     prompt, generated = float(done["prompt_tokens"].sum()), float(done["generated_tokens"].sum())
-    decode_s = done["last_token_s"] - done["first_token_s"]
+    decode_s = (done["last_token_s"] - done["first_token_s"]).astype("float64")
+    answers = done["generated_tokens"].astype("float64")
     gaps = pd.Series(np.concatenate([np.diff(times) for times in done["token_times_s"]]), dtype="float64")
     tpot = time_per_output_token(done)
     return (
@@ -95,7 +96,7 @@ def estimate(rows: pd.DataFrame, *, duration_s: float) -> Estimates:
             **_spread_of("tpot", tpot),
             **_spread_of("e2el", (done["last_token_s"] - done["actual_start_s"]).astype("float64")),
             "decode_tokens_per_s": generated / float(decode_s.sum()) if decode_s.sum() > 0 else float("nan"),
-            "decode_mean_tokens_per_s": float((done["generated_tokens"] / decode_s.where(decode_s > 0)).mean()),
+            "decode_mean_tokens_per_s": float((answers / decode_s.where(decode_s > 0)).mean()),
             "requests_per_s": len(done) / elapsed,
             "tokens_per_s": (prompt + generated) / elapsed,
             "prompt_tokens": prompt,

@@ -95,7 +95,11 @@ def within_boot_errors(rows: pd.DataFrame, *, round_s: float) -> dict[str, float
     decode = (done["last_token_s"] - done["first_token_s"]).astype("float64")
     # Both over their means: of a ratio of 1 the error is the relative one, which is that of its logarithm.
     generated = done["generated_tokens"].astype("float64")
-    errors["decode_tokens_per_s"] = _ratio_error(generated / generated.mean(), decode / decode.mean(), done["user"])
+    errors["decode_tokens_per_s"] = (
+        _ratio_error(generated / generated.mean(), decode / decode.mean(), done["user"])
+        if decode.sum() > 0
+        else math.inf  # answers of one token
+    )
     return errors
 
 

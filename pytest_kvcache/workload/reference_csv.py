@@ -5,6 +5,7 @@ The source is that of `reference.py`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import pandas as pd
@@ -57,7 +58,8 @@ class Summary:
         processing_speed: Finished requests/s.
         input_tokens_per_s: Prompt tokens of finished requests a second.
         output_tokens_per_s: Generated tokens of finished requests a second.
-        decode_tokens_per_s: Generated tokens divided by generation time, the mean over requests.
+        decode_tokens_per_s: Generated tokens divided by generation time, the mean over requests; NaN where all answers
+            have one token.
         ttft_mean_s: Mean TTFT.
         total_s: Time that the rates refer to, from the start of the run to the end of the last request.
     """
@@ -73,13 +75,14 @@ class Summary:
 
     def lines(self) -> list[str]:
         """Return the summary in lines for people."""
+        decode = "-" if math.isnan(self.decode_tokens_per_s) else f"{self.decode_tokens_per_s:.4f}"
         return [
             f"Config QPS: {self.config_qps:.4f} reqs/s",
             f"Actual QPS: {self.actual_qps:.4f} reqs/s",
             f"Processing speed: {self.processing_speed:.4f} reqs/s",
             f"Input tokens per second: {self.input_tokens_per_s:.4f} tokens/s",
             f"Output tokens per second: {self.output_tokens_per_s:.4f} tokens/s",
-            f"Average generation throughput (per request): {self.decode_tokens_per_s:.4f} tokens/req/s",
+            f"Average generation throughput (per request): {decode} tokens/req/s",
             f"Average TTFT: {self.ttft_mean_s:.4f}s",
             f"Time range: {self.total_s:.2f}s",
         ]

@@ -114,3 +114,39 @@ def test_a_residual_over_budget_is_suspect() -> None:
     """Client TTFT far beyond the server's own is pointed out with figure, budget and key."""
     (found,) = validity.suspicions(table(r1={"residual_s": 5.0}, r2={"residual_s": 5.0}), WORKLOAD)
     assert "budget 200 ms (workload.residual_budget_s)" in found
+
+
+def stream(*times: float) -> dict[str, object]:
+    """Return what a row has of an answer whose chunks arrive at these times after the first token."""
+    return {"token_times_s": [0.1 + at for at in times], "last_token_s": 0.1 + times[-1]}
+
+
+_STEADY = [i * 0.005 for i in range(20)]
+
+
+@pytest.mark.parametrize(
+    ("times", "told"),
+    [
+        (_STEADY, False),
+        ([i * 0.0015 for i in range(20)], False),
+        ([i * 0.0006 for i in range(20)], True),
+        ([0.0] * 20, True),
+        ([i // 5 * 0.1 + i % 5 * 0.0001 for i in range(20)], True),  # a block of five at a time
+        ([i // 2 * 0.01 for i in range(20)], False),  # two at a time, as of a step that decodes two
+        ([0.0] * 7, False),  # too few to tell
+    ],
+)
+def test_a_stream_in_bursts_is_suspect(times: list[float], told: bool) -> None:
+    """A proxy that collects a stream makes its times doubtful, whether it collects all of it or a part at a time."""
+    rows = table(r0=stream(*times), r1=stream(*times))
+    found = [line for line in validity.suspicions(rows.head(2), WORKLOAD) if "bursts" in line]
+    assert bool(found) == told
+    if told:
+        assert "2 of 2 answers" in found[0]
+        assert "proxy_buffering off" in found[0]
+
+
+def test_one_answer_in_bursts_is_no_proxy() -> None:
+    """Most of the answers must come in bursts."""
+    rows = table(r0=stream(*[0.0] * 20), r1=stream(*_STEADY)).head(2)
+    assert not [line for line in validity.suspicions(rows, WORKLOAD) if "bursts" in line]

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 
 from pytest_kvcache.baselines import requests_table
 from pytest_kvcache.campaign.comparability import workload_hash
+from pytest_kvcache.report import terminal
 from pytest_kvcache.verdict import canary
 from pytest_kvcache.verdict.estimate import estimate, goodput
 from pytest_kvcache.verdict.metrics import DEFAULT_METRICS
 from pytest_kvcache.verdict.rounds import cut, enough, judged_figures, prefix, rounds_of, spreads, within_boot_errors
+from pytest_kvcache.workload import reference_csv
 from tests.unit.verdict.make import requests, sibling, stored
 
 ROUND = 6.0
@@ -237,3 +239,28 @@ def test_no_hits_have_no_ratio() -> None:
     """Where nothing came from a cache there is cold prefill and no ratio to it."""
     rows = with_yardsticks(requests(), 0.8).assign(cached_tokens=0)
     assert "ttft_hit_over_cold" not in estimate(rows, duration_s=48)
+
+
+def test_answers_of_one_token_have_figures() -> None:
+    """A load of one-token answers has TTFT and speed; what needs a second token is not a number, and never an error."""
+    rows = requests(noise=0.1)
+    rows = rows.assign(
+        generated_tokens=pd.array([1] * len(rows), dtype="Int64"),
+        last_token_s=rows["first_token_s"],
+        token_times_s=rows["first_token_s"].map(lambda at: [at]),
+    )
+    found = estimate(rows, duration_s=48)
+    assert found["ttft_geomean_s"] > 0
+    assert found["tokens_per_s"] > 0
+    lacking = {key for key, value in found.items() if math.isnan(value)}
+    assert {"decode_tokens_per_s", "decode_mean_tokens_per_s", "itl_mean_s", "tpot_p50_s"} <= lacking
+    assert all("decode" in key or key.startswith(("itl", "tpot")) for key in lacking)
+    assert set(judged_figures(rows)) == {"ttft_geomean_s", "tokens_per_s"}
+    assert within_boot_errors(rows, round_s=ROUND)["decode_tokens_per_s"] == math.inf
+    text = "\n".join(terminal.run_lines(found))
+    assert "ITL mean -, p99 - ms" in text
+    assert "nan" not in text
+    table = reference_csv.csv_table(rows, started_at=0.0)
+    summed = reference_csv.summary(table, started_at=0.0, config_qps=1.0)
+    assert summed is not None
+    assert "Average generation throughput (per request): - tokens/req/s" in summed.lines()
