@@ -16,6 +16,9 @@ _STATUS_LINE = re.compile(rb"HTTP/1\.[01] +(\d{3})(?: .*)?", re.DOTALL)
 _SIZE = re.compile(rb"[0-9a-fA-F]{1,15}")
 _LENGTH = re.compile(rb"\d{1,18}")
 _LINE_END = re.compile(rb"\r\n|\r|\n")
+#: A head's lines may end in LF alone, and so may the head (RFC 9112, 2.2).
+_HEAD_LINE_END, _HEAD_END = re.compile(rb"\r?\n"), re.compile(rb"\r?\n\r?\n")
+_FOLD = re.compile(rb"\r?\n[ \t]+")
 _BOM = b"\xef\xbb\xbf"
 #: The last event of a stream of the OpenAI API.
 DONE = b"[DONE]"
@@ -38,7 +41,7 @@ class Head:
         chunked: Whether the body comes in chunks.
         length: Bytes of the body; None where it is chunked, or ends when the connection does.
         keeps: Whether the connection may be used again.
-        fields: Header fields by name in small letters, the last of a name.
+        fields: Header fields by name in small letters; the values of a repeated field are joined by commas.
     """
 
     status: int
@@ -58,17 +61,20 @@ class Head:
 def read_head(text: bytes) -> Head | None:
     """Return the head that `text` begins with, None where its end has not arrived.
 
+    By RFC 9112 (2.2, 4, 5 and 6): lines may end in LF alone, a folded value is one value, a repeated field has the
+    values of all, a body is chunked whatever Content-Length says, and equal values of Content-Length are one.
+
     Raises:
         ValueError: `text` does not begin with an HTTP head, or the head is longer than `HEAD_MAX_BYTES`.
     """
     if not text.startswith(b"HTTP/1."[: len(text)]):
         raise ValueError(f"an answer that begins with {text[:40]!r}")
-    end = text.find(b"\r\n\r\n", 0, HEAD_MAX_BYTES)
-    if end < 0:
+    end = _HEAD_END.search(text, 0, HEAD_MAX_BYTES)
+    if end is None:
         if len(text) >= HEAD_MAX_BYTES:
             raise ValueError(f"a head of over {HEAD_MAX_BYTES} bytes")
         return None
-    first, *lines = text[:end].split(b"\r\n")
+    first, *lines = _HEAD_LINE_END.split(_FOLD.sub(b" ", text[: end.start()]))
     found = _STATUS_LINE.fullmatch(first)
     if found is None:
         raise ValueError(f"status line {first[:80]!r}")
@@ -78,19 +84,22 @@ def read_head(text: bytes) -> Head | None:
         name, mark, value = line.partition(b":")
         if not mark:
             raise ValueError(f"header line {line[:80]!r}")
-        fields[name.strip().lower()] = value.strip()
+        name, value = name.strip().lower(), value.strip()
+        fields[name] = fields[name] + b", " + value if name in fields else value
     chunked = b"chunked" in fields.get(b"transfer-encoding", b"").lower()
     length = None
     if status < 200 or status in {204, 304}:
         chunked, length = False, 0
     elif not chunked and b"content-length" in fields:
-        if not _LENGTH.fullmatch(fields[b"content-length"]):
+        values = {each.strip() for each in fields[b"content-length"].split(b",")}
+        value = values.pop()
+        if values or not _LENGTH.fullmatch(value):
             raise ValueError(f"Content-Length {fields[b'content-length'][:40]!r}")
-        length = int(fields[b"content-length"])
+        length = int(value)
     connection = fields.get(b"connection", b"keep-alive" if first.startswith(b"HTTP/1.1") else b"close").lower()
     keeps = b"close" not in connection and (chunked or length is not None)
     told = {name.decode("latin-1"): value.decode("latin-1") for name, value in fields.items()}
-    return Head(status, end + 4, chunked, length, keeps, told)
+    return Head(status, end.end(), chunked, length, keeps, told)
 
 
 def _chunk_size(line: bytes) -> int:
@@ -202,6 +211,7 @@ def body_pieces(pieces: Pieces) -> Iterator[tuple[float, bytes]]:  # noqa: PLR09
         ValueError: The framing is broken.
     """
     rest, in_head, chunked, left = b"", True, False, 0
+    length: int | None = None
     for at, piece in pieces:
         rest += piece
         if in_head:
@@ -209,11 +219,13 @@ def body_pieces(pieces: Pieces) -> Iterator[tuple[float, bytes]]:  # noqa: PLR09
             if head is None:
                 continue
             rest = rest[head.size :]
-            in_head, chunked = False, head.chunked
+            in_head, chunked, length = False, head.chunked, head.length
         if not chunked:
-            if rest:
-                yield at, rest
-            rest = b""
+            body, rest = rest[:length], b""  # what comes after the length is no part of the answer
+            if length is not None:
+                length -= len(body)
+            if body:
+                yield at, body
             continue
         out = []
         while rest:
@@ -239,36 +251,52 @@ def body_pieces(pieces: Pieces) -> Iterator[tuple[float, bytes]]:  # noqa: PLR09
 
 
 def events(pieces: Pieces) -> Iterator[tuple[float, bytes]]:
-    """Yield the data of each server-sent event, with the arrival (s) of the end of its last line of data.
+    """Yield the data of each server-sent event, with its arrival (s); `typed_events` says how they are read.
+
+    Raises:
+        ValueError: The framing is broken.
+    """
+    return ((at, data) for at, _, data in typed_events(pieces))
+
+
+def typed_events(pieces: Pieces) -> Iterator[tuple[float, bytes, bytes]]:
+    """Yield arrival (s), type (empty for a message) and data of each server-sent event.
 
     By the rules for event streams of the HTML standard (WHATWG, "Server-sent events", 9.2.5 and 9.2.6): lines end in CR
-    LF, LF or CR; a byte order mark may begin the stream; lines of data are joined by LF; comments and other fields mean
-    nothing here. Three things that servers do are taken too: a stream that ends in `[DONE]` without a further line,
-    events without an empty line between them, where each line of data is one whole object, and any space around
-    data. Events without data are left out.
+    LF, LF or CR; a byte order mark may begin the stream; lines of data are joined by LF; comments and fields other than
+    `event` and `data` mean nothing here. Three things that servers do are taken too: a stream that ends in `[DONE]`
+    without a further line, events without an empty line between them, where each line of data is one whole object, and
+    any space around data. Events without data are left out.
+
+    An event arrived when the end of its last line of data did, also where that end is a CR whose LF came in a later
+    piece, or where the empty line came later.
 
     Raises:
         ValueError: The framing is broken.
     """
     data: list[tuple[float, bytes]] = []
+    kind = b""
     for at, line in _lines(pieces):
         if not line:
-            yield from _dispatched(data)
-            data = []
+            yield from _dispatched(kind, data)
+            data, kind = [], b""
         name, _, value = line.partition(b":")
         if name == b"data":
             data.append((at, value.strip()))
-    if data and data[-1][1] == DONE:  # what else has no empty line behind it was cut off
-        yield from _dispatched(data)
-    elif len(data) > 1 and _are_whole(data):
-        yield from data
+        elif name == b"event":
+            kind = value.removeprefix(b" ")
+    # What has no empty line behind it was cut off, but for the end of the stream and for objects that stand alone.
+    if data and (data[-1][1] == DONE or (len(data) > 1 and _are_whole(data))):
+        yield from _dispatched(kind, data)
 
 
-def _dispatched(data: list[tuple[float, bytes]]) -> Iterator[tuple[float, bytes]]:
+def _dispatched(kind: bytes, data: list[tuple[float, bytes]]) -> Iterator[tuple[float, bytes, bytes]]:
+    kind = b"" if kind == b"message" else kind
     if len(data) > 1 and _are_whole(data):
-        yield from data
+        for at, value in data:
+            yield at, kind, value
     elif text := b"\n".join(value for _, value in data).strip():
-        yield data[-1][0], text
+        yield data[-1][0], kind, text
 
 
 def _are_whole(data: list[tuple[float, bytes]]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from typing import Any
 
 from pytest_kvcache.client import framing, wire
@@ -12,9 +13,22 @@ from pytest_kvcache.load import records
 from pytest_kvcache.load.records import RequestRecord
 
 #: Of a body that is no event stream, so much is shown.
-_SHOWN_BYTES = 300
+_SHOWN_BYTES = 200
+#: Of the words in a row, so many characters are kept.
+_WORDS = 1000
 #: More tokens than this are no count.
 _MOST_TOKENS = 10**12
+#: What a delta calls the text that the model generated, whatever became of it. vLLM has `content`, `reasoning`
+#: (`reasoning_content` before 0.12, and in SGLang, TensorRT-LLM and DeepSeek), OpenAI `refusal` and `audio`, OpenRouter
+#: `reasoning_details`, LiteLLM `thinking_blocks`.
+_OUTPUT = (
+    "content", "reasoning", "reasoning_content", "refusal", "audio",
+    "reasoning_details", "reasoning_text", "thinking", "thinking_blocks",
+)  # fmt: skip
+#: Where the parts of such a text have their words: `thinking` in Mistral's parts, `transcript` and `data` in audio.
+_PARTS = ("text", "content", "reasoning", "thinking", "summary", "refusal", "transcript", "data")
+#: What JSON of another shape than that of a chunk raises where it is read.
+_ODD = (ValueError, AttributeError, TypeError, LookupError, ArithmeticError, RecursionError)
 _KINDS = {
     wire.NO_CONNECTION: records.NO_CONNECTION,
     wire.CLOSED: records.BROKEN,
@@ -61,17 +75,18 @@ def settle(exchange: Exchange, record: RequestRecord, *, start_s: float) -> str:
         if head is not None and head.status != 200:
             raise _StreamError(records.HTTP_ERROR, _no_stream(head, exchange))
         done = reader.read(exchange)
-        if exchange.failed and not (done and exchange.failed.startswith(wire.CLOSED)):
+        no_stream = head is not None and not reader.saw_event and _no_stream(head, exchange)
+        if exchange.failed and not done:  # after the last event, nothing that happens to the connection matters
             kind = next(status for words, status in _KINDS.items() if exchange.failed.startswith(words))
-            raise _StreamError(kind, exchange.failed)
-        if head is not None and not reader.saw_event:
-            raise _StreamError(records.MALFORMED, f"no event stream: {_no_stream(head, exchange)}")
+            raise _StreamError(kind, exchange.failed + (f"; the answer until then: {no_stream}" if no_stream else ""))
+        if no_stream:
+            raise _StreamError(records.MALFORMED, f"no event stream: {no_stream}")
         reader.check(done)
     except _StreamError as error:
-        record.status, record.error = error.status, str(error)
+        record.status, record.error = error.status, _printable(str(error))
         return ""
     except ValueError as error:
-        record.status, record.error = records.MALFORMED, f"not HTTP: {error}"
+        record.status, record.error = records.MALFORMED, _printable(f"not HTTP: {error}")
         return ""
     record.status = records.OK
     if record.ttft_s is not None and record.server_queue_s is not None and record.server_ttft_s is not None:
@@ -87,9 +102,13 @@ def _no_stream(head: framing.Head, exchange: Exchange) -> str:
             body += piece
             if len(body) >= _SHOWN_BYTES:
                 break
-    shown = body[:_SHOWN_BYTES].decode(errors="backslashreplace")
-    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in shown) or "an empty body"
+    text = body[:_SHOWN_BYTES].decode(errors="backslashreplace") or "an empty body"
     return f"HTTP {head.status}: {text}" + (f" ({head.words})" if head.words else "")
+
+
+def _printable(text: str) -> str:
+    """Return words of a server on one line that a terminal can show and a file can hold."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:_WORDS])
 
 
 class _Reader:
@@ -109,13 +128,18 @@ class _Reader:
 
     def read(self, exchange: Exchange) -> bool:
         """Read all events; return whether the stream came to its end."""
-        for at, event in framing.events(exchange.pieces):
+        for at, kind, event in framing.typed_events(exchange.pieces):
             self.saw_event = True
             if event == framing.DONE:
                 return True
+            text = event.decode(errors="replace")  # as the standard decodes a stream
+            if kind == b"error":
+                raise _StreamError(records.HTTP_ERROR, f"error in the stream: {text[:300]}")
+            if kind and text[:1] != "{":
+                continue  # a ping, or whatever else is no message
             try:
-                self._event(json.loads(event), at - self._start_s)
-            except (ValueError, AttributeError, TypeError, KeyError) as error:
+                self._event(json.loads(text), at - self._start_s)
+            except _ODD as error:
                 what = f"{type(error).__name__} in event {event[:120]!r}"
                 raise _StreamError(records.MALFORMED, what) from error
         return False
@@ -141,46 +165,57 @@ class _Reader:
         details = usage.get("prompt_tokens_details")
         if details is not None and not isinstance(details, dict):
             raise _StreamError(records.MALFORMED, f"usage.prompt_tokens_details is {_shown(details)}")
-        if details and details.get("cached_tokens") is not None:
-            record.cached_tokens = _count(details, "cached_tokens")
+        cached = _count(details, "cached_tokens") if details and details.get("cached_tokens") is not None else None
+        for name, count in (("prompt_tokens", record.prompt_tokens), ("completion_tokens", record.generated_tokens)):
+            if not count:
+                raise _StreamError(records.MALFORMED, f"usage: {name} is 0 of an answer with output")
+        if cached is not None and cached > record.prompt_tokens:
+            what = f"usage: cached_tokens is {cached} of {record.prompt_tokens} prompt tokens"
+            raise _StreamError(records.MALFORMED, what)
+        record.cached_tokens = cached
 
     def _event(self, data: dict[str, Any] | None, at_s: float) -> None:
         if data is None:
             return
-        if data.get("error") is not None:
-            raise _StreamError(records.HTTP_ERROR, f"error in the stream: {str(data['error'])[:300]}")
+        if data.get("error") or data.get("object") == "error":
+            raise _StreamError(records.HTTP_ERROR, f"error in the stream: {str(data.get('error') or data)[:300]}")
         record = self._record
         for choice in data.get("choices") or ():
             delta = choice.get("delta") or {}
             _read_server(delta.get("role"), record)
-            if _has_output(delta):
+            if choice.get("token_ids") or _has_output(delta):
                 if record.first_token_s is None:
                     record.first_token_s = at_s
                 record.last_token_s = at_s
                 record.token_times_s.append(at_s)
-                self.text.append(_text(delta.get("content")))
+                self.text.append(_text(delta.get("content"), ("text",)))
         if data.get("usage") is not None:
             self._usage = data["usage"]
         _read_metrics(data.get("metrics"), record)
 
 
 def _has_output(delta: dict[str, Any]) -> bool:
-    """Return whether a delta holds anything that the model generated; a role alone is nothing.
+    """Return whether a delta holds anything that the model generated; a role or an id alone is nothing.
 
-    vLLM calls the text of its reasoning parsers `reasoning` (`reasoning_content` before 0.12, and in other servers);
-    tools are called in `tool_calls`, and in `function_call` of the older API (`DeltaMessage` in vLLM's
-    `entrypoints/openai/protocol.py`; OpenAI's `chat.completion.chunk`).
+    Tools are called in `tool_calls`, and in `function_call` of the older API (`DeltaMessage` in vLLM's
+    `entrypoints/openai/protocol.py`, since 0.15 in `entrypoints/openai/engine/protocol.py`; OpenAI's
+    `chat.completion.chunk`). A token whose text is not complete yet has no words: vLLM sends it only where token ids
+    were asked for, and then it is known by these.
     """
-    if any(_text(delta.get(name)) for name in ("content", "reasoning", "reasoning_content", "refusal")):
+    if any([_text(delta.get(name), _PARTS) for name in _OUTPUT]):  # all are looked at, so that none is malformed
         return True
-    calls = [each.get("function") or {} for each in delta.get("tool_calls") or ()]
-    return any(call.get("name") or call.get("arguments") for call in (*calls, delta.get("function_call") or {}))
+    calls = [each for each in delta.get("tool_calls") or () if each is not None]
+    called = [call.get(kind) or {} for call in calls for kind in ("function", "custom")]
+    called.append(delta.get("function_call") or {})
+    return any([call.get("name") or call.get("arguments") or call.get("input") for call in called])
 
 
-def _text(content: Any) -> str:
-    """Return the text of a content, which some servers send in parts."""
+def _text(content: Any, parts: tuple[str, ...]) -> str:
+    """Return the text of a field: a string, or parts that have it in fields of these names."""
     if isinstance(content, list):
-        return "".join(_text(part.get("text")) for part in content)
+        return "".join(_text(part, parts) for part in content)
+    if isinstance(content, dict):
+        return "".join(_text(content.get(name), parts) for name in parts)
     if content is not None and not isinstance(content, str):
         raise TypeError("content")
     return content or ""
@@ -206,11 +241,24 @@ def _shown(value: object) -> str:
 def _read_server(role: str | None, record: RequestRecord) -> None:
     # serving/vllm.py has each server name itself in its role.
     if role and "@" in role:
-        record.server = role.partition("@")[2]
+        record.server = _printable(role.partition("@")[2])
 
 
 def _read_metrics(metrics: dict[str, Any] | None, record: RequestRecord) -> None:
     if metrics:
-        queue, ttft = metrics.get("queue_time_ms"), metrics.get("time_to_first_token_ms")
-        record.server_queue_s = None if queue is None else queue / 1e3
-        record.server_ttft_s = None if ttft is None else ttft / 1e3
+        record.server_queue_s = _seconds(metrics, "queue_time_ms")
+        record.server_ttft_s = _seconds(metrics, "time_to_first_token_ms")
+
+
+def _seconds(metrics: dict[str, Any], name: str) -> float | None:
+    """Return a time (s) of the server's own metrics (ms); None where it tells none.
+
+    Raises:
+        _StreamError: It is no time.
+    """
+    value = metrics.get(name)
+    if value is None:
+        return None
+    if type(value) not in {int, float} or not math.isfinite(value):
+        raise _StreamError(records.MALFORMED, f"metrics: {name} is {_shown(value)}")
+    return float(value) / 1e3
