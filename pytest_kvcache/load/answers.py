@@ -10,9 +10,10 @@ from pytest_kvcache.client import framing, wire
 from pytest_kvcache.client.wire import Exchange
 from pytest_kvcache.load import records
 from pytest_kvcache.load.records import RequestRecord
+from pytest_kvcache.redaction import redacted
 
-#: Of a body that is no event stream, so much is shown.
-_SHOWN_BYTES = 300
+#: Of a body that is no event stream, so many characters are shown, of so many bytes that are read.
+_SHOWN, _READ_BYTES = 300, 4096
 #: More tokens than this are no count.
 _MOST_TOKENS = 10**12
 _KINDS = {
@@ -68,10 +69,10 @@ def settle(exchange: Exchange, record: RequestRecord, *, start_s: float) -> str:
             raise _StreamError(records.MALFORMED, f"no event stream: {_no_stream(head, exchange)}")
         reader.check(done)
     except _StreamError as error:
-        record.status, record.error = error.status, str(error)
+        record.status, record.error = error.status, redacted(str(error))
         return ""
     except ValueError as error:
-        record.status, record.error = records.MALFORMED, f"not HTTP: {error}"
+        record.status, record.error = records.MALFORMED, redacted(f"not HTTP: {error}")
         return ""
     record.status = records.OK
     if record.ttft_s is not None and record.server_queue_s is not None and record.server_ttft_s is not None:
@@ -85,9 +86,10 @@ def _no_stream(head: framing.Head, exchange: Exchange) -> str:
     with contextlib.suppress(ValueError):
         for _, piece in framing.body_pieces(exchange.pieces):
             body += piece
-            if len(body) >= _SHOWN_BYTES:
+            if len(body) >= _READ_BYTES:
                 break
-    shown = body[:_SHOWN_BYTES].decode(errors="backslashreplace")
+    # Secrets are taken out before the text is cut: half of one would stay.
+    shown = redacted(body.decode(errors="backslashreplace"))[:_SHOWN]
     text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in shown) or "an empty body"
     return f"HTTP {head.status}: {text}" + (f" ({head.words})" if head.words else "")
 
@@ -116,7 +118,7 @@ class _Reader:
             try:
                 self._event(json.loads(event), at - self._start_s)
             except (ValueError, AttributeError, TypeError, KeyError) as error:
-                what = f"{type(error).__name__} in event {event[:120]!r}"
+                what = f"{type(error).__name__} in event {redacted(repr(event)[1:])[:120]}"
                 raise _StreamError(records.MALFORMED, what) from error
         return False
 
@@ -148,7 +150,7 @@ class _Reader:
         if data is None:
             return
         if data.get("error") is not None:
-            raise _StreamError(records.HTTP_ERROR, f"error in the stream: {str(data['error'])[:300]}")
+            raise _StreamError(records.HTTP_ERROR, f"error in the stream: {redacted(str(data['error']))[:_SHOWN]}")
         record = self._record
         for choice in data.get("choices") or ():
             delta = choice.get("delta") or {}
@@ -200,7 +202,7 @@ def _count(counts: dict[str, Any], name: str) -> int:
 
 
 def _shown(value: object) -> str:
-    return json.dumps(value)[:80]
+    return redacted(json.dumps(value))[:80]
 
 
 def _read_server(role: str | None, record: RequestRecord) -> None:
