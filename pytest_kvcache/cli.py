@@ -34,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader (`| head`) has left; on exit Python would flush stdout and complain again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except KeyboardInterrupt:
+        return 130
     except (KvCacheError, OSError) as error:  # an OSError names its file: a folder that is read-only, a full disk
         print(f"pytest-kvcache: {error}", file=sys.stderr)
         return 1

@@ -44,6 +44,8 @@ _BATCH = 8
 _IDLE_S, _LATER_MAX = 0.004, 2000
 #: A kept connection that closes this soon (s) after a request was sent had been closed before the request was read.
 _AT_ONCE_S = 0.25
+#: An address on which nobody answers for so long is passed over where the name has another one (s).
+_ANSWERS_S = 2.0
 #: How long a stream that came to its last event may keep its connection open (s).
 _DONE_S = 1.0
 _READABLE = select.EPOLLIN | select.EPOLLRDHUP
@@ -62,8 +64,7 @@ class Wire:
 
     def __init__(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
         self._host, self._tls = host, tls
-        address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][4]
-        self._address = (str(address[0]), int(address[1]))
+        self._address = _answering(host, port)
         raise_open_files()
         self._clock = WallClock()
         self._epoll = select.epoll()
@@ -317,6 +318,22 @@ class Wire:
         exchange.failed = failed
         exchange.payload = b""  # the timer of its deadline keeps the exchange for minutes yet
         exchange.done(exchange)
+
+
+def _answering(host: str, port: int) -> tuple[str, int]:
+    """Return the first of a host's addresses on which somebody listens; the first of all where nobody does.
+
+    A name may have several: `localhost` is often ::1 before 127.0.0.1, and a server listens on one of them.
+
+    Raises:
+        OSError: The name has no address.
+    """
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    addresses = [(str(each[4][0]), int(each[4][1])) for each in found]
+    for address in addresses if len(addresses) > 1 else ():
+        with contextlib.suppress(OSError), socket.create_connection(address, timeout=_ANSWERS_S):
+            return address
+    return addresses[0]
 
 
 def _may_be_done(exchange: Exchange, data: bytes) -> bool:

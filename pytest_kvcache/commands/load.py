@@ -6,19 +6,25 @@ It has the flags of LMCache's `multi-round-qa.py`, and some more.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pandas as pd
 
+from pytest_kvcache.endpoint import certificates
+from pytest_kvcache.endpoint.address import endpoint, read_key, without_version
+from pytest_kvcache.errors import ConfigError
 from pytest_kvcache.load import records, validity, worker
 from pytest_kvcache.load.plan import LoadPlan
 from pytest_kvcache.load.table import to_frame
 from pytest_kvcache.paths import argument
+from pytest_kvcache.redaction import redacted
 from pytest_kvcache.report import terminal
+from pytest_kvcache.runs import signals
 from pytest_kvcache.runs.files import replace_whole
 from pytest_kvcache.telemetry.counters import growth
 from pytest_kvcache.tiers.catalogue import validate
@@ -89,28 +95,85 @@ def run(args: argparse.Namespace, say: Say) -> int:
         OSError: The folder of --output cannot be written; nothing was sent.
         RunError: The workload does not fit the server.
     """
+    say = _heard_or_not(say)
     workload = _workload(args)
+    _check_output(args.output)
+    key = read_key(args.api_key_env, os.environ) if args.api_key_env else ""
+    target = endpoint(args.base_url, where="--base-url", key=key)
+    tokenizer_url = without_version(target.url)
+    if args.tokenizer_url:
+        tokenizer_url = _open_to_all(args.tokenizer_url, "--tokenizer-url")
+    certificates.tls_context()
     workload.check()
-    url = urlsplit(args.base_url)
     plan = LoadPlan(
-        base_url=args.base_url,
+        base_url=target.url,
         model=args.model,
         workload=workload,
         context_tokens=args.user_history_prompt,
         first_user=args.init_user_id,
-        tokenizer_url=args.tokenizer_url or f"{url.scheme}://{url.netloc}",
-        metrics_urls={each: each for each in args.metrics_url},
+        tokenizer_url=tokenizer_url,
+        metrics_urls={url: url for url in (_open_to_all(each, "--metrics-url") for each in args.metrics_url)},
         api_key_env=args.api_key_env,
         report_s=args.log_interval,
         rows=args.output.with_suffix(".parquet"),
         summary=args.output.with_suffix(".json"),
     )
-    folder = args.output.absolute().parent
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):  # raises where the rows could not be written, before anything is sent
-        pass
     say(f"{workload.kind}: preparing prompts, warming up")
-    outcome = worker.carry_out(plan, say)
+    outcome = worker.carry_out(plan, say, authorization=target.authorization)
+    with signals.deferred():  # a second Ctrl-C waits until all is written
+        return _left(args, plan, outcome, say)
+
+
+def _open_to_all(text: str, where: str) -> str:
+    """Return a URL that has no password in it.
+
+    Raises:
+        ConfigError: It has one, or is no URL.
+    """
+    found = endpoint(text, where=where)
+    if found.authorization:
+        raise ConfigError(
+            "has a user or password, which is sent with --base-url alone", where=where, todo="leave it out"
+        )
+    return found.url
+
+
+def _heard_or_not(say: Say) -> Say:
+    """Return what prints a line and goes on where nobody reads it: a terminal that is gone takes no rows with it."""
+
+    def saying(line: str) -> None:
+        with contextlib.suppress(OSError):
+            say(redacted(line))
+
+    return saying
+
+
+def _check_output(output: Path) -> None:
+    """Check that results can be written, before anything is sent.
+
+    Raises:
+        ConfigError: The rows or the facts would overwrite the CSV, or the name is that of a folder.
+        OSError: The folder cannot be written.
+    """
+    if output.suffix in {".parquet", ".json"}:
+        raise ConfigError(
+            f"{output.name} would be overwritten: rows go to {output.stem}.parquet, facts to {output.stem}.json",
+            where="--output",
+            todo=f"name a CSV, such as {output.stem}.csv",
+        )
+    if output.is_dir():
+        raise ConfigError(f"{output} is a folder", where="--output", todo="name a CSV in it")
+    folder = output.absolute().parent
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+def _left(args: argparse.Namespace, plan: LoadPlan, outcome: worker.WorkerOutcome, say: Say) -> int:
+    """Write what a run left, print its figures, and return the exit code."""
+    workload = plan.workload
+    if not outcome.rows:
+        return 130
     rows = to_frame(outcome.rows)
     table = reference_csv.csv_table(rows, started_at=outcome.started_at)
     replace_whole(args.output, lambda partial: table.to_csv(partial, index=False))

@@ -11,16 +11,17 @@ from pytest_kvcache.client import framing, wire
 from pytest_kvcache.client.wire import Exchange
 from pytest_kvcache.load import records
 from pytest_kvcache.load.records import RequestRecord
+from pytest_kvcache.redaction import redacted
 
-#: Of a body that is no event stream, so much is shown.
-_SHOWN_BYTES = 200
+#: Of a body that is no event stream, so many characters are shown, of so many bytes that are read.
+_SHOWN, _READ_BYTES = 300, 4096
 #: Of the words in a row, so many characters are kept.
 _WORDS = 1000
 #: More tokens than this are no count.
 _MOST_TOKENS = 10**12
-#: What a delta calls the text that the model generated, whatever became of it. vLLM has `content`, `reasoning`
-#: (`reasoning_content` before 0.12, and in SGLang, TensorRT-LLM and DeepSeek), OpenAI `refusal` and `audio`, OpenRouter
-#: `reasoning_details`, LiteLLM `thinking_blocks`.
+#: What a delta calls the text that the model generated, whatever became of it. vLLM has `content` and `reasoning`, which
+#: was `reasoning_content` before its pull request 27752 and still is in SGLang, TensorRT-LLM and DeepSeek; OpenAI has
+#: `refusal` and `audio`, OpenRouter `reasoning_details`, LiteLLM `thinking_blocks`.
 _OUTPUT = (
     "content", "reasoning", "reasoning_content", "refusal", "audio",
     "reasoning_details", "reasoning_text", "thinking", "thinking_blocks",
@@ -100,15 +101,16 @@ def _no_stream(head: framing.Head, exchange: Exchange) -> str:
     with contextlib.suppress(ValueError):
         for _, piece in framing.body_pieces(exchange.pieces):
             body += piece
-            if len(body) >= _SHOWN_BYTES:
+            if len(body) >= _READ_BYTES:
                 break
-    text = body[:_SHOWN_BYTES].decode(errors="backslashreplace") or "an empty body"
+    # Secrets are taken out before the text is cut: half of one would stay.
+    text = redacted(body.decode(errors="backslashreplace"))[:_SHOWN] or "an empty body"
     return f"HTTP {head.status}: {text}" + (f" ({head.words})" if head.words else "")
 
 
 def _printable(text: str) -> str:
     """Return words of a server on one line that a terminal can show and a file can hold."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:_WORDS])
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in redacted(text)[:_WORDS])
 
 
 class _Reader:
@@ -122,6 +124,7 @@ class _Reader:
     def __init__(self, record: RequestRecord, start_s: float) -> None:
         self._record, self._start_s = record, start_s
         self._usage: object = None
+        self._finished_s: float | None = None
         #: The answer's text, in parts.
         self.text: list[str] = []
         self.saw_event = False
@@ -134,13 +137,13 @@ class _Reader:
                 return True
             text = event.decode(errors="replace")  # as the standard decodes a stream
             if kind == b"error":
-                raise _StreamError(records.HTTP_ERROR, f"error in the stream: {text[:300]}")
+                raise _StreamError(records.HTTP_ERROR, f"error in the stream: {redacted(text)[:_SHOWN]}")
             if kind and text[:1] != "{":
                 continue  # a ping, or whatever else is no message
             try:
                 self._event(json.loads(text), at - self._start_s)
             except _ODD as error:
-                what = f"{type(error).__name__} in event {event[:120]!r}"
+                what = f"{type(error).__name__} in event {redacted(repr(event)[1:])[:120]}"
                 raise _StreamError(records.MALFORMED, what) from error
         return False
 
@@ -153,9 +156,12 @@ class _Reader:
         record = self._record
         if not done:
             raise _StreamError(records.BROKEN, "the stream ended before [DONE]")
+        usage = self._usage
+        if record.first_token_s is None and self._finished_s is not None and _is_one_token(usage):
+            # A single token may have no words: the mark that begins a model's reasoning, or the end of its answer.
+            self._token(self._finished_s)
         if record.first_token_s is None:
             raise _StreamError(records.EMPTY, "no token arrived")
-        usage = self._usage
         if usage is None:
             raise _StreamError(records.MALFORMED, "no usage in the stream")
         if not isinstance(usage, dict):
@@ -178,30 +184,39 @@ class _Reader:
         if data is None:
             return
         if data.get("error") or data.get("object") == "error":
-            raise _StreamError(records.HTTP_ERROR, f"error in the stream: {str(data.get('error') or data)[:300]}")
+            told = redacted(str(data.get("error") or data))[:_SHOWN]
+            raise _StreamError(records.HTTP_ERROR, f"error in the stream: {told}")
         record = self._record
         for choice in data.get("choices") or ():
             delta = choice.get("delta") or {}
             _read_server(delta.get("role"), record)
-            if choice.get("token_ids") or _has_output(delta):
-                if record.first_token_s is None:
-                    record.first_token_s = at_s
-                record.last_token_s = at_s
-                record.token_times_s.append(at_s)
+            if self._finished_s is None and choice.get("finish_reason"):
+                self._finished_s = at_s
+            if _has_output(choice):
+                self._token(at_s)
                 self.text.append(_text(delta.get("content"), ("text",)))
         if data.get("usage") is not None:
             self._usage = data["usage"]
         _read_metrics(data.get("metrics"), record)
 
+    def _token(self, at_s: float) -> None:
+        record = self._record
+        if record.first_token_s is None:
+            record.first_token_s = at_s
+        record.last_token_s = at_s
+        record.token_times_s.append(at_s)
 
-def _has_output(delta: dict[str, Any]) -> bool:
-    """Return whether a delta holds anything that the model generated; a role or an id alone is nothing.
 
-    Tools are called in `tool_calls`, and in `function_call` of the older API (`DeltaMessage` in vLLM's
-    `entrypoints/openai/protocol.py`, since 0.15 in `entrypoints/openai/engine/protocol.py`; OpenAI's
-    `chat.completion.chunk`). A token whose text is not complete yet has no words: vLLM sends it only where token ids
-    were asked for, and then it is known by these.
+def _has_output(choice: dict[str, Any]) -> bool:
+    """Return whether a choice's delta holds anything that the model generated; a role or an id alone is nothing.
+
+    Tools are called in `tool_calls`, and in `function_call` of the older API (vLLM's `DeltaMessage`; OpenAI's
+    `chat.completion.chunk`). A token without words, such as the mark of a parser, is known by its id or its
+    log-probability, where these were asked for (vLLM's `chat_completion_stream_generator`).
     """
+    delta, logprobs = choice.get("delta") or {}, choice.get("logprobs") or {}
+    if choice.get("token_ids") or logprobs.get("content"):
+        return True
     if any([_text(delta.get(name), _PARTS) for name in _OUTPUT]):  # all are looked at, so that none is malformed
         return True
     calls = [each for each in delta.get("tool_calls") or () if each is not None]
@@ -221,6 +236,11 @@ def _text(content: Any, parts: tuple[str, ...]) -> str:
     return content or ""
 
 
+def _is_one_token(usage: object) -> bool:
+    value = usage.get("completion_tokens") if isinstance(usage, dict) else None
+    return type(value) in {int, float} and value == 1
+
+
 def _count(counts: dict[str, Any], name: str) -> int:
     """Return a number of tokens of a usage.
 
@@ -235,7 +255,7 @@ def _count(counts: dict[str, Any], name: str) -> int:
 
 
 def _shown(value: object) -> str:
-    return json.dumps(value)[:80]
+    return redacted(json.dumps(value))[:80]
 
 
 def _read_server(role: str | None, record: RequestRecord) -> None:

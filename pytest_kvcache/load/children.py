@@ -11,7 +11,6 @@ import ctypes
 import multiprocessing
 import queue
 import signal
-import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +19,8 @@ from multiprocessing.connection import Connection
 from urllib.parse import urlsplit
 
 from pytest_kvcache.client.wire import Wire
+from pytest_kvcache.endpoint.certificates import tls_context
+from pytest_kvcache.errors import RunError
 from pytest_kvcache.load.driver import Driver, Encoder, Progress
 from pytest_kvcache.load.plan import LoadPlan
 from pytest_kvcache.load.records import RequestRecord
@@ -34,11 +35,18 @@ _ROUNDING_S = 1e-9
 
 @contextlib.contextmanager
 def connected(plan: LoadPlan) -> Iterator[Wire]:
-    """Yield a wire to the plan's server, and close it afterwards."""
+    """Yield a wire to the plan's server, and close it afterwards.
+
+    Raises:
+        RunError: The server's name has no address.
+        ConfigError: The environment names certificates that are not there.
+    """
     url = urlsplit(plan.base_url)
     secure = url.scheme == "https"
-    tls = ssl.create_default_context() if secure else None
-    wire = Wire(url.hostname or "", url.port or (443 if secure else 80), tls)
+    try:
+        wire = Wire(url.hostname or "", url.port or (443 if secure else 80), tls_context() if secure else None)
+    except OSError as error:
+        raise RunError(f"cannot be reached: {error.strerror or error}", where=plan.base_url) from None
     try:
         yield wire
     finally:
@@ -206,7 +214,8 @@ def _work(share: Share, end: Connection) -> None:
     """Be a child: send a share of the conversations and hand over the rows."""
     # Whatever ends the parent ends this process too.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its children itself
+    for number in (signal.SIGINT, signal.SIGHUP):  # the parent ends its children itself
+        signal.signal(number, signal.SIG_IGN)
     with connected(share.plan) as wire:
         signal.signal(signal.SIGTERM, lambda *_: wire.stop())
         driver = Driver(share.plan, share.encoder, wire, share.user_header)

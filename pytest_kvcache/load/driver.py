@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from pytest_kvcache.client import framing
 from pytest_kvcache.client.wire import ENDED, Exchange, Wire
+from pytest_kvcache.endpoint.address import below, target
 from pytest_kvcache.load import records
 from pytest_kvcache.load.answers import settle
 from pytest_kvcache.load.plan import LoadPlan
@@ -53,8 +54,10 @@ class Encoder:
     """
 
     def __init__(self, plan: LoadPlan, headers: dict[str, str]) -> None:
-        url = urlsplit(plan.base_url)
-        self._host, self._path = url.netloc, f"{url.path.rstrip('/')}/chat/completions"
+        self._host, self._path = (
+            urlsplit(plan.base_url).netloc,
+            target(urlsplit(below(plan.base_url, "chat/completions"))),
+        )
         self._plan, self._headers = plan, headers
         self._texts: dict[str, bytes] = {}
 

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pytest_kvcache.endpoint.address import read_key
 from pytest_kvcache.errors import KvCacheError
 from pytest_kvcache.load import records
 from pytest_kvcache.load.children import Children, Share, connected
@@ -35,6 +36,8 @@ _LEAD_S = 0.5
 CLOCK_STARTS = "the clock starts"
 #: Number of failures before the start that are listed; the rest is counted.
 _LISTED = 3
+#: Between two lines of progress before the clock starts (s).
+_TOLD_S = 5.0
 
 
 @dataclass
@@ -82,33 +85,48 @@ def main() -> int:
     make_showable(sys.stdout)
     plan = LoadPlan.model_validate_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
     try:
-        carry_out(plan, lambda line: print(line, flush=True))
+        key = read_key(plan.api_key_env, os.environ) if plan.api_key_env else ""
+        carry_out(plan, lambda line: print(line, flush=True), authorization=f"Bearer {key}" if key else "")
     except KvCacheError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def carry_out(plan: LoadPlan, say: Callable[[str], None]) -> WorkerOutcome:
-    """Run `plan`, write its files, and return its outcome. SIGINT and SIGTERM end the run early.
+def carry_out(plan: LoadPlan, say: Callable[[str], None], *, authorization: str = "") -> WorkerOutcome:
+    """Run `plan`, write its files, and return its outcome.
+
+    SIGINT, SIGTERM and SIGHUP end the run early: before the clock starts nothing is measured, and `rows` is empty.
+
+    Args:
+        plan: What to send.
+        say: Prints a line.
+        authorization: Value of the header of that name, "" for none.
 
     Raises:
-        RunError: The workload does not fit the server.
+        RunError: The workload does not fit the server, or its name has no address.
     """
     outcome = WorkerOutcome()
     with _Stop() as stop:
-        key = os.environ.get(plan.api_key_env, "") if plan.api_key_env else ""
-        script = _script(plan, key)
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        encoder = Encoder(plan, headers)
-        encoder.prepare(_all_turns(script))
-        outcome.warmup_errors = _before_the_clock(plan, script, encoder, stop)
+        try:
+            script = _script(plan, authorization)
+            encoder = Encoder(plan, {"Authorization": authorization} if authorization else {})
+            encoder.prepare(_all_turns(script))
+            outcome.warmup_errors = _before_the_clock(plan, script, encoder, stop, say)
+        except _Interrupted:
+            say("interrupted before the clock started: nothing was measured")
+            outcome.interrupted = True
+            records.save([], plan.rows)
+            write_json(plan.summary, outcome.facts())
+            return outcome
         # A store of the priming that ends in the run would be counted as one of the run's.
         outcome.counters_before, before = settled(plan.metrics_urls, hurry=lambda: stop.asked)
         count = outcome.workers = plan.workload.worker_count(script)
         start_s = outcome.started_monotonic_s = time.monotonic() + _LEAD_S
         outcome.started_at = time.time() + _LEAD_S
         say(f"{CLOCK_STARTS}: {len(script.conversations)} conversations, {count} load processes")
+        # Until there are children, a signal is noted and no more.
+        stop.on(lambda: None)
         children = Children(
             [Share(plan, script.conversations[i::count], encoder, script.user_header, start_s) for i in range(count)],
             say,
@@ -126,10 +144,10 @@ def carry_out(plan: LoadPlan, say: Callable[[str], None]) -> WorkerOutcome:
     return outcome
 
 
-def _script(plan: LoadPlan, key: str) -> Script:
+def _script(plan: LoadPlan, authorization: str) -> Script:
     tokenizer = None
     if plan.workload.needs_tokenizer:
-        tokenizer = ServedTokenizer(plan.tokenizer_url, plan.model, api_key=key)
+        tokenizer = ServedTokenizer(plan.tokenizer_url, plan.model, authorization=authorization)
     return plan.workload.script(plan.context_tokens, tokenizer, first_user=plan.first_user)
 
 
@@ -140,22 +158,41 @@ def _all_turns(script: Script) -> Iterator[Turn]:
         yield from user.turns
 
 
-def _before_the_clock(plan: LoadPlan, script: Script, encoder: Encoder, stop: _Stop) -> list[str]:
+def _before_the_clock(
+    plan: LoadPlan, script: Script, encoder: Encoder, stop: _Stop, say: Callable[[str], None]
+) -> list[str]:
+    count, rows = len(script.priming), []
     with connected(plan) as wire:
         stop.on(wire.stop)
         driver = Driver(plan, encoder, wire, user_header=False)
-        rows = [*driver.at_once(script.warm_up), *driver.one_by_one(script.priming)]
+        rows += driver.at_once(script.warm_up)
+        told_s = time.monotonic()
+        for number, turn in enumerate(script.priming, start=1):
+            if stop.asked:
+                break
+            rows += driver.at_once([turn])
+            if time.monotonic() - told_s > _TOLD_S:
+                told_s = time.monotonic()
+                say(f"filling caches: {number} of {count} prompts")
+    stop.raise_if_asked()
     errors = [f"{row.status}: {row.error}" for row in rows if row.status != records.OK]
     more = len(errors) - _LISTED
     return [*errors[:_LISTED], *([f"and {more} more"] if more > 0 else [])]
 
 
+class _Interrupted(BaseException):
+    """A signal that came before anything was measured. No handler of errors may take it for one."""
+
+
 class _Stop:
-    """Turns SIGINT and SIGTERM, unless they are ignored, into a call that stops what runs at that moment."""
+    """Turns SIGINT, SIGTERM and SIGHUP, unless they are ignored, into a call that stops what runs at that moment.
+
+    Where there is nothing to call it raises: a program that waits for a server's tokenizer must not wait on.
+    """
 
     def __init__(self) -> None:
         self.asked = False
-        self._action: Callable[[], None] = lambda: None
+        self._action: Callable[[], None] = self.raise_if_asked
         self._restore: Callable[[], None] = lambda: None
 
     def on(self, action: Callable[[], None]) -> None:
@@ -164,8 +201,13 @@ class _Stop:
         if self.asked:
             action()
 
+    def raise_if_asked(self) -> None:
+        """Raise `_Interrupted` where a signal came."""
+        if self.asked:
+            raise _Interrupted
+
     def __enter__(self) -> _Stop:
-        self._restore = signals.handle((signal.SIGTERM, signal.SIGINT), self._stop)
+        self._restore = signals.handle((signal.SIGTERM, signal.SIGINT, signal.SIGHUP), self._stop)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -14,7 +14,10 @@ from typing import Any, Protocol
 
 import requests
 
+from pytest_kvcache.endpoint.address import below
+from pytest_kvcache.endpoint.certificates import ca_bundle
 from pytest_kvcache.errors import RunError
+from pytest_kvcache.redaction import redacted
 from pytest_kvcache.workload.script import Message
 
 #: Each message begins with this text, since a word at the start of a message is cut into other tokens than one inside.
@@ -47,15 +50,16 @@ class ServedTokenizer:
     Args:
         url: Address of the server, without /v1.
         model: Name of the model that requests carry.
-        api_key: Sent as a bearer token, "" for none.
+        authorization: Value of the header of that name, "" for none.
     """
 
-    def __init__(self, url: str, model: str, *, api_key: str = "") -> None:
-        self._url, self._model = url.rstrip("/"), model
+    def __init__(self, url: str, model: str, *, authorization: str = "") -> None:
+        self._url, self._model = url, model
         self._session = requests.Session()
         self._session.trust_env = False
-        if api_key:
-            self._session.headers["Authorization"] = f"Bearer {api_key}"
+        self._session.verify = ca_bundle() or True
+        if authorization:
+            self._session.headers["Authorization"] = authorization
         self.max_model_len: int | None = None
 
     def count(self, messages: Sequence[Message]) -> int:
@@ -85,7 +89,7 @@ class ServedTokenizer:
         if len(found) < _FEWEST_WORDS:
             raise RunError(
                 f"exact lengths need {_FEWEST_WORDS} words of one token, the tokenizer has {len(found)} early on",
-                where=f"{self._url}/detokenize",
+                where=below(self._url, "detokenize"),
                 todo='use mode = "compat" (`--mode compat`)',
             )
         return tuple(found)
@@ -111,17 +115,18 @@ class ServedTokenizer:
         return answer
 
     def _ask(self, what: str, data: dict[str, Any], *, refusal_ok: bool = False) -> dict[str, Any] | None:
-        url = f"{self._url}/{what}"
+        url = below(self._url, what)
         todo = 'name a vLLM server with --tokenizer-url, or use mode = "compat" (`--mode compat`)'
         try:
             response = self._session.post(url, json={"model": self._model, **data}, timeout=_TIMEOUT_S)
             if response.status_code != 200:
                 if refusal_ok and response.status_code in {400, 500}:
                     return None
-                raise RunError(f"HTTP {response.status_code}: {response.text[:200]}", where=url, todo=todo)
+                raise RunError(f"HTTP {response.status_code}: {redacted(response.text)[:200]}", where=url, todo=todo)
             answer = response.json()
         except requests.RequestException as error:
-            raise RunError(f"exact prompt lengths need vLLM's tokenizer API: {error}", where=url, todo=todo) from None
+            what = redacted(str(error))
+            raise RunError(f"exact prompt lengths need vLLM's tokenizer API: {what}", where=url, todo=todo) from None
         if not isinstance(answer, dict) or not {"count", "prompt"} & answer.keys():
             raise RunError("is not vLLM's tokenizer API", where=url, todo=todo)
         return answer

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -186,6 +187,74 @@ def test_an_interrupted_run_keeps_what_was_measured(tmp_path: Path, number: sign
     assert len(pd.read_csv(tmp_path / "out" / "summary.csv")) == counts["ok"]
 
 
+def begun(folder: Path, url: str, until: str, **more: str) -> subprocess.Popen[str]:
+    """Start a load that takes Ctrl-C as at a terminal, and return it once it has printed `until`."""
+    process = subprocess.Popen(
+        command(folder, url, **more),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if until in line:
+            return process
+    raise AssertionError(f"{until!r} was never printed")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_interrupted_while_the_tokenizer_hangs(tmp_path: Path, number: signal.Signals) -> None:
+    """A server that takes a connection and says nothing keeps nobody from ending the load."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        process = begun(tmp_path, f"http://127.0.0.1:{silent.getsockname()[1]}", "preparing prompts")
+        asked, _ = silent.accept()
+        with asked:
+            asked.recv(10)
+            process.send_signal(number)
+            output = process.communicate(timeout=60)[0]
+    assert process.returncode == 130
+    assert "interrupted before the clock started: nothing was measured" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize("after_s", [0.7, 3.0])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_interrupted_before_the_clock_starts(tmp_path: Path, number: signal.Signals, after_s: float) -> None:
+    """During the warm-up and while caches are filled a signal ends the load, and none is sent after it."""
+    with stub_server(tmp_path, "--stub-ttft", "2") as url:
+        process = begun(tmp_path, url, "preparing prompts", request_timeout="30")
+        time.sleep(after_s)
+        process.send_signal(number)
+        output = process.communicate(timeout=60)[0]
+    assert process.returncode == 130
+    assert "the clock starts" not in output
+    assert "Traceback" not in output
+
+
+def test_interrupted_at_the_end(tmp_path: Path) -> None:
+    """Signals that come when the last answers do, or while results are written, take no row."""
+    with stub_server(tmp_path) as url:
+        process = begun(tmp_path, url, "the clock starts")
+        time.sleep(0.9)
+        while process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.05)
+        output = process.communicate(timeout=60)[0]
+    assert "Traceback" not in output
+    assert len(pd.read_parquet(tmp_path / "out" / "summary.parquet")) == 24
+
+
+def test_a_terminal_that_is_gone_takes_no_rows(tmp_path: Path) -> None:
+    """Where nobody reads the output any more, the load goes on to its end and keeps its rows."""
+    with stub_server(tmp_path) as url:
+        process = begun(tmp_path, url, "the clock starts", time="3", log_interval="1")
+        assert process.stdout is not None
+        process.stdout.close()
+        process.wait(60)
+    assert len(pd.read_parquet(tmp_path / "out" / "summary.parquet")) == 90
+
+
 def test_a_load_process_that_is_killed(tmp_path: Path) -> None:
     """When a load process dies, its rows are missing, which makes the run invalid, and nothing is left behind."""
     with stub_server(tmp_path) as url:
@@ -223,8 +292,20 @@ def test_a_key_is_sent_and_written_nowhere(tmp_path: Path, monkeypatch: pytest.M
     [
         ({"num_rounds": "1"}, "command line.rounds: Input should be greater than or equal to 2"),
         ({"trace": "nothing.jsonl"}, "nothing.jsonl: cannot be read"),
+        ({"output": "rows.parquet"}, "--output: rows.parquet would be overwritten"),
+        ({"output": "rows.json"}, "--output: rows.json would be overwritten"),
+        ({"output": "/"}, "--output: / is a folder"),
+        ({"output": "/proc/nowhere/rows.csv"}, "/proc/nowhere"),
+        ({"api_key_env": "NOT_SET_ANYWHERE"}, "--api-key-env NOT_SET_ANYWHERE: is not set"),
+        ({"base_url": "127.0.0.1:9/v1"}, "--base-url: must begin with http://"),
+        ({"base_url": "http://no.such.host.invalid/v1", "tokenizer_url": "http://127.0.0.1:9"}, "127.0.0.1:9"),
+        (
+            {"base_url": "http://no.such.host.invalid/v1", "mode": "compat"},
+            "http://no.such.host.invalid/v1: cannot be reached",
+        ),
+        ({"metrics_url": "http://me:secret@h/metrics"}, "--metrics-url: has a user or password"),
     ],
-    ids=["rounds", "trace"],
+    ids=["rounds", "trace", "parquet", "json", "folder", "unwritable", "key", "scheme", "tokenizer", "name", "metrics"],
 )
 def test_a_wrong_flag_is_one_line(tmp_path: Path, more: dict[str, str], message: str) -> None:
     """A wrong value or file ends it before anything is sent, without a traceback."""
@@ -232,3 +313,5 @@ def test_a_wrong_flag_is_one_line(tmp_path: Path, more: dict[str, str], message:
     assert code == 1
     assert message in output
     assert "Traceback" not in output
+    assert "secret" not in output
+    assert len(output.splitlines()) <= 3

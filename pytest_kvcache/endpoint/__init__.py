@@ -1,0 +1,1 @@
+"""Where requests go: addresses, what authorizes requests there, and which certificates are trusted."""

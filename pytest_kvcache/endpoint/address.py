@@ -1,0 +1,115 @@
+"""Where a load goes, as a checked address: scheme, name, port, path and query, and what authorizes its requests."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
+
+from pytest_kvcache.errors import ConfigError
+from pytest_kvcache.redaction import hide
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """An address without secrets, and the secret apart from it.
+
+    Args:
+        url: With scheme, host, path and query, and without user and password.
+        authorization: Value of the header `Authorization`, "" for none. It is in no file and no output.
+    """
+
+    url: str
+    authorization: str = ""
+
+
+def endpoint(text: str, *, where: str, key: str = "") -> Endpoint:
+    """Return the endpoint of a URL.
+
+    A user and a password in the URL become basic authentication (RFC 7617).
+
+    Args:
+        text: The URL.
+        where: The option that it is of, for errors.
+        key: An API key, sent as a bearer token (RFC 6750); "" for none.
+
+    Raises:
+        ConfigError: It is no http or https URL with a host, its port is none, or it has a password beside a key.
+    """
+    try:
+        url = urlsplit(text.strip())
+        port, host = url.port, url.hostname
+    except ValueError as error:
+        raise ConfigError(f"is no URL: {_without_user(str(error), text)}", where=where, todo=_TODO) from None
+    if url.scheme not in {"http", "https"}:
+        raise ConfigError(
+            f"must begin with http:// or https://, not {url.scheme or 'nothing'!r}", where=where, todo=_TODO
+        )
+    if not host:
+        raise ConfigError("names no host", where=where, todo=_TODO)
+    if any(ord(c) <= 32 or ord(c) == 127 for c in text.strip()):
+        raise ConfigError("has a space or a control character in it", where=where, todo=_TODO)
+    authorization = f"Bearer {key}" if key else ""
+    if "@" in url.netloc:
+        if key:
+            raise ConfigError("has a user or password beside --api-key-env", where=where, todo="give one of the two")
+        user, password = unquote(url.username or ""), unquote(url.password or "")
+        hide(password or user)
+        authorization = f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}"
+        hide(authorization.partition(" ")[2])
+    netloc = (f"[{host}]" if ":" in host else host) + (f":{port}" if port else "")
+    return Endpoint(urlunsplit((url.scheme, netloc, url.path, url.query, "")), authorization)
+
+
+_TODO = "give scheme, host and, where it is not the usual one, port: http://localhost:8000/v1"
+
+
+def below(url: str, path: str) -> str:
+    """Return the URL with more path, and its query kept.
+
+    Args:
+        url: Of an endpoint.
+        path: To be added, without a slash before it.
+    """
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{path}"))
+
+
+def without_version(url: str) -> str:
+    """Return the URL without the /v1 at the end of its path: vLLM's tokenizer API is beside it, not below it."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(path=parts.path.rstrip("/").removesuffix("/v1")))
+
+
+def target(url: SplitResult) -> str:
+    """Return path and query, as a request line has them."""
+    return (url.path or "/") + (f"?{url.query}" if url.query else "")
+
+
+def read_key(name: str, environ: Mapping[str, str]) -> str:
+    """Return the API key in an environment variable, without the line end that files of secrets have.
+
+    Raises:
+        ConfigError: The variable is not set, is empty, or holds what no header may hold; the key is not in the error.
+    """
+    value = environ.get(name)
+    where = f"--api-key-env {name}"
+    if value is None:
+        raise ConfigError("is not set", where=where, todo=f"export {name}, or name the variable that has the key")
+    key = value.strip()
+    if not key:
+        raise ConfigError("is empty", where=where, todo=f"export {name} with the key in it")
+    if any(not 33 <= ord(c) <= 126 for c in key):
+        raise ConfigError(
+            "holds a space, a line end or a letter beyond ASCII within the key, which no HTTP header may have",
+            where=where,
+            todo="export the key alone",
+        )
+    hide(key)
+    return key
+
+
+def _without_user(message: str, url: str) -> str:
+    """Return an error of the URL parser without the part of the URL that may hold a password."""
+    return "its port or host cannot be read" if "@" in url else message
