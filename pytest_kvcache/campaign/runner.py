@@ -170,13 +170,13 @@ def run_load(
     faults = [*seen.faults, *probed.faults, *_faults(rows, plan, load, proof), *_storage_errors(pair, served, proof)]
     disturbances = [*watch.found.suspicions(most_other_work), *seen.disturbances]
     suspicions = [*validity.suspicions(rows, plan.workload), *proof.findings, *seen.suspicions, *disturbances]
-    more: dict[str, Any] = {"estimates": figures, "faults": faults, "suspicions": suspicions, "proof": proof.facts()}
-    more |= seen.facts() | watch.found.facts()
+    more: dict[str, Any] = {"estimates": _finite(figures), "faults": faults, "suspicions": suspicions}
+    more |= {"proof": proof.facts()} | seen.facts() | watch.found.facts()
     if isinstance(plan.workload, MultiRoundQa) and plan.workload.mode == "compat":
         table = reference_csv.csv_table(rows, started_at=load["started_at"])
         replace_whole(folder / CSV, lambda partial: table.to_csv(partial, index=False))
         summed = reference_csv.summary(table, started_at=load["started_at"], config_qps=plan.workload.qps)
-        more["reference_summary"] = asdict(summed) if summed else None
+        more["reference_summary"] = _finite(asdict(summed)) if summed else None
     whole = load.get("stopped_after_rounds") is None and not load.get("unsettled_stores")
     account = account_of(rows, proof) if whole else None
     more["account"] = account.model_dump() if account else None
@@ -216,6 +216,11 @@ def add_facts(folder: Path, more: Mapping[str, Any]) -> None:
 def _duration_s(plan: LoadPlan, load: Mapping[str, Any]) -> float:
     rounds = load.get("stopped_after_rounds")
     return plan.workload.duration_s if rounds is None or plan.stop is None else rounds * plan.stop.round_s
+
+
+def _finite(figures: Mapping[str, float]) -> dict[str, float]:
+    """Return figures without those that are no numbers, which JSON does not have (RFC 8259, 6)."""
+    return {name: value for name, value in figures.items() if math.isfinite(value)}
 
 
 def _wait(handle: Handle, pair: ServingPair) -> None:

@@ -235,6 +235,8 @@ def body_pieces(pieces: Pieces) -> Iterator[tuple[float, bytes]]:  # noqa: PLR09
                 rest, left = rest[taken:], left - taken
             elif left:
                 taken = min(len(rest), left)
+                if rest[:taken] != b"\r\n"[2 - left :][:taken]:
+                    raise ValueError(f"{rest[:40]!r} where a chunk ends: its chunk size is wrong")
                 rest, left = rest[taken:], left - taken
             else:
                 line, mark, after = rest.partition(b"\r\n")

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace, say: Say) -> int:
     """
     rows, passed_over = (series.read(args.runs), []) if args.runs else _newest(located(args).runs)
     table = series.means(rows)
-    say(table.to_string(index=False, float_format="{:.4g}".format))
+    say(table.to_string(index=False, float_format="{:.4g}".format, na_rep="-"))
     for best in series.best_tables(table, against=args.against or series.YARDSTICKS):
         say(f"\n{best}")
     for line in (*passed_over, *rows.attrs["left_out"]):

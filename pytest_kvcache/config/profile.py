@@ -16,7 +16,7 @@ from pytest_kvcache.verdict.cells import FolderName
 from pytest_kvcache.verdict.gates import TokenGate
 from pytest_kvcache.verdict.interim import Policy
 from pytest_kvcache.verdict.limits import Limit
-from pytest_kvcache.verdict.metrics import BY_NAME, OF_YARDSTICKS, Metric, least_requests
+from pytest_kvcache.verdict.metrics import BY_NAME, OF_SECOND_TOKENS, OF_YARDSTICKS, Metric, least_requests
 from pytest_kvcache.workload.registry import AnyWorkload
 
 #: Name that asks for the small random-weight Qwen3 made on the spot (`engine/tiny_model.py`).
@@ -72,6 +72,8 @@ class Profile(Strict):
         ]
         told += [(f"gains.{g.tier} over {g.over}: {g.metric.key}", g.metric.key) for g in self.gates.declared_gains()]
         for where, key in told:
+            if key.startswith(OF_SECOND_TOKENS) and not self.workload.decodes:
+                raise ValueError(f"gates.{where}: answers of one token have none; leave it out, or ask for longer ones")
             needed = least_requests(key)
             if count is not None and 0 < count < needed:
                 longer = self.workload.duration_s * needed / count

@@ -19,9 +19,9 @@ _SHOWN, _READ_BYTES = 300, 4096
 _WORDS = 1000
 #: More tokens than this are no count.
 _MOST_TOKENS = 10**12
-#: What a delta calls the text that the model generated, whatever became of it. vLLM has `content` and `reasoning`, which
-#: was `reasoning_content` before its pull request 27752 and still is in SGLang, TensorRT-LLM and DeepSeek; OpenAI has
-#: `refusal` and `audio`, OpenRouter `reasoning_details`, LiteLLM `thinking_blocks`.
+#: What a delta calls the text that the model generated, whatever became of it. vLLM has `content` and `reasoning`,
+#: which was `reasoning_content` before its pull request 27752 and still is in SGLang, TensorRT-LLM and DeepSeek;
+#: OpenAI has `refusal` and `audio`, OpenRouter `reasoning_details`, LiteLLM `thinking_blocks`.
 _OUTPUT = (
     "content", "reasoning", "reasoning_content", "refusal", "audio",
     "reasoning_details", "reasoning_text", "thinking", "thinking_blocks",
@@ -217,12 +217,12 @@ def _has_output(choice: dict[str, Any]) -> bool:
     delta, logprobs = choice.get("delta") or {}, choice.get("logprobs") or {}
     if choice.get("token_ids") or logprobs.get("content"):
         return True
-    if any([_text(delta.get(name), _PARTS) for name in _OUTPUT]):  # all are looked at, so that none is malformed
+    if "".join(_text(delta[name], _PARTS) for name in _OUTPUT if delta.get(name)):
         return True
     calls = [each for each in delta.get("tool_calls") or () if each is not None]
     called = [call.get(kind) or {} for call in calls for kind in ("function", "custom")]
     called.append(delta.get("function_call") or {})
-    return any([call.get("name") or call.get("arguments") or call.get("input") for call in called])
+    return any(call.get(name) for call in called for name in ("name", "arguments", "input"))
 
 
 def _text(content: Any, parts: tuple[str, ...]) -> str:

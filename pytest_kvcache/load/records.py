@@ -35,8 +35,8 @@ class RequestRecord:
         due_s: When the request was to be sent: at `intended_start_s`, or at the end of the user's previous answer where
             that came later.
         actual_start_s: When the last byte of the request left (`Exchange.sent_s`).
-        first_token_s: When the first non-empty token arrived.
-        last_token_s: When the last non-empty token arrived.
+        first_token_s: When the first output of the model arrived: text, reasoning, a call of a tool, or a refusal.
+        last_token_s: When the last output arrived.
         intended_prompt_tokens: Length of the prompt, where the workload knows it.
         intended_generated_tokens: Length of the answer that was asked for, where answers have an exact length.
         prompt_tokens: Length of the prompt, as the server counted it.
@@ -52,7 +52,7 @@ class RequestRecord:
             running step of the engine before the scheduler saw the request, and what the client adds.
         resent: Whether the request was sent twice, since the server had closed the kept connection before it read the
             first one; stamps are those of the second.
-        token_times_s: Arrival of each streamed chunk that held text.
+        token_times_s: Arrival of each streamed chunk that held output.
     """
 
     user: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,14 @@ from pytest_kvcache.workload.base import Workload
 
 #: Share of the requests that the client may send after the end of the run or not at all; one request always may be.
 _SHORTFALL = 0.01
-#: Answers of fewer streamed chunks tell nothing of bursts.
-_BURST_CHUNKS = 8
-#: Chunks that arrive within this (s) of each other came together.
+#: Answers of fewer tokens, or of fewer streamed chunks, tell nothing of bursts.
+_BURST_TOKENS = 8
+#: Chunks that arrive within this (s) of each other came together; no engine takes less for a step.
 _BURST_S = 0.001
 #: Share of an answer's gaps, and of the answers, above which a stream comes in bursts.
 _BURST_SHARE = 0.6
+#: Most of an answer's time that its bursts may take: a stream that was held back waits most of the time.
+_BURST_TIME = 0.25
 
 
 def faults(rows: pd.DataFrame, workload: Workload, facts: Mapping[str, Any]) -> list[str]:
@@ -60,26 +62,50 @@ def suspicions(rows: pd.DataFrame, workload: Workload) -> list[str]:
 
 
 def _buffered(rows: pd.DataFrame) -> list[str]:
-    """Return whether tokens arrive in bursts, as behind a proxy that collects a stream before it passes it on.
+    """Return whether answers were held back, as by a proxy that collects a stream before it passes it on.
 
-    No engine decodes a token in less than a millisecond, and vLLM sends those that it does at once in one event.
+    Either an answer of many tokens comes in one chunk, or its chunks come in bursts. No engine decodes in less than a
+    millisecond a step, and vLLM sends the tokens of one step in one event.
     """
-    long = rows[(rows["status"] == records.OK) & (rows["token_times_s"].map(len) >= _BURST_CHUNKS)]
-    if long.empty:
+    done = rows[rows["status"] == records.OK]
+    chunks, tokens = done["token_times_s"].map(len), done["generated_tokens"].fillna(0)
+    told = done[(chunks >= _BURST_TOKENS) | ((chunks == 1) & (tokens >= _BURST_TOKENS))]
+    answers = zip(told["actual_start_s"], told["token_times_s"], strict=True)
+    held = told[[_is_held_back(start_s, times) for start_s, times in answers]]
+    if len(held) <= _BURST_SHARE * len(told):
         return []
-    gaps = long["token_times_s"].map(lambda times: np.diff(np.asarray(times, dtype=np.float64)))
-    at_once = gaps.map(lambda each: float((each < _BURST_S).mean()))
-    bursts = long[at_once > _BURST_SHARE]
-    if len(bursts) <= _BURST_SHARE * len(long):
-        return []
-    first = bursts.iloc[0]
+    first = held.iloc[0]
     ttft, last = first["first_token_s"] - first["actual_start_s"], first["last_token_s"] - first["actual_start_s"]
+    example = f"user {first['user']} round {first['round']}: {first['generated_tokens']} tokens"
+    if len(first["token_times_s"]) == 1:
+        what = f"answers of many tokens arrive in one piece: {len(held)} of {len(told)} ({example} at {ttft:.2f} s)"
+    else:
+        what = (
+            f"tokens arrive in bursts: {len(held)} of {len(told)} answers have most of their tokens less than "
+            f"{_BURST_S * 1e3:g} ms apart ({example} from {ttft:.2f} to {last:.2f} s)"
+        )
     return [
-        f"tokens arrive in bursts: {len(bursts)} of {len(long)} answers have most of their tokens less than "
-        f"{_BURST_S * 1e3:g} ms apart (user {first['user']} round {first['round']}: {len(first['token_times_s'])} from "
-        f"{ttft:.2f} to {last:.2f} s): a proxy or balancer collects the stream before it passes it on, so that TTFT "
-        "and ITL are its own; turn its buffering off (nginx: proxy_buffering off; a header X-Accel-Buffering: no)"
+        f"{what}: a proxy, balancer or gateway collects the stream before it passes it on, so that TTFT and ITL are "
+        "its own; turn its buffering off (nginx: proxy_buffering off; a header X-Accel-Buffering: no)"
     ]
+
+
+def _is_held_back(start_s: float, token_times_s: Sequence[float]) -> bool:
+    """Return whether an answer came in bursts between which it waited for longer than its tokens needed.
+
+    A server that is merely quick, or that makes its answers up without a model, does not wait for that long.
+    """
+    times = np.asarray(token_times_s, dtype=np.float64)
+    if times.size == 1:
+        return True
+    took_s = float(times[-1]) - start_s
+    gaps = np.diff(times)
+    together = gaps[gaps < _BURST_S]
+    return bool(
+        together.size > _BURST_SHARE * gaps.size
+        and together.sum() <= _BURST_TIME * took_s
+        and took_s >= _BURST_S * times.size
+    )
 
 
 def _residual(rows: pd.DataFrame, workload: Workload) -> list[str]:

@@ -55,7 +55,7 @@ def parse(body: Mapping[str, Any]) -> ProbeAnswer:
     """Read a chat completion with log-probabilities, as vLLM answers it.
 
     Raises:
-        KeyError, TypeError, IndexError: The body is no such completion.
+        LookupError, TypeError, ValueError, AttributeError, ArithmeticError: The body is no such completion.
     """
     usage = body["usage"]
     # vLLM leaves the details out where nothing was cached.

@@ -136,7 +136,7 @@ class PairClient:
             raise
         try:
             return answers.parse(said)
-        except (KeyError, TypeError, IndexError, ValueError):
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError):
             raise ProbeError(f"is no answer with log-probabilities: {str(said)[:200]}", where=server) from None
 
     def drain(self, server: str, *, stored_chunks: int = 0) -> None:

@@ -105,6 +105,8 @@ BY_NAME: Mapping[str, Metric] = {name: metric for metric in METRICS for name in 
 #: Those that need yardsticks in the workload, and those that are counted within an SLO, which the profile has to say.
 OF_YARDSTICKS = frozenset({"ttft_cold_geomean_s", "ttft_hit_over_cold"})
 OF_SLO = frozenset({"goodput_share", "goodput_per_s"})
+#: How those begin that need a second token in an answer.
+OF_SECOND_TOKENS = ("decode_", "itl_", "tpot_")
 _QUANTILE = re.compile(r"_p(\d+)_s$")
 
 

@@ -71,6 +71,14 @@ class MooncakeTrace(Workload):
             )
 
     @functools.cached_property
+    def decodes(self) -> bool:
+        """Whether an answer of the trace has more than one token; `check` says what is wrong with the file."""
+        try:
+            return any(line.output_length > 1 for line in read(self.path))
+        except ConfigError:
+            return True
+
+    @functools.cached_property
     def content_digest(self) -> str:
         """The SHA-256 of the trace."""
         return hashlib.sha256(self.path.read_bytes()).hexdigest()

@@ -49,6 +49,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--stub-lookup", type=float, default=float(os.environ.get("STUB_LOOKUP", "0")))
     parser.add_argument("--stub-itl", type=float, default=0.002)
     parser.add_argument("--stub-fail", default="")
+    # The most tokens of an answer, as of a model that ends it.
+    parser.add_argument("--stub-answer", type=int, default=1 << 30)
+    # Collect an answer before it is sent on, as some proxies do.
+    parser.add_argument("--stub-buffers", action="store_true")
     parser.add_argument("--stub-key", default="")
     parser.add_argument("--stub-boot", type=float, default=0.0)
     return parser.parse_known_args(argv)[0]
@@ -100,7 +104,10 @@ def stream(request: Request, body: dict[str, Any], args: argparse.Namespace) -> 
         for name, seconds in zip(TIMED, (args.stub_lookup + args.stub_ttft, args.stub_lookup), strict=True):
             TIMED[name][0] += seconds
             TIMED[name][1] += 1
-    for i in range(body["max_tokens"]):
+    tokens = min(body["max_tokens"], args.stub_answer)
+    held: list[object] = []
+    send = held.append if args.stub_buffers else request.event
+    for i in range(tokens):
         if args.stub_fail == "malformed":
             request.event("{not json")
         if args.stub_fail == "break" and i == 2:
@@ -111,14 +118,16 @@ def stream(request: Request, body: dict[str, Any], args: argparse.Namespace) -> 
         if args.stub_fail == "slow":
             time.sleep(0.3)
         if args.stub_fail != "empty":
-            request.event({"choices": [{"delta": {"content": " hi"}}]})
+            send({"choices": [{"delta": {"content": " hi"}}]})
         time.sleep(args.stub_itl)
+    for event in held:
+        request.event(event)
     words = count(body["messages"])
     details = {"cached_tokens": words // 2}
     with LOCK:
         COUNTED["local_compute"] += words - words // 2
         COUNTED["local_cache_hit"] += words // 2
-    usage = {"prompt_tokens": words, "completion_tokens": body["max_tokens"], "prompt_tokens_details": details}
+    usage = {"prompt_tokens": words, "completion_tokens": tokens, "prompt_tokens_details": details}
     if args.stub_fail != "no-usage":
         times = {"queue_time_ms": args.stub_lookup * 1e3, "time_to_first_token_ms": args.stub_ttft * 1e3}
         request.event({"choices": [], "usage": usage, "metrics": times})

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pytest_kvcache.client import wire
 from pytest_kvcache.client.exchange import Exchange
 from pytest_kvcache.load import records
 from pytest_kvcache.load.answers import settle
 from pytest_kvcache.load.records import RequestRecord
-from pytest_kvcache.load.table import to_frame
+from pytest_kvcache.load.table import read, to_frame
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
 USAGE = {"prompt_tokens": 9, "completion_tokens": 2}
@@ -50,6 +53,17 @@ OUTPUT: dict[str, dict[str, Any]] = {
     "a second tool": {"tool_calls": [{"index": 0}, {"index": 1, "function": {"name": "g"}}]},
     "an older call": {"function_call": {"arguments": "{"}},
     "a refusal": {"refusal": "no"},
+    "a custom tool": {"tool_calls": [{"index": 0, "type": "custom", "custom": {"name": "f", "input": ""}}]},
+    "input of a custom tool": {"tool_calls": [{"index": 0, "custom": {"input": "x"}}]},
+    "arguments that are an object": {"tool_calls": [{"index": 0, "function": {"arguments": {"a": 1}}}]},
+    "the name of an older call": {"function_call": {"name": "f"}},
+    "what audio says": {"audio": {"id": "a", "transcript": "x"}},
+    "audio": {"content": None, "audio": {"data": "UklGRg=="}},
+    "thinking in parts": {"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "x"}]}]},
+    "details of reasoning": {"reasoning_details": [{"type": "reasoning.text", "text": "x"}]},
+    "a summary of reasoning": {"reasoning": "", "reasoning_details": [{"type": "reasoning.summary", "summary": "x"}]},
+    "blocks of thinking": {"thinking_blocks": [{"type": "thinking", "thinking": "x"}]},
+    "space": {"content": " "},
 }
 NOTHING: dict[str, dict[str, Any]] = {
     "a role": {"role": "assistant"},
@@ -58,6 +72,12 @@ NOTHING: dict[str, dict[str, Any]] = {
     "nulls": {"content": None, "reasoning": None, "tool_calls": None, "function_call": None, "refusal": None},
     "no tools": {"tool_calls": []},
     "a tool without words": {"tool_calls": [{"index": 0, "function": None}]},
+    "a tool's id": {"tool_calls": [{"index": 0, "id": "call-1", "type": "function", "function": {"arguments": ""}}]},
+    "no tool": {"tool_calls": [None]},
+    "an empty call": {"function_call": {}},
+    "the id of audio": {"audio": {"id": "a", "expires_at": 17}},
+    "empty parts": {"content": [{"type": "text", "text": ""}], "reasoning_details": [], "thinking_blocks": None},
+    "fields of others": {"annotations": [], "matched_stop": 7, "name": "x", "index": 0},
 }
 
 
@@ -77,6 +97,41 @@ def test_what_was_not_generated_is_no_token(name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "more", [{"token_ids": [7]}, {"logprobs": {"content": [{"token": "", "logprob": -0.1, "top_logprobs": []}]}}]
+)
+def test_a_token_without_words_is_a_token(more: dict[str, Any]) -> None:
+    """A token that a parser takes away is known by its id or its log-probability, where these were asked for."""
+    row = row_of(event(choices=[{"delta": {"content": ""}, **more}]), delta(content="y"))
+    assert row.token_times_s == [1.0, 2.0]
+    none = {"token_ids": [], "logprobs": {"content": []}}
+    assert row_of(event(choices=[{"delta": {}, **none}]), delta(content="y")).token_times_s == [2.0]
+
+
+def finish(**fields: Any) -> bytes:
+    """Return an event that ends a choice."""
+    return event(choices=[{"delta": fields, "finish_reason": "length"}])
+
+
+@pytest.mark.parametrize("last", [{}, {"content": ""}, {"content": None, "reasoning": None}])
+def test_an_answer_of_one_token_without_words(last: dict[str, Any]) -> None:
+    """The only token of an answer may be the mark that begins reasoning: it arrived when its answer was finished."""
+    row = row_of(delta(role="assistant", content=""), finish(**last), usage=USAGE | {"completion_tokens": 1})
+    assert (row.status, row.token_times_s, row.first_token_s, row.last_token_s) == (records.OK, [2.0], 2.0, 2.0)
+
+
+def test_longer_answers_without_words_are_empty() -> None:
+    """Of several tokens without words nobody knows when the first came; without a finish no token is made up."""
+    assert row_of(finish()).status == records.EMPTY
+    assert row_of(delta(role="assistant"), usage=USAGE | {"completion_tokens": 1}).status == records.EMPTY
+
+
+def test_an_answer_of_one_token_with_words() -> None:
+    """A token that comes with the end of its answer counts once."""
+    row = row_of(finish(content="x"), usage=USAGE | {"completion_tokens": 1})
+    assert (row.status, row.token_times_s, row.generated_tokens) == (records.OK, [1.0], 1)
+
+
+@pytest.mark.parametrize(
     "odd",
     [
         b"data:\n\n",
@@ -90,6 +145,11 @@ def test_what_was_not_generated_is_no_token(name: str) -> None:
         event(usage=None),
         event(metrics=None, usage=None, choices=None),
         event(id="x", object="chat.completion.chunk"),
+        event(error="", choices=[]),
+        event(choices=[{"delta": {}, "logprobs": None, "token_ids": None, "finish_reason": None}]),
+        b"event: ping\ndata: 17\n\n",
+        b"event: keep-alive\ndata: still here\n\n",
+        b'event: ping\ndata: {"type": "ping"}\n\n',
     ],
 )
 def test_events_without_output_do_no_harm(odd: bytes) -> None:
@@ -102,6 +162,24 @@ def test_events_without_output_do_no_harm(odd: bytes) -> None:
 def test_every_end_of_a_stream(end: bytes) -> None:
     """The last event ends an answer with whatever line end it has, or none."""
     assert row_of(delta(content="x"), end=end).status == records.OK
+
+
+@pytest.mark.parametrize("failed", [wire.CLOSED, wire.TIMED_OUT, wire.STALLED, wire.MALFORMED, wire.ENDED])
+def test_nothing_after_the_last_event_fails_an_answer(failed: str) -> None:
+    """What happens to a connection after the stream has ended is no failure of the request; before, it is one."""
+    last = event(choices=[], usage=USAGE)
+    for end, whole in ((b"data: [DONE]\n\n", True), (b"", False)):
+        exchange = Exchange(b"", 0.0, 9.0, lambda _: None, sent_s=0.0, failed=f"{failed}: x")
+        exchange.pieces += [(0.5, HEAD), (1.0, delta(content="x")), (2.0, last + end)]
+        record = RequestRecord(user=1, round=1, intended_start_s=0.0)
+        settle(exchange, record, start_s=0.0)
+        assert (record.status == records.OK) == whole
+
+
+def test_text_that_is_not_utf_8() -> None:
+    """A byte that is no UTF-8 is replaced, as the standard has it, and costs the answer nothing."""
+    row = row_of(b'data: {"choices": [{"delta": {"content": "a\xff\xc3"}}]}\n\n', delta(content="y"))
+    assert (row.status, row.token_times_s) == (records.OK, [1.0, 2.0])
 
 
 BAD: list[object] = [None, 10.5, "9", -1, True, [], {}, 1e30, "nan"]
@@ -131,6 +209,17 @@ def test_a_bad_usage_is_its_rows_status(name: str, value: Any) -> None:
         ({"prompt_tokens": 1}, "usage: completion_tokens is missing"),
         ("many", 'usage is "many"'),
         (USAGE | {"prompt_tokens_details": 7}, "usage.prompt_tokens_details is 7"),
+        (USAGE | {"prompt_tokens_details": [1]}, "usage.prompt_tokens_details is [1]"),
+        (USAGE | {"prompt_tokens_details": "x"}, 'usage.prompt_tokens_details is "x"'),
+        (USAGE | {"prompt_tokens_details": {"cached_tokens": 10}}, "usage: cached_tokens is 10 of 9 prompt tokens"),
+        (USAGE | {"completion_tokens": 0}, "usage: completion_tokens is 0 of an answer with output"),
+        (USAGE | {"prompt_tokens": 0}, "usage: prompt_tokens is 0 of an answer with output"),
+        (USAGE | {"prompt_tokens": math.nan}, "usage: prompt_tokens is NaN"),
+        (USAGE | {"prompt_tokens": math.inf}, "usage: prompt_tokens is Infinity"),
+        (USAGE | {"completion_tokens": 10**13}, "usage: completion_tokens is 10000000000000"),
+        ([1], "usage is [1]"),
+        (7, "usage is 7"),
+        (False, "usage is false"),
         (None, "no usage in the stream"),
     ],
 )
@@ -138,6 +227,21 @@ def test_a_usage_that_is_not_whole(usage: Any, error: str) -> None:
     """What lacks is named."""
     row = row_of(delta(content="x"), usage=usage)
     assert (row.status, row.error) == (records.MALFORMED, error)
+
+
+@pytest.mark.parametrize("details", [None, {}, {"cached_tokens": None}, {"audio_tokens": 0}])
+def test_a_usage_without_cached_tokens(details: Any) -> None:
+    """A server that does not tell cached tokens has none in the row, and the answer is good."""
+    row = row_of(delta(content="x"), usage=USAGE | {"prompt_tokens_details": details})
+    assert (row.status, row.cached_tokens) == (records.OK, None)
+
+
+@pytest.mark.parametrize("value", ["9", True, [], 10**400, math.nan, math.inf], ids=repr)
+def test_times_of_the_server_that_are_none(value: Any) -> None:
+    """A time of the server's own metrics that is no number is named in its row."""
+    row = row_of(delta(content="x"), event(metrics={"queue_time_ms": value}))
+    assert row.status == records.MALFORMED
+    assert "metrics: queue_time_ms" in row.error or "OverflowError" in row.error
 
 
 def test_the_last_usage_counts() -> None:
@@ -168,6 +272,33 @@ def test_no_event_raises(data: dict[str, Any]) -> None:
     row = row_of(event(**data), delta(content="x"))
     assert (row.status == records.OK) == (row.error == "")
     assert len(to_frame([row])) == 1
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        event(error="\ud83d engine\x1b[31m died\n"),
+        event(choices=[{"delta": {"role": "assistant@\ud83d"}}]),
+        event(object="error", message="\ud83d"),
+        b"event: error\ndata: \xf0\x9f died\n\n",
+        b"data: " + b"[" * 100_000 + b"\n\n",
+        b"data: " + b'{"choices":' * 50_000 + b"\n\n",
+        b"data: " + b"9" * 5000 + b"\n\n",
+        b"data: \xff\n\n",
+        b"data: \x00\n\n",
+        event(choices=[{"delta": {"content": 5}}]),
+        event(choices=[5]),
+        event(choices={"delta": {}}),
+        event(choices=[{"delta": "x"}]),
+    ],
+)
+def test_no_row_is_lost_for_what_another_says(odd: bytes, tmp_path: Path) -> None:
+    """Whatever a server writes, the rows can be kept in their file, and errors can be shown on a terminal."""
+    rows = [row_of(odd, delta(content="x")), row_of(delta(content="x"))]
+    records.save(rows, tmp_path / "rows.parquet")
+    kept = read(tmp_path / "rows.parquet")
+    assert list(kept["status"])[1] == records.OK
+    assert all(text.isprintable() for text in (*kept["error"], *kept["server"]))
 
 
 @pytest.mark.parametrize(
@@ -204,6 +335,18 @@ def test_no_event_raises(data: dict[str, Any]) -> None:
             ["HTTP 502: <h1>502\\n</h1>", "server: nginx"],
         ),
         (b"HTTP/1.1 200 OK\r\n\r\n", b"", records.MALFORMED, ["an empty body"]),
+        (
+            b"HTTP/1.1 302 Found\nLocation: /\x1b[31m\n\t/login\n\n",
+            b"",
+            records.HTTP_ERROR,
+            [r"location: /\x1b[31m /login"],
+        ),
+        (
+            b"HTTP/1.1 429 Too Many Requests\r\nContent-Type: application/problem+json\r\n\r\n",
+            "\u202e{".encode() + b"\x00\xff" * 5000,
+            records.HTTP_ERROR,
+            ["HTTP 429", r"\u202e{\x00\xff", "application/problem+json"],
+        ),
     ],
 )
 def test_an_answer_that_is_no_stream(head: bytes, body: bytes, status: str, told: list[str]) -> None:
@@ -214,6 +357,32 @@ def test_an_answer_that_is_no_stream(head: bytes, body: bytes, status: str, told
     assert row.status == status
     assert all(words in row.error for words in told), row.error
     assert row.error.isprintable()
+    assert len(row.error) < 1200
+
+
+def test_a_page_that_never_ends_is_shown() -> None:
+    """Of an answer that stood still and was no stream, what came of it is named."""
+    exchange = Exchange(b"", 0.0, 9.0, lambda _: None, sent_s=0.0, failed="stalled: nothing arrived for 9 s")
+    exchange.pieces += [(1.0, b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n<html>wait")]
+    row = RequestRecord(user=1, round=1, intended_start_s=0.0)
+    settle(exchange, row, start_s=0.0)
+    assert row.status == records.STALLED
+    assert "nothing arrived for 9 s; the answer until then: HTTP 200: <html>wait (content-type: text/html)" in row.error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        event(error="engine died"),
+        event(object="error", message="engine died", code=500),
+        b"event: error\ndata: engine died\n\n",
+        b'event: error\ndata: {"message": "engine died"}\n\n',
+    ],
+)
+def test_every_form_of_an_error_within_a_stream(error: bytes) -> None:
+    """Servers tell of an error in a field, as an object, or as an event of that type."""
+    row = row_of(delta(content="x"), error)
+    assert (row.status, "engine died" in row.error) == (records.HTTP_ERROR, True)
 
 
 def test_an_error_within_a_stream() -> None:

@@ -116,37 +116,76 @@ def test_a_residual_over_budget_is_suspect() -> None:
     assert "budget 200 ms (workload.residual_budget_s)" in found
 
 
-def stream(*times: float) -> dict[str, object]:
+def stream(*times: float, ttft_s: float = 0.1, tokens: int = 20) -> dict[str, object]:
     """Return what a row has of an answer whose chunks arrive at these times after the first token."""
-    return {"token_times_s": [0.1 + at for at in times], "last_token_s": 0.1 + times[-1]}
+    return {
+        "actual_start_s": 0.0,
+        "first_token_s": ttft_s + times[0],
+        "last_token_s": ttft_s + times[-1],
+        "token_times_s": [ttft_s + at for at in times],
+        "generated_tokens": tokens,
+    }
+
+
+def bursts(*rows: dict[str, object]) -> list[str]:
+    """Return what is said of these answers being held back."""
+    frame = table(**{f"r{i}": row for i, row in enumerate(rows)}).head(len(rows))
+    return [line for line in validity.suspicions(frame, WORKLOAD) if "collects the stream" in line]
 
 
 _STEADY = [i * 0.005 for i in range(20)]
+_AT_ONCE = [0.0] * 20
+
+HELD_BACK = {
+    "all at once": stream(*_AT_ONCE),
+    "all at once, each chunk sent for itself": stream(*(i * 0.0006 for i in range(20))),
+    "as the issue has it": stream(*(i * 0.0006 for i in range(100)), ttft_s=1.3),
+    "all but the first token": stream(0.0, *([0.3] * 19)),
+    "eight of them": stream(*([0.0] * 8), tokens=8),
+    "a block of five at a time": stream(*(i // 5 * 0.1 + i % 5 * 0.0001 for i in range(20))),
+    "a block of 40 at a time, soon after the first token": stream(
+        *(i // 40 * 0.4 + i % 40 * 0.00005 for i in range(200)), ttft_s=0.02, tokens=200
+    ),
+    "whole, in one chunk": stream(0.0),
+    "whole, in one chunk, after a long prefill": stream(0.0, ttft_s=30, tokens=8),
+}
+HONEST = {
+    "steady": stream(*_STEADY),
+    "quick": stream(*(i * 0.0015 for i in range(20))),
+    "a step in half a millisecond": stream(*(i * 0.0005 for i in range(100)), ttft_s=0.05, tokens=100),
+    "such steps, with some long ones": stream(*(i * 0.0007 + i // 25 * 0.01 for i in range(100)), ttft_s=0.05),
+    "two at a time, as of a step that decodes two": stream(*(i // 2 * 0.01 for i in range(20))),
+    "a long prefill, then quick": stream(*(i * 0.004 for i in range(20)), ttft_s=30),
+    "no model at all": stream(*_AT_ONCE, ttft_s=0.005),
+    "no model, chunk by chunk": stream(*(i * 0.00005 for i in range(20)), ttft_s=0.005),
+    "several tokens in each chunk": stream(0.0, 0.1, 0.2, tokens=30),
+    "too few to tell": stream(*([0.0] * 7), tokens=7),
+    "a short answer in one chunk": stream(0.0, tokens=7),
+    "one token": stream(0.0, tokens=1),
+}
 
 
-@pytest.mark.parametrize(
-    ("times", "told"),
-    [
-        (_STEADY, False),
-        ([i * 0.0015 for i in range(20)], False),
-        ([i * 0.0006 for i in range(20)], True),
-        ([0.0] * 20, True),
-        ([i // 5 * 0.1 + i % 5 * 0.0001 for i in range(20)], True),  # a block of five at a time
-        ([i // 2 * 0.01 for i in range(20)], False),  # two at a time, as of a step that decodes two
-        ([0.0] * 7, False),  # too few to tell
-    ],
-)
-def test_a_stream_in_bursts_is_suspect(times: list[float], told: bool) -> None:
+@pytest.mark.parametrize("kind", HELD_BACK)
+def test_answers_that_were_held_back_are_suspect(kind: str) -> None:
     """A proxy that collects a stream makes its times doubtful, whether it collects all of it or a part at a time."""
-    rows = table(r0=stream(*times), r1=stream(*times))
-    found = [line for line in validity.suspicions(rows.head(2), WORKLOAD) if "bursts" in line]
-    assert bool(found) == told
-    if told:
-        assert "2 of 2 answers" in found[0]
-        assert "proxy_buffering off" in found[0]
+    (found,) = bursts(HELD_BACK[kind], HELD_BACK[kind])
+    assert "2 of 2" in found
+    assert "proxy_buffering off" in found
+
+
+@pytest.mark.parametrize("kind", HONEST)
+def test_quick_answers_are_not_suspect(kind: str) -> None:
+    """A server that is quick, or decodes several tokens a step, is not taken for a proxy that collects a stream."""
+    assert bursts(HONEST[kind], HONEST[kind]) == []
 
 
 def test_one_answer_in_bursts_is_no_proxy() -> None:
-    """Most of the answers must come in bursts."""
-    rows = table(r0=stream(*[0.0] * 20), r1=stream(*_STEADY)).head(2)
-    assert not [line for line in validity.suspicions(rows, WORKLOAD) if "bursts" in line]
+    """Most of the answers must come in bursts, and short ones do not count."""
+    assert bursts(stream(*_AT_ONCE), stream(*_STEADY)) == []
+    assert bursts(stream(*_AT_ONCE), stream(0.0, tokens=1), stream(0.0, tokens=1)) != []
+
+
+def test_failed_answers_tell_nothing_of_bursts() -> None:
+    """Rows without an answer, which have no count of tokens, are left out."""
+    failed = {**stream(*_AT_ONCE), "status": "broken-stream", "generated_tokens": None}
+    assert bursts(failed, failed) == []

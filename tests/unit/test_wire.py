@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from pytest_kvcache.client import connection, framing, wire
 from pytest_kvcache.client.open_files import raise_open_files
@@ -411,91 +409,6 @@ def test_open_files() -> None:
     assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
     with pytest.raises(OSError, match="ulimit -Hn"):
         raise_open_files(hard + 1)
-
-
-texts = st.lists(
-    st.binary(min_size=1, max_size=40).filter(lambda t: not {10, 13} & set(t) and t == t.strip()), max_size=8
-)
-
-
-@settings(deadline=None)
-@given(texts, st.sampled_from([b"\n", b"\r\n", b"\r"]), st.data())
-def test_framing_does_not_depend_on_where_it_is_cut(parts: list[bytes], end: bytes, data: st.DataObject) -> None:
-    """However the bytes of an answer are cut into pieces, the same events come out, each stamped by its last byte."""
-    whole = HEAD + b"".join(chunk(b"data: " + part + end + end) for part in parts) + b"0\r\n\r\n"
-    cuts = sorted(data.draw(st.sets(st.integers(1, len(whole) - 1), max_size=12)))
-    pieces = [(float(b), whole[a:b]) for a, b in zip([0, *cuts], [*cuts, len(whole)], strict=True)]
-    events = list(framing.events(pieces))
-    assert [event for _, event in events] == parts
-    assert [at for at, _ in events] == sorted(at for at, _ in events)
-
-
-#: Streams by the rules of the HTML standard (WHATWG, 9.2.5 and 9.2.6), and what servers do beyond them.
-STREAMS = {
-    "LF": (b"data: a\n\ndata: b\n\n", [b"a", b"b"]),
-    "CR LF": (b"data: a\r\n\r\ndata: b\r\n\r\n", [b"a", b"b"]),
-    "CR": (b"data: a\r\rdata: b\r\r", [b"a", b"b"]),
-    "ends that differ": (b"data: a\r\n\ndata: b\r\r\ndata: c\n\r", [b"a", b"b", b"c"]),
-    "no space after the colon": (b"data:a\n\n", [b"a"]),
-    "more space": (b"data:   a \t\n\n", [b"a"]),
-    "a comment": (b": keep-alive\n\ndata: a\n: more\n\n:\n\n", [b"a"]),
-    "no data": (b"data\n\ndata:\n\ndata: \n\ndata: a\n\n", [b"a"]),
-    "data in lines": (b'data: {"a":\ndata: 1}\n\n', [b'{"a":\n1}']),
-    "data in lines, the last empty": (b"data: a\ndata:\n\n", [b"a"]),
-    "objects in lines": (
-        b'data: {"a": [\ndata: {"b": 1},\ndata: {"c": 2}\ndata: ]}\n\n',
-        [b'{"a": [\n{"b": 1},\n{"c": 2}\n]}'],
-    ),
-    "other fields": (b"event: message\nid: 7\nretry: 10\ndata: a\nx: y\n\n", [b"a"]),
-    "fields that begin alike": (b"database: x\ndata : y\n data: z\nDATA: w\n\ndata: a\n\n", [b"a"]),
-    "a byte order mark": (b"\xef\xbb\xbfdata: a\n\n", [b"a"]),
-    "a byte order mark, and a comment": (b"\xef\xbb\xbf: hello\n\ndata: a\n\n", [b"a"]),
-    "a second byte order mark": (b"data: a\n\n\xef\xbb\xbfdata: b\n\n", [b"a"]),
-    "empty lines": (b"\n\n\ndata: a\n\n\n\n", [b"a"]),
-    "cut within an event": (b"data: a\n\ndata: b", [b"a"]),
-    "cut before the empty line": (b"data: a\n\ndata: b\n", [b"a"]),
-    "done without a line": (b"data: a\n\ndata: [DONE]", [b"a", b"[DONE]"]),
-    "done with one line": (b"data: a\n\ndata: [DONE]\n", [b"a", b"[DONE]"]),
-    "no empty lines": (b'data: {"a":1}\ndata: {"b":2}\ndata: [DONE]\n', [b'{"a":1}', b'{"b":2}', b"[DONE]"]),
-    "no empty lines, and one at the end": (b'data: {"a":1}\ndata: [DONE]\n\n', [b'{"a":1}', b"[DONE]"]),
-    "a colon in the data": (b"data: a: b\n\n", [b"a: b"]),
-    "no end of line at all": (b"", []),
-}
-
-
-@pytest.mark.parametrize("framed", [True, False], ids=["chunked", "until it closes"])
-@pytest.mark.parametrize("name", STREAMS)
-def test_event_streams_follow_the_standard(name: str, framed: bool) -> None:
-    """Each rule of event streams holds, at whatever byte the stream is cut into pieces."""
-    body, expected = STREAMS[name]
-    head = HEAD if framed else b"HTTP/1.1 200 OK\r\n\r\n"
-    whole = head + (chunk(body) + b"0\r\n\r\n" if framed and body else body)
-    for size in (1, 2, 3, 7, len(whole)):
-        pieces = [(float(at), whole[at : at + size]) for at in range(0, len(whole), size)]
-        assert [event for _, event in framing.events(pieces)] == expected
-    for cut in range(1, len(whole)):
-        pieces = [(1.0, whole[:cut]), (2.0, whole[cut:])]
-        assert [event for _, event in framing.events(pieces)] == expected
-
-
-def test_events_without_empty_lines_keep_their_stamps() -> None:
-    """Where nothing but its line ends an event, its stamp is that of the line."""
-    pieces = [
-        (1.0, HEAD + chunk(b'data: {"a":1}\n')),
-        (2.0, chunk(b'data: {"b":1}\n')),
-        (3.0, chunk(b"data: [DONE]\n")),
-    ]
-    assert [at for at, _ in framing.events(pieces)] == [1.0, 2.0, 3.0]
-
-
-@pytest.mark.parametrize("size", [1, 2, 5, 1000])
-def test_a_status_line_in_small_pieces(size: int) -> None:
-    """However slowly a head trickles in, its status is the one that it says."""
-    whole = b"HTTP/1.1 404 Not Found\r\nLocation: /X\r\nContent-Length: 2\r\n\r\nno"
-    pieces = [(0.0, whole[at : at + size]) for at in range(0, len(whole), size)]
-    head = framing.head_of(pieces)
-    assert head is not None
-    assert (head.status, head.fields["location"], head.length) == (404, "/X", 2)
 
 
 @pytest.mark.parametrize(
