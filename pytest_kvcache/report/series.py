@@ -124,6 +124,8 @@ def read(runs: Iterable[Path]) -> pd.DataFrame:
             f"no boot was measured{more}", where=", ".join(map(str, folders)), todo="name a folder of .kvcache/runs"
         )
     table = pd.DataFrame(rows).sort_values("started_at", kind="stable", ignore_index=True)
+    # Where all answers have one token, no boot has a decode throughput.
+    table = table.astype({figure.key: "float64" for figure in FIGURES})
     table.attrs["left_out"] = left_out
     return table
 
@@ -227,5 +229,7 @@ def best_tables(table: pd.DataFrame, *, against: Iterable[str] = YARDSTICKS) -> 
     """
     found = {label: best(table, against=label) for label in against}
     return [
-        f"at best, against {label}:\n{rows.to_string(index=False)}" for label, rows in found.items() if not rows.empty
+        f"at best, against {label}:\n{rows.to_string(index=False, na_rep='-')}"
+        for label, rows in found.items()
+        if not rows.empty
     ]

@@ -81,6 +81,37 @@ def test_compat_leaves_the_originals_csv(tmp_path: Path) -> None:
     assert "Average TTFT:" in output
 
 
+@pytest.mark.parametrize("mode", ["exact", "compat"])
+def test_answers_of_one_token(tmp_path: Path, mode: str) -> None:
+    """A load that asks for one token an answer has TTFT and processing speed, and "-" for what needs a second token."""
+    with stub_server(tmp_path) as url:
+        code, output, rows = load(tmp_path, url, answer_len="1", mode=mode)
+    assert code == 0, output
+    sent = rows[rows["actual_start_s"].notna()]
+    assert set(sent["status"]) == {"ok"}
+    assert (sent["first_token_s"] == sent["last_token_s"]).all()
+    assert sent["token_times_s"].map(len).eq(1).all()
+    assert "ITL mean -, p99 - ms" in output
+    assert "Average generation throughput (per request): - tokens/req/s" in output
+    assert "TTFT mean / p50 / p90 / p99: " in output
+    assert "suspect: " not in output
+    assert not {"nan", "inf", "Traceback"} & set(output.replace(":", " ").split())
+
+
+def test_a_proxy_that_collects_answers(tmp_path: Path) -> None:
+    """Answers that come all at once after the time that decoding them took make the run suspect, and name the cause."""
+    with stub_server(tmp_path, "--stub-buffers") as url:
+        code, output, rows = load(tmp_path, url, answer_len="20")
+    assert code == 0, output
+    assert "suspect: tokens arrive in bursts: " in output
+    assert "proxy_buffering off" in output
+    with stub_server(tmp_path) as url:
+        code, output, rows = load(tmp_path, url, answer_len="20")
+    assert code == 0, output
+    assert rows["token_times_s"].map(len).max() == 20
+    assert "arrive in bursts" not in output
+
+
 def test_several_load_processes(tmp_path: Path) -> None:
     """With two processes the same requests are sent at the same times, each once."""
     with stub_server(tmp_path) as url:

@@ -54,6 +54,23 @@ def test_the_table_is_the_article_s(run: Path) -> None:
     assert series.best(table, against="nothing").empty
 
 
+def test_runs_of_one_token_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Decode throughput that no boot has, or not every tier, is "-" in tables; the chart is drawn of the rest."""
+    for tiers in (("gpu", "cpu", "pnfs"), ("gpu", "pnfs")):
+        folder = tmp_path / str(len(tiers))
+        for tier, speeds in SPEEDS.items():
+            path = left(folder, tier, 1000, speeds[0])
+            facts = json.loads(path.read_text())
+            if tier in tiers:
+                del facts["estimates"]["decode_tokens_per_s"]
+            path.write_text(json.dumps(facts))
+        assert main(["report", str(folder), "--chart", str(tmp_path / "x.svg")]) == 0
+        output = capsys.readouterr().out
+        gpu = next(line for line in output.splitlines() if line.split()[:2] == ["gpu", "1000"])
+        assert gpu.split()[-2:] == ["-", "1"]
+        assert "nan" not in output.lower()
+
+
 def test_points_are_means_of_valid_boots(run: Path) -> None:
     """Boots are averaged; one that is invalid is in no figure."""
     left(run, "gpu", 1000, 4000.0, boot="boot-2")

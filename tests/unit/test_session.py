@@ -319,6 +319,44 @@ def test_a_compat_run_keeps_the_references_csv(project: Project) -> None:
     assert summary["processing_speed"] == pytest.approx(len(table) / summary["total_s"])
 
 
+def test_answers_of_one_token(project: Project) -> None:
+    """A session whose answers have one token has gates for TTFT and speed; decode is "-", and run.json is JSON."""
+    one = toml(more="\n[profiles.stub.gates]\nlimits = { failed = 0 }\n").replace(
+        "answer_tokens = 5", "answer_tokens = 1"
+    )
+    configure(project, one)
+    project.makepyfile(
+        test_own="""
+        import pytest
+        from pytest_kvcache import NotMeasuredError
+
+        @pytest.mark.perf
+        def test_own(kv_measure):
+            result = kv_measure(tier="gpu", context_tokens=50)
+            assert result.ttft.mean_s > 0
+            assert result.goodput(ttft_s=9, tpot_s=1).share > 0
+            assert result.requests["tpot_s"].isna().all()
+            for read in (lambda: result.decode_tokens_per_s, lambda: result.itl.mean_s, lambda: result.tpot.p50_s):
+                with pytest.raises(NotMeasuredError):
+                    read()
+        """
+    )
+    recorded = run(project, "-m", "perf", "--tier", "gpu", "--record-baselines")
+    recorded.assert_outcomes(passed=4)
+    table = recorded.stdout.str().partition("tier context TTFT mean")[2].splitlines()[1].split()
+    assert table[6:8] == ["-", "-"]  # ITL and decode
+    assert "nan" not in recorded.stdout.str().lower()
+    (told,) = run_folder(project).rglob("run.json")
+    figures = json.loads(told.read_text(), parse_constant=pytest.fail)["estimates"]
+    assert "ttft_geomean_s" in figures
+    assert not [key for key in figures if key.startswith(("decode", "itl", "tpot"))]
+    for path in (project.path / "baselines").rglob("*.json"):
+        data = json.loads(path.read_text())
+        data["boots"] *= 6
+        path.write_text(json.dumps(data))
+    run(project, "-m", "perf", "--tier", "gpu").assert_outcomes(passed=4)
+
+
 def test_benchmark_only_and_skip(project: Project) -> None:
     """Gates are benchmarks: --benchmark-only runs them, --benchmark-skip leaves them out and boots nothing."""
     configure(project, toml())

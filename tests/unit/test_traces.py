@@ -63,6 +63,14 @@ def test_equal_hash_ids_are_equal_prefixes(tmp_path: Path) -> None:
     assert common(turns[0], turns[2]) <= 3
 
 
+def test_a_trace_of_one_token_answers_does_not_decode(tmp_path: Path) -> None:
+    """Decode throughput is judged where an answer of the trace has a second token; a file that is no trace may have."""
+    one, five = line(0, 600, 1, 2, output_length=1), line(1, 600, 1, 2)
+    assert not trace(tmp_path / "ones", [one, one]).decodes
+    assert trace(tmp_path / "mixed", [one, five]).decodes
+    assert trace(tmp_path / "broken", ["{no json"]).decodes
+
+
 def test_speed_duration_and_the_longest_prompt(tmp_path: Path) -> None:
     """`speed` divides the times, later requests and longer prompts are left out."""
     lines = [line(i * 1000, 512 * (i + 1), *range(i + 1)) for i in range(8)]
