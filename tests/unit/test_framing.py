@@ -144,9 +144,10 @@ def test_events_and_stamps_at_every_cut(body: list[tuple[bytes, bytes]], chunked
     events = expected(body)
     # Objects in the lines of one event are events of their own here.
     assume(sum(line == OBJECT for line, _ in body) < 2)
+    where: list[int] = []
     if chunked:
         sizes = data.draw(st.lists(st.integers(1, 9), max_size=20))
-        whole, where, at = HEAD, [], 0
+        whole, at = HEAD, 0
         for size in [*sizes, len(text)]:
             piece = text[at : at + size]
             if piece:
@@ -158,7 +159,7 @@ def test_events_and_stamps_at_every_cut(body: list[tuple[bytes, bytes]], chunked
         whole += b"0\r\n\r\n"
     else:
         whole = b"HTTP/1.1 200 OK\r\n\r\n"
-        where = list(range(len(whole), len(whole) + len(text)))
+        where += range(len(whole), len(whole) + len(text))
         whole += text
     pieces = cut(whole, data.draw(st.lists(st.integers(1, len(whole) - 1), max_size=12, unique=True)))
     read_of = [next(at for at, _ in pieces if at >= where[byte]) for byte, _ in events]
