@@ -92,8 +92,8 @@ class ShareGpt(SteadyWorkload):
                 return
         each = f" at each of {len(self.context_tokens)} lengths" if len(self.context_tokens) > 1 else ""
         raise ConfigError(
-            f"has {found} conversations of {self.rounds} rounds; the run needs {self._needed}{each}, one for each of its "
-            f"users{left.words}",
+            f"has {found} conversations of {self.rounds} rounds; the run needs {self._needed}{each}, one for each of "
+            f"its users{left.words}",
             where=str(self.path),
             todo="lower workload.users, workload.rounds or workload.duration_s, or name a larger file",
         )
@@ -142,7 +142,7 @@ class ShareGpt(SteadyWorkload):
             talk = talks[place[due.user]]
             return Turn(due.round, due.at_s, talk.messages[: 2 * due.round - 1], talk.answers[due.round - 1])
 
-        return self.steady_script(turn, first_user=first_user)
+        return self.steady_script(turn, first_user=first_user, warm_up=self.plain_warm_up(first_user))
 
     def _users(self, first_user: int) -> set[int]:
         return {due.user for before in (True, False) for due in self.due(first_user=first_user, before=before)}

@@ -97,7 +97,9 @@ def test_a_trace_of_which_nothing_fits(tmp_path: Path) -> None:
     """A trace whose prompts are all longer than the run's limit is refused, and so is one that the template exceeds."""
     with pytest.raises(ConfigError, match="no request of at most 100 tokens"):
         trace(tmp_path / "t", [line(0, 600, 1, 2)], context_tokens=(100,)).check()
-    with pytest.raises(RunError, match="shorter than the chat template"):
+    with pytest.raises(
+        RunError, match=r"nothing is left to send: 0 requests are longer .* 1 are shorter than the chat"
+    ):
         trace(tmp_path / "t", [line(0, 4, 1)]).script(3000, Words())
 
 
@@ -272,6 +274,88 @@ def test_context_lengths_share_no_conversation(tmp_path: Path) -> None:
     assert not sent[0] & sent[2]
     with pytest.raises(ConfigError, match="has 17 conversations of 2 rounds; the run needs 6 at each of 3 lengths"):
         shared(tmp_path / "t.json", json.dumps(json.loads(content)[:17]), context_tokens=(100, 200, 300)).check()
+
+
+def test_what_of_a_trace_is_not_sent_is_told(tmp_path: Path) -> None:
+    """Requests too long for the run or the model, or shorter than the template, are counted by their tokens."""
+    lines = [line(0, 600, 1, 2), line(1, 4, 1), line(2, 2000, 1, 2, 3, 4), line(3, 900, 1, 2, output_length=200)]
+    script = trace(tmp_path / "t", lines, context_tokens=(1500,)).script(1500, Words(max_model_len=1000))
+    assert [c.turns[0].prompt_tokens for c in script.conversations] == [600]
+    assert script.left_out == (
+        "2 requests are longer than 1000 tokens, or than the model takes with their answers, and 1 are shorter than "
+        "the chat template (10): 82.88% of the prompt tokens are left out"
+    )
+    assert trace(tmp_path / "t", lines[:1]).script(3000, Words()).left_out == ""
+
+
+def test_blocks_and_seconds_of_bailian(tmp_path: Path) -> None:
+    """Blocks of 16 tokens and timestamps in seconds are as the profile says; a fraction of a millisecond is refused."""
+    row = {
+        "chat_id": 1,
+        "parent_chat_id": -1,
+        "type": "text",
+        "turn": 1,
+        "timestamp": 61.114,
+        "input_length": 40,
+        "output_length": 3,
+        "hash_ids": [1, 2, 3],
+    }
+    lines = [row, {**row, "timestamp": 62.5, "hash_ids": [1, 2, 9]}]
+    workload = trace(tmp_path / "t", lines, block_tokens=16, time_unit="s")
+    workload.check()
+    turns = [c.turns[0] for c in workload.script(3000, Words()).conversations]
+    assert [t.at_s for t in turns] == [0.0, pytest.approx(1.386)]
+    assert [Words().count(t.messages) for t in turns] == [40, 40]
+    with pytest.raises(ConfigError, match=r"line 1: timestamp: 61.114 has a fraction, so that it may be seconds"):
+        trace(tmp_path / "t", lines, block_tokens=16).check()
+    with pytest.raises(ConfigError, match=r"hash_ids: 3, but 40 tokens are 1 blocks of 512(.|\n)*block_tokens"):
+        trace(tmp_path / "t", lines, time_unit="s").check()
+    assert not {"block_tokens", "time_unit"} & set(trace(tmp_path / "t", [line(0, 5, 1)]).sent(3000))
+
+
+@pytest.mark.parametrize("key", ["session_id", "delay", "text_input", "messages", "tools", "priority"])
+def test_keys_that_change_what_is_sent_are_refused(tmp_path: Path, key: str) -> None:
+    """A row that another tool would send otherwise is named and never silently changed; an empty key is none."""
+    with pytest.raises(ConfigError, match=f"line 1: the line: {key} is not supported"):
+        trace(tmp_path / "t", [{**line(0, 5, 1), key: 5}]).check()
+    trace(tmp_path / "t", [{**line(0, 5, 1), key: None}]).check()
+
+
+def test_aliases_and_a_byte_order_mark(tmp_path: Path) -> None:
+    """Other names of the lengths are read, and a byte order mark is none of the first line."""
+    path = tmp_path / "t"
+    workload = trace(
+        path,
+        [
+            {"timestamp": 0, "isl": 30, "osl": 2, "hash_ids": [1]},
+            {"timestamp": 1, "input_tokens": 30, "output_tokens": 2, "hash_ids": [1]},
+        ],
+    )
+    path.write_text("\ufeff" + path.read_text())
+    workload.check()
+    assert [line.input_length for _, line in mooncake.read(path)] == [30, 30]
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "NaN", "Infinity"])
+def test_figures_that_are_no_numbers(tmp_path: Path, number: str) -> None:
+    """Infinity, as JSON text may write it, is no time."""
+    row = json.dumps(line(77, 5, 1)).replace("77", number)
+    with pytest.raises(ConfigError, match="line 1"):
+        trace(tmp_path / "t", [row]).check()
+
+
+@pytest.mark.parametrize("kind", ["trace", "sharegpt"])
+def test_files_warm_up_too(tmp_path: Path, kind: str) -> None:
+    """`warmup_requests` is sent for every kind, with other texts for each load on a boot."""
+    made: Any = (
+        trace(tmp_path / "t", [line(0, 600, 1, 2)], warmup_requests=3)
+        if kind == "trace"
+        else shared(tmp_path / "s", json.dumps([talk("q", "a", "q", "a")] * 6), warmup_requests=3)
+    )
+    length = made.context_tokens[0]
+    one, two = (made.script(length, Words(), first_user=n).warm_up for n in (0, 1000))
+    assert len(one) == len(two) == 3
+    assert not {t.messages[0].text for t in one} & {t.messages[0].text for t in two}
 
 
 class Counting(Words):
