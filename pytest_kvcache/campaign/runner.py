@@ -72,6 +72,7 @@ class RunResult:
         account: Where its tokens came from, for exact gates; None where it ended early.
         disturbances: Of the suspicions, those that say that other programs had a part of the machine: such a run
             becomes no baseline.
+        left_out: What of the workload's file was not sent, for people.
     """
 
     tier: str
@@ -91,6 +92,7 @@ class RunResult:
     lacks: tuple[str, ...] = ()
     account: TokenAccount | None = None
     disturbances: tuple[str, ...] = ()
+    left_out: str = ""
 
 
 def run_load(
@@ -199,6 +201,7 @@ def run_load(
         lacks=pair.plan.lacks,
         account=account,
         disturbances=tuple(disturbances),
+        left_out=load.get("left_out", ""),
     )
 
 

@@ -44,23 +44,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--num-users", type=int, metavar="N", help="users in the system at a time")
     what.add_argument("--num-rounds", type=int, metavar="N", help="questions a user asks")
     what.add_argument("--qps", type=float, help="requests/s over all users")
-    what.add_argument("--shared-system-prompt", type=int, default=1000, metavar="TOKENS", help="prompt common to all")
+    what.add_argument("--shared-system-prompt", type=int, metavar="TOKENS", help="prompt common to all (1000)")
     what.add_argument(
         "--user-history-prompt", type=int, required=True, metavar="TOKENS", help="length of user contexts"
     )
-    what.add_argument("--answer-len", type=int, default=100, metavar="TOKENS", help="length of an answer")
+    what.add_argument("--answer-len", type=int, metavar="TOKENS", help="length of an answer (100)")
     what.add_argument("--time", type=float, required=True, metavar="SECONDS", help="no request is started later")
     what.add_argument("--init-user-id", type=int, default=0, metavar="N", help="users are numbered from the next one")
     what.add_argument("--request-with-user-id", action="store_true", help="taken and ignored, as in the original")
     what.add_argument("--sharegpt", type=argument, metavar="FILE", help="conversations from a ShareGPT-style file")
 
     more = parser.add_argument_group("what is sent (more)")
-    more.add_argument("--mode", choices=("exact", "compat"), default="exact", help="compat: what the original sends")
+    more.add_argument("--mode", choices=("exact", "compat"), help="compat: what the original sends (exact)")
     more.add_argument(
         "--trace", type=argument, metavar="FILE", help="a Mooncake-style trace; --user-history-prompt caps it"
     )
-    more.add_argument("--speed", type=float, default=1.0, help="of the trace")
-    more.add_argument("--seed", type=int, default=0, help="texts follow from it")
+    more.add_argument("--speed", type=float, help="of the trace (1)")
+    more.add_argument("--seed", type=int, help="texts follow from it (0)")
+    more.add_argument("--warmup-requests", type=int, metavar="N", help="sent before the clock starts (10)")
     more.add_argument("--keep-eos", action="store_true", help="let the model end its answers early")
 
     where = parser.add_argument_group("where to")
@@ -187,25 +188,52 @@ def _left(args: argparse.Namespace, plan: LoadPlan, outcome: worker.WorkerOutcom
     return 130 if outcome.interrupted else 1 if faults else 0
 
 
+#: Flags of what is sent that not every kind of workload has, each with the key that it sets.
+_KEYS = {
+    "num_users": "users",
+    "num_rounds": "rounds",
+    "qps": "qps",
+    "answer_len": "answer_tokens",
+    "shared_system_prompt": "shared_prompt_tokens",
+    "mode": "mode",
+    "speed": "speed",
+    "seed": "seed",
+    "warmup_requests": "warmup_requests",
+}
+#: What the original's flags are where they are not given.
+_DEFAULTS = {"shared_prompt_tokens": 1000, "answer_tokens": 100}
+#: Keys that a kind has and does not use.
+_UNUSED: dict[type[Workload], frozenset[str]] = {ShareGpt: frozenset({"seed"})}
+
+
 def _workload(args: argparse.Namespace) -> Workload:
-    common: dict[str, Any] = {
+    """Return the workload that the flags describe.
+
+    Raises:
+        ConfigError: A flag has a wrong value, or says nothing to this kind of workload.
+    """
+    if args.trace is not None and args.sharegpt is not None:
+        raise ConfigError("a load is of one file", where="--trace, --sharegpt", todo="leave one out")
+    kind: type[Workload] = MooncakeTrace if args.trace else ShareGpt if args.sharegpt else MultiRoundQa
+    known = set(kind.model_fields) - _UNUSED.get(kind, frozenset())
+    given = {key: value for flag, key in _KEYS.items() if (value := getattr(args, flag)) is not None}
+    for flag, key in _KEYS.items():
+        if key in given and key not in known:
+            name = f"--{flag.replace('_', '-')}"
+            file = "--trace" if args.trace else "--sharegpt" if args.sharegpt else "multi-round QA without a file"
+            raise ConfigError(f"says nothing to {file}, which has its own", where=name, todo="leave it out")
+    values: dict[str, Any] = {
         "context_tokens": (args.user_history_prompt,),
         "duration_s": args.time,
-        "seed": args.seed,
         "ignore_eos": not args.keep_eos,
         "workers": args.workers,
         "request_timeout_s": args.request_timeout,
         "token_timeout_s": args.token_timeout,
+        **{key: value for key, value in _DEFAULTS.items() if key in known},
+        **given,
     }
-    users = {"users": args.num_users, "rounds": args.num_rounds, "qps": args.qps, "answer_tokens": args.answer_len}
-    where = "command line"
-    if args.trace is not None:
-        return validate(MooncakeTrace, {**common, "path": args.trace, "speed": args.speed}, where)
-    users = {key: value for key, value in users.items() if value is not None}
-    if args.sharegpt is not None:
-        return validate(ShareGpt, {**common, **users, "path": args.sharegpt}, where)
-    shared = {"shared_prompt_tokens": args.shared_system_prompt, "mode": args.mode}
-    return validate(MultiRoundQa, {**common, **users, **shared}, where)
+    path = args.trace or args.sharegpt
+    return validate(kind, {**values, **({"path": path} if path else {})}, "command line")
 
 
 def _tell(plan: LoadPlan, rows: pd.DataFrame, table: pd.DataFrame, outcome: worker.WorkerOutcome, say: Say) -> None:

@@ -27,6 +27,7 @@ from pytest_kvcache.load.settling import settled
 from pytest_kvcache.runs import signals
 from pytest_kvcache.runs.files import write_json
 from pytest_kvcache.showable import make_showable
+from pytest_kvcache.workload.multi_round import MultiRoundQa
 from pytest_kvcache.workload.script import Script, Turn
 from pytest_kvcache.workload.tokens import ServedTokenizer
 
@@ -56,6 +57,7 @@ class WorkerOutcome:
         stopped_after_rounds: Number of whole rounds after which the run was stopped early, since they were enough;
             `rows` has no later ones. None where the run was not stopped so.
         beyond_tokens: Prompt tokens of requests that were sent after those rounds.
+        left_out: What of the workload's file was not sent, for people.
         unsettled_stores: Stores into the shared storage that were under way when counters were read.
         counters_before: Counters by component, read when the clock was about to start.
         counters_after: Counters by component, read after the last answer and the stores that followed it.
@@ -72,6 +74,7 @@ class WorkerOutcome:
     stopped_after_rounds: int | None = None
     beyond_tokens: int = 0
     unsettled_stores: float = 0.0
+    left_out: str = ""
     counters_before: dict[str, dict[str, float]] = field(default_factory=dict)
     counters_after: dict[str, dict[str, float]] = field(default_factory=dict)
 
@@ -110,6 +113,9 @@ def carry_out(plan: LoadPlan, say: Callable[[str], None], *, authorization: str 
     with _Stop() as stop:
         try:
             script = _script(plan, authorization)
+            outcome.left_out = script.left_out
+            if script.left_out:
+                say(f"left out: {script.left_out}")
             encoder = Encoder(plan, {"Authorization": authorization} if authorization else {})
             encoder.prepare(_all_turns(script))
             outcome.warmup_errors = _before_the_clock(plan, script, encoder, stop, say)
@@ -147,7 +153,8 @@ def carry_out(plan: LoadPlan, say: Callable[[str], None], *, authorization: str 
 def _script(plan: LoadPlan, authorization: str) -> Script:
     tokenizer = None
     if plan.workload.needs_tokenizer:
-        tokenizer = ServedTokenizer(plan.tokenizer_url, plan.model, authorization=authorization)
+        helps = isinstance(plan.workload, MultiRoundQa)
+        tokenizer = ServedTokenizer(plan.tokenizer_url, plan.model, authorization=authorization, compat_helps=helps)
     return plan.workload.script(plan.context_tokens, tokenizer, first_user=plan.first_user)
 
 

@@ -75,7 +75,7 @@ def page_cache(folder: Path) -> Finding:
     """Look for caches that may serve reads of an NFS mount without its server: such reads have the speed of RAM."""
     found = mount_of(folder)
     if not found.is_nfs:
-        return Finding("pass", f"{found.fstype}: reads may come from the page cache, on any local file system")
+        return Finding("pass", f"{found.fstype}: {_caches(found.fstype)}")
     options = page_cache_options(found.options)
     if not options:
         return Finding("pass", "reads ask the server")
@@ -85,6 +85,33 @@ def page_cache(folder: Path) -> Finding:
         "LMCache reads through the page cache: what one server wrote, another on the same machine may read from RAM. "
         "Compare the mount's server_read bytes with what LMCache loaded",
     )
+
+
+#: What serves reads of file systems that are not NFS without asking their servers.
+_CACHES = {
+    "lustre": "reads may come from the client's page cache, which the locks of the servers keep valid",
+    "wekafs": "reads may come from the client's page cache, unless it is mounted with forcedirect",
+    "gpfs": "reads may come from the client's own cache (pagepool), which is not the page cache",
+    "beegfs": "reads may come from the client's cache (tuneFileCacheType in beegfs-client.conf)",
+    "ceph": "reads may come from the client's page cache, while the servers grant it the right to cache",
+    "cifs": "reads may come from the client's page cache, while a lease is granted (cache=strict)",
+    "smb3": "reads may come from the client's page cache, while a lease is granted (cache=strict)",
+    "9p": "reads may come from the host that serves it, and from this machine's page cache with cache=loose",
+    "virtiofs": "reads may come from the host that serves it, at the speed of its RAM",
+    "overlay": "reads may come from the page cache of the file systems below it",
+    "zfs": "reads may come from ZFS's own cache (ARC), which is not the page cache",
+    "tmpfs": "it is the machine's memory",
+    "ramfs": "it is the machine's memory",
+    "autofs": "nothing is mounted there yet",
+}
+
+
+def _caches(fstype: str) -> str:
+    if fstype in _CACHES:
+        return _CACHES[fstype]
+    if fstype.startswith("fuse"):
+        return "reads may come from the page cache, or from caches of the program that serves it"
+    return "reads may come from the page cache, as on any local file system"
 
 
 def space(folder: Path, need: Stored | None) -> Finding:

@@ -80,6 +80,9 @@ class SessionReport:
         ]
         if unchecked:
             yield "\n".join(unchecked)
+        left_out = [f"left out: {r.label}, context {r.context_tokens}: {r.runs[-1].left_out}" for r in results]
+        if any(r.runs[-1].left_out for r in results):
+            yield "\n".join(line for line, r in zip(left_out, results, strict=True) if r.runs[-1].left_out)
         suspicions = [
             f"suspect: {r.label}, context {r.context_tokens}: {line}" for r in results for line in r.suspicions
         ]

@@ -1,7 +1,13 @@
-"""What file system a folder is on, from the kernel's own tables (proc(5), nfs's mountstats)."""
+"""What file system a folder is on, from the kernel's own tables (proc(5), nfs's mountstats).
+
+The tables are bytes: names of any kind stand in them, with octal escapes for space, tab, line feed and backslash alone.
+They are read as Python reads file names (`os.fsdecode`), and only line feeds end lines and only spaces end fields.
+"""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,6 +50,11 @@ class Mount:
         """NFS version, (4, 2) for instance; (0, 0) for what is not NFS."""
         return nfs_version(self.options) if self.is_nfs else (0, 0)
 
+    @property
+    def is_rdma(self) -> bool:
+        """Whether the mount's own transport is RDMA; `rdma6` is RDMA over IPv6 (nfs(5))."""
+        return self.options.get("proto") in {"rdma", "rdma6"}
+
     def describe(self) -> str:
         """Return a few words for a label: `ext4`, or `nfs v4.2 over tcp, no pNFS`."""
         if not self.is_nfs:
@@ -52,32 +63,116 @@ class Mount:
         return f"nfs v{self.options.get('vers', '?')} over {self.options.get('proto', '?')}, {layout}"
 
 
+@dataclass(frozen=True)
+class _Row:
+    """A line of mountinfo.
+
+    Args:
+        number: Id of the mount.
+        parent: Id of the mount that it lies upon.
+        mount: The rest.
+    """
+
+    number: int
+    parent: int
+    mount: Mount
+
+
 def mount_of(path: Path, *, proc: Path | None = None) -> Mount:
     """Return the mount that holds `path` (or its nearest existing parent).
 
+    The folder is opened, so that the kernel itself says on which mount it came out (`mnt_id` in proc(5)'s fdinfo):
+    opening triggers automounts and NFS referrals, which looking does not.
+
     Args:
         path: A path, which need not exist yet.
-        proc: Folder with `mountinfo` and `mountstats`; by default this process's.
+        proc: Folder with `mountinfo`, `mountstats` and `fdinfo`; by default this process's.
+
+    Raises:
+        FileNotFoundError: No mount holds it.
     """
     proc = proc or PROC
-    real = path.resolve()
-    best: Mount | None = None
-    for line in (proc / "mountinfo").read_text(encoding="utf-8").splitlines():
-        mount = _parse_mountinfo(line)
-        # A later line of equal depth is mounted over the earlier one.
-        if real.is_relative_to(mount.point) and (best is None or len(mount.point.parts) >= len(best.point.parts)):
-            best = mount
-    if best is None:
+    number = _opened(path, proc)
+    rows = _rows(proc)
+    row = next((row for row in rows if row.number == number), None) or _walked(rows, path.resolve())
+    if row is None:
         raise FileNotFoundError(f"no mount holds {path}")
-    if best.is_nfs and (proc / "mountstats").exists():
-        stats = mountstats.at((proc / "mountstats").read_text(encoding="utf-8"), best.point)
-        return Mount(best.point, best.fstype, best.source, best.options, stats)
-    return best
+    found = row.mount
+    if found.is_nfs and (proc / "mountstats").exists():
+        stats = mountstats.at(read_table(proc / "mountstats"), found.point)
+        return Mount(found.point, found.fstype, found.source, found.options, stats)
+    return found
 
 
-def _parse_mountinfo(line: str) -> Mount:
-    """Parse one line of /proc/PID/mountinfo (proc(5), section 3.5 of the kernel's filesystems/proc)."""
-    head, _, tail = line.partition(" - ")
-    point = unescape(head.split()[4])
-    fstype, source, options, *_ = [*tail.split(), "", ""]
-    return Mount(Path(point), fstype, unescape(source), parse_options(options))
+def read_table(path: Path) -> str:
+    """Return a table of the kernel; bytes that are no UTF-8 are as in file names (PEP 383)."""
+    return os.fsdecode(path.read_bytes())
+
+
+def _opened(path: Path, proc: Path) -> int | None:
+    """Return the id of the mount on which the folder, or its nearest parent, is opened; None where it is not told."""
+    for folder in (path, *path.parents):
+        try:
+            descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError:
+            continue
+        try:
+            told = read_table(proc / "fdinfo" / str(descriptor))
+        except OSError:
+            return None
+        finally:
+            os.close(descriptor)
+        number = next((line.split(":")[1] for line in told.split("\n") if line.startswith("mnt_id:")), "")
+        return int(number) if number.strip().isdigit() else None
+    return None
+
+
+def _rows(proc: Path) -> list[_Row]:
+    lines = read_table(proc / "mountinfo").split("\n")
+    return [row for line in lines if (row := _parse_mountinfo(line)) is not None]
+
+
+def _walked(rows: Sequence[_Row], real: Path) -> _Row | None:
+    """Return the mount on which a walk from the root to `real` ends, as the kernel walks: mount upon mount.
+
+    A mount is hidden where a later one lies over a parent of its point: the walk goes onto that one and never meets it.
+    In a table without the mounts' true parents the deepest mount counts.
+    """
+    numbers = {row.number: row for row in rows}
+    no_parents = len(rows) > 1 and len({row.parent for row in rows}) == 1
+    if no_parents or any(row.parent in numbers and not _lies_upon(row, numbers[row.parent]) for row in rows):
+        holding = [row for row in rows if real.is_relative_to(row.mount.point)]
+        return max(reversed(holding), key=lambda row: len(row.mount.point.parts), default=None)
+    roots = [row for row in rows if row.mount.point == Path("/")]
+    at = next((row for row in roots if row.parent not in numbers or row.parent == row.number), next(iter(roots), None))
+    for folder in (*reversed(real.parents), real):
+        while (upon := _upon(rows, at, folder)) is not None:
+            at = upon
+    return at
+
+
+def _lies_upon(row: _Row, parent: _Row) -> bool:
+    return row.mount.point.is_relative_to(parent.mount.point)
+
+
+def _upon(rows: Sequence[_Row], at: _Row | None, folder: Path) -> _Row | None:
+    """Return what is mounted upon a mount at a folder, the last one; where no root is known, on whatever mount."""
+    found = [row for row in rows if row.mount.point == folder and row is not at]
+    if at is not None:
+        found = [row for row in found if row.parent == at.number]
+    return found[-1] if found else None
+
+
+def _parse_mountinfo(line: str) -> _Row | None:
+    """Parse a line of /proc/PID/mountinfo (proc(5), section 3.5 of the kernel's filesystems/proc); None for no line."""
+    head, mark, tail = line.partition(" - ")
+    fields = head.split(" ")
+    if not mark or len(fields) < _POINT + 1 or not (fields[0].isdigit() and fields[1].isdigit()):
+        return None
+    fstype, source, options, *_ = [*tail.split(" "), "", ""]
+    mount = Mount(Path(unescape(fields[_POINT])), fstype, unescape(source), parse_options(options))
+    return _Row(int(fields[0]), int(fields[1]), mount)
+
+
+#: Position of the mount point in a line of mountinfo.
+_POINT = 4

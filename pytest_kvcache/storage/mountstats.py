@@ -6,6 +6,7 @@ count from the mount on and start again with a remount, so that only the differe
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,13 +14,17 @@ from pathlib import Path
 
 from pytest_kvcache.errors import RunError
 
-_DEVICE = re.compile(r"device (?P<source>.*) mounted on (?P<point>\S+) with fstype (?P<fstype>\S+)")
+# Names may hold whatever is no space and no line end to the kernel: NBSP, a carriage return, any byte.
+_DEVICE = re.compile(
+    r"device (?P<source>.*) mounted on (?P<point>[^ \t\n]+) with fstype (?P<fstype>[^ \t\n]+)", re.DOTALL
+)
 _LAYOUT = re.compile(r"\bpnfs=(?P<layout>not configured|[^,\n]+)")
-_OPERATION = re.compile(r"\s*(?P<name>[A-Z][A-Z0-9_]*):((?: \d+)+)$")
-_OCTAL = re.compile(r"\\([0-7]{3})")
+_OPERATION = re.compile(r"[ \t]*(?P<name>[A-Z][A-Z0-9_]*):((?: [0-9]+)+)[ \t]*$")
+_OCTAL = re.compile(rb"\\([0-3][0-7]{2})")
 
-#: Positions of the last two of the 27 event counters (`enum nfs_stat_eventcounters`); older kernels have fewer.
-_PNFS_READ, _PNFS_WRITE = 25, 26
+#: Positions of the last three of the 27 event counters (`enum nfs_stat_eventcounters` of linux/nfs_iostat.h); older
+#: kernels have fewer. Delays are answers NFS4ERR_DELAY and NFS3ERR_JUKEBOX: come again later.
+_DELAY, _PNFS_READ, _PNFS_WRITE = 24, 25, 26
 _BYTES = (
     "normal_read", "normal_write", "direct_read", "direct_write", "server_read", "server_write", "pages_read",
     "pages_written",
@@ -134,13 +139,23 @@ class Reading:
 
     @property
     def pnfs_reads(self) -> int:
-        """READs that went by a layout: to data servers or block devices."""
+        """READs that were tried by a layout: to data servers or block devices (`pnfs_try_to_read_data`)."""
         return self._event(_PNFS_READ)
 
     @property
     def pnfs_writes(self) -> int:
-        """WRITEs that went by a layout: to data servers or block devices."""
+        """WRITEs that were tried by a layout: to data servers or block devices (`pnfs_try_to_write_data`)."""
         return self._event(_PNFS_WRITE)
+
+    @property
+    def delays(self) -> int:
+        """Answers that asked to come again later, which is no error."""
+        return self._event(_DELAY)
+
+    @property
+    def is_rdma(self) -> bool:
+        """Whether the transport to the mount's server is RDMA, over IPv4 or IPv6."""
+        return self.proto in {"rdma", "rdma6"}
 
     def operation(self, name: str) -> Operation:
         """Return the counters of an operation by its exact name, zeros where the mount does not know it."""
@@ -164,8 +179,9 @@ class Delta:
 
     Args:
         seconds: Time between the readings, by the mount's own age.
-        pnfs_reads: READs that went by a layout.
-        pnfs_writes: WRITEs that went by a layout.
+        pnfs_reads: READs that were tried by a layout.
+        pnfs_writes: WRITEs that were tried by a layout.
+        delays: Answers that asked to come again later.
         bytes: Counts by name, as in `Reading`.
         operations: Operations by name; only those that were used.
         rdma_bytes: Bytes that RDMA moved between the client and the mount's own server.
@@ -177,6 +193,7 @@ class Delta:
     bytes: Mapping[str, int]
     operations: Mapping[str, Operation]
     rdma_bytes: int
+    delays: int = 0
 
     def operation(self, name: str) -> Operation:
         """Return the counters of an operation by its exact name, zeros where it was not used."""
@@ -187,7 +204,7 @@ def parse(text: str) -> list[Reading]:
     """Return the NFS mounts of a /proc/PID/mountstats, in its order; other file systems are left out."""
     found: list[Reading] = []
     block: list[str] = []
-    for line in [*text.splitlines(), "device end mounted on / with fstype none"]:
+    for line in [*text.split("\n"), "device end mounted on / with fstype none"]:
         if line.startswith("device ") and block:
             head = _DEVICE.match(block[0])
             if head and head["fstype"] in {"nfs", "nfs4"}:
@@ -222,6 +239,7 @@ def delta(before: Reading, after: Reading) -> Delta:
         seconds=after.age_s - before.age_s,
         pnfs_reads=after.pnfs_reads - before.pnfs_reads,
         pnfs_writes=after.pnfs_writes - before.pnfs_writes,
+        delays=after.delays - before.delays,
         bytes={n: after.bytes.get(n, 0) - before.bytes.get(n, 0) for n in _BYTES},
         operations={name: op for name, op in operations.items() if op.ops or op.errors},
         rdma_bytes=sum(t.rdma_bytes for t in after.transports) - sum(t.rdma_bytes for t in before.transports),
@@ -243,7 +261,7 @@ def nfs_version(options: Mapping[str, str]) -> tuple[int, int]:
 
 def unescape(text: str) -> str:
     r"""Return a field of the kernel's tables without its octal escapes: a space is written `\040`."""
-    return _OCTAL.sub(lambda m: chr(int(m.group(1), 8)), text)
+    return os.fsdecode(_OCTAL.sub(lambda m: bytes([int(m.group(1), 8)]), os.fsencode(text)))
 
 
 def page_cache_options(options: Mapping[str, str]) -> list[str]:
@@ -253,8 +271,10 @@ def page_cache_options(options: Mapping[str, str]) -> list[str]:
         found.append("fsc: reads may come from a cache on the local disk")
     if "nosharecache" not in options:
         found.append("no nosharecache: mounts of one export share one page cache")
-    if "noac" not in options:
-        found.append("no noac: attributes are cached, pages stay valid with them")
+    # `actimeo=0` is shown as the four limits that it sets (nfs(5)).
+    limits = [options.get(name, "") for name in ("acregmin", "acregmax", "acdirmin", "acdirmax")]
+    if "noac" not in options and options.get("actimeo") != "0" and limits != ["0"] * 4:
+        found.append("no noac or actimeo=0: attributes are cached, pages stay valid with them")
     if options.get("lookupcache", "all") not in {"none", "positive", "pos"}:
         found.append("lookupcache=all: a file that was looked for in vain may stay unseen for a while")
     return found
@@ -265,7 +285,7 @@ def _block(head: re.Match[str], lines: list[str]) -> Reading:
     transports, operations = [], {}
     for line in lines:
         operation = _OPERATION.match(line)
-        key, _, value = line.strip().partition(":")
+        key, _, value = line.strip(" \t").partition(":")
         if operation:
             operations[operation["name"]] = Operation(*(int(x) for x in operation.group(2).split()[:9]))
         elif key == "xprt":

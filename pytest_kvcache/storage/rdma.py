@@ -12,6 +12,8 @@ SWITCHES = Path("/sys/kernel/sunrpc/xprt-switches")
 _WORD = 4
 #: The largest payload of a packet; soft-RoCE counts packets only.
 _LARGEST_PACKET = 4096
+#: Where counters of 32 and of 64 bits stop.
+_STUCK = frozenset({2**32 - 1, 2**64 - 1})
 
 
 @dataclass(frozen=True)
@@ -49,14 +51,28 @@ def links(devices: Path = DEVICES) -> list[Link]:
     return [_link(port) for port in sorted(devices.glob("*/ports/*"))]
 
 
-def carried(before: Sequence[Link], after: Sequence[Link]) -> int | None:
-    """Return the most bytes that all links can have moved, both ways, between two readings; None if none counts.
+@dataclass(frozen=True)
+class Carried:
+    """What links moved.
+
+    Args:
+        bytes: The most bytes that all counting links can have moved, both ways.
+        known: Whether every link with counters counted on: a counter of 32 bits sticks at its end (InfiniBand
+            architecture, PortCounters), and a reset of the device begins anew.
+    """
+
+    bytes: int
+    known: bool
+
+
+def carried(before: Sequence[Link], after: Sequence[Link]) -> Carried | None:
+    """Return what all links moved between two readings; None if none counts.
 
     Devices count bytes; soft-RoCE counts packets, each of which is taken for a full one. The result is an upper bound:
     other programs may use the links too, and a loop-back packet is counted as sent and as received.
     """
     earlier = {(link.device, link.port): link for link in before}
-    total, counted = 0, False
+    total, counted, known = 0, False, True
     for link in after:
         old = earlier.get((link.device, link.port))
         if old is None:
@@ -65,12 +81,15 @@ def carried(before: Sequence[Link], after: Sequence[Link]) -> int | None:
             (("port_xmit_data", "port_rcv_data"), _WORD),
             (("sent_pkts", "rcvd_pkts"), _LARGEST_PACKET),
         ):
-            grown = [link.counters[n] - old.counters[n] for n in names if n in link.counters and n in old.counters]
-            if grown:
-                total += sum(grown) * unit
-                counted = True
-                break
-    return total if counted else None
+            pairs = [(old.counters[n], link.counters[n]) for n in names if n in link.counters and n in old.counters]
+            if not pairs:
+                continue
+            counted = True
+            sound = [(first, last) for first, last in pairs if first <= last and last not in _STUCK]
+            known = known and len(sound) == len(pairs)
+            total += sum(last - first for first, last in sound) * unit
+            break
+    return Carried(total, known) if counted else None
 
 
 def rpc_connections(switches: Path = SWITCHES) -> list[tuple[str, str]]:

@@ -32,7 +32,7 @@ def unmet(require: Require, mount: Mount) -> tuple[str, str] | None:
         ),
         (
             3,
-            mount.options.get("proto") != "rdma",
+            not mount.is_rdma,
             "not over RDMA",
             "mount with -o proto=rdma,port=20049, and check the RDMA link (rdma link)",
         ),

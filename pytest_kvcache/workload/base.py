@@ -11,11 +11,13 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
 
 from pytest_kvcache.strict import Strict
-from pytest_kvcache.workload.script import Script
+from pytest_kvcache.workload.script import Message, Script, Turn
 from pytest_kvcache.workload.tokens import Tokenizer
 
 #: Streamed chunks a second that one load process stamps well (docs/client.md).
 _CHUNKS_A_WORKER = 20_000
+#: Length of the answer to a plain warm-up request (tokens).
+_WARM_UP_ANSWER = 8
 
 
 class Workload(Strict):
@@ -85,6 +87,18 @@ class Workload(Strict):
         Raises:
             ConfigError: A file is missing or unsound; the message names file and line.
         """
+
+    def plain_warm_up(self, first_user: int) -> tuple[Turn, ...]:
+        """Return warm-up requests for a kind that has no texts of its own for them.
+
+        Args:
+            first_user: As in `script`: no two loads on a boot warm up with the same text.
+        """
+        words = " ".join(["warm"] * 60)
+        return tuple(
+            Turn(i, 0.0, (Message("user", (f"{first_user} {i} {words}",)),), _WARM_UP_ANSWER)
+            for i in range(self.warmup_requests)
+        )
 
     def longest_tokens(self) -> int | None:
         """Return the length of the longest prompt with its answer (tokens), None where it is not known beforehand."""

@@ -69,12 +69,14 @@ class Script:
         priming: Requests that are sent one after the other after the warm-up, so that the caches hold what they would
             hold if the run had begun long ago.
         user_header: Whether each request names its user in `x-user-id`.
+        left_out: What of the workload's file is not sent, for people; "" for nothing.
     """
 
     conversations: tuple[Conversation, ...]
     warm_up: tuple[Turn, ...] = ()
     priming: tuple[Turn, ...] = ()
     user_header: bool = False
+    left_out: str = ""
 
     @property
     def answer_tokens(self) -> int:

@@ -1,22 +1,30 @@
 """Conversations from a ShareGPT-style file, on the steady schedule of the multi-round workload.
 
-The file is a JSON array of objects, or has one JSON object on each line. An object is a conversation:
-`{"conversations": [{"from": "human" | "gpt", "value": "…"}, …]}`. User n has the n-th conversation that is long enough;
-the history carries the file's answers, so that runs repeat to the byte. An answer is as long as the one in the file
-(`num_tokens` where the file has it, else counted by the served tokenizer), at most `answer_tokens`. A conversation
-whose prompts grow beyond the run's context length is left out.
+The file is a JSON array of objects, or JSON objects one after the other (JSON lines). An object is a conversation in
+one of these forms:
+
+- `{"conversations": [{"from": "human" | "gpt", "value": "…"}, …]}`, as in ShareGPT,
+- `{"messages": [{"role": "user" | "assistant", "content": "…"}, …]}`, as in the chat API, and the same with the key
+  `conversation`, as in WildChat.
+
+Each user has a conversation of its own, in the order of the file; the loads of two context lengths have none in common,
+so that the second finds nothing of the first in a cache. The history carries the file's answers, so that runs repeat to
+the byte. An answer is as long as the one in the file (`num_tokens` where the file has it, else counted by the served
+tokenizer), at most `answer_tokens`. A conversation whose prompts grow beyond the run's context length is left out. The
+file is read as far as a run needs, one conversation at a time.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import IO, Any, ClassVar, Literal
 
+import ijson
 from pydantic import Field, PositiveInt
 
 from pytest_kvcache.errors import ConfigError, RunError
@@ -26,7 +34,18 @@ from pytest_kvcache.workload.script import Message, Script, Turn
 from pytest_kvcache.workload.steady import SteadyWorkload
 from pytest_kvcache.workload.tokens import Tokenizer
 
-_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant"}
+_USER, _ASSISTANT = "user", "assistant"
+_ROLES = {
+    **dict.fromkeys(("human", "user", "prompter"), _USER),
+    **dict.fromkeys(("gpt", "assistant", "chatgpt", "bing", "bard", "claude", "bot", "model"), _ASSISTANT),
+}
+#: Keys of the list of messages, each with the keys of a message's role and text.
+_FORMS = {
+    "conversations": (("from", "role"), ("value", "content")),
+    "messages": (("role", "from"), ("content", "value")),
+    "conversation": (("role", "from"), ("content", "value")),
+}
+_BOM = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
@@ -60,47 +79,73 @@ class ShareGpt(SteadyWorkload):
         return self.answer_tokens > 1
 
     def check(self) -> None:
-        """Read the whole file once.
+        """Read as much of the file as the runs of all lengths need.
 
         Raises:
-            ConfigError: The file is unsound (the message names file and line) or has too few conversations.
+            ConfigError: The file is unsound (the message names file and entry) or has too few conversations.
         """
-        long_enough = sum(1 for sayings in read(self.path) if _rounds(sayings) >= self.rounds)
-        if long_enough < self.users:
-            raise ConfigError(
-                f"has {long_enough} conversations of {self.rounds} rounds, for {self.users} users",
-                where=str(self.path),
-                todo="lower workload.users or workload.rounds",
-            )
+        needed = self._needed * len(self.context_tokens)
+        found, left = 0, LeftOut()
+        for _ in self._long_enough(left):
+            found += 1
+            if found == needed:
+                return
+        each = f" at each of {len(self.context_tokens)} lengths" if len(self.context_tokens) > 1 else ""
+        raise ConfigError(
+            f"has {found} conversations of {self.rounds} rounds; the run needs {self._needed}{each}, one for each of "
+            f"its users{left.words}",
+            where=str(self.path),
+            todo="lower workload.users, workload.rounds or workload.duration_s, or name a larger file",
+        )
+
+    @property
+    def _needed(self) -> int:
+        """How many users a run has, from its first to its last."""
+        return len(self._users(0))
+
+    def _long_enough(self, left: LeftOut) -> Iterator[list[Saying]]:
+        for sayings in read(self.path, left):
+            if len(sayings) // 2 >= self.rounds:
+                yield sayings
+            else:
+                left.short += 1
 
     @cached_property
     def content_digest(self) -> str:
         """The SHA-256 of the file."""
-        return hashlib.sha256(self.path.read_bytes()).hexdigest()
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     def script(self, context_tokens: int, tokenizer: Tokenizer | None, *, first_user: int = 0) -> Script:
-        """Return the run of those conversations that fit into `context_tokens`."""
+        """Return the run of the length's own conversations that fit into `context_tokens`."""
         if tokenizer is None:
             raise AssertionError("the workload asked for a tokenizer")
-        talks = [
-            talk
-            for sayings in read(self.path)
-            if _rounds(sayings) >= self.rounds
-            and (talk := self._talk(sayings[: 2 * self.rounds], tokenizer, context_tokens)) is not None
-        ]
-        if len(talks) < self.users:
+        talks: list[_Talk] = []
+        own = self.context_tokens.index(context_tokens) if context_tokens in self.context_tokens else 0
+        for number, sayings in enumerate(self._long_enough(LeftOut())):
+            if number % len(self.context_tokens) == own:
+                talk = self._talk(sayings[: 2 * self.rounds], tokenizer, context_tokens)
+                talks += [talk] if talk is not None else []
+                if len(talks) == self._needed:
+                    break
+        else:
             raise RunError(
-                f"{len(talks)} conversations of {self.rounds} rounds fit into {context_tokens} tokens, "
-                f"for {self.users} users",
+                f"{len(talks)} conversations of {self.rounds} rounds fit into {context_tokens} tokens; the run needs "
+                f"{self._needed}, one for each of its users",
                 where=str(self.path),
-                todo="raise workload.context_tokens, or lower workload.users",
+                todo="raise workload.context_tokens, lower workload.users or workload.duration_s, or name a larger "
+                "file",
             )
+        place = {user: at for at, user in enumerate(sorted(self._users(first_user)))}
 
         def turn(due: Due) -> Turn:
-            talk = talks[(due.user - first_user - 1) % len(talks)]
+            talk = talks[place[due.user]]
             return Turn(due.round, due.at_s, talk.messages[: 2 * due.round - 1], talk.answers[due.round - 1])
 
-        return self.steady_script(turn, first_user=first_user)
+        return self.steady_script(turn, first_user=first_user, warm_up=self.plain_warm_up(first_user))
+
+    def _users(self, first_user: int) -> set[int]:
+        return {due.user for before in (True, False) for due in self.due(first_user=first_user, before=before)}
 
     def _talk(self, sayings: list[Saying], tokenizer: Tokenizer, limit: int) -> _Talk | None:
         """Return a conversation with the lengths of its answers (tokens), None where the conversation is too long."""
@@ -121,65 +166,93 @@ class _Talk:
     answers: tuple[int, ...]
 
 
-def read(path: Path) -> Iterator[list[Saying]]:
+@dataclass
+class LeftOut:
+    """Conversations of a file that no run can use.
+
+    Args:
+        roles: How many had a message of this role where user and assistant should take turns.
+        turns: How many had two messages of one side in a row.
+        short: How many had too few rounds.
+    """
+
+    roles: Counter[str] = field(default_factory=Counter)
+    turns: int = 0
+    short: int = 0
+
+    @property
+    def words(self) -> str:
+        """What was left out, for people; "" for nothing."""
+        found = [f"{self.short} are shorter"] if self.short else []
+        found += [f"{self.turns} have two messages of one side in a row"] if self.turns else []
+        if self.roles:
+            named = ", ".join(f"{count} {role}" for role, count in self.roles.most_common(6))
+            found.append(f"some have other roles than {', '.join(sorted(_ROLES))}: {named}")
+        return f" ({'; '.join(found)})" if found else ""
+
+
+def read(path: Path, left: LeftOut | None = None) -> Iterator[list[Saying]]:
     """Yield each conversation of the file from its first question on, if user and assistant take turns in it.
 
+    Args:
+        path: The file.
+        left: Counts those that do not.
+
     Raises:
-        ConfigError: The file cannot be read, or an entry is malformed; the message names file and line.
+        ConfigError: The file cannot be read, or an entry is malformed; the message names file and entry, from 1.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot be read: {error}", where=str(path)) from None
-    for line, entry in _entries(text, path):
-        where = f"{path}: line {line}"
-        talk = entry.get("conversations") if isinstance(entry, dict) else None
-        if not isinstance(talk, list):
-            raise ConfigError('is not an object with a list "conversations"', where=where)
-        sayings = [_saying(item, where) for item in talk]
-        while sayings and sayings[0].role != "user":
+    left = LeftOut() if left is None else left
+    for number, entry in _entries(path):
+        where = f"{path}: entry {number}"
+        key = next((name for name in _FORMS if isinstance(entry, dict) and isinstance(entry.get(name), list)), None)
+        if key is None:
+            names = ", ".join(f'"{name}"' for name in _FORMS)
+            raise ConfigError(f"is not an object with a list of messages ({names})", where=where)
+        sayings = [_saying(item, _FORMS[key], where) for item in entry[key]]
+        while sayings and sayings[0].role != _USER:
             del sayings[0]
-        taking_turns = [s for i, s in enumerate(sayings) if s.role == ("user", "assistant")[i % 2]]
-        if len(taking_turns) == len(sayings):
+        wrong = next((s for i, s in enumerate(sayings) if s.role != (_USER, _ASSISTANT)[i % 2]), None)
+        if wrong is None:
             yield sayings
+        elif wrong.role in {_USER, _ASSISTANT}:
+            left.turns += 1
+        else:
+            left.roles[wrong.role[:40]] += 1
 
 
-def _saying(item: Any, where: str) -> Saying:
-    if not isinstance(item, dict) or not isinstance(item.get("value"), str):
-        raise ConfigError('has a message without text ("value")', where=where)
-    role = _ROLES.get(str(item.get("from")))
+def _saying(item: Any, form: tuple[tuple[str, ...], tuple[str, ...]], where: str) -> Saying:
+    roles, texts = form
+    text = next((item[key] for key in texts if key in item), None) if isinstance(item, dict) else None
+    if isinstance(text, list):  # the chat API's parts
+        text = "".join(part["text"] for part in text if isinstance(part, dict) and isinstance(part.get("text"), str))
+    if not isinstance(text, str):
+        raise ConfigError(f'has a message without text ("{texts[0]}")', where=where)
+    role = str(next((item[key] for key in roles if key in item), "none"))
     tokens = item.get("num_tokens")
     if tokens is not None and (not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 0):
         raise ConfigError(f"num_tokens is {tokens!r}, not a count", where=where)
-    # Other roles are a system's or a tool's: `read` leaves out a conversation with one after its first question.
-    return Saying(role or "other", item["value"], tokens)
+    return Saying(_ROLES.get(role.lower(), role), text, tokens)
 
 
-def _entries(text: str, path: Path) -> Iterator[tuple[int, Any]]:
-    """Yield each entry of a JSON array or of JSON lines, with the line on which it begins."""
-    decoder = json.JSONDecoder()
-    at, line = 0, 1
-    in_array = text.lstrip()[:1] == "["
-    skipped = " \t\r\n," + ("[" if in_array else "")
-    while True:
-        start = at
-        while at < len(text) and text[at] in skipped:
-            at += 1
-        line += text.count("\n", start, at)
-        skipped = " \t\r\n,"
-        if at >= len(text) or (in_array and text[at] == "]"):
-            if in_array and at >= len(text):
-                raise ConfigError("the array has no end", where=f"{path}: line {line}")
-            return
-        try:
-            entry, end = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError) as error:
-            number = getattr(error, "lineno", line)
-            raise ConfigError(f"is not JSON: {getattr(error, 'msg', error)}", where=f"{path}: line {number}") from None
-        yield line, entry
-        line += text.count("\n", at, end)
-        at = end
+def _entries(path: Path) -> Iterator[tuple[int, Any]]:
+    """Yield the entries of a JSON array, or JSON values one after the other, each with its number from 1."""
+    number = 0
+    try:
+        with path.open("rb") as file:
+            start = _start(file)
+            values = ijson.items(file, "item" if start == b"[" else "", use_float=True, multiple_values=start != b"[")
+            for number, entry in enumerate(values if start else (), start=1):
+                yield number, entry
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot be read: {error}", where=str(path)) from None
+    except (ijson.JSONError, ValueError, OverflowError) as error:
+        said = " ".join(str(error).split())[:120]
+        raise ConfigError(f"is not JSON: {said}", where=f"{path}: entry {number + 1}") from None
 
 
-def _rounds(sayings: list[Saying]) -> int:
-    return len(sayings) // 2
+def _start(file: IO[bytes]) -> bytes:
+    """Put the file behind a byte order mark, and return its first byte that is no space."""
+    head = file.read(1 << 16)
+    mark = len(_BOM) if head.startswith(_BOM) else 0
+    file.seek(mark)
+    return head[mark:].lstrip()[:1]

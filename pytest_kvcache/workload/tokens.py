@@ -28,6 +28,7 @@ _FIRST_ID = 300
 _LAST_IDS = (12000, 6000, 4000, 2000, 1000)
 _FEWEST_WORDS = 50
 _TIMEOUT_S = 60
+_COMPAT = 'use mode = "compat" (`--mode compat`)'
 
 
 class Tokenizer(Protocol):
@@ -51,10 +52,12 @@ class ServedTokenizer:
         url: Address of the server, without /v1.
         model: Name of the model that requests carry.
         authorization: Value of the header of that name, "" for none.
+        compat_helps: Whether the workload has a mode that needs no tokenizer.
     """
 
-    def __init__(self, url: str, model: str, *, authorization: str = "") -> None:
+    def __init__(self, url: str, model: str, *, authorization: str = "", compat_helps: bool = True) -> None:
         self._url, self._model = url, model
+        self._todo = "name a vLLM server with --tokenizer-url" + (f", or {_COMPAT}" if compat_helps else "")
         self._session = requests.Session()
         self._session.trust_env = False
         self._session.verify = ca_bundle() or True
@@ -90,7 +93,7 @@ class ServedTokenizer:
             raise RunError(
                 f"exact lengths need {_FEWEST_WORDS} words of one token, the tokenizer has {len(found)} early on",
                 where=below(self._url, "detokenize"),
-                todo='use mode = "compat" (`--mode compat`)',
+                todo=self._todo,
             )
         return tuple(found)
 
@@ -116,7 +119,7 @@ class ServedTokenizer:
 
     def _ask(self, what: str, data: dict[str, Any], *, refusal_ok: bool = False) -> dict[str, Any] | None:
         url = below(self._url, what)
-        todo = 'name a vLLM server with --tokenizer-url, or use mode = "compat" (`--mode compat`)'
+        todo = self._todo
         try:
             response = self._session.post(url, json={"model": self._model, **data}, timeout=_TIMEOUT_S)
             if response.status_code != 200:
@@ -157,7 +160,7 @@ class Texts:
         return " ".join(source.choices(self.vocabulary, k=count))
 
 
-def texts(tokenizer: Tokenizer, *, seed: int) -> Texts:
+def texts(tokenizer: Tokenizer, *, seed: int, compat_helps: bool = True) -> Texts:
     """Measure how many tokens the chat template adds, and check that lengths then come out exactly.
 
     Raises:
@@ -179,7 +182,7 @@ def texts(tokenizer: Tokenizer, *, seed: int) -> Texts:
             raise RunError(
                 f"{len(lengths)} messages have {found} tokens, not {expected}: lengths do not come out exactly",
                 where="the model's tokenizer and chat template",
-                todo='use mode = "compat" (`--mode compat`)',
+                todo=_COMPAT if compat_helps else "serve the model with another chat template, or another model",
             )
     return Texts(vocabulary, seed, first, following)
 

@@ -322,7 +322,11 @@ def test_a_key_is_sent_and_written_nowhere(tmp_path: Path, monkeypatch: pytest.M
     ("more", "message"),
     [
         ({"num_rounds": "1"}, "command line.rounds: Input should be greater than or equal to 2"),
-        ({"trace": "nothing.jsonl"}, "nothing.jsonl: cannot be read"),
+        ({"trace": "t.jsonl", "answer_len": "5"}, "--num-users: says nothing to --trace, which has its own"),
+        ({"speed": "2"}, "--speed: says nothing to multi-round QA without a file"),
+        ({"sharegpt": "s.json", "seed": "1"}, "--shared-system-prompt: says nothing to --sharegpt"),
+        ({"sharegpt": "s.json", "trace": "t.jsonl"}, "--trace, --sharegpt: a load is of one file"),
+        ({"qps": "1e999"}, "qps"),
         ({"output": "rows.parquet"}, "--output: rows.parquet would be overwritten"),
         ({"output": "rows.json"}, "--output: rows.json would be overwritten"),
         ({"output": "/"}, "--output: / is a folder"),
@@ -336,7 +340,23 @@ def test_a_key_is_sent_and_written_nowhere(tmp_path: Path, monkeypatch: pytest.M
         ),
         ({"metrics_url": "http://me:secret@h/metrics"}, "--metrics-url: has a user or password"),
     ],
-    ids=["rounds", "trace", "parquet", "json", "folder", "unwritable", "key", "scheme", "tokenizer", "name", "metrics"],
+    ids=[
+        "rounds",
+        "trace",
+        "speed",
+        "sharegpt",
+        "two",
+        "infinite",
+        "parquet",
+        "json",
+        "folder",
+        "unwritable",
+        "key",
+        "scheme",
+        "tokenizer",
+        "name",
+        "metrics",
+    ],
 )
 def test_a_wrong_flag_is_one_line(tmp_path: Path, more: dict[str, str], message: str) -> None:
     """A wrong value or file ends it before anything is sent, without a traceback."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,9 @@ def test_a_trace_of_which_nothing_fits(tmp_path: Path) -> None:
     """A trace whose prompts are all longer than the run's limit is refused, and so is one that the template exceeds."""
     with pytest.raises(ConfigError, match="no request of at most 100 tokens"):
         trace(tmp_path / "t", [line(0, 600, 1, 2)], context_tokens=(100,)).check()
-    with pytest.raises(RunError, match="shorter than the chat template"):
+    with pytest.raises(
+        RunError, match=r"nothing is left to send: 0 requests are longer .* 1 are shorter than the chat"
+    ):
         trace(tmp_path / "t", [line(0, 4, 1)]).script(3000, Words())
 
 
@@ -131,11 +134,14 @@ def shared(path: Path, content: str, **more: object) -> ShareGpt:
     return ShareGpt.model_validate(values)
 
 
+#: Each of the run's six users has a conversation of its own.
+FILL = [talk(f"fill {i}", "b", f"again {i}", "b") for i in range(4)]
 TALKS = [
     talk("q one", "a one two three", "q two", "a " * 20, "more", "more"),
     talk("too", "short"),
     talk("lead", "second q", "second a", "another q", "another a", start="gpt"),
     talk("w " * 200, "long", "x", "y"),
+    *FILL,
 ]
 
 
@@ -149,20 +155,22 @@ def test_conversations_are_sent_on_the_steady_schedule(tmp_path: Path, as_lines:
     turns = sorted(((t.at_s, c.user, t) for c in script.conversations for t in c.turns), key=lambda each: each[0])
     assert [at for at, _, _ in turns] == [i / 2 for i in range(8)]
     texts = {tuple(m.text for m in t.messages) for _, _, t in turns}
-    assert texts == {
+    assert {each for each in texts if not each[0].startswith("fill")} <= {
         ("q one",),
         ("q one", "a one two three", "q two"),
         ("second q",),
         ("second q", "second a", "another q"),
     }
-    assert {t.answer_tokens for _, _, t in turns if t.messages[-1].text == "q one"} == {4}
-    assert {t.answer_tokens for _, _, t in turns if t.messages[-1].text == "q two"} == {6}  # at most answer_tokens
+    assert not {"too", "w " * 200} & {text for each in texts for text in each}
+    asked = {t.messages[-1].text: t.answer_tokens for t in (*(t for _, _, t in turns), *script.priming)}
+    assert {asked.get("q one", 4), asked.get("q two", 6)} == {4, 6}  # at most answer_tokens
+    assert {"q one", "q two"} & set(asked)
     assert len(script.priming) == 2
 
 
 def test_lengths_of_answers_that_the_file_has(tmp_path: Path) -> None:
     """`num_tokens` of an answer is taken over the tokenizer's count."""
-    content = json.dumps([talk("q", "a", "q", "a", num_tokens=3)] * 2)
+    content = json.dumps([talk("q", "a", "q", "a", num_tokens=3)] * 6)
     script = shared(tmp_path / "s", content).script(100, Words())
     assert {t.answer_tokens for c in script.conversations for t in c.turns} == {3}
 
@@ -170,17 +178,20 @@ def test_lengths_of_answers_that_the_file_has(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('[\n{"conversations": []},\n{"nothing": 1}\n]', 'line 3: is not an object with a list "conversations"'),
-        ('[\n{"conversations": [{"from": "human"}]}]', "line 2: has a message without text"),
-        ('{"conversations": []}\n{"conversations": [', "line 2: is not JSON"),
-        ('[\n{"conversations": []},\n', "line 3: the array has no end"),
-        (json.dumps([talk("q", "a", num_tokens=-1)]), "line 1: num_tokens is -1, not a count"),
-        (json.dumps([talk("q", "a")]), "has 0 conversations of 2 rounds, for 2 users"),
+        ('[\n{"conversations": []},\n{"nothing": 1}\n]', "entry 2: is not an object with a list of messages"),
+        ('[\n{"conversations": [{"from": "human"}]}]', "entry 1: has a message without text"),
+        ('{"conversations": []}\n{"conversations": [', "entry 2: is not JSON"),
+        ('[\n{"conversations": []},\n', "entry 2: is not JSON"),
+        (json.dumps([talk("q", "a", num_tokens=-1)]), "entry 1: num_tokens is -1, not a count"),
+        (
+            json.dumps([talk("q", "a")]),
+            "has 0 conversations of 2 rounds; the run needs 6, one for each of its users (1 are shorter)",
+        ),
     ],
     ids=["entry", "message", "json", "end", "tokens", "few"],
 )
-def test_a_malformed_file_names_the_line(tmp_path: Path, content: str, message: str) -> None:
-    """The error has the file, the line where the entry begins, and what is wrong."""
+def test_a_malformed_file_names_the_entry(tmp_path: Path, content: str, message: str) -> None:
+    """The error has the file, the number of the entry, and what is wrong."""
     with pytest.raises(ConfigError) as error:
         shared(tmp_path / "s.json", content).check()
     assert "s.json" in str(error.value)
@@ -189,8 +200,207 @@ def test_a_malformed_file_names_the_line(tmp_path: Path, content: str, message: 
 
 def test_conversations_that_do_not_fit(tmp_path: Path) -> None:
     """When too few conversations fit into the run's length, the error says how many do."""
-    with pytest.raises(RunError, match="2 conversations of 2 rounds fit into 100 tokens, for 3 users"):
+    with pytest.raises(RunError, match="6 conversations of 2 rounds fit into 100 tokens; the run needs 8"):
         shared(tmp_path / "s", json.dumps(TALKS), users=3).script(100, Words())
+
+
+def said(form: str, *texts: str) -> dict[str, Any]:
+    """Return a conversation in one of the forms that files have."""
+    keys = ("from", "value") if form == "conversations" else ("role", "content")
+    roles = ("human", "gpt") if form == "conversations" else ("user", "assistant")
+    parts = form == "parts"
+    messages = [
+        {keys[0]: roles[i % 2], keys[1]: [{"type": "text", "text": text}] if parts else text, "extra": None}
+        for i, text in enumerate(texts)
+    ]
+    return {"id": 7, "messages" if parts else form: messages}
+
+
+@pytest.mark.parametrize("form", ["conversations", "messages", "conversation", "parts"])
+@pytest.mark.parametrize("as_lines", [False, True], ids=["array", "lines"])
+@pytest.mark.parametrize("start", ["", "\ufeff", "\n  "])
+def test_every_form_of_a_file(tmp_path: Path, form: str, as_lines: bool, start: str) -> None:
+    """Arrays and lines, with or without a byte order mark, in each form of a conversation, are read alike."""
+    entries = [said(form, f"q {i} 😀", "a", "more", "b") for i in range(3)]
+    content = start + ("\n".join(map(json.dumps, entries)) if as_lines else json.dumps(entries))
+    path = tmp_path / "s.json"
+    path.write_text(content, encoding="utf-8")
+    found = list(sharegpt.read(path))
+    assert [[(s.role, s.text) for s in each] for each in found] == [
+        [("user", f"q {i} 😀"), ("assistant", "a"), ("user", "more"), ("assistant", "b")] for i in range(3)
+    ]
+
+
+@pytest.mark.parametrize("role", ["human", "User", "prompter"])
+@pytest.mark.parametrize("other", ["gpt", "assistant", "ChatGPT", "bing", "bard", "model"])
+def test_roles_of_both_sides(tmp_path: Path, role: str, other: str) -> None:
+    """Every name that files give to the two sides is known, in whatever case."""
+    path = tmp_path / "s.json"
+    path.write_text(
+        json.dumps(
+            [
+                {
+                    "conversations": [
+                        {"from": "system", "value": "s"},
+                        {"from": role, "value": "q"},
+                        {"from": other, "value": "a"},
+                    ]
+                }
+            ]
+        )
+    )
+    assert [[s.role for s in each] for each in sharegpt.read(path)] == [["user", "assistant"]]
+
+
+def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
+    """A file that is too small says what of it cannot be used, with the roles that are known."""
+    odd = [talk("q", "a", "q", "a") for _ in range(4)]
+    odd[0]["conversations"][2]["from"] = "tool"
+    odd[1]["conversations"][1]["from"] = "human"
+    with pytest.raises(ConfigError) as error:
+        shared(tmp_path / "s.json", json.dumps([*odd, talk("q", "a")])).check()
+    assert "has 2 conversations of 2 rounds; the run needs 6" in str(error.value)
+    assert "1 are shorter; 1 have two messages of one side in a row; some have other roles than" in str(error.value)
+    assert "human, model, prompter, user: 1 tool" in str(error.value)
+
+
+def test_context_lengths_share_no_conversation(tmp_path: Path) -> None:
+    """The load of a second length on a boot finds nothing of the first one's in a cache, whoever its users are."""
+    content = json.dumps([talk(f"q {i}", "a", f"r {i}", "b") for i in range(18)])
+    workload = shared(tmp_path / "s.json", content, context_tokens=(100, 200, 300))
+    workload.check()
+    sent = []
+    for at, length in enumerate(workload.context_tokens):
+        script = workload.script(length, Words(), first_user=at * 1000)
+        turns = [*script.priming, *(t for c in script.conversations for t in c.turns)]
+        sent.append({t.messages[0].text for t in turns})
+        firsts = {c.user: {t.messages[0].text for t in c.turns} for c in script.conversations}
+        assert all(len(texts) == 1 for texts in firsts.values())
+        assert len({text for texts in firsts.values() for text in texts}) == len(firsts)
+    assert not sent[0] & sent[1]
+    assert not sent[1] & sent[2]
+    assert not sent[0] & sent[2]
+    with pytest.raises(ConfigError, match="has 17 conversations of 2 rounds; the run needs 6 at each of 3 lengths"):
+        shared(tmp_path / "t.json", json.dumps(json.loads(content)[:17]), context_tokens=(100, 200, 300)).check()
+
+
+def test_what_of_a_trace_is_not_sent_is_told(tmp_path: Path) -> None:
+    """Requests too long for the run or the model, or shorter than the template, are counted by their tokens."""
+    lines = [line(0, 600, 1, 2), line(1, 4, 1), line(2, 2000, 1, 2, 3, 4), line(3, 900, 1, 2, output_length=200)]
+    script = trace(tmp_path / "t", lines, context_tokens=(1500,)).script(1500, Words(max_model_len=1000))
+    assert [c.turns[0].prompt_tokens for c in script.conversations] == [600]
+    assert script.left_out == (
+        "2 requests are longer than 1000 tokens, or than the model takes with their answers, and 1 are shorter than "
+        "the chat template (10): 82.88% of the prompt tokens are left out"
+    )
+    assert trace(tmp_path / "t", lines[:1]).script(3000, Words()).left_out == ""
+
+
+def test_blocks_and_seconds_of_bailian(tmp_path: Path) -> None:
+    """Blocks of 16 tokens and timestamps in seconds are as the profile says; a fraction of a millisecond is refused."""
+    row = {
+        "chat_id": 1,
+        "parent_chat_id": -1,
+        "type": "text",
+        "turn": 1,
+        "timestamp": 61.114,
+        "input_length": 40,
+        "output_length": 3,
+        "hash_ids": [1, 2, 3],
+    }
+    lines = [row, {**row, "timestamp": 62.5, "hash_ids": [1, 2, 9]}]
+    workload = trace(tmp_path / "t", lines, block_tokens=16, time_unit="s")
+    workload.check()
+    turns = [c.turns[0] for c in workload.script(3000, Words()).conversations]
+    assert [t.at_s for t in turns] == [0.0, pytest.approx(1.386)]
+    assert [Words().count(t.messages) for t in turns] == [40, 40]
+    with pytest.raises(ConfigError, match=r"line 1: timestamp: 61.114 has a fraction, so that it may be seconds"):
+        trace(tmp_path / "t", lines, block_tokens=16).check()
+    with pytest.raises(ConfigError, match=r"hash_ids: 3, but 40 tokens are 1 blocks of 512(.|\n)*block_tokens"):
+        trace(tmp_path / "t", lines, time_unit="s").check()
+    assert not {"block_tokens", "time_unit"} & set(trace(tmp_path / "t", [line(0, 5, 1)]).sent(3000))
+
+
+@pytest.mark.parametrize("key", ["session_id", "delay", "text_input", "messages", "tools", "priority"])
+def test_keys_that_change_what_is_sent_are_refused(tmp_path: Path, key: str) -> None:
+    """A row that another tool would send otherwise is named and never silently changed; an empty key is none."""
+    with pytest.raises(ConfigError, match=f"line 1: the line: {key} is not supported"):
+        trace(tmp_path / "t", [{**line(0, 5, 1), key: 5}]).check()
+    trace(tmp_path / "t", [{**line(0, 5, 1), key: None}]).check()
+
+
+def test_aliases_and_a_byte_order_mark(tmp_path: Path) -> None:
+    """Other names of the lengths are read, and a byte order mark is none of the first line."""
+    path = tmp_path / "t"
+    workload = trace(
+        path,
+        [
+            {"timestamp": 0, "isl": 30, "osl": 2, "hash_ids": [1]},
+            {"timestamp": 1, "input_tokens": 30, "output_tokens": 2, "hash_ids": [1]},
+        ],
+    )
+    path.write_text("\ufeff" + path.read_text())
+    workload.check()
+    assert [line.input_length for _, line in mooncake.read(path)] == [30, 30]
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "NaN", "Infinity"])
+def test_figures_that_are_no_numbers(tmp_path: Path, number: str) -> None:
+    """Infinity, as JSON text may write it, is no time."""
+    row = json.dumps(line(77, 5, 1)).replace("77", number)
+    with pytest.raises(ConfigError, match="line 1"):
+        trace(tmp_path / "t", [row]).check()
+
+
+@pytest.mark.parametrize("kind", ["trace", "sharegpt"])
+def test_files_warm_up_too(tmp_path: Path, kind: str) -> None:
+    """`warmup_requests` is sent for every kind, with other texts for each load on a boot."""
+    made: Any = (
+        trace(tmp_path / "t", [line(0, 600, 1, 2)], warmup_requests=3)
+        if kind == "trace"
+        else shared(tmp_path / "s", json.dumps([talk("q", "a", "q", "a")] * 6), warmup_requests=3)
+    )
+    length = made.context_tokens[0]
+    one, two = (made.script(length, Words(), first_user=n).warm_up for n in (0, 1000))
+    assert len(one) == len(two) == 3
+    assert not {t.messages[0].text for t in one} & {t.messages[0].text for t in two}
+
+
+class Counting(Words):
+    """A tokenizer that counts how often it is asked."""
+
+    asked = 0
+
+    def count(self, messages: Any) -> int:
+        """Count the question too."""
+        Counting.asked += 1
+        return super().count(messages)
+
+
+def test_no_more_is_read_than_is_needed(tmp_path: Path) -> None:
+    """What comes behind the conversations that a run needs is not read, and nothing is tokenized for it."""
+    entries = "\n".join(json.dumps(talk(f"q {i}", "a", f"r {i}", "b")) for i in range(6))
+    workload = shared(tmp_path / "s.json", entries + "\n" + "this is no JSON " * 1000)
+    workload.check()
+    Counting.asked = 0
+    workload.script(100, Counting())
+    assert Counting.asked <= 6 * 4
+
+
+def test_a_large_file_is_not_held(tmp_path: Path) -> None:
+    """Reading takes memory for a conversation and not for the file, though one letter of it needs four bytes."""
+    path = tmp_path / "s.json"
+    entry = json.dumps(talk("w " * 5000 + "😀", "a " * 5000, "q", "b"), ensure_ascii=False)
+    with path.open("w", encoding="utf-8") as out:
+        out.write("[" + ",\n".join([entry] * 800) + "]")
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in sharegpt.read(path)) == 800
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert path.stat().st_size > 16e6
+    assert peak < path.stat().st_size / 10
 
 
 @settings(deadline=None, max_examples=200)

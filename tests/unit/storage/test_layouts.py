@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from pytest_kvcache.storage.layouts import LayoutEvidence, judge
+from pytest_kvcache.storage.mountstats import Operation
 from pytest_kvcache.storage.rdma import Link
 from pytest_kvcache.storage.requirement import Require
 from tests.unit.storage.test_mountstats import reading
@@ -74,14 +75,123 @@ def test_links_that_are_down_or_count_nothing() -> None:
 
 @pytest.mark.parametrize("require", ["pnfs", "pnfs-rdma"])
 def test_reads_that_came_from_elsewhere(require: Require) -> None:
-    """Writes by the layout and reads by none: the page cache answered, which is warned of."""
+    """Writes by the layout and no reads: the page cache answered, which is warned of; READs without it fail."""
     evidence = seen("pnfs-flexfiles-rdma", link=IDLE, words=MOVED)
     assert evidence.after is not None
     events = (*evidence.after.events[:25], 0, 400)
-    evidence.after = replace(evidence.after, events=events)
+    through_server = replace(evidence.after, events=events)
+    evidence.after = replace(through_server, operations={**through_server.operations, "READ": Operation()})
     assert judge(evidence, require, MOVED).status == "warn"
+    evidence.after = through_server
+    assert judge(evidence, require, MOVED).status == "fail"
 
 
 def test_a_mount_that_went_away() -> None:
     """Without counters there is nothing to judge."""
     assert judge(LayoutEvidence(before=None, links_before=[]), "pnfs", MOVED).status == "fail"
+
+
+def grown(layout: str, *, tried: int, writes: int, reads: int = 0, **more: int) -> LayoutEvidence:
+    """Return what a mount counts that tried so many writes and reads by a layout and sent so many WRITEs and READs."""
+    base = reading("pnfs-flexfiles-rdma.before")
+    before = replace(base, layout=layout, operations={}, events=(0,) * 27, bytes=dict.fromkeys(base.bytes, 0))
+    operations = {"WRITE": Operation(ops=writes, errors=more.get("errors", 0)), "READ": Operation(ops=reads)}
+    for name in ("LAYOUTRETURN", "LAYOUTERROR", "LAYOUTGET"):
+        operations[name] = Operation(ops=more.get(name, 0), errors=more.get(f"{name}_errors", 0))
+    events = (*(0,) * 24, more.get("delays", 0), tried, tried)
+    counts = {**before.bytes, "server_write": MOVED, "server_read": MOVED}
+    after = replace(before, operations=operations, events=events, bytes=counts, age_s=before.age_s + 1)
+    return LayoutEvidence(before=before, links_before=[], after=after)
+
+
+BLOCK, FLEX, FILES = "LAYOUT_BLOCK_VOLUME", "LAYOUT_FLEX_FILES", "LAYOUT_NFSV4_1_FILES"
+
+
+@pytest.mark.parametrize(
+    ("layout", "tried", "writes", "reads", "status", "told"),
+    [
+        (BLOCK, 400, 0, 0, "pass", ""),
+        (BLOCK, 400, 400, 0, "fail", "400 WRITEs and 0 READs went through the metadata server, 100.0%"),
+        (BLOCK, 400, 0, 400, "fail", "0 WRITEs and 400 READs"),
+        (BLOCK, 400, 1, 0, "warn", "1 WRITEs and 0 READs went through the metadata server, 0.2%"),
+        (BLOCK, 400, 150, 150, "warn", "150 WRITEs and 150 READs"),
+        ("LAYOUT_SCSI", 400, 300, 300, "fail", "300 WRITEs"),
+        (FLEX, 400, 400, 400, "pass", ""),
+        (FLEX, 400, 401, 400, "warn", "1 WRITEs and 0 READs"),
+        (FLEX, 400, 500, 400, "warn", "100 WRITEs"),
+        (FLEX, 400, 800, 400, "fail", "400 WRITEs"),
+        (FLEX, 1, 400, 400, "fail", "399 WRITEs and 399 READs"),
+        (FILES, 400, 400, 500, "warn", "0 WRITEs and 100 READs"),
+    ],
+)
+def test_the_share_of_the_metadata_server(  # noqa: PLR0917 - the columns of the table
+    layout: str, tried: int, writes: int, reads: int, status: str, told: str
+) -> None:
+    """What went to the metadata server beside a layout is warned of with its share, and fails where it is most."""
+    found = judge(grown(layout, tried=tried, writes=writes, reads=reads), "pnfs", MOVED)
+    assert (found.status, told in found.found) == (status, True), found.found
+
+
+@pytest.mark.parametrize(
+    ("more", "status", "told"),
+    [
+        ({"errors": 3}, "warn", "3 WRITEs and READs failed"),
+        ({"LAYOUTRETURN": 1}, "warn", "LAYOUTRETURN 1"),
+        ({"LAYOUTERROR": 2}, "warn", "LAYOUTERROR 2"),
+        # The protocol has a client ask again: after a delay, during a recall, where layouts come later.
+        ({"LAYOUTGET": 9, "LAYOUTGET_errors": 4, "delays": 4}, "pass", ""),
+        ({"LAYOUTGET": 9, "LAYOUTGET_errors": 4}, "pass", ""),
+    ],
+)
+def test_what_gives_a_layout_up_is_warned_of(more: dict[str, int], status: str, told: str) -> None:
+    """Errors of I/O and layouts that were given back in the window are told; retries that are asked for are none."""
+    found = judge(grown(FLEX, tried=400, writes=400, reads=400, **more), "pnfs", MOVED)
+    assert (found.status, told in found.found) == (status, True), found.found
+
+
+def test_errors_before_the_window_are_none_of_it() -> None:
+    """LAYOUTGET that failed before the I/O says nothing of it."""
+    seen = grown(FLEX, tried=400, writes=400, reads=400)
+    assert seen.before is not None
+    assert seen.after is not None
+    old = {"LAYOUTGET": Operation(ops=5, errors=5), "LAYOUTERROR": Operation(ops=3)}
+    seen.before = replace(seen.before, operations=old)
+    seen.after = replace(seen.after, operations={**seen.after.operations, **old})
+    assert judge(seen, "pnfs", MOVED).status == "pass"
+
+
+def test_a_client_that_is_its_own_server() -> None:
+    """Bytes that moved without a READ or WRITE are NFS LOCALIO, which proves nothing of a network."""
+    found = judge(grown(FLEX, tried=0, writes=0), "pnfs", MOVED)
+    assert (found.status, "LOCALIO" in found.found) == ("fail", True)
+    assert judge(grown(BLOCK, tried=400, writes=0), "pnfs", MOVED).status == "pass"
+
+
+@pytest.mark.parametrize(
+    ("layer", "connections", "status"),
+    [
+        ("InfiniBand", [("rdma", "10.0.0.1")], "pass"),
+        ("InfiniBand", [("rdma", "10.0.0.1"), ("tcp", "10.0.0.1")], "pass"),
+        ("InfiniBand", [("rdma", "10.0.0.1"), ("tcp", "10.0.0.2")], "warn"),
+        ("InfiniBand", [("rdma", "10.0.0.1"), ("tcp", "10.0.0.2:2049")], "warn"),
+        ("Ethernet", [("rdma", "10.0.0.1"), ("tcp", "10.0.0.2")], "pass"),
+    ],
+)
+def test_tcp_over_infiniband_moves_the_same_counters(
+    layer: str, connections: list[tuple[str, str]], status: str
+) -> None:
+    """Where data servers may be reached by IPoIB, the port's counters do not prove RDMA."""
+    evidence = seen("pnfs-flexfiles-rdma", link=replace(IDLE, layer=layer), words=MOVED)
+    assert evidence.after is not None
+    evidence.after = replace(evidence.after, options={**evidence.after.options, "addr": "10.0.0.1"})
+    evidence.connections = tuple(connections)
+    found = judge(evidence, "pnfs-rdma", MOVED)
+    assert (found.status, "not proved" in found.found) == (status, status == "warn"), found.found
+
+
+@pytest.mark.parametrize("words", [2**32 - 1, -1])
+def test_links_whose_counters_stand_still(words: int) -> None:
+    """A counter at its end, or one that began anew, leaves the way unproved; it is no sign of TCP."""
+    busy = replace(IDLE, counters={"port_xmit_data": 10, "port_rcv_data": 10})
+    found = judge(seen("pnfs-flexfiles-rdma", link=busy, words=max(words, 0)), "pnfs-rdma", MOVED)
+    assert (found.status, "stands still or began anew" in found.found) == ("warn", True), found.found

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from pytest_kvcache.errors import RunError
 from pytest_kvcache.storage import mounts, mountstats, rdma
 from pytest_kvcache.storage.mounts import mount_of
 from pytest_kvcache.storage.mountstats import Operation, Reading, delta, parse, parse_options
+from pytest_kvcache.storage.rdma import Carried, Link
 
 SAMPLES = Path(__file__).parents[1] / "data" / "pnfs"
 
@@ -182,7 +186,7 @@ def test_counters_of_a_link(path: Path, tmp_path: Path) -> None:
     assert link.describe() == "rxe0/1 ACTIVE, 100 Gb/sec (4X EDR), Ethernet"
     assert link.counters["sent_pkts"] == link.counters["rcvd_pkts"] > 0
     assert rdma.carried(before, [link]) is None
-    assert rdma.carried([link], [link]) == 0
+    assert rdma.carried([link], [link]) == Carried(0, known=True)
 
 
 def test_a_device_that_counts_bytes(tmp_path: Path) -> None:
@@ -192,9 +196,22 @@ def test_a_device_that_counts_bytes(tmp_path: Path) -> None:
     before = rdma.links(tmp_path)
     (port / "counters" / "port_xmit_data").write_text("350\n")
     after = rdma.links(tmp_path)
-    assert rdma.carried(before, after) == 1000
+    assert rdma.carried(before, after) == Carried(1000, known=True)
     assert not after[0].is_active
     assert rdma.links(tmp_path / "nothing") == []
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "known"),
+    [(100, 350, True), (0, 2**32 - 1, False), (2**32 - 1, 2**32 - 1, False), (900, 10, False), (0, 2**64 - 1, False)],
+)
+def test_a_counter_that_stands_still_proves_nothing(before: int, after: int, known: bool) -> None:
+    """One that is at its end, or began anew, is left out of the sum, which is then no bound."""
+    old, new = (
+        Link("mlx5_0", "1", "ACTIVE", "", "InfiniBand", {"port_xmit_data": n, "port_rcv_data": 0})
+        for n in (before, after)
+    )
+    assert rdma.carried([old], [new]) == Carried(1000 if known else 0, known=known)
 
 
 def test_connections_to_data_servers(tmp_path: Path) -> None:
@@ -225,7 +242,12 @@ def test_several_connections_and_odd_names() -> None:
 def test_options_that_let_the_page_cache_answer() -> None:
     """A mount says what may serve a read without the server; one without sharing and caching says nothing."""
     found = mountstats.page_cache_options(parse_options("rw,fsc,vers=4.2"))
-    assert [line.partition(":")[0] for line in found] == ["fsc", "no nosharecache", "no noac", "lookupcache=all"]
+    assert [line.partition(":")[0] for line in found] == [
+        "fsc",
+        "no nosharecache",
+        "no noac or actimeo=0",
+        "lookupcache=all",
+    ]
     assert mountstats.page_cache_options(parse_options("rw,noac,nosharecache,lookupcache=none")) == []
 
 
@@ -238,3 +260,90 @@ def make_port(device: Path, *, state: str) -> Path:
     (port / "rate").write_text("100 Gb/sec (4X EDR)\n")
     (port / "link_layer").write_text("Ethernet\n")
     return port
+
+
+#: Names as bytes that mountinfo and mountstats hold: all but NUL and slash; the kernel escapes four of them.
+NAMES = st.binary(min_size=1, max_size=12).filter(lambda name: not {0, 47} & set(name) and name not in {b".", b".."})
+
+
+def escaped(name: bytes) -> bytes:
+    """Return a name as the kernel writes it (`seq_escape` with space, tab, line feed and backslash)."""
+    return b"".join(b"\\%03o" % byte if byte in b" \t\n\\" else bytes([byte]) for byte in name)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(NAMES, NAMES, NAMES)
+def test_whatever_bytes_stand_in_a_table(tmp_path: Path, point: bytes, source: bytes, before: bytes) -> None:
+    """Any name, of this mount and of others, leaves mountinfo and mountstats readable and the mount in its place."""
+    at, other = b"/mnt/" + escaped(point), b"/x/" + escaped(before)
+    (tmp_path / "mountinfo").write_bytes(
+        b"21 1 254:0 / / rw shared:1 - ext4 /dev/vda rw\n"
+        + b"22 21 0:40 / %s rw - tmpfs %s rw\n" % (other, escaped(source))
+        + b"90 21 0:50 / %s rw - nfs4 s:/%s rw,vers=4.2,proto=rdma\n" % (at, escaped(source))
+    )
+    (tmp_path / "mountstats").write_bytes(
+        b"device tmpfs mounted on %s with fstype tmpfs\n" % other
+        + b"device s:/%s mounted on %s with fstype nfs4 statvers=1.1\n" % (escaped(source), at)
+        + b"\topts:\trw,vers=4.2,proto=rdma\n\tage:\t7\n\t        READ: 1 1 0 0 0 0 0 0 0\n"
+    )
+    found = mount_of(Path(os.fsdecode(b"/mnt/" + point)), proc=tmp_path)
+    assert (found.fstype, os.fsencode(found.source)) == ("nfs4", b"s:/" + source)
+    assert os.fsencode(found.point) == os.path.normpath(b"/mnt/" + point)
+    assert found.nfs is not None
+    assert (found.nfs.age_s, found.nfs.operation("READ").ops) == (7, 1)
+
+
+ROOT = "21 1 254:0 / / rw - ext4 /dev/vda rw"
+
+
+@pytest.mark.parametrize(
+    ("lines", "path", "fstype"),
+    [
+        (["22 21 0:1 / /mnt rw - xfs a rw", "23 22 0:2 / /mnt/kv rw - nfs4 s:/e rw"], "/mnt/kv/sub", "nfs4"),
+        # What is mounted later over a parent hides what lies below it.
+        (["23 21 0:2 / /mnt/kv rw - nfs4 s:/e rw", "24 21 0:3 / /mnt rw - tmpfs t rw"], "/mnt/kv/sub", "tmpfs"),
+        (["23 21 0:2 / /mnt/kv rw - nfs4 s:/e rw", "24 21 0:3 / / rw - tmpfs t rw"], "/mnt/kv/sub", "tmpfs"),
+        # The table need not be in the order of mounting.
+        (["24 21 0:3 / /mnt rw - tmpfs t rw", "23 21 0:2 / /mnt/kv rw - nfs4 s:/e rw"], "/mnt/kv/sub", "tmpfs"),
+        (["23 21 0:2 / /mnt/kv rw - nfs4 s:/e rw", "25 23 0:4 / /mnt/kv rw - xfs b rw"], "/mnt/kv", "xfs"),
+        (
+            ["23 21 0:2 / /mnt/kv rw - autofs systemd-1 rw", "26 23 0:5 / /mnt/kv rw - nfs4 s:/e rw"],
+            "/mnt/kv/x",
+            "nfs4",
+        ),
+        (["23 21 0:2 / /mnt/kv rw - nfs4 s:/e rw"], "/mnt/kvcache", "ext4"),
+    ],
+)
+def test_the_mount_that_a_walk_ends_on(tmp_path: Path, lines: list[str], path: str, fstype: str) -> None:
+    """A folder is on the mount that the kernel's own walk comes to, whatever else is mounted below or beside."""
+    (tmp_path / "mountinfo").write_text("\n".join([ROOT, *lines, ""]))
+    assert mount_of(Path(path), proc=tmp_path).fstype == fstype
+
+
+def test_the_kernel_says_on_which_mount_a_folder_was_opened(tmp_path: Path) -> None:
+    """Its word stands above the walk: `mnt_id` of the opened folder, which had automounts triggered."""
+    folder = tmp_path / "kv"
+    folder.mkdir()
+    proc = tmp_path / "proc"
+    (proc / "fdinfo").mkdir(parents=True)
+    (proc / "mountinfo").write_text(f"{ROOT}\n77 21 0:9 / /elsewhere rw - nfs4 s:/e rw,vers=4.2\n")
+    for number in range(200):
+        (proc / "fdinfo" / str(number)).write_text("pos:\t0\nflags:\t0100000\nmnt_id:\t77\nino:\t2\n")
+    assert mount_of(folder / "not" / "there", proc=proc).source == "s:/e"
+    assert mount_of(tmp_path) == mount_of(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("options", "cached"),
+    [
+        ("rw", True),
+        ("rw,noac", False),
+        ("rw,acregmin=0,acregmax=0,acdirmin=0,acdirmax=0", False),
+        ("rw,actimeo=0", False),
+        ("rw,acregmin=0", True),
+    ],
+)
+def test_options_that_cache_no_attributes(options: str, cached: bool) -> None:
+    """`noac` and `actimeo=0`, as the kernel shows it, ask the server for attributes each time."""
+    told = mountstats.page_cache_options(parse_options(f"{options},nosharecache,lookupcache=none"))
+    assert bool([line for line in told if "attributes" in line]) == cached
