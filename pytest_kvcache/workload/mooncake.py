@@ -123,7 +123,7 @@ class MooncakeTrace(Workload):
     def decodes(self) -> bool:
         """Whether an answer of the trace has more than one token; `check` says what is wrong with the file."""
         try:
-            return any(line.output_length > 1 for line in read(self.path))
+            return any(line.output_length > 1 for line in self._lines())
         except ConfigError:
             return True
 
