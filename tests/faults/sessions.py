@@ -17,13 +17,13 @@ from tests.projects import NOTHING, Project, Session, configure, ours, run_folde
 
 #: LMCache beside vLLM, where its programs can be broken; and inside it.
 BESIDE, INSIDE = "cpu-tiny-mp", "cpu-tiny"
-#: One length, for 16 s; requests that hang fail within the test's patience.
+#: One length; requests that hang fail within the test's patience.
 PROFILE = """
 [profiles.faults]
 extends = "{mode}"
 [profiles.faults.workload]
 context_tokens = [3500]
-duration_s = 16
+duration_s = {duration_s}
 request_timeout_s = 25
 token_timeout_s = 25
 # A fault is to be told whatever else the machine does.
@@ -71,10 +71,12 @@ class Ended:
         return pd.read_parquet(self.folder / tier / "boot-1" / f"context-{CONTEXT}" / "requests.parquet")
 
 
-def prepare(project: Project, engine: Path, tiers: str = "", *, rules: str = RULES, mode: str = BESIDE) -> None:
+def prepare(  # noqa: PLR0913 - what differs between faults
+    project: Project, engine: Path, tiers: str = "", *, rules: str = RULES, mode: str = BESIDE, duration_s: int = 16
+) -> None:
     """Have a project run the short profile on `engine`, with `tiers` added to its kvcache.toml."""
     project.makepyprojecttoml(f'[tool.pytest.ini_options]\nkv_engine = "{engine}"\nkv_profile = "faults"\n')
-    configure(project, PROFILE.format(mode=mode) + rules + tiers)
+    configure(project, PROFILE.format(mode=mode, duration_s=duration_s) + rules + tiers)
 
 
 def run(

@@ -42,7 +42,8 @@ def test_an_lmcache_server_is_restarted(
     project: Project, kvcache_home: Path, real_engine: Path, tmp_path: Path
 ) -> None:
     """Counters that begin again at zero are noticed, though the component lives on under its supervisor."""
-    prepare(project, shim(tmp_path / "engine", real_engine, "lmcache", "restarts"))
+    # The server takes half a minute to be back on a slow machine, and is to be back before counters are read.
+    prepare(project, shim(tmp_path / "engine", real_engine, "lmcache", "restarts"), duration_s=60)
 
     def breaks(session: Session) -> None:
         component(session, "lmcache-0")[0].send_signal(AGAIN)
