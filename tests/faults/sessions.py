@@ -71,7 +71,7 @@ class Ended:
         return pd.read_parquet(self.folder / tier / "boot-1" / f"context-{CONTEXT}" / "requests.parquet")
 
 
-def prepare(  # noqa: PLR0913 - what differs between faults
+def prepare(
     project: Project, engine: Path, tiers: str = "", *, rules: str = RULES, mode: str = BESIDE, duration_s: int = 16
 ) -> None:
     """Have a project run the short profile on `engine`, with `tiers` added to its kvcache.toml."""

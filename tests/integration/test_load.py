@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from pytest_kvcache import cli
 from pytest_kvcache.workload import reference_csv
 from tests.stubs.server import free_port, stub_server
 
@@ -249,8 +250,7 @@ def test_interrupted_while_the_tokenizer_hangs(tmp_path: Path, number: signal.Si
     assert "Traceback" not in output
 
 
-@pytest.mark.parametrize("after_s", [0.7, 3.0])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(("number", "after_s"), [(signal.SIGINT, 0.7), (signal.SIGTERM, 3.0), (signal.SIGHUP, 0.7)])
 def test_interrupted_before_the_clock_starts(tmp_path: Path, number: signal.Signals, after_s: float) -> None:
     """During the warm-up and while caches are filled a signal ends the load, and none is sent after it."""
     with stub_server(tmp_path, "--stub-ttft", "2") as url:
@@ -358,9 +358,13 @@ def test_a_key_is_sent_and_written_nowhere(tmp_path: Path, monkeypatch: pytest.M
         "metrics",
     ],
 )
-def test_a_wrong_flag_is_one_line(tmp_path: Path, more: dict[str, str], message: str) -> None:
+def test_a_wrong_flag_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], more: dict[str, str], message: str
+) -> None:
     """A wrong value or file ends it before anything is sent, without a traceback."""
-    code, output, _ = load(tmp_path, "http://127.0.0.1:9", **more)
+    argv = command(tmp_path, "http://127.0.0.1:9", **more)
+    code = cli.main(argv[argv.index("load") :])
+    output = "".join(capsys.readouterr())
     assert code == 1
     assert message in output
     assert "Traceback" not in output

@@ -76,7 +76,9 @@ def pad(project: Project, *, faster: float = 1.0, boots: int = 6) -> None:
         boot = data["boots"][0]
         data["boots"] = []
         for factor in (0.75, 0.9, 1.0, 1.1, 1.3, 1.45)[:boots]:
-            figures = boot["figures"] | {m.key: boot["figures"][m.key] * factor for m in DEFAULT_METRICS}
+            figures = boot["figures"] | {
+                m.key: boot["figures"][m.key] * factor for m in DEFAULT_METRICS if m.key in boot["figures"]
+            }
             figures["ttft_geomean_s"] /= faster
             data["boots"].append({**boot, "figures": figures})
         path.write_text(json.dumps(data))
@@ -350,10 +352,7 @@ def test_answers_of_one_token(project: Project) -> None:
     figures = json.loads(told.read_text(), parse_constant=pytest.fail)["estimates"]
     assert "ttft_geomean_s" in figures
     assert not [key for key in figures if key.startswith(("decode", "itl", "tpot"))]
-    for path in (project.path / "baselines").rglob("*.json"):
-        data = json.loads(path.read_text())
-        data["boots"] *= 6
-        path.write_text(json.dumps(data))
+    pad(project)
     run(project, "-m", "perf", "--tier", "gpu").assert_outcomes(passed=4)
 
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_kvcache.baselines import requests_table
@@ -224,6 +224,7 @@ def test_yardsticks_have_figures_of_their_own() -> None:
     assert judged_figures(with_yardsticks(rows, 0.8)) == pytest.approx(judged_figures(with_yardsticks(rows, 5.0)))
 
 
+@settings(max_examples=10, deadline=None)
 @given(st.floats(0.2, 2.0))
 def test_a_slower_machine_moves_no_ratio_to_cold_prefill(times: float) -> None:
     """What slows hits and cold prefill alike is not in their ratio, and what slows hits alone is."""
