@@ -104,7 +104,8 @@ def run(args: argparse.Namespace, say: Say) -> int:
     tokenizer_url = without_version(target.url)
     if args.tokenizer_url:
         tokenizer_url = _open_to_all(args.tokenizer_url, "--tokenizer-url")
-    certificates.tls_context()
+    if target.url.startswith("https:"):
+        certificates.tls_context()  # raises before anything is sent
     workload.check()
     plan = LoadPlan(
         base_url=target.url,

@@ -44,3 +44,12 @@ def tls_context(environ: Mapping[str, str] = os.environ) -> ssl.SSLContext:
         return ssl.create_default_context(cafile=None if is_folder else bundle, capath=bundle if is_folder else None)
     except ssl.SSLError as error:
         raise ConfigError(f"holds no certificates: {error.reason or error}", where=bundle) from None
+
+
+def verification(url: str) -> bool | str:
+    """Return what `requests` is to verify the certificate of `url` by: a file or folder, or True for its own.
+
+    Raises:
+        ConfigError: The URL is one of https, and the environment names what is not there.
+    """
+    return (ca_bundle() or True) if url.startswith("https:") else True

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 
-from pytest_kvcache.endpoint.certificates import ca_bundle
+from pytest_kvcache.endpoint.certificates import verification
 from pytest_kvcache.telemetry import internal_api
 
 #: When a server's process was started (s since the epoch), a gauge of every Prometheus client.
@@ -76,7 +76,7 @@ def _engine_only(counters: Counters) -> Counters:
 def _get(url: str, timeout_s: float) -> str:
     with requests.Session() as session:
         session.trust_env = False
-        session.verify = ca_bundle() or True
+        session.verify = verification(url)
         response = session.get(url, timeout=timeout_s)
     response.raise_for_status()
     return response.text

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from pytest_kvcache.verdict.interim import Policy, t_quantile
 from pytest_kvcache.verdict.interval import Bounds, Outcome, classify, pooled
 from pytest_kvcache.verdict.metrics import Metric, judged_of
-from pytest_kvcache.verdict.procedure import Boot, Gate, Status, unusable
+from pytest_kvcache.verdict.procedure import Boot, Gate, Status, nothing_judged, unusable
 
 #: How many pairs there are at each look: one, two and three blocks ABBA.
 PAIRS_AT_LOOK = (2, 4, 6)
@@ -98,7 +98,11 @@ def decide_pairs(
         if len(pairs) not in allowed:
             raise ValueError(f"{len(pairs)} pairs; looks are at {', '.join(map(str, allowed))}")
     every = [boot.figures for pairs in by_context.values() for pair in pairs for boot in (pair.a, pair.b)]
-    policy = replace(policy, metrics=judged_of(policy.metrics, every))
+    metrics = judged_of(policy.metrics, every)
+    if not metrics:
+        none = nothing_judged(policy)
+        return {c: PairedVerdict("inconclusive", reasons=(none,), pairs=len(pairs)) for c, pairs in by_context.items()}
+    policy = replace(policy, metrics=metrics)
     faults = {context: _faults(pairs, policy.metrics) for context, pairs in by_context.items()}
     sound = {context: pairs for context, pairs in by_context.items() if not faults[context]}
     verdicts = {c: PairedVerdict("invalid", reasons=f, pairs=len(by_context[c])) for c, f in faults.items() if f}

@@ -160,7 +160,10 @@ def decide(
     if not 1 <= count <= policy.looks:
         raise ValueError(f"{count} boots for at most {policy.looks} looks")
     known = [boot.figures for boot in evidence.boots] + [boot.figures for boot in (stored.boots if stored else ())]
-    policy = replace(policy, metrics=judged_of(policy.metrics, known))
+    metrics = judged_of(policy.metrics, known)
+    if not metrics:
+        return CellVerdict("inconclusive", reasons=(nothing_judged(policy),), boots=count, fixed_boots=policy.looks)
+    policy = replace(policy, metrics=metrics)
     faults = _faults(evidence.boots, policy.metrics)
     if faults:
         return CellVerdict("invalid", reasons=faults, boots=count, fixed_boots=policy.looks)
@@ -211,6 +214,11 @@ def tier_of(stored: StoredCell, siblings: Sequence[StoredCell]) -> tuple[StoredC
         if alike:
             found.setdefault(cell.cell.context_tokens, cell)
     return tuple(found.values())
+
+
+def nothing_judged(policy: Policy) -> str:
+    """Return why a tier that has none of the metrics is not judged."""
+    return f"this tier has none of what is judged: {', '.join(metric.label for metric in policy.metrics)}"
 
 
 def unusable(boot: Boot, metrics: Sequence[Metric]) -> list[str]:

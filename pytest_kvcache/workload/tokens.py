@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import requests
 
 from pytest_kvcache.endpoint.address import below
-from pytest_kvcache.endpoint.certificates import ca_bundle
+from pytest_kvcache.endpoint.certificates import verification
 from pytest_kvcache.errors import RunError
 from pytest_kvcache.redaction import redacted
 from pytest_kvcache.workload.script import Message
@@ -60,7 +60,7 @@ class ServedTokenizer:
         self._todo = "name a vLLM server with --tokenizer-url" + (f", or {_COMPAT}" if compat_helps else "")
         self._session = requests.Session()
         self._session.trust_env = False
-        self._session.verify = ca_bundle() or True
+        self._session.verify = verification(url)
         if authorization:
             self._session.headers["Authorization"] = authorization
         self.max_model_len: int | None = None

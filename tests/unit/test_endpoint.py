@@ -19,7 +19,7 @@ from pytest_kvcache import redaction
 from pytest_kvcache.client import wire
 from pytest_kvcache.client.exchange import Exchange
 from pytest_kvcache.endpoint.address import below, endpoint, read_key, without_version
-from pytest_kvcache.endpoint.certificates import ca_bundle, tls_context
+from pytest_kvcache.endpoint.certificates import ca_bundle, tls_context, verification
 from pytest_kvcache.errors import ConfigError
 from pytest_kvcache.load.answers import settle
 from pytest_kvcache.load.records import RequestRecord
@@ -202,6 +202,16 @@ def test_certificates_that_are_not_there_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds no certificates"):
         tls_context({"REQUESTS_CA_BUNDLE": str(tmp_path / "empty.pem")})
     assert ca_bundle({}) == ""
+
+
+def test_plain_addresses_need_no_certificates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable that names no file stops nobody who talks to http, as a pair on this machine does."""
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SSL_CERT_FILE", "/nowhere.pem")
+    assert verification("http://127.0.0.1:8000/metrics") is True
+    with pytest.raises(ConfigError, match="SSL_CERT_FILE"):
+        verification("https://host/metrics")
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,16 @@ def test_what_no_side_has_of_an_optional_metric_is_not_judged() -> None:
     assert decide(evidence(gained), stored(), family=FAMILY, policy=policy).status == "incomparable"
 
 
+def test_a_tier_that_has_none_of_what_is_judged_is_undecided() -> None:
+    """A profile that judges storage throughput alone says nothing of a tier without a shared storage."""
+    policy = Policy(metrics=(STORAGE,))
+    verdict = decide(evidence(boot()), stored(), family=FAMILY, policy=policy)
+    reason = "this tier has none of what is judged: storage throughput of loads (bytes/s)"
+    assert (verdict.status, verdict.reasons) == ("inconclusive", (reason,))
+    pairs = [BootPair(boot(), boot())] * 2
+    assert decide_pairs({1000: pairs}, family=FAMILY, policy=policy)[1000].reasons == (reason,)
+
+
 @given(st.sampled_from(METRICS), st.floats(1e-9, 1e15))
 def test_a_logarithm_goes_there_and_back(metric: Metric, value: float) -> None:
     """`natural` undoes `log`, a smaller value than `least` counts as `least`, and more is worse on the turned scale."""
