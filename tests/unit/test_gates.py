@@ -175,7 +175,7 @@ def test_a_gain_that_names_nothing_is_refused(gains: str, named: str) -> None:
 
 def test_a_tier_is_held_against_another_in_the_same_session(project: Project) -> None:
     """Both tiers are booted in turn, A B B A; all gains of the two are decided on these boots, and need no baseline."""
-    table = '"cpu over gpu" = { speed = 0.001, decode = 1000 }\n"s3 over gpu" = { ttft = 1 }'
+    table = '"cpu over gpu" = { speed = 0.000001, ttft = 0.000001 }\n"s3 over gpu" = { ttft = 1 }'
     gains = f"\n[profiles.stub.gates.gains]\n{table}\n"
     configure(project, toml(duration_s=0.3, more=gains))
     result = run(project, "--tier", "cpu", "-k", "gain", "--kv-boots", "4", "--kv-strict", "-v")
@@ -183,7 +183,7 @@ def test_a_tier_is_held_against_another_in_the_same_session(project: Project) ->
     result.stdout.fnmatch_lines(
         [
             "*[[]cpu-50-gain-speed-over-gpu] PASSED*",
-            "*(tokens/s) of cpu over gpu: * times [[]*, *] after 2 pairs, at least 1e+03 is asked*",
+            "*TTFT (s) of cpu over gpu: * times [[]*, *] after 2 pairs, at most 1e-06 is asked*",
             "the ratio that is asked is set in gates.gains of the profile",
             "exact gates, limits and gains:",
             "*cpu over gpu, context 50: pass: processing speed*",
