@@ -47,7 +47,8 @@ def load(state: PerfState, tier: Tier, pair: ServingPair, workload: Workload, co
     first_user = number * boots.USERS_APART  # loads on one pair share no user's text
     tokenizer_url = next(iter(pair.plan.server_urls.values()))
     if not _is_registered(workload):
-        tokenizer = ServedTokenizer(tokenizer_url, pair.model) if workload.needs_tokenizer else None
+        served = ServedTokenizer(tokenizer_url, pair.model, compat_helps=workload.HAS_COMPAT)
+        tokenizer = served if workload.needs_tokenizer else None
         script = workload.script(context_tokens, tokenizer, first_user=first_user)
         workload = Prepared.of(workload, script, context_tokens=context_tokens, file=folder / "script.pickle")
     arm = measuring.arm_of(tier, state)

@@ -60,6 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--trace", type=argument, metavar="FILE", help="a Mooncake-style trace; --user-history-prompt caps it"
     )
     more.add_argument("--speed", type=float, help="of the trace (1)")
+    more.add_argument("--block-tokens", type=int, metavar="N", help="of a hash id of the trace (512)")
+    more.add_argument("--time-unit", choices=("ms", "s"), help="of the trace's timestamps (ms)")
     more.add_argument("--seed", type=int, help="texts follow from it (0)")
     more.add_argument("--warmup-requests", type=int, metavar="N", help="sent before the clock starts (10)")
     more.add_argument("--keep-eos", action="store_true", help="let the model end its answers early")
@@ -189,22 +191,16 @@ def _left(args: argparse.Namespace, plan: LoadPlan, outcome: worker.WorkerOutcom
     return 130 if outcome.interrupted else 1 if faults else 0
 
 
-#: Flags of what is sent that not every kind of workload has, each with the key that it sets.
-_KEYS = {
-    "num_users": "users",
-    "num_rounds": "rounds",
-    "qps": "qps",
-    "answer_len": "answer_tokens",
-    "shared_system_prompt": "shared_prompt_tokens",
-    "mode": "mode",
-    "speed": "speed",
-    "seed": "seed",
-    "warmup_requests": "warmup_requests",
+#: The kinds that can be sent, each with what chooses it. Which flags a kind has is in its own table, `FLAGS`.
+_KINDS: dict[type[Workload], str] = {
+    MooncakeTrace: "--trace",
+    ShareGpt: "--sharegpt",
+    MultiRoundQa: "multi-round QA without a file",
 }
 #: What the original's flags are where they are not given.
 _DEFAULTS = {"shared_prompt_tokens": 1000, "answer_tokens": 100}
-#: Keys that a kind has and does not use.
-_UNUSED: dict[type[Workload], frozenset[str]] = {ShareGpt: frozenset({"seed"})}
+#: Least and greatest values of flags that are no key of a workload.
+_BOUNDS = {"init_user_id": (0, 10**9), "log_interval": (1, 10**6)}
 
 
 def _workload(args: argparse.Namespace) -> Workload:
@@ -215,14 +211,13 @@ def _workload(args: argparse.Namespace) -> Workload:
     """
     if args.trace is not None and args.sharegpt is not None:
         raise ConfigError("a load is of one file", where="--trace, --sharegpt", todo="leave one out")
+    for flag, (least, most) in _BOUNDS.items():
+        if not least <= (value := getattr(args, flag)) <= most:
+            raise ConfigError(f"must be from {least} to {most}, not {value}", where=_flag(flag))
     kind: type[Workload] = MooncakeTrace if args.trace else ShareGpt if args.sharegpt else MultiRoundQa
-    known = set(kind.model_fields) - _UNUSED.get(kind, frozenset())
-    given = {key: value for flag, key in _KEYS.items() if (value := getattr(args, flag)) is not None}
-    for flag, key in _KEYS.items():
-        if key in given and key not in known:
-            name = f"--{flag.replace('_', '-')}"
-            file = "--trace" if args.trace else "--sharegpt" if args.sharegpt else "multi-round QA without a file"
-            raise ConfigError(f"says nothing to {file}, which has its own", where=name, todo="leave it out")
+    flags = {flag for each in _KINDS for flag in each.FLAGS}
+    given = {flag: value for flag, value in vars(args).items() if flag in flags and value is not None}
+    _refuse([flag for flag in given if flag not in {*kind.FLAGS, *_BOUNDS}], f"{_KINDS[kind]}, which has its own")
     values: dict[str, Any] = {
         "context_tokens": (args.user_history_prompt,),
         "duration_s": args.time,
@@ -230,11 +225,25 @@ def _workload(args: argparse.Namespace) -> Workload:
         "workers": args.workers,
         "request_timeout_s": args.request_timeout,
         "token_timeout_s": args.token_timeout,
-        **{key: value for key, value in _DEFAULTS.items() if key in known},
-        **given,
+        **{key: value for key, value in _DEFAULTS.items() if key in kind.FLAGS.values()},
+        **{kind.FLAGS[flag]: value for flag, value in given.items() if flag in kind.FLAGS},
     }
-    path = args.trace or args.sharegpt
-    return validate(kind, {**values, **({"path": path} if path else {})}, "command line")
+    workload = validate(kind, values, "command line")
+    for flag, why in workload.unused_flags.items():
+        if getattr(args, flag) is not None:
+            _refuse([flag], f"--mode {args.mode}: {why}")
+    return workload
+
+
+def _refuse(flags: list[str], whom: str) -> None:
+    """Raise ConfigError that names the flags which say nothing to the workload, where there are any."""
+    if flags:
+        others = f", and {', '.join(map(_flag, flags[1:]))} too" if flags[1:] else ""
+        raise ConfigError(f"says nothing to {whom}", where=_flag(flags[0]), todo=f"leave it out{others}")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _tell(plan: LoadPlan, rows: pd.DataFrame, table: pd.DataFrame, outcome: worker.WorkerOutcome, say: Say) -> None:

@@ -27,7 +27,6 @@ from pytest_kvcache.load.settling import settled
 from pytest_kvcache.runs import signals
 from pytest_kvcache.runs.files import write_json
 from pytest_kvcache.showable import make_showable
-from pytest_kvcache.workload.multi_round import MultiRoundQa
 from pytest_kvcache.workload.script import Script, Turn
 from pytest_kvcache.workload.tokens import ServedTokenizer
 
@@ -153,7 +152,7 @@ def carry_out(plan: LoadPlan, say: Callable[[str], None], *, authorization: str 
 def _script(plan: LoadPlan, authorization: str) -> Script:
     tokenizer = None
     if plan.workload.needs_tokenizer:
-        helps = isinstance(plan.workload, MultiRoundQa)
+        helps = plan.workload.HAS_COMPAT
         tokenizer = ServedTokenizer(plan.tokenizer_url, plan.model, authorization=authorization, compat_helps=helps)
     return plan.workload.script(plan.context_tokens, tokenizer, first_user=plan.first_user)
 

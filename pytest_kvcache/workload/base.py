@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from abc import abstractmethod
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated, Any, ClassVar
 
@@ -18,6 +19,8 @@ from pytest_kvcache.workload.tokens import Tokenizer
 _CHUNKS_A_WORKER = 20_000
 #: Length of the answer to a plain warm-up request (tokens).
 _WARM_UP_ANSWER = 8
+#: A run has no more seconds, users or requests.
+MOST = 10_000_000
 
 
 class Workload(Strict):
@@ -35,16 +38,27 @@ class Workload(Strict):
     #: incomparable.
     GENERATOR: ClassVar[int] = 1
 
+    #: Flags of `pytest-kvcache load` that decide what a run of this kind sends, each with the key that it sets. A kind
+    #: lists no flag for a key that its requests do not depend on: `load` refuses all flags of other kinds.
+    FLAGS: ClassVar[Mapping[str, str]] = {"seed": "seed", "warmup_requests": "warmup_requests"}
+
+    #: Whether the kind has a mode "compat", which needs no tokenizer.
+    HAS_COMPAT: ClassVar[bool] = False
+
     kind: str
     context_tokens: tuple[Annotated[PositiveInt, Field(lt=10**9)], ...] = Field(
         min_length=1, description="lengths of the user context, one test each [--user-history-prompt]"
     )
-    duration_s: PositiveFloat = Field(description="no request is started later than this [--time]")
+    duration_s: PositiveFloat = Field(le=MOST, description="no request is started later than this [--time]")
     seed: int = Field(default=0, description="number that all texts follow from")
     ignore_eos: bool = Field(default=True, description="answers are exactly as long as was asked for")
-    warmup_requests: int = Field(default=10, ge=0, description="requests sent before the clock starts")
-    request_timeout_s: PositiveFloat = Field(default=300, description="a request that takes longer than this fails")
-    token_timeout_s: PositiveFloat = Field(default=120, description="a stream that brings nothing for this long fails")
+    warmup_requests: int = Field(default=10, ge=0, lt=100_000, description="requests sent before the clock starts")
+    request_timeout_s: PositiveFloat = Field(
+        default=300, le=MOST, description="a request that takes longer than this fails"
+    )
+    token_timeout_s: PositiveFloat = Field(
+        default=120, le=MOST, description="a stream that brings nothing for this long fails"
+    )
     workers: PositiveInt | None = Field(default=None, description="load processes; by default what the rate needs")
     send_late_budget_s: PositiveFloat = Field(
         default=0.05, description="a run whose requests left later than this (p99, the client's fault) is invalid"
@@ -75,6 +89,11 @@ class Workload(Strict):
         Raises:
             RunError: The workload does not fit the model's tokenizer or length.
         """
+
+    @property
+    def unused_flags(self) -> Mapping[str, str]:
+        """Flags of `load` that this run does not use although its kind has them, each with the reason."""
+        return {}
 
     @property
     def needs_tokenizer(self) -> bool:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -87,6 +87,14 @@ class MooncakeTrace(Workload):
     #: The content of the file is compared (`content_digest`), not its path.
     NOT_COMPARED: ClassVar[frozenset[str]] = Workload.NOT_COMPARED | {"path"}
 
+    FLAGS: ClassVar[Mapping[str, str]] = {
+        **Workload.FLAGS,
+        "trace": "path",
+        "speed": "speed",
+        "block_tokens": "block_tokens",
+        "time_unit": "time_unit",
+    }
+
     kind: Literal["mooncake-trace"] = "mooncake-trace"
     path: UserPath = Field(description="the trace file")
     speed: PositiveFloat = Field(default=1.0, description="a speed of 2 sends twice as fast as the trace was taken")
@@ -145,7 +153,7 @@ class MooncakeTrace(Workload):
         """Return the run of those requests that fit into `context_tokens`."""
         if tokenizer is None:
             raise AssertionError("the workload asked for a tokenizer")
-        source = texts(tokenizer, seed=self.seed, compat_helps=False)
+        source = texts(tokenizer, seed=self.seed)
         lines = sorted(self._lines(), key=lambda line: line.timestamp)
         first = lines[0].timestamp if lines else 0.0
         second = self.speed * (1.0 if self.time_unit == "s" else 1e3)

@@ -13,9 +13,9 @@ the caches bring can be told apart from it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -35,6 +35,14 @@ class MultiRoundQa(SteadyWorkload):
 
     The descriptions name in brackets the option of LMCache's `multi-round-qa.py` that has the same meaning.
     """
+
+    FLAGS: ClassVar[Mapping[str, str]] = {
+        **SteadyWorkload.FLAGS,
+        "shared_system_prompt": "shared_prompt_tokens",
+        "answer_len": "answer_tokens",
+        "mode": "mode",
+    }
+    HAS_COMPAT: ClassVar[bool] = True
 
     kind: Literal["multi-round-qa"] = "multi-round-qa"
     mode: Literal["exact", "compat"] = Field(
@@ -58,6 +66,13 @@ class MultiRoundQa(SteadyWorkload):
         if self.yardsticks and self.mode != "exact":
             raise ValueError('yardsticks need mode = "exact"')
         return self
+
+    @property
+    def unused_flags(self) -> Mapping[str, str]:
+        """In mode `compat`, those that only prompts of exact length depend on."""
+        if self.mode == "exact":
+            return {}
+        return {"seed": "the original's texts do not depend on one", "tokenizer_url": "nothing is counted"}
 
     @property
     def needs_tokenizer(self) -> bool:
@@ -105,7 +120,15 @@ class MultiRoundQa(SteadyWorkload):
         """Return the run at one context length."""
         if self.mode == "compat" or tokenizer is None:
             return self._as_reference(context_tokens, first_user)
-        return _Exact(self, context_tokens, texts(tokenizer, seed=self.seed)).script(first_user)
+        source = texts(tokenizer, seed=self.seed, compat_helps=True)
+        longest = self.prompt_tokens(context_tokens, self.rounds) + self.answer_tokens
+        if tokenizer.max_model_len is not None and longest > tokenizer.max_model_len:
+            raise RunError(
+                f"the longest prompt with its answer has {longest} tokens, the model takes {tokenizer.max_model_len}",
+                where="workload",
+                todo="lower context_tokens, shared_prompt_tokens, answer_tokens or rounds",
+            )
+        return _Exact(self, context_tokens, source).script(first_user)
 
     def prompt_tokens(self, context_tokens: int, question: int) -> int:
         """Return the length of the prompt (tokens) with a user's question number `question`, from 1 (exact only)."""

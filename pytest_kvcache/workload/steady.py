@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import ClassVar, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from pytest_kvcache.workload.base import Workload
+from pytest_kvcache.workload.base import MOST, Workload
 from pytest_kvcache.workload.schedule import Due, steady
 from pytest_kvcache.workload.script import Conversation, Script, Turn
 
@@ -17,9 +18,23 @@ class SteadyWorkload(Workload):
     The descriptions name in brackets the option of LMCache's `multi-round-qa.py` that has the same meaning.
     """
 
-    users: PositiveInt = Field(description="users in the system at a time [--num-users]")
-    rounds: int = Field(ge=2, description="questions a user asks [--num-rounds]")
+    FLAGS: ClassVar[Mapping[str, str]] = {
+        **Workload.FLAGS,
+        "num_users": "users",
+        "num_rounds": "rounds",
+        "qps": "qps",
+    }
+
+    users: PositiveInt = Field(le=MOST, description="users in the system at a time [--num-users]")
+    rounds: int = Field(ge=2, le=MOST, description="questions a user asks [--num-rounds]")
     qps: PositiveFloat = Field(description="requests/s over all users [--qps]")
+
+    @model_validator(mode="after")
+    def _requests_can_be_listed(self) -> Self:
+        count = self.qps * self.duration_s
+        if count > MOST:
+            raise ValueError(f"qps and duration_s make {count:.3g} requests; a run has at most {MOST}")
+        return self
 
     def round_s(self) -> float | None:
         """Return the time in which every user asks once (s)."""

@@ -55,7 +55,7 @@ class ServedTokenizer:
         compat_helps: Whether the workload has a mode that needs no tokenizer.
     """
 
-    def __init__(self, url: str, model: str, *, authorization: str = "", compat_helps: bool = True) -> None:
+    def __init__(self, url: str, model: str, *, authorization: str = "", compat_helps: bool = False) -> None:
         self._url, self._model = url, model
         self._todo = "name a vLLM server with --tokenizer-url" + (f", or {_COMPAT}" if compat_helps else "")
         self._session = requests.Session()
@@ -160,7 +160,7 @@ class Texts:
         return " ".join(source.choices(self.vocabulary, k=count))
 
 
-def texts(tokenizer: Tokenizer, *, seed: int, compat_helps: bool = True) -> Texts:
+def texts(tokenizer: Tokenizer, *, seed: int, compat_helps: bool = False) -> Texts:
     """Measure how many tokens the chat template adds, and check that lengths then come out exactly.
 
     Raises:
