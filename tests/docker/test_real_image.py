@@ -56,13 +56,13 @@ def of_runs(daemon: docker.DockerClient) -> list[Any]:
 def under_load(project: Project, tier: str) -> Session:
     """Start a session on `tier` and wait until its load is on."""
     session = Session(project, "--tier", tier, "--record-baselines", "--kv-allow-suspect", "--kv-boots", "1")
-    session.wait_for(lambda: bool(list(session.path.rglob("plan.json"))), timeout_s=150)
+    session.wait_for(lambda: bool(list(session.path.rglob("plan.json"))), timeout_s=300)
     return session
 
 
 def finished(session: Session, tier: str, project: Project) -> tuple[str, pd.DataFrame, dict[str, float]]:
     """Wait for a session that must pass; return its output, its rows, and LMCache's counters of both servers."""
-    assert session.process.wait(120) == 0, session.out.read_text()
+    assert session.process.wait(300) == 0, session.out.read_text()
     folder = run_folder(project) / tier / "boot-1" / "context-3500"
     facts = json.loads((folder / "run.json").read_text())
     after = facts["load"]["counters_after"]
@@ -130,12 +130,12 @@ def test_a_killed_run_is_cleaned_up_after(
 ) -> None:
     """After kill -9 in the middle of a boot the containers live on; the next run removes them and says so."""
     session = Session(image_project, "--tier", "cpu")
-    session.wait_for(lambda: len(of_runs(daemon)) == 4 and len(ours(image_project.path)) >= 6, timeout_s=150)
+    session.wait_for(lambda: len(of_runs(daemon)) == 4 and len(ours(image_project.path)) >= 6, timeout_s=300)
     session.end(signal.SIGKILL)
     assert [each.status for each in of_runs(daemon)] == ["running"] * 4
     configure(image_project, SHORT.format(mode=BESIDE, more="vllm_args = ['--no-such-argument']"))
     after = Session(image_project, "--tier", "gpu")
-    assert after.process.wait(120) == 1
+    assert after.process.wait(300) == 1
     output = after.out.read_text()
     assert re.search(r"which was killed: \d+ processes ended, \d+ folders removed, 4 containers removed", output)
     assert "no-such-argument" in output

@@ -38,7 +38,7 @@ GATES = ("ttft", "speed", "decode", "tokens")
 #: From the start of the clock to the fault: some rounds are over, and some are left (s).
 INTO_THE_RUN_S = 4.0
 #: Of a boot, a run whose last requests time out, and the end (s).
-PATIENCE_S = 200
+PATIENCE_S = 300
 
 
 @dataclass(frozen=True)

@@ -70,12 +70,12 @@ def shm_of(project: Project) -> list[Path]:
 def serve(project: Project, home: Path, tier: str) -> Served:
     """Run a whole session on `tier`, and look at its sockets while it is under load."""
     session = Session(project, "--tier", tier, "--record-baselines", "--kv-allow-suspect", "--kv-boots", "1")
-    session.wait_for(lambda: bool(list(session.path.rglob("plan.json"))), timeout_s=150)
+    session.wait_for(lambda: bool(list(session.path.rglob("plan.json"))), timeout_s=300)
     pids = {p.pid for p in ours(project.path)}
     listening = [c for c in psutil.net_connections("inet") if c.status == psutil.CONN_LISTEN and c.pid in pids]
     sockets = {c.laddr.ip for c in listening if c.laddr}
     segments = shm_of(project)
-    assert session.process.wait(120) == 0, session.out.read_text()
+    assert session.process.wait(300) == 0, session.out.read_text()
     folder = run_folder(project) / tier / "boot-1" / "context-3500"
     return Served(
         output=session.out.read_text(),
@@ -136,7 +136,7 @@ def test_a_cache_that_is_too_small_is_explained(real_project: Project, kvcache_h
     """When max_model_len does not fit, the boot ends at once with vLLM's first cause and what to change."""
     configure(real_project, SHORT.format(mode=BESIDE, more="device_blocks = 20"))
     session = Session(real_project, "--tier", "gpu")
-    assert session.process.wait(120) == 1
+    assert session.process.wait(300) == 1
     output = session.out.read_text()
     assert re.search(
         r"vllm-\d\.log: vllm-\d ended while starting \(exit code \d+\): ValueError: To serve at least", output
@@ -148,8 +148,8 @@ def test_a_cache_that_is_too_small_is_explained(real_project: Project, kvcache_h
 def test_a_real_boot_that_is_interrupted(real_project: Project, kvcache_home: Path) -> None:
     """Interrupted while vLLM's and LMCache's processes are starting, a session leaves none of them."""
     session = Session(real_project, "--tier", "pnfs")
-    session.wait_for(lambda: len(ours(real_project.path)) >= 6, timeout_s=60)
-    session.wait_for(lambda: any(p.name.startswith("sem.") for p in shm_of(real_project)), timeout_s=60)
+    session.wait_for(lambda: len(ours(real_project.path)) >= 6, timeout_s=300)
+    session.wait_for(lambda: any(p.name.startswith("sem.") for p in shm_of(real_project)), timeout_s=300)
     segments = shm_of(real_project)
     assert session.end(signal.SIGINT) != 0
     assert traces(real_project.path, kvcache_home) == NOTHING
@@ -159,14 +159,14 @@ def test_a_real_boot_that_is_interrupted(real_project: Project, kvcache_home: Pa
 def test_a_killed_real_run_is_cleaned_up_after(real_project: Project, kvcache_home: Path) -> None:
     """After kill -9 in the middle of a real boot, the next run ends what is left."""
     session = Session(real_project, "--tier", "cpu")
-    session.wait_for(lambda: any(p.name.startswith("sem.") for p in shm_of(real_project)), timeout_s=60)
+    session.wait_for(lambda: any(p.name.startswith("sem.") for p in shm_of(real_project)), timeout_s=300)
     segments = shm_of(real_project)
     session.end(signal.SIGKILL)
     left = ours(real_project.path)
     assert len(left) >= 4
     configure(real_project, SHORT.format(mode=BESIDE, more="vllm_args = ['--no-such-argument']"))
     after = Session(real_project, "--tier", "gpu")
-    assert after.process.wait(90) == 1
+    assert after.process.wait(300) == 1
     assert "which was killed" in after.out.read_text()
     assert not any(os.path.exists(f"/proc/{p.pid}") and p.status() != psutil.STATUS_ZOMBIE for p in left)  # noqa: PTH110
     assert traces(real_project.path, kvcache_home) == NOTHING
