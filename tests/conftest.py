@@ -6,9 +6,12 @@ import importlib
 import os
 import pkgutil
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+
+import docker
 
 # pytester forgets the modules that a test imported first, and neither pyarrow's extension types nor NumPy's compiled
 # modules can be loaded twice.
@@ -20,6 +23,7 @@ from hypothesis import settings
 from pytest_kvcache.engine import setup
 from pytest_kvcache.home import home
 from tests.projects import Session
+from tests.stubs.docker import StubDocker, image_path
 from tests.stubs.engine import make_engine
 
 # What starts the tests in the background may have them ignore signals, and what ignores a signal starts others that do:
@@ -114,3 +118,26 @@ def project(
     )
     yield pytester
     Session.end_all()
+
+
+@pytest.fixture
+def daemon(
+    tmp_path: Path, stub_engine: Path, socket_of_daemon: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[StubDocker]:
+    """A daemon that has the image `kv:1`, with stub programs."""
+    stub = StubDocker({"kv:1": "sha256:1"}, {"PATH": image_path(tmp_path / "image", stub_engine)})
+    monkeypatch.setattr(docker, "DockerClient", stub)
+    yield stub
+    for left in list(stub.all):
+        left.remove(force=True, v=True)
+
+
+@pytest.fixture
+def socket_of_daemon(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Where DOCKER_HOST leads: something listens there."""
+    path = tmp_path_factory.mktemp("d") / "d.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        monkeypatch.setenv("DOCKER_HOST", f"unix://{path}")
+        yield f"unix://{path}"

@@ -17,8 +17,6 @@ from pytest_kvcache.telemetry import allotment as allotments
 from pytest_kvcache.telemetry import hardware
 from pytest_kvcache.telemetry.allotment import allotment, allotted, dealt
 from pytest_kvcache.telemetry.listing import apps, listed
-from tests.projects import Project, configure, run
-from tests.stubs.engine import toml
 from tests.unit.test_tiers import CATALOGUE, QWEN
 
 #: As `nvidia-smi -L` prints it.
@@ -105,16 +103,6 @@ def test_render_under_an_allotment() -> None:
     assert seen == {"lmcache-0": "4,5", "vllm-0": "4,5", "lmcache-1": "6,7", "vllm-1": "6,7", "router": None}
     with pytest.raises(ConfigError, match=r"4 GPUs are needed .*, 2 allotted by CUDA_VISIBLE_DEVICES=4,5"):
         render(beside, CATALOGUE.tiers["cpu"], None, {"CUDA_VISIBLE_DEVICES": "4,5"}, as_json=True)
-
-
-def test_a_session_stops_before_the_boot(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Too few GPUs fail every test with what is needed and what there is, and nothing was started."""
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,4")
-    configure(project, toml().replace("gpus_per_server = 0", "gpus_per_server = 1"))
-    result = run(project, "--tier", "gpu")
-    assert result.ret == 1
-    result.stdout.fnmatch_lines(["*2 GPUs are needed*, 0 allotted by CUDA_VISIBLE_DEVICES=4,4 (4 is there twice*"])
-    assert list((project.path / ".kvcache").rglob("vllm-*.log")) == []
 
 
 @pytest.fixture

@@ -18,8 +18,6 @@ from pytest_kvcache.api.requests import table
 from pytest_kvcache.proof.ledger import Ledger, Tokens
 from pytest_kvcache.tiers import catalogue
 from pytest_kvcache.verdict.estimate import estimate
-from tests.projects import Project, configure
-from tests.stubs.engine import toml
 from tests.unit.verdict.make import requests
 from tests.worked_examples import PAGE, write
 
@@ -207,20 +205,3 @@ def test_the_worked_tests_are_typed(tmp_path: Path) -> None:
     told = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=False)
     errors = [line for line in told.stdout.splitlines() if ": error: " in line]
     assert [line.split(":")[:2] for line in errors] == [["wrong.py", "1"], ["wrong.py", "3"], ["wrong.py", "3"]], errors
-
-
-def test_the_worked_tests_pass(project: Project) -> None:
-    """The five worked tests of docs/api.md run as they stand, and their conftest stores what is measured."""
-    (project.path / "test_multi_round_qa.py").unlink()
-    write(project.path)
-    nvme = project.mkdir("nvme")
-    tiers = (project.path / "kvcache.toml").read_text(encoding="utf-8").replace("/mnt/nvme", str(nvme))
-    configure(project, toml(more=tiers))
-    # The second of the pairs that tests talk to would show nothing new.
-    args = ("-m", "perf", "--record-baselines", "--tier", "gpu", "--tier", "cpu", "--tier", "nvme")
-    result = project.runpytest_inprocess("-p", "no:cacheprovider", *args, "-k", "not test_own_load or gpu")
-    result.assert_outcomes(passed=9 + 3 + 1 + 2 + 1, deselected=4)
-    stored = (project.path / "kv-results.jsonl").read_text(encoding="utf-8")
-    assert stored.count('"valid": true') == 3 + 1
-    assert stored.count('"verdict": "recorded"') == 9
-    assert not list(nvme.iterdir())

@@ -15,8 +15,6 @@ from hypothesis import strategies as st
 from pytest_kvcache.config import environment
 from pytest_kvcache.serving.plan import build_plan
 from pytest_kvcache.serving.render import render
-from tests.projects import Project, configure, run, run_folder
-from tests.stubs.engine import toml
 from tests.unit.test_tiers import CATALOGUE, KEYS, QWEN, TINY, context
 
 GONE = (
@@ -117,20 +115,3 @@ def test_render_shows_what_is_withheld() -> None:
     data = json.loads(render(QWEN, CATALOGUE.tiers["pnfs"], None, environ, as_json=True))
     assert "LMCACHE_CHUNK_SIZE" in data["withheld"]
     assert [c["env"]["CUDA_VISIBLE_DEVICES"] for c in data["components"] if c["stage"] == "servers"] == ["4", "5"]
-
-
-def test_a_session_says_it_once(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Settings of engines that are withheld are one line of the output; run.json has names, and values are nowhere."""
-    for name, value in {"LMCACHE_CHUNK_SIZE": "640064", "VLLM_PORT": "5", "HF_TOKEN": "hf_s3cret"}.items():
-        monkeypatch.setenv(name, value)
-    configure(project, toml())
-    result = run(project, "--tier", "gpu", "--record-baselines")
-    result.assert_outcomes(passed=3)
-    told = [line for line in result.outlines if "withheld" in line]
-    assert len(told) == 1
-    assert "LMCACHE_CHUNK_SIZE (set chunk_tokens), VLLM_PORT" in told[0]
-    kept = json.loads((run_folder(project) / "gpu" / "boot-1" / "context-50" / "run.json").read_text())["environment"]
-    assert {"LMCACHE_CHUNK_SIZE", "VLLM_PORT"} <= set(kept["withheld"])
-    assert "HF_TOKEN" in kept["passed"]
-    texts = [path.read_text(errors="replace") for path in project.path.rglob("*") if path.is_file()]
-    assert not any("s3cret" in text or "640064" in text for text in texts)

@@ -14,8 +14,6 @@ from hypothesis import strategies as st
 
 from pytest_kvcache.errors import RunError
 from pytest_kvcache.runs.machine import PROCESSORS, VARIABLE, MachineLock
-from tests.projects import Project, configure
-from tests.stubs.engine import toml
 
 GPUS = ("GPU-aaaa", "GPU-bbbb", "GPU-cccc", "MIG-dddd")
 HERE = {VARIABLE: f"test-{os.getpid()}"}
@@ -110,44 +108,3 @@ def test_long_names_of_parts_stay_apart() -> None:
     finally:
         for lock in locks:
             lock.release()
-
-
-def test_a_session_that_may_not_wait_names_the_holder(
-    project: Project, monkeypatch: pytest.MonkeyPatch, other: subprocess.Popen[str]
-) -> None:
-    """It ends before anything boots; what only collects, and other people's tests, run beside it."""
-    monkeypatch.setenv(VARIABLE, HERE[VARIABLE])
-    configure(project, toml())
-    result = project.runpytest_inprocess("--tier", "gpu", "--kv-wait", "0")
-    assert result.ret == pytest.ExitCode.USAGE_ERROR
-    assert f"another session measures on it: `{sys.executable}" in result.stderr.str()
-    assert f"(pid {other.pid} of " in result.stderr.str()
-    assert not list((project.path / ".kvcache").rglob("*.log"))
-    assert project.runpytest_inprocess("--tier", "gpu", "--collect-only").ret == 0
-
-
-def test_a_session_waits_for_another(
-    project: Project, monkeypatch: pytest.MonkeyPatch, other: subprocess.Popen[str]
-) -> None:
-    """It says for whom, measures once the other has ended, and leaves the machine to the next."""
-    monkeypatch.setenv(VARIABLE, HERE[VARIABLE])
-    configure(project, toml())
-    threading.Timer(1.5, other.kill).start()
-    result = project.runpytest_inprocess("--tier", "gpu", "--record-baselines")
-    result.assert_outcomes(passed=3)
-    result.stdout.fnmatch_lines(
-        [f"kvcache: the processors of this machine: waiting for *pid {other.pid} of *--kv-wait*"]
-    )
-    lock = MachineLock([PROCESSORS], HERE)
-    lock.acquire(0, print)
-    lock.release()
-
-
-@pytest.mark.parametrize("value", ["soon", "-1", "nan", "inf"])
-def test_a_wait_that_is_none(project: Project, value: str) -> None:
-    """The ini key is checked like the option."""
-    configure(project, toml())
-    result = project.runpytest_inprocess("--tier", "gpu", "-o", f"kv_wait={value}")
-    assert result.ret == pytest.ExitCode.USAGE_ERROR
-    assert "kv" in result.stderr.str()
-    assert "wait" in result.stderr.str()

@@ -6,14 +6,11 @@ import io
 import sys
 from collections.abc import Callable
 from importlib import import_module
-from pathlib import Path
 
 import pytest
 
 from pytest_kvcache import cli
 from pytest_kvcache.showable import make_showable, showable
-from tests.projects import Project, configure, run_apart, run_folder
-from tests.stubs.engine import toml
 
 _TEXT = "1 … 2 → 3 \N{MULTIPLICATION SIGN} 4 \N{EN DASH} 5 °C é █ 😀"
 _ENCODINGS = ["ascii", "latin-1", "cp1252", "koi8-r", "shift_jis", "utf-8"]
@@ -91,46 +88,3 @@ def test_every_help_is_shown_in_ascii(name: str, monkeypatch: pytest.MonkeyPatch
         cli.main([name, "--help"])
     assert ended.value.code == 0
     assert written(out).startswith(b"usage: pytest-kvcache " + name.encode())
-
-
-_POSIX = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-
-
-@pytest.mark.parametrize(
-    ("encoding", "environ"),
-    [("ascii", _POSIX), ("latin-1", {"PYTHONIOENCODING": "latin-1"})],
-    ids=["POSIX", "latin-1"],
-)
-def test_a_session_and_its_summary_in_any_locale(
-    project: Project, encoding: str, environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Tables come out line by line where the terminal cannot show all of them; the CLI shows the run there too."""
-    configure(project, toml(boots=2, more="# caf\N{LATIN SMALL LETTER E WITH ACUTE} …\n"))
-    for key, value in environ.items():
-        monkeypatch.setenv(key, value)
-    result = run_apart(project, "--tier", "gpu", "--record-baselines")
-    result.assert_outcomes(passed=3)
-    result.stdout.fnmatch_lines(["*stub/gpu/50*2*TTFT (s)*-* ... *", "*stub/gpu/50*2*processing speed*"])
-    assert "\\n" not in result.stdout.str()
-    folder = run_folder(project)
-    for command in (["baselines", "show", "stub/gpu/50"], ["report", str(folder)]):
-        out, err = stream(encoding), stream(encoding)
-        with monkeypatch.context() as patch:
-            patch.setattr("sys.stdout", out)
-            patch.setattr("sys.stderr", err)
-            assert cli.main(command) == 0
-        assert b"gpu" in written(out)
-        assert not written(err)
-
-
-def test_a_folder_whose_name_cannot_be_written_down(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the locale cannot name the folder of results, a sentence says so before a boot."""
-    configure(project, toml())
-    for key, value in _POSIX.items():
-        monkeypatch.setenv(key, value)
-    runs = Path("r\N{LATIN SMALL LETTER E WITH ACUTE}sultats")
-    result = run_apart(project, "--tier", "gpu", "-k", "ttft", f"--kv-runs={runs}")
-    result.assert_outcomes(errors=1)
-    result.stdout.fnmatch_lines(
-        ["*its name has characters that the encoding * of this session has not", "*LC_ALL=C.UTF-8*"]
-    )

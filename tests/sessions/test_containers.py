@@ -30,7 +30,7 @@ def pytest_unconfigure():
 @pytest.fixture
 def image_project(project: Project, stub_engine: Path, socket_of_daemon: str, tmp_path: Path) -> Project:
     """A project whose daemon has the image `kv:1` of stub programs."""
-    root = str(Path(__file__).parents[3])
+    root = str(Path(__file__).parents[2])
     project.makeconftest(CONFTEST.format(root=root, path=image_path(tmp_path / "image", stub_engine)))
     configure(project, toml())
     return project
