@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Collection, Mapping, Sequence
+from typing import TextIO
 
 import pytest
 
@@ -13,10 +14,12 @@ from pytest_kvcache.api import hooks
 from pytest_kvcache.baselines import store
 from pytest_kvcache.campaign import settings
 from pytest_kvcache.campaign.key import KEY
+from pytest_kvcache.campaign.progress import Progress, Silent
 from pytest_kvcache.campaign.settings import Settings
 from pytest_kvcache.campaign.state import PerfState
 from pytest_kvcache.errors import BaselineError, ConfigError, RunError
 from pytest_kvcache.report import benchmark as rows_of_benchmark
+from pytest_kvcache.report import header, progress
 from pytest_kvcache.report.session import SessionReport
 from pytest_kvcache.runs import signals
 from pytest_kvcache.runs.leaving import Leaving
@@ -64,12 +67,18 @@ def activate(config: pytest.Config, items: Sequence[pytest.Item]) -> PerfState:
         reporter = config.pluginmanager.get_plugin("terminalreporter")
         capture = config.pluginmanager.get_plugin("capturemanager")
         if reporter is not None:
+            shown.rest()
             with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
                 reporter.ensure_newline()
                 reporter.write_line(showable(f"kvcache: {line}", sys.stdout))
 
+    shown: Progress = Silent()
     cautions = neighbours.short_timeouts(config, items, chosen.profile)
     state = PerfState(chosen, say)
+    if not config.getoption("collectonly"):
+        shown = state.progress = progress.chosen(
+            _stream(config), say, verbosity=config.get_verbosity(), total_s=header.expected_s(state)
+        )
     if not config.getoption("collectonly"):
         try:
             if chosen.options.update != "none":
@@ -89,6 +98,12 @@ def activate(config: pytest.Config, items: Sequence[pytest.Item]) -> PerfState:
     )
     config.add_cleanup(restore)
     return state
+
+
+def _stream(config: pytest.Config) -> TextIO | None:
+    """Return what pytest's terminal writes to, which no test captures; None without one."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    return reporter._tw._file if reporter is not None else None  # it has no public name
 
 
 #: Node ids of the perf tests that have not ended.

@@ -276,9 +276,13 @@ class BaselineCheck:
         if found.succeeds:
             return
         message = self._message(result, gate)
+        first = state.told.setdefault(message, self.item.nodeid)
         if found.undecided and not state.settings.options.strict:
             state.undecided.append((self.item.nodeid, found.status, message.splitlines()[0]))
             return
+        if first != self.item.nodeid:  # what all gates of a cell have in common is said once
+            head = "; ".join(line.strip() for line in message.splitlines()[:2])
+            message = f"{head} (in full: {first})"
         pytest.fail(message, pytrace=False)
 
     def _message(self, result: CellResult, gate: AnyGate | None) -> str:

@@ -28,6 +28,15 @@ def showable(text: str, stream: object) -> str:
     return text.encode(encoding, _HANDLER).decode(encoding, "backslashreplace")
 
 
+def can_show(text: str, stream: object) -> bool:
+    """Return whether a text stream can show every character of `text`."""
+    try:
+        text.encode(getattr(stream, "encoding", None) or "utf-8")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
+
+
 def _plainer(error: UnicodeError) -> tuple[str | bytes, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error

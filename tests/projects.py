@@ -47,12 +47,17 @@ def run(project: Project, *args: str) -> pytest.RunResult:
     What a project's conftest changes in modules of the plugin stays changed, unless it changes it by `PATCH`.
     """
     project.syspathinsert()  # as `python -m pytest` does
-    return project.runpytest_inprocess("-p", "no:cacheprovider", *args)
+    return project.runpytest_inprocess("-p", "no:cacheprovider", *told(args))
 
 
 def run_apart(project: Project, *args: str) -> pytest.RunResult:
     """Run pytest in a process of its own, where that is what is tested."""
-    return project.runpytest_subprocess("-p", "no:cacheprovider", *args)
+    return project.runpytest_subprocess("-p", "no:cacheprovider", *told(args))
+
+
+def told(args: Sequence[str]) -> list[str]:
+    """Return arguments of pytest with which a session prints all of its tables, unless they say how much it prints."""
+    return [*args] if any(word.startswith(("-q", "-v", "--verbosity", "--no-v")) for word in args) else ["-v", *args]
 
 
 #: For a project's conftest: `patch.setattr` and the like last as long as the session, whatever process it runs in.

@@ -87,8 +87,9 @@ def booted(arm: Arm, state: PerfState, tier_plan: TierPlan, *, logs: Path) -> It
         gpus=allotment(os.environ),
     )
     launcher = arm.launcher(state.run, tier_plan)
+    state.progress.phase(f"{tier_plan.label}{_named(arm)}", f"booting {arm.profile.servers} servers")
     try:
-        pair = pairs.boot(plan, launcher, logs, timeout_s=arm.profile.boot_timeout_s)
+        pair = pairs.boot(plan, launcher, logs, timeout_s=arm.profile.boot_timeout_s, waiting=state.progress.waiting)
     except KvCacheError as error:
         state.listener.booted(arm, logs, None, str(error))
         raise
@@ -146,7 +147,11 @@ def measure(
         ):
             probes = BootProbes(arm, pair, folder / PROBES)
             for length in contexts:
+                where = f"{pair.label} {boot}, context {length}"
+                if arm.profile.rules.probes:
+                    state.progress.phase(where, "probing caches, storage and answers")
                 probed = probes.probe()
+                state.progress.phase(where, "warming up and filling caches")
                 plan = _plan(arm, pair, folder / f"context-{length}", length, stop.get(length))
                 result.runs[length] = run_plan(
                     arm, state, pair, shortened_if_faulty(plan, probed), probed=probed, gpus_during=watch.during
@@ -221,6 +226,7 @@ def run_plan(
         plan,
         state.launcher,
         tier=arm.tier.name,
+        profile=arm.profile.name,
         folder=folder,
         comparability=comparability(
             arm.profile,

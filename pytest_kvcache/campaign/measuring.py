@@ -43,7 +43,10 @@ def measure(state: PerfState, tier: Tier, context_tokens: int, *, selected: Sequ
         a, b = arm_of(tier, state), state.other_arm(tier)
         lengths = list(keys)
         work = BaselineCampaign(state, a, lengths) if b is None else AgainstCampaign(state, a, b, lengths)
-        found = work.run()
+        try:
+            found = work.run()
+        finally:
+            state.progress.rest()
         for length, result in found.items():
             campaign.keep(keys[length], result)
             if result.explanation is not None:

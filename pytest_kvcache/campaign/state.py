@@ -12,6 +12,7 @@ from pytest_kvcache.campaign.arm import Arm
 from pytest_kvcache.campaign.campaign import Campaign
 from pytest_kvcache.campaign.gpus import BootGpus
 from pytest_kvcache.campaign.listener import Listener, Nobody
+from pytest_kvcache.campaign.progress import Progress, Silent
 from pytest_kvcache.campaign.settings import Settings
 from pytest_kvcache.config import environment
 from pytest_kvcache.config.profile import Profile
@@ -42,6 +43,8 @@ class PerfState:
     Attributes:
         campaign: Owns the numbers of boots, their results, and what cut them short.
         listener: Is told of boots and loads.
+        progress: Shows what is under way.
+        told: By message of a failure, the test that has it whole.
         written: The files that were.
         hook_errors: What hooks of others raised, a line each.
         undecided: Tests without a decision: node id, status, reason.
@@ -60,6 +63,8 @@ class PerfState:
         self.say = say
         self.campaign = Campaign()
         self.listener: Listener = Nobody()
+        self.progress: Progress = Silent()
+        self.told: dict[str, str] = {}
         self.written: list[Path] = []
         self.hook_errors: list[str] = []
         self.undecided: list[tuple[str, str, str]] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,12 +13,15 @@ from pytest_kvcache.baselines import files
 from pytest_kvcache.campaign.result import CellResult
 from pytest_kvcache.campaign.state import PerfState
 from pytest_kvcache.errors import ConfigError, KvCacheError
-from pytest_kvcache.report import chart, series, terminal
+from pytest_kvcache.report import benchmark as rows_of_benchmark
+from pytest_kvcache.report import chart, header, screen, series, terminal
 from pytest_kvcache.report.gpus import gpu_lines
 from pytest_kvcache.report.ledger import LedgerRow, ledger_table, storage_table
-from pytest_kvcache.showable import showable
+from pytest_kvcache.showable import can_show, showable
 
 _SECTION = "kvcache"
+#: All tables of a session, in the run's folder.
+DETAILS = "details.txt"
 
 
 class SessionReport:
@@ -31,16 +35,13 @@ class SessionReport:
     def __init__(self, state: PerfState, cautions: Sequence[str]) -> None:
         self._state, self._cautions = state, cautions
 
-    def pytest_report_collectionfinish(self) -> list[str]:
-        """Name profile, tiers and configuration file, before the first test."""
-        chosen = self._state.settings
-        source = chosen.catalogue.source or "built in"
-        tiers = ", ".join(tier.name for tier in chosen.tiers)
-        first = f"kvcache: profile {chosen.profile.name}, tiers {tiers} (configuration: {source})"
-        return [first, *(f"kvcache: caution: {line}" for line in self._cautions)]
+    def pytest_report_collectionfinish(self, config: pytest.Config) -> list[str]:
+        """Name what is measured, with what, where and for about how long, before the first test."""
+        head = header.lines(self._state, collects_only=config.getoption("collectonly"))
+        return [f"kvcache: {line}" for line in (*head, *(f"caution: {line}" for line in self._cautions))]
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """Print what was measured, each tier against the first two, and what became of the baselines."""
+        """Print one screen: a row a cell, what needs a person, and where all the rest is; with -v the rest too."""
         state = self._state
 
         def line(text: str) -> None:
@@ -50,20 +51,55 @@ class SessionReport:
         results = state.campaign.measured
         if results:
             terminalreporter.section(f"{_SECTION}: {state.profile.name}")
-            for block in self._blocks(results):
-                line(block)
-                line("")
-            line(f"peak memory {state.peak_memory_bytes / 1e9:.1f} GB (PSS of all processes of the run)")
+            details = [
+                *self._blocks(results),
+                f"peak memory {state.peak_memory_bytes / 1e9:.1f} GB (PSS of all processes)",
+            ]
+            if terminalreporter.verbosity > 0:
+                for block in details:
+                    line(block)
+                    line("")
+            else:
+                rows_of_benchmark.hide(terminalreporter.config)
+            writer = terminalreporter._tw  # the terminal's width and colours have no public name
+            glyphs = can_show(screen.GLYPHS, sys.stdout)
+            for each in screen.table(results, width=writer.fullwidth, colour=writer.hasmarkup, glyphs=glyphs):
+                terminalreporter.line(each if writer.hasmarkup else showable(each, sys.stdout))
+            for each in (*screen.attention(results), *self._gains(), *self._baselines(results)):
+                line(each)
+            line(terminal.minutes(state.engine_minutes, state.fixed_minutes))
+            self._keep(details)
         for each in gpu_lines(state.gpus):  # also of boots that failed: an XID may be why
             line(each)
-        if state.campaign.results or state.campaign.interruptions:  # also of boots that failed
-            line(f"rows, counters and logs: {state.run.folder}")
         for interruption in state.campaign.interruptions.values():
             line(str(interruption))
         for each in state.hook_errors:
             line(each)
-        for nodeid, status, reason in state.undecided:
-            line(f"{status.upper()} {nodeid} - {reason}")
+        for each in _undecided(state.undecided, whole=terminalreporter.verbosity > 0):
+            line(each)
+        if state.campaign.results or state.campaign.interruptions:  # also of boots that failed
+            line(f"rows, counters and logs: {state.run.folder}")
+
+    def _keep(self, details: list[str]) -> None:
+        """Write all tables into the run's folder: what one screen has no room for is not lost."""
+        path = self._state.run.folder / DETAILS
+        with contextlib.suppress(OSError):  # the results themselves are there, and a full disk has been told
+            path.write_text("\n\n".join(details) + "\n", encoding="utf-8", errors="backslashreplace")
+
+    def _gains(self) -> Iterator[str]:
+        found = self._state.campaign.gains.values()
+        for gain in (each for some in found if not isinstance(some, KvCacheError) for each in some):
+            where = f"{gain.gain.tier} over {gain.gain.over}, context {gain.context_tokens}"
+            yield f"{gain.verdict.status}: {where}: {gain.line}"
+
+    def _baselines(self, results: list[CellResult]) -> Iterator[str]:
+        """Yield what became of the baselines: how many were written, and how many this run did not use."""
+        state = self._state
+        if state.written:
+            root, count = state.settings.options.baselines, len(state.written)
+            yield f"baselines written to {root}: {count} cells (old -> new in {DETAILS})"
+        if unused := self._unused(results):
+            yield f"{len(unused)} baselines that this run did not use (`pytest-kvcache baselines prune`)"
 
     def _blocks(self, results: list[CellResult]) -> Iterator[str]:
         state = self._state
@@ -107,7 +143,6 @@ class SessionReport:
         unused = self._unused(results)
         if unused:
             yield "\n".join(["baselines that this run did not use (`pytest-kvcache baselines prune`):", *unused])
-        yield terminal.minutes(state.engine_minutes, state.fixed_minutes)
 
     def _chart(self) -> Iterator[str]:
         """Tell tables and chart against the context length; a chart that cannot be drawn hides nothing else."""
@@ -138,3 +173,13 @@ class SessionReport:
         if not everything or not root.is_dir():
             return []
         return [f"  {found.path}" for found in files.unused(files.scan(root), [r.cell for r in results])]
+
+
+def _undecided(tests: Sequence[tuple[str, str, str]], *, whole: bool) -> Iterator[str]:
+    """Yield a line for each test without a decision, or for all that have the same reason."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for nodeid, status, reason in tests:
+        alike.setdefault((status, nodeid if whole else reason), []).append(f"{nodeid} - {reason}" if whole else nodeid)
+    for (status, reason), found in alike.items():
+        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+        yield f"{status.upper()} {found[0]}{more}" + ("" if whole else f" - {reason}")

