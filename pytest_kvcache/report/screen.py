@@ -22,8 +22,8 @@ from pytest_kvcache.verdict.procedure import share
 
 #: Cells of a bar that shows where prompt tokens came from.
 _BAR = 8
-#: Narrower than this, the bar is left out, and then the interval: figures and verdicts stay.
-_BAR_FROM, _INTERVAL_FROM = 72, 60
+#: Narrower than this, the bar is left out, then the change and the throughputs: TTFT and verdicts stay.
+_BAR_FROM, _CHANGE_FROM = 72, 60
 #: Sources of prompt tokens from the fastest to the slowest, and a glyph and a letter for each.
 _SOURCES = (
     ("device", "█", "D"),
@@ -62,14 +62,15 @@ def table(results: Sequence[CellResult], *, width: int, colour: bool, glyphs: bo
         colour: Whether verdicts are coloured.
         glyphs: Whether the output can show block characters; letters stand for them where not.
     """
-    with_bar, with_interval = width >= _BAR_FROM, width >= _INTERVAL_FROM
+    with_bar, with_change = width >= _BAR_FROM, width >= _CHANGE_FROM
     shown = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold" if colour else "")
     shown.add_column("tier", overflow="fold")
-    for title in ("ctx", "TTFT p50", "p99 s", "tok/s", "dec."):
+    for title in ("ctx", "TTFT p50", "p99 s", *(("tok/s", "dec.") if with_change else ())):
         shown.add_column(title, justify="right", no_wrap=True)
     if with_bar:
         shown.add_column("KV from", no_wrap=True)
-    shown.add_column("against baseline", overflow="fold", min_width=10)
+    if with_change:
+        shown.add_column("against baseline", overflow="fold", min_width=10)
     shown.add_column("verdict", overflow="fold", min_width=9)
     for result in results:
         e = result.estimates
@@ -78,13 +79,14 @@ def table(results: Sequence[CellResult], *, width: int, colour: bool, glyphs: bo
             Text(str(result.context_tokens)),
             Text(_seconds(e, "ttft_p50_s")),
             Text(_seconds(e, "ttft_p99_s")),
-            Text(_rounded(e, "tokens_per_s")),
-            Text(_rounded(e, "decode_tokens_per_s")),
         ]
+        if with_change:
+            row += [Text(_rounded(e, key)) for key in ("tokens_per_s", "decode_tokens_per_s")]
         if with_bar:
             row.append(Text(bar(result.runs[-1].proof.ledger.total, glyphs=glyphs)))
         found = status(result, None)
-        row.append(Text(change(result, interval=with_interval)))
+        if with_change:
+            row.append(Text(change(result)))
         row.append(Text(outcome(result), style=_STYLES.get(found, "")))
         shown.add_row(*row)
     lines = _render(shown, width=width, colour=colour)
@@ -112,7 +114,7 @@ def bar(tokens: Tokens, *, glyphs: bool) -> str:
     return "".join(sign * count for sign, count in cells.items())
 
 
-def change(result: CellResult, *, interval: bool = True) -> str:
+def change(result: CellResult) -> str:
     """Return the change of the gate that decides, worse-positive, with its interval; "-" where nothing is compared."""
     if (moved := change_of(result, None)) is not None:
         name = moved.metric.short or moved.metric.key
@@ -121,7 +123,7 @@ def change(result: CellResult, *, interval: bool = True) -> str:
     if gate is None:
         return "-"
     text = f"{gate.metric.short or gate.metric.key} {share(gate.effect):+z.0%}"
-    return f"{text} [{_percent(share(gate.lower))}, {_percent(share(gate.upper))}]" if interval else text
+    return f"{text} [{_percent(share(gate.lower))}, {_percent(share(gate.upper))}]"
 
 
 def outcome(result: CellResult) -> str:
