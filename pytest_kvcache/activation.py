@@ -12,7 +12,7 @@ import pytest
 from pytest_kvcache import neighbours, options, parameters, selection, values
 from pytest_kvcache.api import hooks
 from pytest_kvcache.baselines import store
-from pytest_kvcache.campaign import settings
+from pytest_kvcache.campaign import gains, settings
 from pytest_kvcache.campaign.key import KEY
 from pytest_kvcache.campaign.progress import Progress, Silent
 from pytest_kvcache.campaign.settings import Settings
@@ -80,7 +80,13 @@ def activate(config: pytest.Config, items: Sequence[pytest.Item]) -> PerfState:
             _stream(config), say, verbosity=config.get_verbosity(), total_s=header.expected_s(state)
         )
     if not config.getoption("collectonly"):
+        if chosen.options.allow_suspect and chosen.options.update == "none":
+            stores = f"{chosen.options.update_option} or {options.spelled(config, '--record-baselines')}"
+            raise pytest.UsageError(f"--kv-allow-suspect: nothing is stored in this session: add {stores}")
         try:
+            if chosen.options.update == "none" and chosen.options.against is None:
+                wanted = {gain: gain_contexts(items, gain) for gain in chosen.profile.gates.declared_gains()}
+                gains.check_baselines(state, wanted)
             if chosen.options.update != "none":
                 store.check_writable(chosen.options.baselines)
             state.claim_machine()
@@ -166,12 +172,12 @@ def without_gains_of_others(items: list[pytest.Item], ours: Collection[pytest.It
     chosen = resolved(config)
     if chosen is None or not chosen.profile.gates.gains:
         return
-    gains = {(gain.tier, gain.short) for gain in chosen.profile.gates.declared_gains()}
-    names = {name for _, name in gains}
+    declared = {(gain.tier, gain.short) for gain in chosen.profile.gates.declared_gains()}
+    names = {name for _, name in declared}
 
     def stays(item: pytest.Item) -> bool:
         name, tier = _params(item).get("kv_gate"), _tier_of(item)
-        return item not in ours or not tier or name not in names or (tier, name) in gains
+        return item not in ours or not tier or name not in names or (tier, name) in declared
 
     items[:] = [item for item in items if stays(item)]
 

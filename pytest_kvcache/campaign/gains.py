@@ -134,18 +134,42 @@ class GainCampaign:
         return KnownSpread(math.hypot(*(each.sd for each in found)), min(each.df for each in found))
 
     def _read(self, arm: Arm, context: int) -> StoredCell | None:
-        cell = Cell(arm.profile.name, machine_name(self._state.hardware), arm.tier.name, context)
-        return store.read(self._state.settings.options.baselines, cell)
+        return _read(self._state, arm.tier.name, context)
 
     def _stored(self, arm: Arm, context: int) -> StoredCell:
-        stored = self._read(arm, context)
-        if stored is None:
-            raise BaselineError(
-                "has no baseline on this machine, and its gain is to be what the baselines have",
-                where=f"{arm.profile.name}/{arm.tier.name}/{context}",
-                todo="record it (`--update-baselines`), or declare the ratio that the gain must reach",
-            )
-        return stored
+        return _stored(self._state, arm.tier.name, context)
+
+
+def check_baselines(state: PerfState, wanted: Mapping[Gain, Sequence[int]]) -> None:
+    """Return where every gain that must be as large as the baselines' own has the baselines of both tiers.
+
+    Args:
+        state: The session's.
+        wanted: Gains, with the contexts at which tests ask for them.
+
+    Raises:
+        BaselineError: One is missing.
+    """
+    for gain, contexts in wanted.items():
+        for context in contexts if math.isnan(gain.bound) else ():
+            for tier in (gain.tier, gain.over):
+                _stored(state, tier, context)
+
+
+def _read(state: PerfState, tier: str, context: int) -> StoredCell | None:
+    cell = Cell(state.profile.name, machine_name(state.hardware), tier, context)
+    return store.read(state.settings.options.baselines, cell)
+
+
+def _stored(state: PerfState, tier: str, context: int) -> StoredCell:
+    stored = _read(state, tier, context)
+    if stored is None:
+        raise BaselineError(
+            "has no baseline on this machine, and its gain is to be what the baselines have",
+            where=f"{state.profile.name}/{tier}/{context}",
+            todo="record it (`--update-baselines`), or declare the ratio that the gain must reach",
+        )
+    return stored
 
 
 def _level(stored: StoredCell, gain: Gain) -> float:

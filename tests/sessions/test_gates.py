@@ -90,6 +90,24 @@ def test_a_gain_over_an_unknown_tier_is_a_usage_error(project: Project) -> None:
     result.stderr.fnmatch_lines(["*gates.gains.pnfs over nvme: unknown tier 'nvme'; known: gpu, cpu, s3, pnfs*"])
 
 
+def test_a_gain_that_baselines_do_not_have_stops_before_the_boot(project: Project) -> None:
+    """A gain that is to be the baselines' own names the missing one first, unless the session records it."""
+    configure(project, toml(more='\n[profiles.stub.gates.gains]\n"cpu over gpu" = { speed = "baseline" }\n'))
+    result = run(project, "--tier", "cpu")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*stub/cpu/50: has no baseline on this machine, and its gain*", "*record it*"])
+    assert not list((project.path / ".kvcache").rglob("*.log"))
+    run(project, "--tier", "cpu", "-k", "not gain").assert_outcomes(failed=3, deselected=1)
+
+
+def test_boots_beside_other_work_are_allowed_only_where_they_are_stored(project: Project) -> None:
+    """--kv-allow-suspect in a session that stores nothing is refused with the options that do."""
+    configure(project, toml())
+    result = run(project, "--tier", "gpu", "--kv-allow-suspect")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*--kv-allow-suspect: nothing is stored*: add --update-baselines or --record-base*"])
+
+
 def test_a_profile_is_gated_by_metrics_of_its_own(project: Project) -> None:
     """Tests, ids and baselines follow `gates.metrics`; a tier without a shared storage skips its throughput."""
     metrics = 'metrics = ["itl_p50", "requests_per_s", "goodput_share", "l2_load_bytes_per_s"]\nslo = { ttft_s = 9 }'
