@@ -38,6 +38,8 @@ from pytest_kvcache.verdict.procedure import Boot
 PROBES = "probes.json"
 #: Users of one workload are numbered from a multiple of this, so that workloads on one boot share no user context.
 USERS_APART = 100_000
+#: How often a load says how far it is (s).
+_REPORT_S = 3
 
 
 @dataclass
@@ -192,6 +194,7 @@ def _plan(arm: Arm, pair: ServingPair, folder: Path, length: int, stop: StopRule
         stop=stop,
         rows=folder / runner.ROWS,
         summary=folder / runner.LOAD,
+        report_s=_REPORT_S,
     )
 
 
@@ -248,6 +251,7 @@ def run_plan(
         leaders=lambda: tuple(state.run.journal.record.leaders),
         most_other_work=arm.profile.rules.other_work,
         slo=arm.profile.gates.slo,
+        told=state.progress.load,
     )
     state.listener.measured(run)
     return run

@@ -3,27 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
-
-
-@dataclass(frozen=True)
-class LoadSoFar:
-    """A load under way.
-
-    Args:
-        requests: How many the load has.
-        done: How many were answered whole.
-        failed: How many were not.
-        ttft_s: Mean TTFT of those that were answered (s); None before the first of them.
-        left_s: Until the last request is due (s).
-    """
-
-    requests: int
-    done: int
-    failed: int
-    ttft_s: float | None
-    left_s: float
 
 
 class Progress(Protocol):
@@ -40,8 +20,8 @@ class Progress(Protocol):
     def waiting(self, names: Sequence[str]) -> None:
         """Components of a boot that are not ready yet."""
 
-    def load(self, so_far: LoadSoFar) -> None:
-        """A load goes on."""
+    def load(self, line: str) -> None:
+        """A load goes on; `line` is what it said last: requests done and failed, mean TTFT so far."""
 
     def rest(self) -> None:
         """Nothing is under way: what was shown is taken away."""
@@ -56,7 +36,7 @@ class Silent:
     def waiting(self, names: Sequence[str]) -> None:
         """Do nothing."""
 
-    def load(self, so_far: LoadSoFar) -> None:
+    def load(self, line: str) -> None:
         """Do nothing."""
 
     def rest(self) -> None:

@@ -46,6 +46,8 @@ from pytest_kvcache.workload.multi_round import MultiRoundQa
 
 ROWS, RUN, LOAD, CSV = "requests.parquet", "run.json", "load.json", "summary.csv"
 _POLL_S = 0.2
+#: More than the load's longest line of progress.
+_TAIL_BYTES = 4096
 _SAVE_S = 6.0
 
 
@@ -111,12 +113,14 @@ def run_load(
     leaders: Callable[[], Iterable[Leader]] = tuple,
     most_other_work: float = math.inf,
     slo: ServiceLevel | None = None,
+    told: Callable[[str], None] = lambda _: None,
 ) -> RunResult:
     """Carry out `plan` against `pair` and return its result; rows and facts are in `folder` even if it fails.
 
     `gpus` returns what the GPUs did in the load, once it is over. `leaders` returns the first processes of all that the
     run has started; what all others took of the processors is recorded, and above the share `most_other_work` the run
-    is suspect. `slo` is what goodput counts.
+    is suspect. `slo` is what goodput counts. `told` gets what the load said last, again and
+    again.
 
     Raises:
         BootError: A component of the pair died.
@@ -139,7 +143,7 @@ def run_load(
         with other_work.watched(leaders) as watch:
             with signals.deferred():  # what is started is known before an interruption comes
                 handle = launcher.start(component, folder)
-            _wait(handle, pair)
+            _wait(handle, pair, told)
     finally:
         with signals.deferred():
             if handle is not None:
@@ -227,11 +231,24 @@ def _finite(figures: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in figures.items() if math.isfinite(value)}
 
 
-def _wait(handle: Handle, pair: ServingPair) -> None:
+def _wait(handle: Handle, pair: ServingPair, told: Callable[[str], None]) -> None:
     while handle.exit_code() is None:
         pair.check_alive()
+        if line := _last_line(handle.log):
+            told(line)
         time.sleep(_POLL_S)
     pair.check_alive()  # a storage server that died with the last request has no counters that would be missed
+
+
+def _last_line(log: Path) -> str:
+    """Return the last whole line of a log, "" where there is none."""
+    try:
+        with log.open("rb") as stream:
+            stream.seek(max(0, log.stat().st_size - _TAIL_BYTES))
+            lines = stream.read().split(b"\n")[:-1]
+    except OSError:
+        return ""
+    return lines[-1].decode(errors="replace") if lines else ""
 
 
 def _end(handle: Handle, launcher: ProcessLauncher) -> None:

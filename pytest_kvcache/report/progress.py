@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from pytest_kvcache.campaign.progress import LoadSoFar, Progress, Silent
+from pytest_kvcache.campaign.progress import Progress, Silent
 from pytest_kvcache.showable import showable
 
 #: Between two lines of one phase in a log, and between two changes of the line on a terminal (s).
@@ -50,13 +50,6 @@ class _Told:
         return f"{self.where}: {what}; {self.left()}"
 
 
-def of_load(so_far: LoadSoFar) -> str:
-    """Return a load under way in words."""
-    failed = f", {so_far.failed} failed" if so_far.failed else ""
-    ttft = f", TTFT {so_far.ttft_s:.3f} s" if so_far.ttft_s is not None else ""
-    return f"{so_far.done} of {so_far.requests} requests{failed}{ttft}, {max(0.0, so_far.left_s):.0f} s to send"
-
-
 class CalmProgress:
     """A line for each phase, and one every half minute in a load: for logs.
 
@@ -80,9 +73,9 @@ class CalmProgress:
         """Write them down now and then."""
         self._now_and_then(f"waiting for {', '.join(names)}")
 
-    def load(self, so_far: LoadSoFar) -> None:
+    def load(self, line: str) -> None:
         """Write it down now and then."""
-        self._now_and_then(of_load(so_far))
+        self._now_and_then(line)
 
     def rest(self) -> None:
         """Do nothing: a log keeps its lines."""
@@ -120,9 +113,9 @@ class LiveProgress:
         """Show them behind the phase."""
         self._show(f"{self._what}: waiting for {', '.join(names)}")
 
-    def load(self, so_far: LoadSoFar) -> None:
+    def load(self, line: str) -> None:
         """Show it in place of the phase."""
-        self._show(of_load(so_far))
+        self._show(line)
 
     def rest(self) -> None:
         """Take the line away."""

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_kvcache.campaign.progress import LoadSoFar, Silent
+from pytest_kvcache.campaign.progress import Silent
 from pytest_kvcache.campaign.result import CellResult
 from pytest_kvcache.campaign.runner import RunResult
 from pytest_kvcache.probes.probe import Probed
@@ -125,9 +125,6 @@ def test_tests_with_one_reason_share_a_line() -> None:
     assert list(_undecided(tests, whole=True)) == [f"{status.upper()} {name} - x" for name, status, _ in tests]
 
 
-SO_FAR = LoadSoFar(requests=20, done=12, failed=1, ttft_s=0.0912, left_s=7.4)
-
-
 def test_a_log_gets_calm_lines() -> None:
     """A phase is a line with the time that is left; what goes on under way is told only now and then."""
     said: list[str] = []
@@ -135,14 +132,8 @@ def test_a_log_gets_calm_lines() -> None:
     shown.phase("pnfs boot-1", "booting 2 servers")
     for _ in range(50):
         shown.waiting(["vllm-0"])
-        shown.load(SO_FAR)
+        shown.load("4 of 24 s: 3 finished")
     assert said == ["pnfs boot-1: booting 2 servers; about 5 min left"]
-
-
-def test_a_load_in_words() -> None:
-    """Requests done of all, failures if there are any, TTFT so far, and for how long requests are still sent."""
-    assert progress.of_load(SO_FAR) == "12 of 20 requests, 1 failed, TTFT 0.091 s, 7 s to send"
-    assert progress.of_load(LoadSoFar(20, 0, 0, None, -1)) == "0 of 20 requests, 0 s to send"
 
 
 @pytest.fixture
