@@ -175,10 +175,10 @@ def test_other_tiers_go_on(project: Project, monkeypatch: pytest.MonkeyPatch) ->
     )
     begin = pairs.boot
 
-    def boot(plan: object, launcher: object, logs: Path, *, timeout_s: float) -> ServingPair:
+    def boot(plan: object, launcher: object, logs: Path, **more: object) -> ServingPair:
         if "gpu/boot-2" in str(logs):
             raise SystemExit(3)
-        return begin(plan, launcher, logs, timeout_s=timeout_s)  # type: ignore[arg-type]
+        return begin(plan, launcher, logs, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(pairs, "boot", boot)
     result = run_here(project, "--tier", "cpu", "test_mine.py", "-v")

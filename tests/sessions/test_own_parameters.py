@@ -277,7 +277,7 @@ def test_a_whole_measurement_in_a_test_case(project: Project) -> None:
         "        result = self.measure(context_tokens=70)\n"
         "        self.request.getfixturevalue('kv_baseline').check(result, 'speed')"
     )
-    result = brought(project, code, "--tier", "gpu", "--record-baselines", "--benchmark-json=b.json")
+    result = brought(project, code, "--tier", "gpu", "--record-baselines", "--benchmark-json=b.json", "-v")
     result.assert_outcomes(passed=1)
     assert '"metric": "tokens_per_s"' in (project.path / "b.json").read_text()
     result.stdout.fnmatch_lines(["*processing speed: seconds per token*"])
