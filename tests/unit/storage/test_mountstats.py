@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from pytest_kvcache.errors import RunError
 from pytest_kvcache.storage import mounts, mountstats, rdma
+from pytest_kvcache.storage.mount_options import nfs_version, page_cache_options, parse_options
 from pytest_kvcache.storage.mounts import mount_of
-from pytest_kvcache.storage.mountstats import Operation, Reading, delta, parse, parse_options
+from pytest_kvcache.storage.mountstats import Operation, Reading, delta, parse
 from pytest_kvcache.storage.rdma import Carried, Link
 
 SAMPLES = Path(__file__).parents[1] / "data" / "pnfs"
@@ -117,7 +118,7 @@ def test_differences_of_two_readings(pair: str) -> None:
     assert found.operation("LAYOUTGET").ops == expected.layoutget
     assert found.seconds == after.age_s - before.age_s
     assert "READ_PLUS" not in found.operations
-    assert (found.rdma_bytes > 0) is (expected.proto == "rdma")
+    assert (sum(t.reply_bytes for t in after.transports) > 0) is (expected.proto == "rdma")
 
 
 def test_the_fallback_to_the_metadata_server() -> None:
@@ -129,10 +130,12 @@ def test_the_fallback_to_the_metadata_server() -> None:
 
 def test_data_of_flexfiles_is_not_in_the_mounts_own_transport() -> None:
     """The mount's transport carries the metadata only: data servers have transports that mountstats does not list."""
-    found = delta(reading("pnfs-flexfiles-rdma.before"), reading("pnfs-flexfiles-rdma.after"))
-    assert found.rdma_bytes < 1 << 20 < found.bytes["server_write"]
-    plain = delta(reading("plain-v3-rdma.before"), reading("plain-v3-rdma.after"))
-    assert plain.rdma_bytes == plain.bytes["server_write"] + plain.bytes["server_read"]
+    before, after = (reading(f"pnfs-flexfiles-rdma.{when}").transports[0] for when in ("before", "after"))
+    assert (before.sends, after.sends) == (18, 29)
+    assert (after.read_chunks, after.reply_bytes) == (0, 1904)
+    plain = reading("plain-v3-rdma.after")
+    assert plain.transports[0].reply_bytes == plain.bytes["server_read"]
+    assert plain.transports[0].read_chunks > plain.operation("WRITE").ops
 
 
 @pytest.mark.parametrize("name", ["pnfs-flexfiles-rdma", "plain-v4.2-tcp"])
@@ -168,7 +171,7 @@ def test_nfsstat_says_the_same(path: Path) -> None:
     options = parse_options(flags.partition("Flags:")[2])
     found = reading(next(n for n in AFTER if n.removesuffix(".after") == path.stem))
     assert head == f"{found.point} from {found.source}"
-    assert mountstats.nfs_version(options) == found.version
+    assert nfs_version(options) == found.version
     for key in ("proto", "rsize", "wsize", "sec"):
         assert options[key] == found.options[key]
 
@@ -241,14 +244,14 @@ def test_several_connections_and_odd_names() -> None:
 
 def test_options_that_let_the_page_cache_answer() -> None:
     """A mount says what may serve a read without the server; one without sharing and caching says nothing."""
-    found = mountstats.page_cache_options(parse_options("rw,fsc,vers=4.2"))
+    found = page_cache_options(parse_options("rw,fsc,vers=4.2"))
     assert [line.partition(":")[0] for line in found] == [
         "fsc",
         "no nosharecache",
         "no noac or actimeo=0",
         "lookupcache=all",
     ]
-    assert mountstats.page_cache_options(parse_options("rw,noac,nosharecache,lookupcache=none")) == []
+    assert page_cache_options(parse_options("rw,noac,nosharecache,lookupcache=none")) == []
 
 
 def make_port(device: Path, *, state: str) -> Path:
@@ -345,5 +348,5 @@ def test_the_kernel_says_on_which_mount_a_folder_was_opened(tmp_path: Path) -> N
 )
 def test_options_that_cache_no_attributes(options: str, cached: bool) -> None:
     """`noac` and `actimeo=0`, as the kernel shows it, ask the server for attributes each time."""
-    told = mountstats.page_cache_options(parse_options(f"{options},nosharecache,lookupcache=none"))
+    told = page_cache_options(parse_options(f"{options},nosharecache,lookupcache=none"))
     assert bool([line for line in told if "attributes" in line]) == cached
