@@ -37,7 +37,9 @@ _OF_CLIENT = frozenset({
     "BIND_CONN_TO_SESSION",
 })  # fmt: skip
 #: Smallest share of requests that is told: answers to the server's callbacks and requests under way are counted too.
-_NOISE = 0.001
+_NOISE = 0.0005
+#: Smallest share of requests without data that is told: they are of other mounts, or were not answered yet.
+_MANY = 0.05
 #: Largest data (bytes) that may be sent within an RDMA message (`rdma_max_inline_write`), and so moves no chunk.
 _INLINE_BYTES = 64 << 10
 
@@ -131,6 +133,7 @@ def between(before: Reading, after: Reading) -> DataPath:
     either, other = (left, 0) if sent.read_bytes is None or _may_be_inline(grown, written, read) else (0, left)
     if either and not (written.ops and read.ops):
         writes, reads, either = (writes + either, reads, 0) if written.ops else (writes, reads + either, 0)
+    other = other if other >= _MANY * (written.ops + read.ops) else 0
     write_bytes, read_bytes = grown.bytes.get("server_write", 0), grown.bytes.get("server_read", 0)
     moved = write_bytes + read_bytes
     by_server = (

@@ -39,7 +39,7 @@ class _Try:
     def open(self, folder: Path) -> None:
         """Open the folder; what comes too late is closed again."""
         try:
-            found = os.open(folder, _FLAGS)
+            found = system_open(folder)
         except OSError as error:
             self.error = error
         else:
@@ -56,6 +56,11 @@ class _Try:
         with self.lock:
             self.is_given_up = self.descriptor is None and self.error is None
         return not self.is_given_up
+
+
+def system_open(folder: Path) -> int:
+    """Return a descriptor of a folder, however long that takes."""
+    return os.open(folder, _FLAGS)
 
 
 #: Tries that did not come back: nobody waits for the same folder twice.

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pytest_kvcache.errors import RunError
 from pytest_kvcache.storage import mounts, mountstats, rdma
-from pytest_kvcache.storage.mount_options import nfs_version, page_cache_options, parse_options
+from pytest_kvcache.storage.mount_options import nfs_version, parse_options
 from pytest_kvcache.storage.mounts import mount_of
 from pytest_kvcache.storage.mountstats import Operation, Reading, delta, parse
 from pytest_kvcache.storage.rdma import Carried, Link
@@ -242,18 +242,6 @@ def test_several_connections_and_odd_names() -> None:
     assert (second.pnfs_reads, second.layout) == (0, "")
 
 
-def test_options_that_let_the_page_cache_answer() -> None:
-    """A mount says what may serve a read without the server; one without sharing and caching says nothing."""
-    found = page_cache_options(parse_options("rw,fsc,vers=4.2"))
-    assert [line.partition(":")[0] for line in found] == [
-        "fsc",
-        "no nosharecache",
-        "no noac or actimeo=0",
-        "lookupcache=all",
-    ]
-    assert page_cache_options(parse_options("rw,noac,nosharecache,lookupcache=none")) == []
-
-
 def make_port(device: Path, *, state: str) -> Path:
     """Make port 1 of a device as sysfs shows it; return its folder."""
     port = device / "ports" / "1"
@@ -336,17 +324,40 @@ def test_the_kernel_says_on_which_mount_a_folder_was_opened(tmp_path: Path) -> N
     assert mount_of(tmp_path) == mount_of(tmp_path / "nothing")
 
 
-@pytest.mark.parametrize(
-    ("options", "cached"),
-    [
-        ("rw", True),
-        ("rw,noac", False),
-        ("rw,acregmin=0,acregmax=0,acdirmin=0,acdirmax=0", False),
-        ("rw,actimeo=0", False),
-        ("rw,acregmin=0", True),
-    ],
-)
-def test_options_that_cache_no_attributes(options: str, cached: bool) -> None:
-    """`noac` and `actimeo=0`, as the kernel shows it, ask the server for attributes each time."""
-    told = page_cache_options(parse_options(f"{options},nosharecache,lookupcache=none"))
-    assert bool([line for line in told if "attributes" in line]) == cached
+def test_mounts_upon_each_other_have_their_own_counters(tmp_path: Path) -> None:
+    """Of several NFS mounts at one place each is given its own counters, by its place in both tables."""
+    rows = [f"{n} {n - 1} 0:{n} / /mnt/kv rw - nfs4 s:/{n} rw,vers=4.2" for n in (22, 23, 24)]
+    (tmp_path / "mountinfo").write_text("\n".join([ROOT, *rows, ""]))
+    blocks = [f"device s:/{n} mounted on /mnt/kv with fstype nfs4 statvers=1.1\n\tage:\t{n}\n" for n in (22, 23, 24)]
+    (tmp_path / "mountstats").write_text("".join(blocks))
+    (tmp_path / "fdinfo").mkdir()
+    for wanted in (22, 23, 24):
+        for number in range(200):
+            (tmp_path / "fdinfo" / str(number)).write_text(f"pos:\t0\nmnt_id:\t{wanted}\n")
+        found = mount_of(tmp_path, proc=tmp_path)
+        assert found.nfs is not None
+        assert (found.source, found.nfs.age_s) == (f"s:/{wanted}", wanted)
+
+
+def test_mounts_of_one_server_are_neighbours() -> None:
+    """Mounts that show the same connections are told to each other; other servers' and second places are not."""
+    head = "device {}:/{} mounted on /{} with fstype nfs4 statvers=1.1\n\topts:\trw,vers=4.2,proto=tcp\n"
+    body = "\tbytes:\t{} 0 0 0 0 0 0 0\n\txprt:\ttcp 0 0 2 0 0 {} 7 0 997 0\n"
+    mounts_ = [("s", "kv", "kv", 1, 7), ("s", "kv", "again", 1, 7), ("s", "home", "home", 2, 9), ("t", "x", "x", 3, 7)]
+    text = "".join(head.format(*m[:3]) + body.format(*m[3:]) for m in mounts_)
+    found = mountstats.at(text, Path("/kv"))
+    assert found is not None
+    assert [m.point for m in found.neighbours] == [Path("/home")]
+
+
+LINES = st.binary(max_size=40).map(lambda line: line.replace(b"\n", b" "))
+
+
+@settings(deadline=None)
+@given(st.lists(LINES, max_size=8))
+def test_lines_that_nobody_knows_are_left_out(lines: list[bytes]) -> None:
+    """Whatever newer kernels write between the known lines, the known ones are read."""
+    more = b"".join(b"\t~" + line + b"\n" for line in lines)
+    text = b"device s:/e mounted on /kv with fstype nfs4 statvers=1.2\n" + more + b"\tage:\t7\n" + more
+    (found,) = parse(os.fsdecode(text + b"\t READ: 1 2 0 0 0 0 0 0 0\nno device mounted on /READ: with fstype x\n"))
+    assert (found.age_s, found.operation("READ").transmissions) == (7, 2)
