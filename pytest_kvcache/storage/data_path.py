@@ -57,7 +57,7 @@ class DataPath:
         request_share: Share (0 to 1) of requests that went to the metadata server: of all, of writes or of reads, the
             largest one.
         byte_share: The same share of bytes.
-        errors: WRITEs and READs that were answered with an error, by whatever server.
+        errors: WRITEs and READs that were answered with an error, by whatever server, but for "come again later".
         local_bytes: Bytes that moved without a request. NFS LOCALIO (Linux 6.12, fs/nfs/localio.c) reads and writes the
             server's files directly where client and server are one machine.
         local_share: Their share (0 to 1) of all bytes.
@@ -156,7 +156,7 @@ def between(before: Reading, after: Reading) -> DataPath:
             _share(writes + reads + either, max(sum(tried), written.ops + read.ops)),
         ),
         byte_share=max(_share(passed, moved), *map(_share, by_server, (write_bytes, read_bytes))) if passed else 0.0,
-        errors=written.errors + read.errors,
+        errors=_errors(grown, written.errors + read.errors),
         local_bytes=local,
         local_share=_share(local, moved),
         is_measured=is_measured,
@@ -243,6 +243,12 @@ def _beside(grown: Delta, tried: tuple[int, int], written: int, read: int) -> tu
 def _moved(grown: Delta, *names: str) -> Operation:
     rows = [grown.operation(name) for name in names]
     return Operation(*(sum(getattr(row, name) for row in rows) for name in Operation.__dataclass_fields__))
+
+
+def _errors(grown: Delta, of_data: int) -> int:
+    """Return errors of WRITEs and READs without the answers to come again later, which any operation may have got."""
+    others = sum(operation.errors for operation in _not_of_data(grown.operations).values())
+    return max(0, of_data - max(0, grown.delays - others))
 
 
 def _may_be_inline(grown: Delta, written: Operation, read: Operation) -> bool:

@@ -86,6 +86,7 @@ def judge(seen: LayoutEvidence, require: Require, moved: int, *, returns_are_usu
         f"{grown.pnfs_writes} writes and {grown.pnfs_reads} reads by the layout"
     )
     trouble = [*way.words, *_refusals(grown, returns_are_usual)]
+    trouble += _without_layout(grown) if way.share else []
     if way.local_share > _MOST:
         return Finding("fail", f"{text}: {'; '.join(trouble)}", _OWN_SERVER)
     if grown.pnfs_writes == 0:
@@ -116,11 +117,17 @@ def _refusals(grown: Delta, returns_are_usual: bool) -> list[str]:
 
 def _metadata_server(grown: Delta, after: Reading) -> str:
     writes, devices = grown.operation("WRITE").ops, after.operation("GETDEVICEINFO")
-    asked = grown.operation("LAYOUTGET")
-    refused = max(0, asked.errors - grown.delays)
-    return f"WRITE {writes}, GETDEVICEINFO {devices.ops} with {devices.errors} errors" + (
-        f", LAYOUTGET with {refused} errors" if refused else ""
-    )
+    text = f"WRITE {writes}, GETDEVICEINFO {devices.ops} with {devices.errors} errors"
+    return ", ".join([text, *_without_layout(grown)])
+
+
+def _without_layout(grown: Delta) -> list[str]:
+    """Return how often the server gave no layout in the window, but for the answers to come again later.
+
+    To wait for a recall, or to try later, are asked for by the protocol too, and are counted like errors.
+    """
+    count = max(0, grown.operation("LAYOUTGET").errors - grown.delays)
+    return [f"LAYOUTGET gave no layout {count} times (errors, recalls, or to be tried later)"] if count else []
 
 
 def _over_rdma(seen: LayoutEvidence, text: str, moved: int) -> Finding:

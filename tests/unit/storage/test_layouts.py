@@ -138,6 +138,9 @@ def test_the_share_of_the_metadata_server(  # noqa: PLR0917 - the columns of the
     ("more", "status", "told"),
     [
         ({"errors": 3}, "warn", "3 WRITEs and READs failed"),
+        ({"errors": 3, "delays": 3}, "pass", ""),
+        ({"errors": 3, "delays": 2}, "warn", "1 WRITEs and READs failed"),
+        ({"errors": 3, "delays": 4, "LAYOUTGET": 9, "LAYOUTGET_errors": 4}, "warn", "3 WRITEs and READs failed"),
         ({"LAYOUTRETURN": 1}, "warn", "LAYOUTRETURN 1"),
         ({"LAYOUTERROR": 2}, "warn", "LAYOUTERROR 2"),
         # The protocol has a client ask again: after a delay, during a recall, where layouts come later.
@@ -149,6 +152,14 @@ def test_what_gives_a_layout_up_is_warned_of(more: dict[str, int], status: str, 
     """Errors of I/O and layouts that were given back in the window are told; retries that are asked for are none."""
     found = judge(grown(FLEX, tried=400, writes=400, reads=400, **more), "pnfs", MOVED)
     assert (found.status, told in found.found) == (status, True), found.found
+
+
+@pytest.mark.parametrize(("delays", "told"), [(0, "gave no layout 4 times"), (3, "gave no layout 1 times"), (4, "")])
+def test_layouts_that_were_not_given_are_told_beside_what_came_of_it(delays: int, told: str) -> None:
+    """Where some I/O went to the metadata server, it is told how often the server gave no layout in the window."""
+    more = {"LAYOUTGET": 9, "LAYOUTGET_errors": 4, "delays": delays}
+    found = judge(grown(BLOCK, tried=400, writes=10, reads=0, **more), "pnfs", MOVED)
+    assert (found.status, told in found.found, "LAYOUTGET gave" in found.found) == ("warn", True, bool(told))
 
 
 def test_errors_before_the_window_are_none_of_it() -> None:

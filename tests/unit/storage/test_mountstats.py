@@ -161,6 +161,10 @@ def test_the_mount_table_says_the_same(path: Path, tmp_path: Path, monkeypatch: 
     mount = mount_of(Path(expected.point) / "below")
     assert mount.nfs == reading(name)
     assert (mount.version, mount.pnfs) == (expected.version, expected.layout)
+    # Only this table has the server's address: mountstats shows the options without it.
+    assert mount.server == mount.source.partition(":")[0]
+    assert mount.nfs is not None
+    assert "addr" not in mount.nfs.options
     assert mount_of(Path("/dev/shm/x")).fstype == "tmpfs"
 
 
