@@ -12,9 +12,10 @@ from pathlib import Path
 
 from pytest_kvcache.check import Finding
 from pytest_kvcache.preflight.kvsize import Stored
+from pytest_kvcache.storage import caches
 from pytest_kvcache.storage.layouts import evidence, judge
+from pytest_kvcache.storage.mount_options import page_cache_options
 from pytest_kvcache.storage.mounts import mount_of
-from pytest_kvcache.storage.mountstats import page_cache_options
 from pytest_kvcache.storage.requirement import Require, unmet
 
 #: An NFS server may serve the first bytes of a file without a layout; this is more than any such threshold known.
@@ -62,10 +63,10 @@ def writable(folder: Path) -> Finding:
 
 def layouts_used(folder: Path, require: Require) -> Finding:
     """Look at whether a write and a read of 4 MiB go by pNFS layouts, and over RDMA where `require` says so."""
-    point = mount_of(folder).point
     if require in {"none", "nfs4.1"}:
         return Finding("pass", "not required")
-    with evidence(point) as seen, probe_file(folder) as path:
+    # The file is removed after the counters were read: its layout is given back with it, which is no sign of trouble.
+    with probe_file(folder) as path, evidence(path.parent) as seen:
         write_through(path, os.urandom(PROBE_BYTES))
         read_through(path)
     return judge(seen, require, PROBE_BYTES)
@@ -75,43 +76,16 @@ def page_cache(folder: Path) -> Finding:
     """Look for caches that may serve reads of an NFS mount without its server: such reads have the speed of RAM."""
     found = mount_of(folder)
     if not found.is_nfs:
-        return Finding("pass", f"{found.fstype}: {_caches(found.fstype)}")
+        return Finding("pass", f"{found.fstype}: {caches.of(found.fstype)}")
     options = page_cache_options(found.options)
     if not options:
-        return Finding("pass", "reads ask the server")
+        return Finding("pass", "each read asks the server whether the file changed; pages of one that did not are kept")
     return Finding(
         "warn" if "fsc" in found.options else "pass",
         "; ".join(options),
         "LMCache reads through the page cache: what one server wrote, another on the same machine may read from RAM. "
         "Compare the mount's server_read bytes with what LMCache loaded",
     )
-
-
-#: What serves reads of file systems that are not NFS without asking their servers.
-_CACHES = {
-    "lustre": "reads may come from the client's page cache, which the locks of the servers keep valid",
-    "wekafs": "reads may come from the client's page cache, unless it is mounted with forcedirect",
-    "gpfs": "reads may come from the client's own cache (pagepool), which is not the page cache",
-    "beegfs": "reads may come from the client's cache (tuneFileCacheType in beegfs-client.conf)",
-    "ceph": "reads may come from the client's page cache, while the servers grant it the right to cache",
-    "cifs": "reads may come from the client's page cache, while a lease is granted (cache=strict)",
-    "smb3": "reads may come from the client's page cache, while a lease is granted (cache=strict)",
-    "9p": "reads may come from the host that serves it, and from this machine's page cache with cache=loose",
-    "virtiofs": "reads may come from the host that serves it, at the speed of its RAM",
-    "overlay": "reads may come from the page cache of the file systems below it",
-    "zfs": "reads may come from ZFS's own cache (ARC), which is not the page cache",
-    "tmpfs": "it is the machine's memory",
-    "ramfs": "it is the machine's memory",
-    "autofs": "nothing is mounted there yet",
-}
-
-
-def _caches(fstype: str) -> str:
-    if fstype in _CACHES:
-        return _CACHES[fstype]
-    if fstype.startswith("fuse"):
-        return "reads may come from the page cache, or from caches of the program that serves it"
-    return "reads may come from the page cache, as on any local file system"
 
 
 def space(folder: Path, need: Stored | None) -> Finding:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pytest_kvcache.errors import RunError
 from pytest_kvcache.proof.storage_account import TOLERANCE, AccountCheck, LmcacheAccount
-from pytest_kvcache.storage import layouts, mountstats
+from pytest_kvcache.storage import data_path, layouts, mountstats
 from pytest_kvcache.storage.account import MountReading
 from pytest_kvcache.storage.layouts import LayoutEvidence
 from pytest_kvcache.storage.mountstats import Delta, Reading
@@ -64,7 +64,7 @@ def _layouts(
     before: MountReading, after: MountReading, grown: Delta, claimed: LmcacheAccount, require: Require
 ) -> AccountCheck:
     """Check whether reads and writes went by pNFS layouts or through the metadata server."""
-    way = layouts.way_of(grown, after.reading.layout)
+    way = data_path.between(before.reading, after.reading)
     beside = {"WRITE": way.writes, "READ": way.reads}
     figures = {
         "layoutget": float(after.reading.operation("LAYOUTGET").ops),
@@ -74,9 +74,12 @@ def _layouts(
         "other_reads": float(beside["READ"]),
     }
     check = AccountCheck(figures=figures)
-    if way.is_local:
-        line = "NFS LOCALIO: client and server are one machine, and nothing was sent: the times are those of its disk"
-        check += AccountCheck(findings=(line,))
+    if way.local_bytes:
+        line = (
+            f"NFS LOCALIO: client and server are one machine, and {way.local_share:.1%} of all bytes "
+            f"({way.local_bytes / 1e6:.1f} MB) were not sent: times of that share are those of its disk"
+        )
+        check += AccountCheck(findings=(line,), figures={"local_bytes": float(way.local_bytes)})
     if require not in {"pnfs", "pnfs-rdma"}:
         return check
     written, read = grown.bytes["server_write"], grown.bytes["server_read"]
@@ -99,4 +102,6 @@ def _layouts(
 
 
 def _evidence(before: MountReading, after: MountReading) -> LayoutEvidence:
-    return LayoutEvidence(before.reading, list(before.links), after.reading, after.links, after.connections)
+    return LayoutEvidence(
+        before.reading, list(before.links), after.reading, after.links, after.connections, after.server
+    )

@@ -18,11 +18,13 @@ class MountReading:
         reading: The mount's own counters.
         links: RDMA links with their counters.
         connections: Kind and address of all RPC connections, including those to data servers.
+        server: Address of the mount's own server, "" where it is not known.
     """
 
     reading: Reading
     links: tuple[Link, ...] = ()
     connections: tuple[tuple[str, str], ...] = ()
+    server: str = ""
 
 
 @dataclass(frozen=True)

@@ -90,9 +90,8 @@ def _no_counters(found: Mount) -> str:
 def _counted(found: Mount) -> MountReading | None:
     if found.nfs is None:
         return None
-    return MountReading(
-        found.nfs, tuple(rdma.links(rdma.DEVICES)), connections=tuple(rdma.rpc_connections(rdma.SWITCHES))
-    )
+    connections = tuple(rdma.rpc_connections(rdma.SWITCHES))
+    return MountReading(found.nfs, tuple(rdma.links(rdma.DEVICES)), connections, found.server)
 
 
 def _sync(folder: Path) -> None:

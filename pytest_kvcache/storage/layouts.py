@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_kvcache.check import Finding
-from pytest_kvcache.storage import mounts, mountstats, rdma
+from pytest_kvcache.storage import data_path, mountstats, rdma
+from pytest_kvcache.storage.mounts import mount_of
 from pytest_kvcache.storage.mountstats import Delta, Reading
 from pytest_kvcache.storage.rdma import Link
-from pytest_kvcache.storage.requirement import BLOCK_LAYOUTS, Require
+from pytest_kvcache.storage.requirement import Require
 
 _TO_SERVER = (
     "see the client's kernel log (dmesg | grep -i nfs): a data server may be unreachable, or its device unknown here"
 )
+_OWN_SERVER = "move the server to another machine: this one is its own server"
+_TO_RDMA = "let the server name its data servers with an RDMA address (netid rdma); rdma link and rdma res show qp"
 
-#: Share of writes and reads through the metadata server above which a layout is not in use.
+#: Share of writes and reads through the metadata server, or without a network, from which a layout is not in use.
 _MOST = 0.5
-_LOCAL = "bytes moved without a READ or WRITE: NFS LOCALIO, client and server are one machine and nothing is sent"
+#: Time (s) after which counters are read again, where requests seem to be under way.
+_AGAIN_S = 0.2
 
 
 @dataclass
@@ -32,6 +37,7 @@ class LayoutEvidence:
         links_before: RDMA links with their counters before the I/O.
         links_after: RDMA links with their counters after the I/O.
         connections: Kind and address of all RPC connections after the I/O.
+        server: Address of the metadata server, "" where it is not known.
     """
 
     before: Reading | None
@@ -39,14 +45,24 @@ class LayoutEvidence:
     after: Reading | None = None
     links_after: tuple[Link, ...] = ()
     connections: tuple[tuple[str, str], ...] = ()
+    server: str = ""
 
 
 @contextmanager
-def evidence(point: Path) -> Iterator[LayoutEvidence]:
-    """Yield what is counted of the mount at `point` around the body; it is complete when the body has ended."""
-    seen = LayoutEvidence(before=_reading(point), links_before=rdma.links(rdma.DEVICES))
+def evidence(folder: Path) -> Iterator[LayoutEvidence]:
+    """Yield what is counted of the mount that holds `folder` around the body; it is complete when the body has ended.
+
+    Raises:
+        OSError: The folder cannot be opened.
+    """
+    mount = mount_of(folder)
+    seen = LayoutEvidence(before=mount.nfs, links_before=rdma.links(rdma.DEVICES), server=mount.server)
     yield seen
-    seen.after = _reading(point)
+    seen.after = mount_of(folder).nfs
+    if seen.before and seen.after and data_path.between(seen.before, seen.after).words:
+        # A request is counted by its transport when it is sent, and by its operation when it is answered.
+        time.sleep(_AGAIN_S)
+        seen.after = mount_of(folder).nfs
     seen.links_after = tuple(rdma.links(rdma.DEVICES))
     seen.connections = tuple(rdma.rpc_connections(rdma.SWITCHES))
 
@@ -63,93 +79,26 @@ def judge(seen: LayoutEvidence, require: Require, moved: int, *, returns_are_usu
     if seen.before is None or seen.after is None:
         return Finding("fail", "not an NFS mount", "mount the export")
     grown = mountstats.delta(seen.before, seen.after)
+    way = data_path.between(seen.before, seen.after)
     # LAYOUTGET is counted from the mount on: a layout of the whole file system may have been fetched before the I/O.
-    layoutget, way = seen.after.operation("LAYOUTGET"), way_of(grown, seen.after.layout)
     text = (
-        f"{seen.after.layout or 'no layout'}, LAYOUTGET {layoutget.ops}, "
+        f"{seen.after.layout or 'no layout'}, LAYOUTGET {seen.after.operation('LAYOUTGET').ops}, "
         f"{grown.pnfs_writes} writes and {grown.pnfs_reads} reads by the layout"
     )
     trouble = [*way.words, *_refusals(grown, returns_are_usual)]
-    if way.is_local:
-        return Finding("fail", f"{text}; {_LOCAL}", "move the server to another machine: this one is its own server")
+    trouble += _without_layout(grown) if way.share else []
+    if way.local_share > _MOST:
+        return Finding("fail", f"{text}: {'; '.join(trouble)}", _OWN_SERVER)
     if grown.pnfs_writes == 0:
         trouble = [f"all through the metadata server ({_metadata_server(grown, seen.after)})"]
-    if grown.pnfs_writes == 0 or way.share > _MOST:
+    if grown.pnfs_writes == 0 or way.share >= _MOST:
         return Finding("fail", f"{text}: {'; '.join(trouble)}", _TO_SERVER)
     found = _over_rdma(seen, text, moved) if require == "pnfs-rdma" else Finding("pass", text)
     if trouble and found.status != "fail":
-        return Finding("warn", "; ".join([found.found, *trouble]), _TO_SERVER)
+        return Finding("warn", "; ".join([found.found, *trouble]), _OWN_SERVER if way.local_bytes else _TO_SERVER)
     if found.status == "pass" and grown.pnfs_reads == 0:
         return Finding("warn", f"{text}: reads were answered by the page cache, or the metadata server", _TO_SERVER)
     return found
-
-
-@dataclass(frozen=True)
-class Way:
-    """Which way reads and writes took, as far as the mount's counters tell.
-
-    The kernel counts what it *tries* by a layout (`pnfs_try_to_write_data`, `pnfs_try_to_read_data` in fs/nfs/pnfs.c).
-    What fails is sent again to the metadata server, as READ and WRITE of the mount. With files and flexfiles layouts
-    those to data servers are in the same counts, so what is beyond the tries went to the metadata server; block layouts
-    move no data by NFS, so all of them did.
-
-    Args:
-        writes: WRITEs that the metadata server got.
-        reads: READs that it got.
-        tried_writes: Writes that were tried by a layout.
-        tried_reads: Reads that were tried by a layout.
-        errors: WRITEs and READs that were answered with an error, by whatever server.
-        is_local: Whether bytes moved without a request: NFS LOCALIO (Linux 6.12, fs/nfs/localio.c) reads and writes the
-            server's files directly where client and server are one machine.
-    """
-
-    writes: int
-    reads: int
-    tried_writes: int
-    tried_reads: int
-    errors: int
-    is_local: bool
-
-    @property
-    def share(self) -> float:
-        """Share (0 to 1) that went through the metadata server, of writes or of reads: the larger one."""
-        pairs = ((self.writes, self.tried_writes), (self.reads, self.tried_reads))
-        return max(beside / max(tried, beside, 1) for beside, tried in pairs)
-
-    @property
-    def words(self) -> list[str]:
-        """What a person needs to know of it, nothing where all went by the layout."""
-        found = []
-        if self.writes or self.reads:
-            found.append(
-                f"{self.writes} WRITEs and {self.reads} READs went through the metadata server, {self.share:.1%} of "
-                "what the layout was tried for"
-            )
-        if self.errors:
-            found.append(f"{self.errors} WRITEs and READs failed")
-        return found
-
-
-def way_of(grown: Delta, layout: str) -> Way:
-    """Return which way reads and writes took between two readings of a mount.
-
-    Args:
-        grown: What the mount counted.
-        layout: Its layout driver.
-    """
-    write, read = grown.operation("WRITE"), grown.operation("READ")
-    by_nfs = layout not in BLOCK_LAYOUTS
-    read_bytes = grown.bytes.get("server_read", 0)
-    moved = grown.bytes.get("server_write", 0) + read_bytes
-    tried = grown.pnfs_writes or grown.pnfs_reads
-    return Way(
-        writes=max(0, write.ops - grown.pnfs_writes) if by_nfs else write.ops,
-        reads=(max(0, read.ops - grown.pnfs_reads) if by_nfs else read.ops) if read_bytes else 0,
-        tried_writes=grown.pnfs_writes,
-        tried_reads=grown.pnfs_reads,
-        errors=write.errors + read.errors,
-        is_local=moved > 0 and not write.ops and not read.ops and (by_nfs or not tried),
-    )
 
 
 def _refusals(grown: Delta, returns_are_usual: bool) -> list[str]:
@@ -168,11 +117,17 @@ def _refusals(grown: Delta, returns_are_usual: bool) -> list[str]:
 
 def _metadata_server(grown: Delta, after: Reading) -> str:
     writes, devices = grown.operation("WRITE").ops, after.operation("GETDEVICEINFO")
-    asked = grown.operation("LAYOUTGET")
-    refused = max(0, asked.errors - grown.delays)
-    return f"WRITE {writes}, GETDEVICEINFO {devices.ops} with {devices.errors} errors" + (
-        f", LAYOUTGET with {refused} errors" if refused else ""
-    )
+    text = f"WRITE {writes}, GETDEVICEINFO {devices.ops} with {devices.errors} errors"
+    return ", ".join([text, *_without_layout(grown)])
+
+
+def _without_layout(grown: Delta) -> list[str]:
+    """Return how often the server gave no layout in the window, but for the answers to come again later.
+
+    To wait for a recall, or to try later, are asked for by the protocol too, and are counted like errors.
+    """
+    count = max(0, grown.operation("LAYOUTGET").errors - grown.delays)
+    return [f"LAYOUTGET gave no layout {count} times (errors, recalls, or to be tried later)"] if count else []
 
 
 def _over_rdma(seen: LayoutEvidence, text: str, moved: int) -> Finding:
@@ -180,40 +135,40 @@ def _over_rdma(seen: LayoutEvidence, text: str, moved: int) -> Finding:
     active = [link for link in seen.links_after if link.is_active]
     shown = "; ".join(link.describe() for link in active or seen.links_after) or "none"
     text = f"{text}; RDMA links: {shown}"
-    todo = "let the server name its data servers with an RDMA address (netid rdma); rdma link and rdma res show qp"
-    if seen.links_after and not active:
+    carried = rdma.carried(seen.links_before, seen.links_after)
+    if seen.links_after and not active and (carried is None or carried.known):
         return Finding("fail", f"{text}: none is active", "bring the link up (rdma link, ibstat)")
     if seen.connections and not any(kind == "rdma" for kind, _ in seen.connections):
-        return Finding("fail", f"{text}: no RPC connection of this kernel is over RDMA", todo)
-    carried = rdma.carried(seen.links_before, seen.links_after)
-    doubt = ""
+        return Finding("fail", f"{text}: no RPC connection of this kernel is over RDMA", _TO_RDMA)
     if carried is None:
         doubt = "they count nothing"
+    elif not carried.known:
+        doubt = "one of them appeared, went or does not count, or a counter stands still or began anew"
     elif carried.bytes < moved:
-        if carried.known:
-            text = f"{text}; they carried at most {carried.bytes} of {moved} bytes: data servers over TCP"
-            return Finding("fail", text, todo)
-        doubt = "a counter of theirs stands still or began anew"
-    elif (others := _tcp_elsewhere(seen)) and any(link.layer == "InfiniBand" for link in active):
-        doubt = f"RPC connections over TCP to {', '.join(others)}: IPoIB moves the same counters"
+        text = f"{text}; they carried at most {carried.bytes} of {moved} bytes: data servers over TCP"
+        return Finding("fail", text, _TO_RDMA)
+    else:
+        doubt = _by_ipoib(seen, active)
     if carried is None or doubt:
-        return Finding("warn", f"{text}; {doubt}, so that the data's way is not proved", todo)
+        return Finding("warn", f"{text}; {doubt}, so that the data's way is not proved", _TO_RDMA)
     return Finding("pass", f"{text}; {carried.bytes >> 20} MiB over them")
 
 
-def _tcp_elsewhere(seen: LayoutEvidence) -> list[str]:
-    """Return the addresses of TCP connections of the kernel to other hosts than the mount's server."""
-    own = seen.after.options.get("addr", "") if seen.after else ""
-    return sorted({_host(address) for kind, address in seen.connections if kind == "tcp"} - {_host(own)})
+def _by_ipoib(seen: LayoutEvidence, active: Sequence[Link]) -> str:
+    """Return why data may have gone by TCP over InfiniBand, which moves the same counters; "" where it cannot have."""
+    if not any(link.layer == "InfiniBand" for link in active):
+        return ""
+    if not seen.connections:
+        return "this kernel does not list RPC connections, and TCP over IPoIB moves the same counters"
+    own = seen.server or (seen.after.options.get("addr", "") if seen.after else "")
+    others = sorted({_host(address) for kind, address in seen.connections if kind == "tcp"} - {_host(own)})
+    return f"RPC connections over TCP to {', '.join(others)}: IPoIB moves the same counters" if others else ""
 
 
 def _host(address: str) -> str:
-    """Return an address without its port and brackets: `10.0.0.1:2049`, `[fe80::1]:2049` and `fe80::1` have none."""
+    """Return an address without port, brackets and scope (`10.0.0.1:2049`, `[fe80::1]:2049`, `fe80::1%ib0`)."""
     if address.startswith("["):
-        return address[1:].partition("]")[0]
-    return address.partition(":")[0] if address.count(":") == 1 else address
-
-
-def _reading(point: Path) -> Reading | None:
-    path = mounts.PROC / "mountstats"
-    return mountstats.at(mounts.read_table(path), point) if path.exists() else None
+        address = address[1:].partition("]")[0]
+    elif address.count(":") == 1:
+        address = address.partition(":")[0]
+    return address.partition("%")[0].lower()

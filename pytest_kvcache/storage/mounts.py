@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pytest_kvcache.storage import mountstats
-from pytest_kvcache.storage.mountstats import Reading, nfs_version, parse_options, unescape
+from pytest_kvcache.storage.mount_options import nfs_version, parse_options
+from pytest_kvcache.storage.mountstats import Reading, unescape
+from pytest_kvcache.storage.opened import opened
 
 PROC = Path("/proc/self")
 
@@ -51,6 +53,14 @@ class Mount:
         return nfs_version(self.options) if self.is_nfs else (0, 0)
 
     @property
+    def server(self) -> str:
+        """Address of the mount's own server, for pNFS of the metadata server; "" where the table does not give it.
+
+        Only mountinfo has it (`addr=`): mountstats shows the options without it.
+        """
+        return self.options.get("addr", "") if self.is_nfs else ""
+
+    @property
     def is_rdma(self) -> bool:
         """Whether the mount's own transport is RDMA; `rdma6` is RDMA over IPv6 (nfs(5))."""
         return self.options.get("proto") in {"rdma", "rdma6"}
@@ -81,8 +91,7 @@ class _Row:
 def mount_of(path: Path, *, proc: Path | None = None) -> Mount:
     """Return the mount that holds `path` (or its nearest existing parent).
 
-    The folder is opened, so that the kernel itself says on which mount it came out (`mnt_id` in proc(5)'s fdinfo):
-    opening triggers automounts and NFS referrals, which looking does not.
+    The folder is opened, so that the kernel itself says on which mount it came out (`mnt_id` in proc(5)'s fdinfo).
 
     Args:
         path: A path, which need not exist yet.
@@ -90,18 +99,22 @@ def mount_of(path: Path, *, proc: Path | None = None) -> Mount:
 
     Raises:
         FileNotFoundError: No mount holds it.
+        OSError: The folder cannot be opened, for instance since its server does not answer (TimeoutError).
     """
     proc = proc or PROC
-    number = _opened(path, proc)
-    rows = _rows(proc)
-    row = next((row for row in rows if row.number == number), None) or _walked(rows, path.resolve())
-    if row is None:
-        raise FileNotFoundError(f"no mount holds {path}")
-    found = row.mount
-    if found.is_nfs and (proc / "mountstats").exists():
-        stats = mountstats.at(read_table(proc / "mountstats"), found.point)
-        return Mount(found.point, found.fstype, found.source, found.options, stats)
-    return found
+    # The folder stays open until the tables are read: an automounter ends no mount that is in use.
+    with opened(path) as descriptor:
+        number = _mount_id(proc / "fdinfo" / str(descriptor)) if descriptor is not None else None
+        rows = _rows(proc)
+        row = next((row for row in rows if row.number == number), None) or _walked(rows, path.resolve())
+        if row is None:
+            raise FileNotFoundError(f"no mount holds {path}")
+        found, stats = row.mount, proc / "mountstats"
+        if not (found.is_nfs and stats.exists()):
+            return found
+        # Both tables list the mounts in one order, so that of several upon each other each has its own counters.
+        upon = [r for r in rows if r.mount.point == found.point and r.mount.is_nfs]
+        return replace(found, nfs=mountstats.at(read_table(stats), found.point, upon.index(row)))
 
 
 def read_table(path: Path) -> str:
@@ -109,22 +122,14 @@ def read_table(path: Path) -> str:
     return os.fsdecode(path.read_bytes())
 
 
-def _opened(path: Path, proc: Path) -> int | None:
-    """Return the id of the mount on which the folder, or its nearest parent, is opened; None where it is not told."""
-    for folder in (path, *path.parents):
-        try:
-            descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except OSError:
-            continue
-        try:
-            told = read_table(proc / "fdinfo" / str(descriptor))
-        except OSError:
-            return None
-        finally:
-            os.close(descriptor)
-        number = next((line.split(":")[1] for line in told.split("\n") if line.startswith("mnt_id:")), "")
-        return int(number) if number.strip().isdigit() else None
-    return None
+def _mount_id(fdinfo: Path) -> int | None:
+    """Return the id of the mount on which something was opened, None where this kernel does not tell it."""
+    try:
+        told = read_table(fdinfo)
+    except OSError:
+        return None
+    number = next((line.partition(":")[2].strip(" \t") for line in told.split("\n") if line.startswith("mnt_id:")), "")
+    return int(number) if number.isascii() and number.isdigit() else None
 
 
 def _rows(proc: Path) -> list[_Row]:
@@ -167,7 +172,7 @@ def _parse_mountinfo(line: str) -> _Row | None:
     """Parse a line of /proc/PID/mountinfo (proc(5), section 3.5 of the kernel's filesystems/proc); None for no line."""
     head, mark, tail = line.partition(" - ")
     fields = head.split(" ")
-    if not mark or len(fields) < _POINT + 1 or not (fields[0].isdigit() and fields[1].isdigit()):
+    if not mark or len(fields) < _POINT + 1 or not (fields[0].isdecimal() and fields[1].isdecimal()):
         return None
     fstype, source, options, *_ = [*tail.split(" "), "", ""]
     mount = Mount(Path(unescape(fields[_POINT])), fstype, unescape(source), parse_options(options))

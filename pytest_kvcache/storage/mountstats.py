@@ -9,17 +9,19 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pytest_kvcache.errors import RunError
+from pytest_kvcache.storage.mount_options import nfs_version, parse_options, whole
+from pytest_kvcache.storage.transports import Transport
 
 # Names may hold whatever is no space and no line end to the kernel: NBSP, a carriage return, any byte.
 _DEVICE = re.compile(
-    r"device (?P<source>.*) mounted on (?P<point>[^ \t\n]+) with fstype (?P<fstype>[^ \t\n]+)", re.DOTALL
+    r"device (?P<source>.*) mounted on (?P<point>[^ \t\n]+) with fstype (?P<fstype>[^ \t\n]+)(?: [^\n]*)?", re.DOTALL
 )
 _LAYOUT = re.compile(r"\bpnfs=(?P<layout>not configured|[^,\n]+)")
-_OPERATION = re.compile(r"[ \t]*(?P<name>[A-Z][A-Z0-9_]*):((?: [0-9]+)+)[ \t]*$")
+_OPERATION = re.compile(r"[ \t]*(?P<name>[A-Z][A-Z0-9_]*):((?: [0-9]+)+)[ \t]*")
 _OCTAL = re.compile(rb"\\([0-3][0-7]{2})")
 
 #: Positions of the last three of the 27 event counters (`enum nfs_stat_eventcounters` of linux/nfs_iostat.h); older
@@ -29,8 +31,6 @@ _BYTES = (
     "normal_read", "normal_write", "direct_read", "direct_write", "server_read", "server_write", "pages_read",
     "pages_written",
 )  # fmt: skip
-#: Positions of the 14th and 15th number of an rdma transport (`xprt_rdma_print_stats`).
-_RDMA_REQUEST, _RDMA_REPLY = 13, 14
 
 
 @dataclass(frozen=True)
@@ -61,27 +61,6 @@ class Operation:
 
 
 @dataclass(frozen=True)
-class Transport:
-    """One connection to the mount's own server; those to pNFS data servers are not listed in mountstats.
-
-    Args:
-        kind: `tcp`, `rdma`, `udp` or `local`.
-        numbers: As the kernel prints them; their meaning depends on the kind.
-    """
-
-    kind: str
-    numbers: tuple[int, ...]
-
-    @property
-    def rdma_bytes(self) -> int:
-        """Request and reply bytes that RDMA moved (0 for other kinds)."""
-        return self._number(_RDMA_REQUEST) + self._number(_RDMA_REPLY) if self.kind == "rdma" else 0
-
-    def _number(self, index: int) -> int:
-        return self.numbers[index] if index < len(self.numbers) else 0
-
-
-@dataclass(frozen=True)
 class Reading:
     """One NFS mount at one time.
 
@@ -98,6 +77,7 @@ class Reading:
             `direct_read`: by programs with O_DIRECT), in bytes; only `pages_*` count pages.
         transports: Connections to the mount's server: one, or as many as `nconnect` asked for.
         operations: Counters by NFS operation (`READ`, `LAYOUTGET`).
+        neighbours: Other mounts that send by the same transports, whose requests these count too.
     """
 
     source: str
@@ -111,6 +91,7 @@ class Reading:
     bytes: Mapping[str, int] = field(default_factory=dict)
     transports: tuple[Transport, ...] = ()
     operations: Mapping[str, Operation] = field(default_factory=dict)
+    neighbours: tuple[Reading, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def version(self) -> tuple[int, int]:
@@ -125,17 +106,17 @@ class Reading:
     @property
     def nconnect(self) -> int:
         """Number of connections that the mount asked for."""
-        return int(self.options.get("nconnect", "1"))
+        return whole(self.options.get("nconnect", ""), 1)
 
     @property
     def rsize(self) -> int:
         """Largest READ (bytes)."""
-        return int(self.options.get("rsize", "0"))
+        return whole(self.options.get("rsize", ""))
 
     @property
     def wsize(self) -> int:
         """Largest WRITE (bytes)."""
-        return int(self.options.get("wsize", "0"))
+        return whole(self.options.get("wsize", ""))
 
     @property
     def pnfs_reads(self) -> int:
@@ -184,7 +165,6 @@ class Delta:
         delays: Answers that asked to come again later.
         bytes: Counts by name, as in `Reading`.
         operations: Operations by name; only those that were used.
-        rdma_bytes: Bytes that RDMA moved between the client and the mount's own server.
     """
 
     seconds: int
@@ -192,7 +172,6 @@ class Delta:
     pnfs_writes: int
     bytes: Mapping[str, int]
     operations: Mapping[str, Operation]
-    rdma_bytes: int
     delays: int = 0
 
     def operation(self, name: str) -> Operation:
@@ -205,8 +184,8 @@ def parse(text: str) -> list[Reading]:
     found: list[Reading] = []
     block: list[str] = []
     for line in [*text.split("\n"), "device end mounted on / with fstype none"]:
-        if line.startswith("device ") and block:
-            head = _DEVICE.match(block[0])
+        if line.startswith(("device ", "no device ")):
+            head = _DEVICE.fullmatch(block[0]) if block else None
             if head and head["fstype"] in {"nfs", "nfs4"}:
                 found.append(_block(head, block[1:]))
             block = []
@@ -214,9 +193,38 @@ def parse(text: str) -> list[Reading]:
     return found
 
 
-def at(text: str, point: Path) -> Reading | None:
-    """Return the NFS mount at `point`, the last one where several lie upon each other; None where there is none."""
-    return next((m for m in reversed(parse(text)) if m.point == point), None)
+def at(text: str, point: Path, position: int = -1) -> Reading | None:
+    """Return an NFS mount with its neighbours, None where there is none.
+
+    Args:
+        text: A /proc/PID/mountstats.
+        point: Folder that it is mounted on.
+        position: Which one it is, where several lie upon each other: the last one by default.
+    """
+    mounts = parse(text)
+    here = [m for m in mounts if m.point == point]
+    if not here:
+        return None
+    found = here[position] if -len(here) <= position < len(here) else here[-1]
+    return replace(found, neighbours=tuple(m for m in mounts if _share_transports(found, m)))
+
+
+def _share_transports(one: Reading, other: Reading) -> bool:
+    """Return whether another mount sends by the same transports, and is no second place of the same file system.
+
+    Mounts of one server share its connections (`nfs_match_client`), which each of them shows. The kernel prints one
+    after the other, so that a connection at work may show a few more requests at the second.
+    """
+    if other is one or _server(one) != _server(other) or len(one.transports) != len(other.transports):
+        return False
+    if (one.bytes, one.events) == (other.bytes, other.events):
+        return False
+    pairs = zip(one.transports, other.transports, strict=True)
+    return bool(one.transports) and all(a.is_shown_again_by(b) for a, b in pairs)
+
+
+def _server(reading: Reading) -> tuple[str, tuple[int, int], str]:
+    return reading.source.rpartition(":/")[0], reading.version, reading.proto
 
 
 def delta(before: Reading, after: Reading) -> Delta:
@@ -242,21 +250,7 @@ def delta(before: Reading, after: Reading) -> Delta:
         delays=after.delays - before.delays,
         bytes={n: after.bytes.get(n, 0) - before.bytes.get(n, 0) for n in _BYTES},
         operations={name: op for name, op in operations.items() if op.ops or op.errors},
-        rdma_bytes=sum(t.rdma_bytes for t in after.transports) - sum(t.rdma_bytes for t in before.transports),
     )
-
-
-def parse_options(text: str) -> dict[str, str]:
-    """Return mount options by name; an option without a value has ""."""
-    pairs = (item.partition("=") for item in text.strip().split(",") if item)
-    return {key: value for key, _, value in pairs}
-
-
-def nfs_version(options: Mapping[str, str]) -> tuple[int, int]:
-    """Return the NFS version that mount options give, for instance (4, 2); (0, 0) where they give none."""
-    major, _, minor = options.get("vers", "0").partition(".")
-    # Kernels before 3.19 wrote vers=4,minorversion=1.
-    return int(major), int(minor or options.get("minorversion", "0"))
 
 
 def unescape(text: str) -> str:
@@ -264,27 +258,11 @@ def unescape(text: str) -> str:
     return os.fsdecode(_OCTAL.sub(lambda m: bytes([int(m.group(1), 8)]), os.fsencode(text)))
 
 
-def page_cache_options(options: Mapping[str, str]) -> list[str]:
-    """Return what in an NFS mount's options lets reads be served without asking the server."""
-    found = []
-    if "fsc" in options:
-        found.append("fsc: reads may come from a cache on the local disk")
-    if "nosharecache" not in options:
-        found.append("no nosharecache: mounts of one export share one page cache")
-    # `actimeo=0` is shown as the four limits that it sets (nfs(5)).
-    limits = [options.get(name, "") for name in ("acregmin", "acregmax", "acdirmin", "acdirmax")]
-    if "noac" not in options and options.get("actimeo") != "0" and limits != ["0"] * 4:
-        found.append("no noac or actimeo=0: attributes are cached, pages stay valid with them")
-    if options.get("lookupcache", "all") not in {"none", "positive", "pos"}:
-        found.append("lookupcache=all: a file that was looked for in vain may stay unseen for a while")
-    return found
-
-
 def _block(head: re.Match[str], lines: list[str]) -> Reading:
     fields: dict[str, str] = {}
     transports, operations = [], {}
     for line in lines:
-        operation = _OPERATION.match(line)
+        operation = _OPERATION.fullmatch(line)
         key, _, value = line.strip(" \t").partition(":")
         if operation:
             operations[operation["name"]] = Operation(*(int(x) for x in operation.group(2).split()[:9]))
@@ -292,7 +270,7 @@ def _block(head: re.Match[str], lines: list[str]) -> Reading:
             kind, *numbers = value.split()
             transports.append(Transport(kind, tuple(int(x) for x in numbers)))
         else:
-            fields[key] = value.strip()
+            fields[key] = value.strip(" \t")
     layout = _LAYOUT.search(fields.get("nfsv4", ""))
     driver = layout["layout"].strip() if layout else ""
     options = parse_options(fields.get("opts", ""))

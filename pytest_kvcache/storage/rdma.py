@@ -57,8 +57,9 @@ class Carried:
 
     Args:
         bytes: The most bytes that all counting links can have moved, both ways.
-        known: Whether every link with counters counted on: a counter of 32 bits sticks at its end (InfiniBand
-            architecture, PortCounters), and a reset of the device begins anew.
+        known: Whether every link counted on, so that nothing else moved: a counter of 32 bits sticks at its end
+            (InfiniBand architecture, PortCounters), a reset of the device begins anew, and a link that came, went or
+            does not count may have moved anything. Links that were down all the time moved nothing.
     """
 
     bytes: int
@@ -72,24 +73,32 @@ def carried(before: Sequence[Link], after: Sequence[Link]) -> Carried | None:
     other programs may use the links too, and a loop-back packet is counted as sent and as received.
     """
     earlier = {(link.device, link.port): link for link in before}
+    later = {(link.device, link.port): link for link in after}
     total, counted, known = 0, False, True
-    for link in after:
-        old = earlier.get((link.device, link.port))
-        if old is None:
-            continue
-        for names, unit in (
-            (("port_xmit_data", "port_rcv_data"), _WORD),
-            (("sent_pkts", "rcvd_pkts"), _LARGEST_PACKET),
-        ):
-            pairs = [(old.counters[n], link.counters[n]) for n in names if n in link.counters and n in old.counters]
-            if not pairs:
-                continue
-            counted = True
-            sound = [(first, last) for first, last in pairs if first <= last and last not in _STUCK]
-            known = known and len(sound) == len(pairs)
-            total += sum(last - first for first, last in sound) * unit
-            break
+    for key in sorted(earlier.keys() | later.keys()):
+        old, new = earlier.get(key), later.get(key)
+        pairs, unit = _pairs(old, new) if old and new else ([], 0)
+        sound = [(first, last) for first, last in pairs if 0 <= first <= last and last not in _STUCK]
+        total += sum(last - first for first, last in sound) * unit
+        counted = counted or bool(sound) or any(min(pair) >= 0 for pair in pairs)
+        if pairs or any(link is not None and link.is_active for link in (old, new)):
+            known = known and bool(pairs) and len(sound) == len(pairs)
     return Carried(total, known) if counted else None
+
+
+def _pairs(old: Link, new: Link) -> tuple[list[tuple[int, int]], int]:
+    """Return a link's counters of data before and after, and the bytes for each count; none if it does not count.
+
+    A counter that only one of the readings has is -1 in the other.
+    """
+    for names, unit in (
+        (("port_xmit_data", "port_rcv_data"), _WORD),
+        (("sent_pkts", "rcvd_pkts"), _LARGEST_PACKET),
+    ):
+        there = [n for n in names if n in old.counters or n in new.counters]
+        if there:
+            return [(old.counters.get(n, -1), new.counters.get(n, -1)) for n in there], unit
+    return [], 0
 
 
 def rpc_connections(switches: Path = SWITCHES) -> list[tuple[str, str]]:
@@ -99,9 +108,10 @@ def rpc_connections(switches: Path = SWITCHES) -> list[tuple[str, str]]:
     """
     found = set()
     for folder in switches.glob("switch-*/xprt-*-*"):
-        address = folder / "dstaddr"
-        if address.is_file():
-            found.add((folder.name.rpartition("-")[2], address.read_text(encoding="utf-8").strip()))
+        # A connection may end between the listing and the reading; one that is being made anew says `<closed>`.
+        address = _read(folder / "dstaddr")
+        if address and not address.startswith("<"):
+            found.add((folder.name.rpartition("-")[2], address))
     return sorted(found)
 
 
@@ -110,7 +120,7 @@ def _link(port: Path) -> Link:
     for folder in ("counters", "hw_counters"):
         for file in sorted((port / folder).glob("*")):
             text = _read(file)
-            if text.isdigit():
+            if text.isascii() and text.isdigit():
                 counters[file.name] = int(text)
     return Link(
         device=port.parent.parent.name,
@@ -124,7 +134,7 @@ def _link(port: Path) -> Link:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8").strip()
+        return path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
         # A virtual function refuses some counters.
         return ""

@@ -14,6 +14,7 @@ from pytest_kvcache.serving.offload import Offload, PerServer, TierPlan
 from pytest_kvcache.serving.tier import TierContext
 from pytest_kvcache.storage.folder import UNFINISHED, FolderAccount
 from pytest_kvcache.storage.mounts import Mount, mount_of
+from pytest_kvcache.storage.opened import is_folder
 from pytest_kvcache.storage.requirement import Require, unmet
 from pytest_kvcache.strict import UserPath
 from pytest_kvcache.tiers.base import TierModel
@@ -46,8 +47,11 @@ class FsTier(TierModel):
         """Return the name, with the real storage where that is a stand-in or not what `require` asks for."""
         if self._stands_in(ctx):
             return f"{self.name} (stand-in: {self._mount(ctx).describe()})"
-        if self._is_there() and unmet(self.require, self._mount(ctx)):
-            return f"{self.name} ({self._mount(ctx).describe()})"
+        try:
+            if self._is_there() and unmet(self.require, self._mount(ctx)):
+                return f"{self.name} ({self._mount(ctx).describe()})"
+        except OSError as error:
+            return f"{self.name} ({error.strerror or error})"
         return self.name
 
     def unavailable(self, ctx: TierContext) -> str | None:
@@ -57,7 +61,10 @@ class FsTier(TierModel):
         if not self._is_there():
             where = f"{self.path} is not a folder" if self.path else "no path is set"
             return f"{where}; mount the file system, or set tiers.{self.name}.path in kvcache.toml"
-        missing = unmet(self.require, self._mount(ctx))
+        try:
+            missing = unmet(self.require, self._mount(ctx))
+        except OSError as error:
+            return f"{self.path} cannot be opened: {error.strerror or error}; is the server of the mount alive?"
         if missing is None:
             return None
         found, todo = missing
@@ -96,7 +103,14 @@ class FsTier(TierModel):
         )
 
     def _is_there(self) -> bool:
-        return self.path is not None and self.path.is_dir()
+        """Return whether the folder is there, mounted where that is done on demand.
+
+        One that gives no answer, or an error, is there: nothing may stand in for a mount whose server is dead.
+        """
+        try:
+            return self.path is not None and is_folder(self.path)
+        except OSError:
+            return True
 
     def _stands_in(self, ctx: TierContext) -> bool:
         if self._is_there():

@@ -204,6 +204,33 @@ def test_some_of_it_through_the_metadata_server_is_a_finding() -> None:
     assert "100 WRITEs and 0 READs went through the metadata server, 33.3% of what" in said.findings[0]
 
 
+def test_tries_that_came_to_the_metadata_server_are_a_fault() -> None:
+    """As many tries as WRITEs say nothing: what the metadata server was sent shows that the layout was not used."""
+    before, after = mounts("pnfs-flexfiles-rdma")
+    (transport,) = after.reading.transports
+    numbers = (*transport.numbers[:5], transport.numbers[5] + 400, *transport.numbers[6:10], 1600)
+    sent = replace(transport, numbers=(*numbers, *transport.numbers[11:]))
+    said = of_mount(
+        before, replace(after, reading=replace(after.reading, transports=(sent,))), claimed(M100, 0), "pnfs"
+    )
+    assert "400 WRITEs and 0 READs went through the metadata server, 100.0% of what" in said.faults[0]
+    assert said.figures["other_writes"] == 400
+
+
+def test_bytes_that_were_not_sent_are_a_finding() -> None:
+    """What NFS LOCALIO read and wrote on the server's own machine is told with its share, whatever is required."""
+    before, after = mounts("plain-v4.2-tcp")
+    fewer = {
+        **after.reading.operations,
+        "READ": replace(after.reading.operation("READ"), ops=1, bytes_received=1 << 19),
+    }
+    said = of_mount(before, replace(after, reading=replace(after.reading, operations=fewer)), claimed(0, 0), "none")
+    assert said.findings == (
+        "NFS LOCALIO: client and server are one machine, and 49.5% of all bytes (51.9 MB) were not sent: times of that "
+        "share are those of its disk",
+    )
+
+
 def test_a_change_of_transport_is_a_fault() -> None:
     """A mount that fell back to TCP, or was mounted anew, during the load makes it invalid."""
     before, after = mounts("pnfs-flexfiles-rdma")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from pytest_kvcache.storage import layouts, mounts
 from pytest_kvcache.storage.layouts import LayoutEvidence, judge
 from pytest_kvcache.storage.mountstats import Operation
 from pytest_kvcache.storage.rdma import Link
 from pytest_kvcache.storage.requirement import Require
-from tests.unit.storage.test_mountstats import reading
+from tests.unit.storage.test_mountstats import SAMPLES, reading
 
 MOVED = 4 << 20
 IDLE = Link("mlx5_0", "1", "ACTIVE", "100 Gb/sec", "Ethernet", {"port_xmit_data": 0, "port_rcv_data": 0})
@@ -136,6 +138,9 @@ def test_the_share_of_the_metadata_server(  # noqa: PLR0917 - the columns of the
     ("more", "status", "told"),
     [
         ({"errors": 3}, "warn", "3 WRITEs and READs failed"),
+        ({"errors": 3, "delays": 3}, "pass", ""),
+        ({"errors": 3, "delays": 2}, "warn", "1 WRITEs and READs failed"),
+        ({"errors": 3, "delays": 4, "LAYOUTGET": 9, "LAYOUTGET_errors": 4}, "warn", "3 WRITEs and READs failed"),
         ({"LAYOUTRETURN": 1}, "warn", "LAYOUTRETURN 1"),
         ({"LAYOUTERROR": 2}, "warn", "LAYOUTERROR 2"),
         # The protocol has a client ask again: after a delay, during a recall, where layouts come later.
@@ -147,6 +152,14 @@ def test_what_gives_a_layout_up_is_warned_of(more: dict[str, int], status: str, 
     """Errors of I/O and layouts that were given back in the window are told; retries that are asked for are none."""
     found = judge(grown(FLEX, tried=400, writes=400, reads=400, **more), "pnfs", MOVED)
     assert (found.status, told in found.found) == (status, True), found.found
+
+
+@pytest.mark.parametrize(("delays", "told"), [(0, "gave no layout 4 times"), (3, "gave no layout 1 times"), (4, "")])
+def test_layouts_that_were_not_given_are_told_beside_what_came_of_it(delays: int, told: str) -> None:
+    """Where some I/O went to the metadata server, it is told how often the server gave no layout in the window."""
+    more = {"LAYOUTGET": 9, "LAYOUTGET_errors": 4, "delays": delays}
+    found = judge(grown(BLOCK, tried=400, writes=10, reads=0, **more), "pnfs", MOVED)
+    assert (found.status, told in found.found, "LAYOUTGET gave" in found.found) == ("warn", True, bool(told))
 
 
 def test_errors_before_the_window_are_none_of_it() -> None:
@@ -167,26 +180,78 @@ def test_a_client_that_is_its_own_server() -> None:
     assert judge(grown(BLOCK, tried=400, writes=0), "pnfs", MOVED).status == "pass"
 
 
+@pytest.mark.parametrize("told_by", ["mountinfo", "options"])
 @pytest.mark.parametrize(
     ("layer", "connections", "status"),
     [
         ("InfiniBand", [("rdma", "10.0.0.1")], "pass"),
         ("InfiniBand", [("rdma", "10.0.0.1"), ("tcp", "10.0.0.1")], "pass"),
+        ("InfiniBand", [("rdma", "10.0.0.1"), ("tcp", "10.0.0.1:2049")], "pass"),
         ("InfiniBand", [("rdma", "10.0.0.1"), ("tcp", "10.0.0.2")], "warn"),
         ("InfiniBand", [("rdma", "10.0.0.1"), ("tcp", "10.0.0.2:2049")], "warn"),
+        ("InfiniBand", [("rdma", "10.0.0.1"), ("tcp", "fe80::2")], "warn"),
+        ("InfiniBand", [], "warn"),
         ("Ethernet", [("rdma", "10.0.0.1"), ("tcp", "10.0.0.2")], "pass"),
+        ("Ethernet", [], "pass"),
     ],
 )
 def test_tcp_over_infiniband_moves_the_same_counters(
-    layer: str, connections: list[tuple[str, str]], status: str
+    told_by: str, layer: str, connections: list[tuple[str, str]], status: str
 ) -> None:
     """Where data servers may be reached by IPoIB, the port's counters do not prove RDMA."""
     evidence = seen("pnfs-flexfiles-rdma", link=replace(IDLE, layer=layer), words=MOVED)
     assert evidence.after is not None
-    evidence.after = replace(evidence.after, options={**evidence.after.options, "addr": "10.0.0.1"})
+    if told_by == "mountinfo":
+        evidence.server = "10.0.0.1"
+    else:
+        evidence.after = replace(evidence.after, options={**evidence.after.options, "addr": "10.0.0.1"})
     evidence.connections = tuple(connections)
     found = judge(evidence, "pnfs-rdma", MOVED)
     assert (found.status, "not proved" in found.found) == (status, status == "warn"), found.found
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "status"),
+    [("fe80::1%ib0", "fe80::1", "pass"), ("FE80::1", "[fe80::1]:2049", "pass"), ("fe80::1", "fe80::11", "warn")],
+)
+def test_addresses_of_one_host_are_one(own: str, other: str, status: str) -> None:
+    """Port, brackets, scope and capitals make no other host of the metadata server."""
+    evidence = seen("pnfs-flexfiles-rdma", link=replace(IDLE, layer="InfiniBand"), words=MOVED)
+    evidence.server, evidence.connections = own, (("rdma", own), ("tcp", other))
+    assert judge(evidence, "pnfs-rdma", MOVED).status == status
+
+
+@pytest.mark.parametrize("moved", [1000, MOVED])
+@pytest.mark.parametrize(
+    "change",
+    ["at its end", "at the end of 64 bits", "began anew", "appeared", "went", "counts nothing", "lost a counter"],
+)
+def test_links_that_do_not_count_on(change: str, moved: int) -> None:
+    """Whatever a second link may have moved uncounted, the way is not proved; it is never said to be TCP."""
+    evidence = seen("pnfs-flexfiles-rdma", link=IDLE, words=moved)
+    first = replace(IDLE, device="mlx5_1", counters={"port_xmit_data": 10, "port_rcv_data": 10})
+    last = {
+        "at its end": replace(first, counters={"port_xmit_data": 2**32 - 1, "port_rcv_data": 11}),
+        "at the end of 64 bits": replace(first, counters={"port_xmit_data": 2**64 - 1, "port_rcv_data": 11}),
+        "began anew": replace(first, counters={"port_xmit_data": 3, "port_rcv_data": 11}),
+        "lost a counter": replace(first, counters={"port_rcv_data": 11}),
+        "counts nothing": replace(first, counters={}),
+    }.get(change, first)
+    if change == "counts nothing":
+        first = last
+    evidence.links_before += [first] if change != "appeared" else []
+    evidence.links_after += (last,) if change != "went" else ()
+    found = judge(evidence, "pnfs-rdma", MOVED)
+    assert (found.status, "not proved" in found.found, "data servers over TCP" in found.found) == ("warn", True, False)
+
+
+def test_a_link_that_is_down_all_the_time_is_no_matter() -> None:
+    """A second port without a cable does not count, and moved nothing."""
+    evidence = seen("pnfs-flexfiles-rdma", link=IDLE, words=MOVED)
+    down = replace(IDLE, port="2", state="DOWN", counters={})
+    evidence.links_before.append(down)
+    evidence.links_after += (down,)
+    assert judge(evidence, "pnfs-rdma", MOVED).status == "pass"
 
 
 @pytest.mark.parametrize("words", [2**32 - 1, -1])
@@ -195,3 +260,19 @@ def test_links_whose_counters_stand_still(words: int) -> None:
     busy = replace(IDLE, counters={"port_xmit_data": 10, "port_rcv_data": 10})
     found = judge(seen("pnfs-flexfiles-rdma", link=busy, words=max(words, 0)), "pnfs-rdma", MOVED)
     assert (found.status, "stands still or began anew" in found.found) == ("warn", True), found.found
+
+
+def test_the_doctors_evidence_is_of_the_opened_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counters, and the metadata server's address, are those of the mount that holds the folder."""
+    fake = tmp_path / "proc"
+    fake.mkdir()
+    options = "rw,vers=4.2,proto=rdma,addr=192.168.77.1"
+    (fake / "mountinfo").write_text(f"21 1 1:0 / / rw - ext4 a rw\n9 21 0:5 / {tmp_path} rw - nfs4 s:/kv {options}\n")
+    text = (SAMPLES / "pnfs-flexfiles-rdma.before.mountstats").read_text()
+    (fake / "mountstats").write_text(text.replace(" on /mnt/kv with", f" on {tmp_path} with"))
+    monkeypatch.setattr(mounts, "PROC", fake)
+    with layouts.evidence(tmp_path / "not" / "yet") as found:
+        (tmp_path / "file").write_text("x")
+    assert (found.server, found.before) == ("192.168.77.1", found.after)
+    assert found.after is not None
+    assert found.after.layout == "LAYOUT_FLEX_FILES"

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from pytest_kvcache.errors import RunError
 from pytest_kvcache.storage import mounts, mountstats, rdma
+from pytest_kvcache.storage.mount_options import nfs_version, parse_options
 from pytest_kvcache.storage.mounts import mount_of
-from pytest_kvcache.storage.mountstats import Operation, Reading, delta, parse, parse_options
+from pytest_kvcache.storage.mountstats import Operation, Reading, delta, parse
 from pytest_kvcache.storage.rdma import Carried, Link
 
 SAMPLES = Path(__file__).parents[1] / "data" / "pnfs"
@@ -117,7 +118,7 @@ def test_differences_of_two_readings(pair: str) -> None:
     assert found.operation("LAYOUTGET").ops == expected.layoutget
     assert found.seconds == after.age_s - before.age_s
     assert "READ_PLUS" not in found.operations
-    assert (found.rdma_bytes > 0) is (expected.proto == "rdma")
+    assert (sum(t.reply_bytes for t in after.transports) > 0) is (expected.proto == "rdma")
 
 
 def test_the_fallback_to_the_metadata_server() -> None:
@@ -129,10 +130,12 @@ def test_the_fallback_to_the_metadata_server() -> None:
 
 def test_data_of_flexfiles_is_not_in_the_mounts_own_transport() -> None:
     """The mount's transport carries the metadata only: data servers have transports that mountstats does not list."""
-    found = delta(reading("pnfs-flexfiles-rdma.before"), reading("pnfs-flexfiles-rdma.after"))
-    assert found.rdma_bytes < 1 << 20 < found.bytes["server_write"]
-    plain = delta(reading("plain-v3-rdma.before"), reading("plain-v3-rdma.after"))
-    assert plain.rdma_bytes == plain.bytes["server_write"] + plain.bytes["server_read"]
+    before, after = (reading(f"pnfs-flexfiles-rdma.{when}").transports[0] for when in ("before", "after"))
+    assert (before.sends, after.sends) == (18, 29)
+    assert (after.read_chunks, after.reply_bytes) == (0, 1904)
+    plain = reading("plain-v3-rdma.after")
+    assert plain.transports[0].reply_bytes == plain.bytes["server_read"]
+    assert plain.transports[0].read_chunks > plain.operation("WRITE").ops
 
 
 @pytest.mark.parametrize("name", ["pnfs-flexfiles-rdma", "plain-v4.2-tcp"])
@@ -158,6 +161,10 @@ def test_the_mount_table_says_the_same(path: Path, tmp_path: Path, monkeypatch: 
     mount = mount_of(Path(expected.point) / "below")
     assert mount.nfs == reading(name)
     assert (mount.version, mount.pnfs) == (expected.version, expected.layout)
+    # Only this table has the server's address: mountstats shows the options without it.
+    assert mount.server == mount.source.partition(":")[0]
+    assert mount.nfs is not None
+    assert "addr" not in mount.nfs.options
     assert mount_of(Path("/dev/shm/x")).fstype == "tmpfs"
 
 
@@ -168,7 +175,7 @@ def test_nfsstat_says_the_same(path: Path) -> None:
     options = parse_options(flags.partition("Flags:")[2])
     found = reading(next(n for n in AFTER if n.removesuffix(".after") == path.stem))
     assert head == f"{found.point} from {found.source}"
-    assert mountstats.nfs_version(options) == found.version
+    assert nfs_version(options) == found.version
     for key in ("proto", "rsize", "wsize", "sec"):
         assert options[key] == found.options[key]
 
@@ -237,18 +244,6 @@ def test_several_connections_and_odd_names() -> None:
     assert (second.source, second.nconnect, [t.kind for t in second.transports]) == ("s:/a b", 2, ["tcp", "tcp"])
     assert second.operation("READ") == Operation(1, 2, 3, 4, 5, 6, 7, 8, 0)
     assert (second.pnfs_reads, second.layout) == (0, "")
-
-
-def test_options_that_let_the_page_cache_answer() -> None:
-    """A mount says what may serve a read without the server; one without sharing and caching says nothing."""
-    found = mountstats.page_cache_options(parse_options("rw,fsc,vers=4.2"))
-    assert [line.partition(":")[0] for line in found] == [
-        "fsc",
-        "no nosharecache",
-        "no noac or actimeo=0",
-        "lookupcache=all",
-    ]
-    assert mountstats.page_cache_options(parse_options("rw,noac,nosharecache,lookupcache=none")) == []
 
 
 def make_port(device: Path, *, state: str) -> Path:
@@ -333,17 +328,40 @@ def test_the_kernel_says_on_which_mount_a_folder_was_opened(tmp_path: Path) -> N
     assert mount_of(tmp_path) == mount_of(tmp_path / "nothing")
 
 
-@pytest.mark.parametrize(
-    ("options", "cached"),
-    [
-        ("rw", True),
-        ("rw,noac", False),
-        ("rw,acregmin=0,acregmax=0,acdirmin=0,acdirmax=0", False),
-        ("rw,actimeo=0", False),
-        ("rw,acregmin=0", True),
-    ],
-)
-def test_options_that_cache_no_attributes(options: str, cached: bool) -> None:
-    """`noac` and `actimeo=0`, as the kernel shows it, ask the server for attributes each time."""
-    told = mountstats.page_cache_options(parse_options(f"{options},nosharecache,lookupcache=none"))
-    assert bool([line for line in told if "attributes" in line]) == cached
+def test_mounts_upon_each_other_have_their_own_counters(tmp_path: Path) -> None:
+    """Of several NFS mounts at one place each is given its own counters, by its place in both tables."""
+    rows = [f"{n} {n - 1} 0:{n} / /mnt/kv rw - nfs4 s:/{n} rw,vers=4.2" for n in (22, 23, 24)]
+    (tmp_path / "mountinfo").write_text("\n".join([ROOT, *rows, ""]))
+    blocks = [f"device s:/{n} mounted on /mnt/kv with fstype nfs4 statvers=1.1\n\tage:\t{n}\n" for n in (22, 23, 24)]
+    (tmp_path / "mountstats").write_text("".join(blocks))
+    (tmp_path / "fdinfo").mkdir()
+    for wanted in (22, 23, 24):
+        for number in range(200):
+            (tmp_path / "fdinfo" / str(number)).write_text(f"pos:\t0\nmnt_id:\t{wanted}\n")
+        found = mount_of(tmp_path, proc=tmp_path)
+        assert found.nfs is not None
+        assert (found.source, found.nfs.age_s) == (f"s:/{wanted}", wanted)
+
+
+def test_mounts_of_one_server_are_neighbours() -> None:
+    """Mounts that show the same connections are told to each other; other servers' and second places are not."""
+    head = "device {}:/{} mounted on /{} with fstype nfs4 statvers=1.1\n\topts:\trw,vers=4.2,proto=tcp\n"
+    body = "\tbytes:\t{} 0 0 0 0 0 0 0\n\txprt:\ttcp 0 0 2 0 0 {} 7 0 997 0\n"
+    mounts_ = [("s", "kv", "kv", 1, 7), ("s", "kv", "again", 1, 7), ("s", "home", "home", 2, 9), ("t", "x", "x", 3, 7)]
+    text = "".join(head.format(*m[:3]) + body.format(*m[3:]) for m in mounts_)
+    found = mountstats.at(text, Path("/kv"))
+    assert found is not None
+    assert [m.point for m in found.neighbours] == [Path("/home")]
+
+
+LINES = st.binary(max_size=40).map(lambda line: line.replace(b"\n", b" "))
+
+
+@settings(deadline=None)
+@given(st.lists(LINES, max_size=8))
+def test_lines_that_nobody_knows_are_left_out(lines: list[bytes]) -> None:
+    """Whatever newer kernels write between the known lines, the known ones are read."""
+    more = b"".join(b"\t~" + line + b"\n" for line in lines)
+    text = b"device s:/e mounted on /kv with fstype nfs4 statvers=1.2\n" + more + b"\tage:\t7\n" + more
+    (found,) = parse(os.fsdecode(text + b"\t READ: 1 2 0 0 0 0 0 0 0\nno device mounted on /READ: with fstype x\n"))
+    assert (found.age_s, found.operation("READ").transmissions) == (7, 2)
