@@ -157,7 +157,7 @@ class MooncakeTrace(Workload):
         lines = sorted(self._lines(), key=lambda line: line.timestamp)
         first = lines[0].timestamp if lines else 0.0
         second = self.speed * (1.0 if self.time_unit == "s" else 1e3)
-        block = functools.cache(lambda hash_id, words: source.words(words, first_user, "block", hash_id))
+        block = functools.cache(lambda hash_id, words: source.late(words, first_user, "block", hash_id))
         conversations: list[Conversation] = []
         left = LeftOut(
             longest=min(context_tokens, tokenizer.max_model_len or math.inf), shortest=source.first_overhead + 1

@@ -2,7 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LateText:
+    """A text that follows from its name and is made when it is needed, so that a script of gigabytes stays small.
+
+    Args:
+        source: Returns the text of so many words with that name, always the same.
+        words: Length of the text (words).
+        name: The name.
+    """
+
+    source: Callable[..., str]
+    words: int
+    name: tuple[object, ...]
+
+    def __str__(self) -> str:
+        return self.source(self.words, *self.name)
 
 
 @dataclass(frozen=True)
@@ -12,16 +31,16 @@ class Message:
     Args:
         role: `user` or `assistant`.
         parts: The text in parts, to be joined by spaces. A text that several prompts share is one object, so that a
-            run with gigabytes of prompts holds and encodes it once.
+            run with gigabytes of prompts holds and encodes it once. A `LateText` is made just before it is sent.
     """
 
     role: str
-    parts: tuple[str, ...]
+    parts: tuple[str | LateText, ...]
 
     @property
     def text(self) -> str:
         """The whole text."""
-        return " ".join(self.parts)
+        return " ".join(map(str, self.parts))
 
 
 @dataclass(frozen=True)
