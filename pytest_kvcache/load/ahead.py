@@ -29,6 +29,8 @@ HELD_BYTES = 64 << 20
 _MOST = 1000
 #: A request that is due so soon (s) is made whatever is held.
 _SOON_S = 1.0
+#: Later than any time (s).
+_LAST_S = 1e15
 _WANTED = struct.Struct("!qq")
 _MADE = struct.Struct("!qqQ")
 _LOOK_S = 0.1
@@ -121,6 +123,11 @@ class Ahead:
         """Have a request made that is due at about `due_s` (CLOCK_MONOTONIC); one that is wanted already is no more."""
         if key not in self._asked and key not in self._taken:
             heapq.heappush(self._upcoming, (due_s, key))
+
+    def want_in_turn(self, key: Key, place: int) -> None:
+        """Have a request made that is sent when others end: after all whose time is known, in the order of `place`."""
+        if key not in self._asked:
+            heapq.heappush(self._upcoming, (_LAST_S + place, key))
 
     def ask(self) -> None:
         """Have as many of the wanted requests made as may be held, the soonest first."""

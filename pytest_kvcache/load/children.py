@@ -66,6 +66,7 @@ class Share:
         user_header: Whether requests name their user.
         start_s: When the clock starts (CLOCK_MONOTONIC).
         first: Requests that are made already, of this child and of others.
+        concurrency: So many of the child's conversations are under way at a time; None where each begins at its time.
     """
 
     plan: LoadPlan
@@ -74,6 +75,7 @@ class Share:
     user_header: bool
     start_s: float
     first: Mapping[Key, bytes] = field(default_factory=dict)
+    concurrency: int | None = None
 
 
 @dataclass(frozen=True)
@@ -222,7 +224,7 @@ def _work(share: Share, end: Connection) -> None:
         signal.signal(number, signal.SIG_IGN)
     with connected(share.plan) as wire:
         signal.signal(signal.SIGTERM, lambda *_: wire.stop())
-        driver = Driver(share.plan, share.encoder, wire, share.user_header, share.first)
+        driver = Driver(share.plan, share.encoder, wire, share.user_header, share.first, share.concurrency)
 
         def tell() -> None:
             ended, until_s = driver.newly_ended() if share.plan.stop else ([], 0.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from pytest_kvcache.client.wire import ENDED, Exchange, Wire
@@ -16,6 +16,9 @@ from pytest_kvcache.load.encoder import Encoder
 from pytest_kvcache.load.plan import LoadPlan
 from pytest_kvcache.load.records import RequestRecord
 from pytest_kvcache.workload.script import Conversation, Message, Turn
+
+#: A request that is still to be made is asked for at the latest so long before it is due (s).
+_ASK_S = 0.9
 
 
 @dataclass
@@ -53,6 +56,7 @@ class Driver:
         wire: Sends the requests.
         user_header: Whether requests name their user.
         first: Requests that are made already, of this process and of others.
+        concurrency: So many conversations are under way at a time; None where each begins at its time.
     """
 
     plan: LoadPlan
@@ -60,10 +64,12 @@ class Driver:
     wire: Wire
     user_header: bool
     first: Mapping[Key, bytes] = field(default_factory=dict)
+    concurrency: int | None = None
     rows: list[RequestRecord] = field(default_factory=list)
     progress: Progress = field(default_factory=Progress)
     _ended: list[RequestRecord] = field(default_factory=list)
     _told: int = 0
+    _waiting: Iterator[_User] = field(default_factory=lambda: iter(()))
 
     def newly_ended(self) -> tuple[list[RequestRecord], float]:
         """Return the rows that ended since the last call, and the time (s) up to which all requests have ended."""
@@ -99,13 +105,30 @@ class Driver:
         return [row for turn in turns for row in self.at_once([turn])]
 
     def run(self, conversations: Iterable[Conversation], start_s: float) -> None:
-        """Send all turns at their times after `start_s` (CLOCK_MONOTONIC); `rows` then has a row for each of them."""
+        """Send all turns at their times after `start_s` (CLOCK_MONOTONIC).
+
+        `rows` then has a row for each turn that a time was set for, and for each other turn that came to be due.
+        """
         conversations = tuple(conversations)
         with Ahead(conversations, self.encoder, self.first, user_header=self.user_header) as ahead:
-            for conversation in conversations:
-                _User(conversation, self, ahead, start_s).begin()
+            users = [_User(conversation, self, ahead, start_s) for conversation in conversations]
+            if self.concurrency is None:
+                for user in users:
+                    user.begin()
+            else:
+                self._waiting = iter(users)
+                for place, conversation in enumerate(conversations):
+                    ahead.want_in_turn((conversation.user, conversation.turns[0].round), place)
+                for _ in range(self.concurrency):
+                    self.begin_next()
             ahead.ask()
             self.wire.run()
+
+    def begin_next(self) -> None:
+        """Begin the next conversation that waits for another to end, where there is one and time is left."""
+        for user in self._waiting:
+            if user.begin():
+                return
 
     def _submit(
         self,
@@ -131,32 +154,45 @@ class _User:
         self._conversation, self._driver, self._ahead, self._start_s = conversation, driver, ahead, start_s
         self._history: list[Message] = []
         self._next = 0
-        exact = driver.plan.workload.ignore_eos
-        self._rows = {
-            turn.round: RequestRecord(
-                user=conversation.user,
-                round=turn.round,
-                intended_start_s=turn.at_s,
-                intended_prompt_tokens=turn.prompt_tokens,
-                intended_generated_tokens=turn.answer_tokens if exact else None,
-            )
-            for turn in conversation.turns
-        }
+        self._ended_s = start_s
+        self._rows = {turn.round: self._row(turn, turn.at_s) for turn in conversation.turns if turn.after_s is None}
         driver.rows.extend(self._rows.values())
 
-    def begin(self) -> None:
-        """Have the next turn sent; once the run's time is over, mark all turns that are left as never sent."""
+    def _row(self, turn: Turn, at_s: float) -> RequestRecord:
+        return RequestRecord(
+            user=self._conversation.user,
+            round=turn.round,
+            intended_start_s=at_s,
+            intended_prompt_tokens=turn.prompt_tokens,
+            intended_generated_tokens=turn.answer_tokens if self._driver.plan.workload.ignore_eos else None,
+        )
+
+    def begin(self) -> bool:
+        """Have the next turn sent, and return whether there is one.
+
+        Once the run's time is over, turns that a time was set for are marked as never sent, and there are no others.
+        """
         driver = self._driver
         turns = self._conversation.turns
         while self._next < len(turns):
             turn = turns[self._next]
             self._next += 1
-            due_s = max(self._start_s + turn.at_s, time.monotonic())
+            due_s = self._due_s(turn)
             if due_s - self._start_s < driver.plan.workload.duration_s:
+                if turn.after_s is not None:
+                    self._rows[turn.round] = self._row(turn, due_s - self._start_s)
+                    driver.rows.append(self._rows[turn.round])
                 self._submit(turn, due_s)
-                return
-            self._rows[turn.round].error = "the answer before it came after the end of the run"
-            driver._ended.append(self._rows[turn.round])
+                return True
+            if turn.after_s is None:
+                self._rows[turn.round].error = "the answer before it came after the end of the run"
+                driver._ended.append(self._rows[turn.round])
+        return False
+
+    def _due_s(self, turn: Turn) -> float:
+        """Return when a turn is due, were the answer before it there now or when it came."""
+        at_s = self._start_s + turn.at_s if turn.after_s is None else self._ended_s + turn.after_s
+        return max(at_s, time.monotonic())
 
     def _submit(self, turn: Turn, due_s: float) -> None:
         driver, user = self._driver, self._conversation.user
@@ -174,20 +210,29 @@ class _User:
         user = self._conversation.user
         if self._next < len(self._conversation.turns):
             following = self._conversation.turns[self._next]
-            self._ahead.want((user, following.round), max(self._start_s + following.at_s, time.monotonic()))
+            self._ended_s = time.monotonic()
+            due_s = self._due_s(following)
+            self._ahead.want((user, following.round), due_s)
+            self._driver.wire.call_at(due_s - _ASK_S, self._ahead.ask)
         return self._ahead.take((user, turn.round))
 
     def _answered(self, turn: Turn, exchange: Exchange) -> None:
         if exchange.failed == ENDED:
             settle(exchange, self._rows[turn.round], start_s=self._start_s)
             return
+        # A delay counts from the last byte of the answer; after a failure, from when that is known.
+        self._ended_s = exchange.pieces[-1][0] if exchange.pieces and not exchange.failed else time.monotonic()
         if self._conversation.answers_return:
             self._settle(turn, exchange)
-            self.begin()
+            self._go_on()
         else:
             # Reading an answer takes a millisecond or two: it waits until no send is due.
-            self.begin()
+            self._go_on()
             self._driver.wire.when_idle(lambda: self._settle(turn, exchange))
+
+    def _go_on(self) -> None:
+        if not self.begin():
+            self._driver.begin_next()
 
     def _settle(self, turn: Turn, exchange: Exchange) -> None:
         driver, record = self._driver, self._rows[turn.round]

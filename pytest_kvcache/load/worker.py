@@ -138,7 +138,15 @@ def carry_out(plan: LoadPlan, say: Callable[[str], None], *, authorization: str 
         stop.on(lambda: None)
         children = Children(
             [
-                Share(plan, script.conversations[i::count], encoder, script.user_header, start_s, first)
+                Share(
+                    plan,
+                    script.conversations[i::count],
+                    encoder,
+                    script.user_header,
+                    start_s,
+                    first,
+                    None if script.concurrency is None else len(range(i, script.concurrency, count)),
+                )
                 for i in range(count)
             ],
             say,

@@ -53,6 +53,8 @@ class Turn:
         messages: The prompt: all of it, or what is new since the last answer (see `Conversation.answers_return`).
         answer_tokens: Length of the answer that is asked for.
         prompt_tokens: Length of the whole prompt in tokens of the served tokenizer, where the workload knows it.
+        after_s: How long after the end of the answer before it the request is due, or for a first turn after its
+            conversation may begin; `at_s` then says nothing. None where `at_s` holds.
     """
 
     round: int
@@ -60,6 +62,7 @@ class Turn:
     messages: tuple[Message, ...]
     answer_tokens: int
     prompt_tokens: int | None = None
+    after_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class Conversation:
 
     Args:
         user: Number of the user.
-        turns: The turns in order; `at_s` rises.
+        turns: The turns in order; `at_s` rises where it holds.
         answers_return: Whether the prompt of a turn is all that was said before, real answers included, followed by the
             turn's messages. Otherwise these messages are the whole prompt, and the run can be repeated to the byte.
     """
@@ -89,6 +92,7 @@ class Script:
             hold if the run had begun long ago.
         user_header: Whether each request names its user in `x-user-id`.
         left_out: What of the workload's file is not sent, for people; "" for nothing.
+        concurrency: So many conversations are under way at a time, in order; None where each begins at its time.
     """
 
     conversations: tuple[Conversation, ...]
@@ -96,6 +100,7 @@ class Script:
     priming: tuple[Turn, ...] = ()
     user_header: bool = False
     left_out: str = ""
+    concurrency: int | None = None
 
     @property
     def answer_tokens(self) -> int:

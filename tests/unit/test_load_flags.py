@@ -36,6 +36,8 @@ FLAGS: dict[str, tuple[str, str, set[type[Workload]]]] = {
     "--speed": ("2.0", "speed", {MooncakeTrace}),
     "--block-tokens": ("16", "block_tokens", {MooncakeTrace}),
     "--time-unit": ("s", "time_unit", {MooncakeTrace}),
+    "--trace-format": ("dynamo-delta", "trace_format", {MooncakeTrace}),
+    "--concurrency": ("4", "concurrency", {MooncakeTrace}),
     "--warmup-requests": ("0", "warmup_requests", set(KINDS)),
 }
 
@@ -91,6 +93,28 @@ def test_what_mode_compat_does_not_use(flag: str, value: str) -> None:
     made({**NEEDED, **KINDS[MultiRoundQa], flag: value})
     with pytest.raises(ConfigError, match=f"^{flag}: says nothing to --mode compat: "):
         made({**NEEDED, **KINDS[MultiRoundQa], "--mode": "compat", flag: value})
+
+
+@pytest.mark.parametrize("value", ["1", "2"])
+def test_what_a_concurrency_does_not_use(value: str) -> None:
+    """With a concurrency the times of a trace do not hold, so that a speed says nothing, in the file as well."""
+    flags = {**NEEDED, **KINDS[MooncakeTrace], "--concurrency": "4"}
+    made(flags)
+    with pytest.raises(ConfigError, match=r"speed.*says nothing (to --concurrency|beside concurrency)"):
+        made({**flags, "--speed": value})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("count", ["0", "3", "12"])
+def test_every_kind_warms_up(tmp_path: Path, kind: type[Workload], count: str) -> None:
+    """`--warmup-requests` is sent for each kind of workload, and 0 sends none."""
+    talk = {"messages": [{"role": ("user", "assistant")[i % 2], "content": f"{i}"} for i in range(8)]}
+    row = {"timestamp": 0, "input_length": 20, "output_length": 1, "hash_ids": [1]}
+    path = tmp_path / "file"
+    path.write_text("\n".join([json.dumps(talk if kind is ShareGpt else row)] * 30), encoding="utf-8")
+    flags = {**NEEDED, **KINDS[kind], "--warmup-requests": count}
+    flags |= {flag: str(path) for flag in ("--sharegpt", "--trace") if flag in flags}
+    assert len(made(flags).script(40, Words()).warm_up) == int(count)
 
 
 def test_users_of_another_load_have_other_conversations() -> None:
