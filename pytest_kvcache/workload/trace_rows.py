@@ -16,6 +16,7 @@ Keys by which a tool would send something else than a prompt of that length are 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ from pydantic import (
 
 from pytest_kvcache.errors import ConfigError
 from pytest_kvcache.strict import Strict
+from pytest_kvcache.workload.json_values import refuse_other_files
 
 BLOCK_TOKENS = 512
 
@@ -151,17 +153,27 @@ def read(path: Path, block_tokens: int = BLOCK_TOKENS) -> Iterator[NumberedRow]:
         ConfigError: The file cannot be read, or a line is malformed; the message names file, line and key.
     """
     try:
+        refuse_other_files(path)
         with path.open(encoding="utf-8-sig") as file:
             for number, text in enumerate(file, 1):
                 if text.strip():
                     yield NumberedRow(number, _row(text, f"{path}: line {number}", block_tokens))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot be read: {error}", where=str(path)) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"is not UTF-8: {error.reason}", where=str(path), todo="save it as UTF-8") from None
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror or error}", where=str(path)) from None
 
 
 def _row(text: str, where: str, block_tokens: int) -> TraceRow:
+    # The standard library's parser takes what Python's own writer writes in keys that nobody asks for: NaN, 1e999.
     try:
-        row = TraceRow.model_validate_json(text)
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"the line: Invalid JSON: {error}"[:160], where=where) from None
+    if not isinstance(data, dict):
+        raise ConfigError("the line: Input should be an object", where=where)
+    try:
+        row = TraceRow.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"])) or "the line"

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from pytest_kvcache.commands import load
 from pytest_kvcache.errors import ConfigError, RunError
+from pytest_kvcache.tiers.catalogue import validate
 from pytest_kvcache.workload.base import Workload
 from pytest_kvcache.workload.mooncake import MooncakeTrace
 from pytest_kvcache.workload.multi_round import MultiRoundQa
@@ -135,6 +138,20 @@ def test_figures_that_are_none(kind: type[Workload], flag: str, value: str) -> N
         return  # a seed may be any whole number, and a trace may be sent at once
     with pytest.raises((ConfigError, SystemExit)):
         made({**NEEDED, **KINDS[kind], flag: value})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("value", ["1e999", "-1e999", "inf", "nan", "true", "'5'"])
+def test_figures_of_the_configuration_that_are_none(tmp_path: Path, kind: type[Workload], value: str) -> None:
+    """So are those of kvcache.toml, in each key of each kind that takes a number, with the key's name."""
+    good = made({**NEEDED, **KINDS[kind]}).model_dump(mode="json", exclude_none=True, exclude_unset=True)
+    fields = {name: field.annotation for name, field in kind.model_fields.items()}
+    numbers = [name for name, of in fields.items() if re.search(r"\b(int|float)\b", str(of)) or of in {int, float}]
+    assert {"duration_s", "seed", "warmup_requests", "send_late_budget_s", "context_tokens"} <= set(numbers)
+    for name in numbers:
+        said = tomllib.loads(f"x = {value}")["x"]
+        with pytest.raises(ConfigError, match=rf"^x\.{name}"):
+            validate(kind, {**good, name: [said] if name == "context_tokens" else said}, "x")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -321,3 +323,52 @@ def test_load_processes_share_a_concurrency(
     rows = [row(40, timestamp=0) for _ in range(20)]
     workload: MooncakeTrace = trace(tmp_path / "t", rows, concurrency=concurrency, workers=workers)
     assert workload.worker_count(workload.script(3000, Words())) == expected
+
+
+_NUMBERS = ("timestamp", "input_length", "output_length", "delay", "hash_ids")
+
+
+@pytest.mark.parametrize("key", _NUMBERS)
+@pytest.mark.parametrize("value", ["1e999", "-1e999", "NaN", "-1", "true", '"5"', "[]", "{}", "1" * 400, "1" * 5000])
+def test_figures_that_are_none(tmp_path: Path, key: str, value: str) -> None:
+    """A figure that is no number, or of another type, is refused with its line and key, under each of its names."""
+    if (key, value) == ("hash_ids", "-1"):
+        return  # an id is a name, and no count
+    first = json.dumps(row(40, timestamp=0, session_id="a"))
+    said = {"timestamp": 7, "input_length": 40, "output_length": 5, "delay": 3, "hash_ids": [1]}
+    if key != "timestamp":
+        del said["timestamp"]
+    else:
+        del said["delay"]
+    line = json.dumps({**said, "session_id": "a", key: "FIGURE"})
+    line = line.replace('"FIGURE"', f"[{value}]" if key == "hash_ids" else value)
+    with pytest.raises(ConfigError, match=rf"t: line 2: (the line: )?({key}|Invalid JSON)"):
+        trace(tmp_path / "t", [first, line], trace_format="aiperf").check()
+
+
+@pytest.mark.parametrize("value", ["1e999", "NaN", "-Infinity", "1" * 400, '"\\ud800"', "[[[]]]", "null", "true"])
+@pytest.mark.parametrize("key", ["user", "request_id", "type", "parent_chat_id", "turn"])
+def test_keys_that_nobody_asks_for(tmp_path: Path, key: str, value: str) -> None:
+    """What other keys hold does not matter, whatever the tool's JSON writer made of it."""
+    line = json.dumps({**row(40, timestamp=0), key: "X"}).replace('"X"', value)
+    trace(tmp_path / "t", [line]).check()
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        (b"\x1f\x8b\x08", "is compressed (gzip)"),
+        (b"PAR1", "is a Parquet file"),
+        (b"\xff\xfe{", "is UTF-16"),
+        (b"{\xe9}", "is not UTF-8"),
+    ],
+)
+def test_files_that_hold_no_trace(tmp_path: Path, start: bytes, message: str) -> None:
+    """A file in another format is named as what it is."""
+    workload = trace(tmp_path / "t", [])
+    (tmp_path / "t").write_bytes(start)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        workload.check()
+    (tmp_path / "t").unlink()
+    with pytest.raises(ConfigError, match="t: cannot be read: No such file"):
+        workload.check()
