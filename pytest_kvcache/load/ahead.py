@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping
 from pytest_kvcache.load.encoder import Encoder, size_bytes
 from pytest_kvcache.workload.script import Conversation, Turn
 
-#: A turn: number of the user, and of the question.
+#: A request: number of the user, and identity of the turn, which a fork keeps. Numbers alone might be there twice.
 Key = tuple[int, int]
 
 #: Requests that are ready or being made have at most so many bytes together, and are at most so many.
@@ -35,6 +35,11 @@ _WANTED = struct.Struct("!qq")
 _MADE = struct.Struct("!qqQ")
 _LOOK_S = 0.1
 _PR_SET_PDEATHSIG = 1
+
+
+def key_of(user: int, turn: Turn) -> Key:
+    """Return what the request of a turn is known by."""
+    return user, id(turn)
 
 
 def first_requests(
@@ -55,8 +60,8 @@ def first_requests(
     while begins and total < held_bytes and len(made) < _MOST:
         _, _, conversation = heapq.heappop(begins)
         turn, user = conversation.turns[0], conversation.user
-        made[user, turn.round] = encoder.encode((), turn, user if user_header else None)
-        total += len(made[user, turn.round])
+        payload = made[key_of(user, turn)] = encoder.encode((), turn, user if user_header else None)
+        total += len(payload)
     return made
 
 
@@ -81,7 +86,7 @@ class Ahead:
         held_bytes: int = HELD_BYTES,
     ) -> None:
         self._turns: dict[Key, Turn] = {
-            (c.user, turn.round): turn for c in conversations if not c.answers_return for turn in c.turns
+            key_of(c.user, turn): turn for c in conversations if not c.answers_return for turn in c.turns
         }
         self._encoder, self._user_header, self._held_bytes = encoder, user_header, held_bytes
         self._arrived = threading.Condition()
@@ -140,7 +145,12 @@ class Ahead:
             self._ask(key)
 
     def take(self, key: Key) -> bytes:
-        """Return a request that is due now; wait for it where it is not there yet, and make it where nobody does."""
+        """Return a request that is due now; wait for it where it is not there yet, and make it where nobody does.
+
+        A request that was taken before is made again.
+        """
+        if key in self._taken:
+            return self._made(key)
         self._ask(key)
         payload = self._ready.pop(key, None)
         if payload is None and self._alive:
@@ -168,10 +178,10 @@ class Ahead:
         """Take what the maker made, until it ends."""
         try:
             while True:
-                user, number, size = _MADE.unpack(_exactly(self._socket, _MADE.size))
+                user, turn, size = _MADE.unpack(_exactly(self._socket, _MADE.size))
                 payload = _exactly(self._socket, size)
                 with self._arrived:
-                    self._ready[user, number] = payload
+                    self._ready[user, turn] = payload
                     self._arrived.notify_all()
         except OSError:
             with self._arrived:

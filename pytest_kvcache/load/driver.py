@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from pytest_kvcache.client.wire import ENDED, Exchange, Wire
 from pytest_kvcache.load import records
-from pytest_kvcache.load.ahead import Ahead, Key
+from pytest_kvcache.load.ahead import Ahead, Key, key_of
 from pytest_kvcache.load.answers import settle
 from pytest_kvcache.load.encoder import Encoder
 from pytest_kvcache.load.plan import LoadPlan
@@ -118,7 +118,7 @@ class Driver:
             else:
                 self._waiting = iter(users)
                 for place, conversation in enumerate(conversations):
-                    ahead.want_in_turn((conversation.user, conversation.turns[0].round), place)
+                    ahead.want_in_turn(key_of(conversation.user, conversation.turns[0]), place)
                 for _ in range(self.concurrency):
                     self.begin_next()
             ahead.ask()
@@ -202,7 +202,7 @@ class _User:
             payload = driver.encoder.encode(self._history, turn, user if driver.user_header else None)
             driver._submit(payload, None, due_s, done)
             return
-        self._ahead.want((user, turn.round), due_s)
+        self._ahead.want(key_of(user, turn), due_s)
         driver._submit(b"", functools.partial(self._fetched, turn), due_s, done)
 
     def _fetched(self, turn: Turn) -> bytes:
@@ -212,9 +212,9 @@ class _User:
             following = self._conversation.turns[self._next]
             self._ended_s = time.monotonic()
             due_s = self._due_s(following)
-            self._ahead.want((user, following.round), due_s)
+            self._ahead.want(key_of(user, following), due_s)
             self._driver.wire.call_at(due_s - _ASK_S, self._ahead.ask)
-        return self._ahead.take((user, turn.round))
+        return self._ahead.take(key_of(user, turn))
 
     def _answered(self, turn: Turn, exchange: Exchange) -> None:
         if exchange.failed == ENDED:

@@ -14,12 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_kvcache.load import encoder
-from pytest_kvcache.load.ahead import Ahead, first_requests
+from pytest_kvcache.load.ahead import Ahead, first_requests, key_of
 from pytest_kvcache.load.driver import Driver
 from pytest_kvcache.load.encoder import Encoder, size_bytes
 from pytest_kvcache.load.plan import LoadPlan
 from pytest_kvcache.workload.mooncake import MooncakeTrace
-from pytest_kvcache.workload.script import Conversation, LateText, Message, Turn
+from pytest_kvcache.workload.prepared import Prepared
+from pytest_kvcache.workload.script import Conversation, LateText, Message, Script, Turn
 from pytest_kvcache.workload.tokens import Texts, message
 from tests.unit.test_exact import VOCABULARY
 
@@ -28,7 +29,7 @@ TEXTS = Texts(VOCABULARY, 0, 0, 0)
 
 def plan() -> LoadPlan:
     """Return a plan of which only the address and the model matter."""
-    workload = MooncakeTrace(path=Path("t"), context_tokens=(9,), duration_s=99)
+    workload = MooncakeTrace(path=Path(__file__), context_tokens=(9,), duration_s=99)
     return LoadPlan(
         base_url="http://h:1/v1",
         model="m",
@@ -73,9 +74,9 @@ def test_every_request_is_what_it_would_be(count: int, rounds: int, header: bool
     made_before, held = data.draw(st.integers(0, 2000)), data.draw(st.integers(1, 5000))
     made = Encoder(plan(), {"a": "b"})
     first = first_requests(conversations, made, user_header=header, held_bytes=made_before)
-    assert set(first) <= {(c.user, 1) for c in conversations}
-    keys = [(c.user, t.round) for c in conversations for t in c.turns]
-    turns = {(c.user, t.round): t for c in conversations for t in c.turns}
+    assert set(first) <= {key_of(c.user, c.turns[0]) for c in conversations}
+    keys = [key_of(c.user, t) for c in conversations for t in c.turns]
+    turns = {key_of(c.user, t): t for c in conversations for t in c.turns}
     order = data.draw(st.permutations(keys))
     wanted = data.draw(st.lists(st.sampled_from(keys)))
     with Ahead(conversations, made, first, user_header=header, held_bytes=held) as ready:
@@ -101,15 +102,16 @@ def test_no_more_is_held_than_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
             ask(key)
 
         monkeypatch.setattr(ready, "_ask", counted)
-        for each in reversed(conversations):
-            ready.want((each.user, 1), time.monotonic() + 60 + each.user)
+        keys = [key_of(each.user, each.turns[0]) for each in conversations]
+        for key in reversed(keys):
+            ready.want(key, time.monotonic() + 60 + key[0])
         ready.ask()
-        assert asked == [(1, 1), (2, 1), (3, 1)]
-        ready.take((1, 1))
-        assert asked == [(1, 1), (2, 1), (3, 1), (4, 1)]
-        ready.want((40, 1), time.monotonic())
+        assert asked == keys[:3]
+        ready.take(keys[0])
+        assert asked == keys[:4]
+        ready.want(keys[40], time.monotonic())
         ready.ask()
-        assert asked[-1] == (40, 1)
+        assert asked[-1] == keys[40]
 
 
 def test_the_first_requests_are_those_that_are_due_first() -> None:
@@ -117,8 +119,8 @@ def test_the_first_requests_are_those_that_are_due_first() -> None:
     conversations = tuple(reversed(talks(20)))
     made = Encoder(plan(), {})
     first = first_requests(conversations, made, user_header=False, held_bytes=1000)
-    assert list(first) == [(user, 1) for user in range(1, len(first) + 1)]
-    assert 1000 <= sum(map(len, first.values())) < 1000 + len(first[1, 1])
+    assert [user for user, _ in first] == list(range(1, len(first) + 1))
+    assert 1000 <= sum(map(len, first.values())) < 1000 + max(map(len, first.values()))
     real = (Conversation(9, conversations[0].turns, answers_return=True),)
     assert first_requests(real, made, user_header=False) == {}
 
@@ -137,7 +139,7 @@ def test_without_the_maker_requests_are_made_on_the_spot(end: Callable[[Ahead], 
         maker = ready._maker
         end(ready)
         for each in conversations:
-            assert ready.take((each.user, 1)) == made.encode((), each.turns[0], None)
+            assert ready.take(key_of(each.user, each.turns[0])) == made.encode((), each.turns[0], None)
     assert ready._maker == 0
     with pytest.raises(ProcessLookupError):
         os.kill(maker, 0)
@@ -154,7 +156,31 @@ def test_a_maker_that_fails_costs_no_request() -> None:
         Ahead(conversations, Encoder(plan(), {}), {}, user_header=False) as ready,
         pytest.raises(ValueError, match="no such text"),
     ):
-        ready.take((1, 1))
+        ready.take(key_of(1, conversations[0].turns[0]))
+
+
+def test_numbers_that_are_there_twice() -> None:
+    """Conversations of one user, and a turn that stands in two of them, are each sent what they are."""
+    once = talks(3, rounds=2)
+    conversations = (*once, *(Conversation(1, each.turns) for each in once))
+    made = Encoder(plan(), {})
+    first = first_requests(conversations, made, user_header=True, held_bytes=900)
+    with Ahead(conversations, made, first, user_header=True) as ready:
+        for each in conversations:
+            for turn in each.turns:
+                assert ready.take(key_of(each.user, turn)) == made.encode((), turn, each.user)
+
+
+def test_a_script_of_late_texts_travels(tmp_path: Path) -> None:
+    """What is made when it is needed survives the way to the load process, small, and is made there."""
+    workload = plan().workload
+    script = Script(talks(20, words=5000), concurrency=3)
+    prepared = Prepared.of(workload, script, context_tokens=9, file=tmp_path / "script")
+    found = prepared.script(9, None)
+    assert (tmp_path / "script").stat().st_size < 50_000
+    assert found.concurrency == 3
+    texts = [[turn.messages[0].text for turn in c.turns] for c in script.conversations]
+    assert [[turn.messages[0].text for turn in c.turns] for c in found.conversations] == texts
 
 
 def test_encoded_texts_are_kept_up_to_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
