@@ -47,6 +47,7 @@ bench: $(READY) ## The client's own errors, beside other clients (needs a C comp
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
 	$(BIN)/python -m benchmarks.client.run
 	$(BIN)/python -m benchmarks.client.scale
+	$(BIN)/python -m benchmarks.trace_start
 
 footprint: $(READY) ## What the plugin costs suites that do not use it, and what weighs how much on disk (five minutes)
 	$(BIN)/python -m benchmarks.startup

@@ -161,10 +161,14 @@ class Connection:
             BlockingIOError: The socket takes no more for now; the rest must wait.
             OSError: The connection is broken.
         """
-        while self._unsent:
-            sent = self.sock.send(self._unsent)
-            self._sent_bytes += sent
-            self._unsent = self._unsent[sent:]
+        if self._unsent:
+            view, sent = memoryview(self._unsent), 0
+            try:
+                while sent < len(view):
+                    sent += self.sock.send(view[sent:])
+            finally:  # a request of megabytes is copied once for each flush, not for each send
+                self._sent_bytes += sent
+                self._unsent = bytes(view[sent:])
         if self.exchange is not None and self.exchange.sent_s is None and self.ready:
             # The clock's time stands until the kernel's stamp replaces it: the process may have been interrupted since.
             self.exchange.sent_s = time.monotonic()

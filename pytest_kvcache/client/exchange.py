@@ -17,10 +17,12 @@ class Exchange:
     """One request and what came back. Times are CLOCK_MONOTONIC, in seconds.
 
     Args:
-        payload: The whole request, head and body.
+        payload: The whole request, head and body; empty where `fetch` has it.
         due_s: When the request is to be sent.
         deadline_s: When the exchange is given up.
         done: Called once with the exchange when it is over, whether it succeeded or failed.
+        fetch: Returns the payload when the request is due; None where `payload` is there from the start. Requests of
+            megabytes that are due in an hour need not be held until then.
         stall_s: The exchange is given up when nothing arrives for so long, counted from the send and from each arrival.
             Any bytes of the answer count, an SSE comment that keeps the connection alive as much as a token. None sets
             no such limit.
@@ -37,6 +39,7 @@ class Exchange:
     deadline_s: float
     done: Callable[[Exchange], None]
     stall_s: float | None = None
+    fetch: Callable[[], bytes] | None = None
     sent_s: float | None = None
     pieces: Pieces = field(default_factory=list)
     failed: str = ""

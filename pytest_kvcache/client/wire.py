@@ -183,6 +183,8 @@ class Wire:
             self._finish(exchange, failed=f"{NO_CONNECTION}: {error}")
             return
         self._under_way[exchange] = connection
+        if exchange.fetch is not None:
+            exchange.payload, exchange.fetch = exchange.fetch(), None
         connection.begin(exchange)
         self._flush(connection)
 

@@ -34,6 +34,7 @@ from pytest_kvcache.workload.base import Workload
 from pytest_kvcache.workload.mooncake import MooncakeTrace
 from pytest_kvcache.workload.multi_round import MultiRoundQa
 from pytest_kvcache.workload.sharegpt import ShareGpt
+from pytest_kvcache.workload.trace_rows import FORMATS
 
 Say = Callable[[str], None]
 
@@ -59,9 +60,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     more.add_argument(
         "--trace", type=argument, metavar="FILE", help="a Mooncake-style trace; --user-history-prompt caps it"
     )
+    more.add_argument("--trace-format", choices=tuple(FORMATS), help="which tool's rows the trace has (mooncake)")
     more.add_argument("--speed", type=float, help="of the trace (1)")
-    more.add_argument("--block-tokens", type=int, metavar="N", help="of a hash id of the trace (512)")
-    more.add_argument("--time-unit", choices=("ms", "s"), help="of the trace's timestamps (ms)")
+    more.add_argument(
+        "--concurrency", type=int, metavar="N", help="sessions or requests under way at a time, in place of times"
+    )
+    more.add_argument("--block-tokens", type=int, metavar="N", help="of a hash id of the trace (512; bailian: 16)")
+    more.add_argument("--time-unit", choices=("ms", "s"), help="of the trace's times (ms; bailian: s)")
     more.add_argument("--seed", type=int, help="texts follow from it (0)")
     more.add_argument("--warmup-requests", type=int, metavar="N", help="sent before the clock starts (10)")
     more.add_argument("--keep-eos", action="store_true", help="let the model end its answers early")
@@ -231,7 +236,7 @@ def _workload(args: argparse.Namespace) -> Workload:
     workload = validate(kind, values, "command line")
     for flag, why in workload.unused_flags.items():
         if getattr(args, flag) is not None:
-            _refuse([flag], f"--mode {args.mode}: {why}")
+            _refuse([flag], why)
     return workload
 
 

@@ -13,15 +13,17 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from urllib.parse import urlsplit
 
 from pytest_kvcache.client.wire import Wire
 from pytest_kvcache.endpoint.certificates import tls_context
 from pytest_kvcache.errors import RunError
-from pytest_kvcache.load.driver import Driver, Encoder, Progress
+from pytest_kvcache.load.ahead import Key
+from pytest_kvcache.load.driver import Driver, Progress
+from pytest_kvcache.load.encoder import Encoder
 from pytest_kvcache.load.plan import LoadPlan
 from pytest_kvcache.load.records import RequestRecord
 from pytest_kvcache.workload.script import Conversation
@@ -63,6 +65,8 @@ class Share:
         encoder: An encoder that has all texts already.
         user_header: Whether requests name their user.
         start_s: When the clock starts (CLOCK_MONOTONIC).
+        first: Requests that are made already, of this child and of others.
+        concurrency: So many of the child's conversations are under way at a time; None where each begins at its time.
     """
 
     plan: LoadPlan
@@ -70,6 +74,8 @@ class Share:
     encoder: Encoder
     user_header: bool
     start_s: float
+    first: Mapping[Key, bytes] = field(default_factory=dict)
+    concurrency: int | None = None
 
 
 @dataclass(frozen=True)
@@ -218,7 +224,7 @@ def _work(share: Share, end: Connection) -> None:
         signal.signal(number, signal.SIG_IGN)
     with connected(share.plan) as wire:
         signal.signal(signal.SIGTERM, lambda *_: wire.stop())
-        driver = Driver(share.plan, share.encoder, wire, share.user_header)
+        driver = Driver(share.plan, share.encoder, wire, share.user_header, share.first, share.concurrency)
 
         def tell() -> None:
             ended, until_s = driver.newly_ended() if share.plan.stop else ([], 0.0)

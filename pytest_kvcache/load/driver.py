@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
 
-from pytest_kvcache.client import framing
 from pytest_kvcache.client.wire import ENDED, Exchange, Wire
-from pytest_kvcache.endpoint.address import below, target
 from pytest_kvcache.load import records
+from pytest_kvcache.load.ahead import Ahead, Key, key_of
 from pytest_kvcache.load.answers import settle
+from pytest_kvcache.load.encoder import Encoder
 from pytest_kvcache.load.plan import LoadPlan
 from pytest_kvcache.load.records import RequestRecord
 from pytest_kvcache.workload.script import Conversation, Message, Turn
+
+#: A request that is still to be made is asked for at the latest so long before it is due (s).
+_ASK_S = 0.9
 
 
 @dataclass
@@ -45,57 +46,6 @@ class Progress:
         )
 
 
-class Encoder:
-    """Turns prompts into requests. Each text is encoded once, however many prompts it is part of.
-
-    Args:
-        plan: Gives URL, model and further fields of the requests.
-        headers: More HTTP headers, by name.
-    """
-
-    def __init__(self, plan: LoadPlan, headers: dict[str, str]) -> None:
-        self._host, self._path = (
-            urlsplit(plan.base_url).netloc,
-            target(urlsplit(below(plan.base_url, "chat/completions"))),
-        )
-        self._plan, self._headers = plan, headers
-        self._texts: dict[str, bytes] = {}
-
-    def prepare(self, turns: Iterable[Turn]) -> None:
-        """Encode all texts of `turns`, so that none is left to encode when a turn is due."""
-        for turn in turns:
-            for message in turn.messages:
-                for part in message.parts:
-                    self._text(part)
-
-    def encode(self, history: Iterable[Message], turn: Turn, user: int | None) -> bytes:
-        """Return the whole request of a turn."""
-        messages = b",".join(self._message(m) for m in (*history, *turn.messages))
-        rest: dict[str, object] = {
-            "model": self._plan.model,
-            "max_tokens": turn.answer_tokens,
-            "temperature": 0,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
-        if self._plan.workload.ignore_eos:
-            rest["ignore_eos"] = True
-        rest |= self._plan.extra_body
-        body = b'{"messages":[' + messages + b"]," + json.dumps(rest).encode()[1:]
-        headers = self._headers if user is None else {**self._headers, "x-user-id": str(user)}
-        return framing.request(self._host, self._path, body, headers)
-
-    def _message(self, message: Message) -> bytes:
-        content = b" ".join(self._text(part) for part in message.parts)
-        return b'{"role":"%s","content":"%s"}' % (message.role.encode(), content)
-
-    def _text(self, part: str) -> bytes:
-        found = self._texts.get(part)
-        if found is None:
-            found = self._texts[part] = json.dumps(part)[1:-1].encode()
-        return found
-
-
 @dataclass
 class Driver:
     """Sends conversations and single requests.
@@ -105,16 +55,21 @@ class Driver:
         encoder: Makes the requests.
         wire: Sends the requests.
         user_header: Whether requests name their user.
+        first: Requests that are made already, of this process and of others.
+        concurrency: So many conversations are under way at a time; None where each begins at its time.
     """
 
     plan: LoadPlan
     encoder: Encoder
     wire: Wire
     user_header: bool
+    first: Mapping[Key, bytes] = field(default_factory=dict)
+    concurrency: int | None = None
     rows: list[RequestRecord] = field(default_factory=list)
     progress: Progress = field(default_factory=Progress)
     _ended: list[RequestRecord] = field(default_factory=list)
     _told: int = 0
+    _waiting: Iterator[_User] = field(default_factory=lambda: iter(()))
 
     def newly_ended(self) -> tuple[list[RequestRecord], float]:
         """Return the rows that ended since the last call, and the time (s) up to which all requests have ended."""
@@ -140,7 +95,8 @@ class Driver:
         for turn in turns:
             row = RequestRecord(user=0, round=turn.round, intended_start_s=0.0)
             rows.append(row)
-            self._submit([], turn, None, now, functools.partial(_settle_only, row, now))
+            payload = self.encoder.encode((), turn, None)
+            self._submit(payload, None, now, functools.partial(_settle_only, row, now))
         self.wire.run()
         return rows
 
@@ -149,31 +105,42 @@ class Driver:
         return [row for turn in turns for row in self.at_once([turn])]
 
     def run(self, conversations: Iterable[Conversation], start_s: float) -> None:
-        """Send all turns at their times after `start_s` (CLOCK_MONOTONIC); `rows` then has a row for each of them."""
-        for conversation in conversations:
-            _User(conversation, self, start_s).begin()
-        self.wire.run()
+        """Send all turns at their times after `start_s` (CLOCK_MONOTONIC).
+
+        `rows` then has a row for each turn that a time was set for, and for each other turn that came to be due.
+        """
+        conversations = tuple(conversations)
+        with Ahead(conversations, self.encoder, self.first, user_header=self.user_header) as ahead:
+            users = [_User(conversation, self, ahead, start_s) for conversation in conversations]
+            if self.concurrency is None:
+                for user in users:
+                    user.begin()
+            else:
+                self._waiting = iter(users)
+                for place, conversation in enumerate(conversations):
+                    ahead.want_in_turn(key_of(conversation.user, conversation.turns[0]), place)
+                for _ in range(self.concurrency):
+                    self.begin_next()
+            ahead.ask()
+            self.wire.run()
+
+    def begin_next(self) -> None:
+        """Begin the next conversation that waits for another to end, where there is one and time is left."""
+        for user in self._waiting:
+            if user.begin():
+                return
 
     def _submit(
         self,
-        history: list[Message],
-        turn: Turn,
-        user: int | None,
+        payload: bytes,
+        fetch: Callable[[], bytes] | None,
         due_s: float,
         done: Callable[[Exchange], None],
     ) -> None:
         # Nothing is retried: a failure is a result.
         workload = self.plan.workload
-        payload = self.encoder.encode(history, turn, user if self.user_header else None)
-        self.wire.submit(
-            Exchange(
-                payload,
-                due_s,
-                due_s + workload.request_timeout_s,
-                done,
-                stall_s=workload.token_timeout_s,
-            )
-        )
+        deadline_s = due_s + workload.request_timeout_s
+        self.wire.submit(Exchange(payload, due_s, deadline_s, done, stall_s=workload.token_timeout_s, fetch=fetch))
 
 
 def _settle_only(row: RequestRecord, start_s: float, exchange: Exchange) -> None:
@@ -183,47 +150,89 @@ def _settle_only(row: RequestRecord, start_s: float, exchange: Exchange) -> None
 class _User:
     """One user's session: the next question is sent when it is due, but not before the last answer is there."""
 
-    def __init__(self, conversation: Conversation, driver: Driver, start_s: float) -> None:
-        self._conversation, self._driver, self._start_s = conversation, driver, start_s
+    def __init__(self, conversation: Conversation, driver: Driver, ahead: Ahead, start_s: float) -> None:
+        self._conversation, self._driver, self._ahead, self._start_s = conversation, driver, ahead, start_s
         self._history: list[Message] = []
-        self._left = iter(conversation.turns)
-        exact = driver.plan.workload.ignore_eos
-        self._rows = {
-            turn.round: RequestRecord(
-                user=conversation.user,
-                round=turn.round,
-                intended_start_s=turn.at_s,
-                intended_prompt_tokens=turn.prompt_tokens,
-                intended_generated_tokens=turn.answer_tokens if exact else None,
-            )
-            for turn in conversation.turns
-        }
+        self._next = 0
+        self._ended_s = start_s
+        self._rows = {turn.round: self._row(turn, turn.at_s) for turn in conversation.turns if turn.after_s is None}
         driver.rows.extend(self._rows.values())
 
-    def begin(self) -> None:
-        """Have the next turn sent; once the run's time is over, mark all turns that are left as never sent."""
+    def _row(self, turn: Turn, at_s: float) -> RequestRecord:
+        return RequestRecord(
+            user=self._conversation.user,
+            round=turn.round,
+            intended_start_s=at_s,
+            intended_prompt_tokens=turn.prompt_tokens,
+            intended_generated_tokens=turn.answer_tokens if self._driver.plan.workload.ignore_eos else None,
+        )
+
+    def begin(self) -> bool:
+        """Have the next turn sent, and return whether there is one.
+
+        Once the run's time is over, turns that a time was set for are marked as never sent, and there are no others.
+        """
         driver = self._driver
-        for turn in self._left:
-            # The request is put together as soon as it can be, never when it is due.
-            due_s = max(self._start_s + turn.at_s, time.monotonic())
+        turns = self._conversation.turns
+        while self._next < len(turns):
+            turn = turns[self._next]
+            self._next += 1
+            due_s = self._due_s(turn)
             if due_s - self._start_s < driver.plan.workload.duration_s:
-                done = functools.partial(self._answered, turn)
-                driver._submit(self._history, turn, self._conversation.user, due_s, done)
-                return
-            self._rows[turn.round].error = "the answer before it came after the end of the run"
-            driver._ended.append(self._rows[turn.round])
+                if turn.after_s is not None:
+                    self._rows[turn.round] = self._row(turn, due_s - self._start_s)
+                    driver.rows.append(self._rows[turn.round])
+                self._submit(turn, due_s)
+                return True
+            if turn.after_s is None:
+                self._rows[turn.round].error = "the answer before it came after the end of the run"
+                driver._ended.append(self._rows[turn.round])
+        return False
+
+    def _due_s(self, turn: Turn) -> float:
+        """Return when a turn is due, were the answer before it there now or when it came."""
+        at_s = self._start_s + turn.at_s if turn.after_s is None else self._ended_s + turn.after_s
+        return max(at_s, time.monotonic())
+
+    def _submit(self, turn: Turn, due_s: float) -> None:
+        driver, user = self._driver, self._conversation.user
+        done = functools.partial(self._answered, turn)
+        if self._conversation.answers_return:
+            # The prompt is put together as soon as it can be, never when it is due.
+            payload = driver.encoder.encode(self._history, turn, user if driver.user_header else None)
+            driver._submit(payload, None, due_s, done)
+            return
+        self._ahead.want(key_of(user, turn), due_s)
+        driver._submit(b"", functools.partial(self._fetched, turn), due_s, done)
+
+    def _fetched(self, turn: Turn) -> bytes:
+        """Return the request of a turn that is due now, and have that of the turn after it made meanwhile."""
+        user = self._conversation.user
+        if self._next < len(self._conversation.turns):
+            following = self._conversation.turns[self._next]
+            self._ended_s = time.monotonic()
+            due_s = self._due_s(following)
+            self._ahead.want(key_of(user, following), due_s)
+            self._driver.wire.call_at(due_s - _ASK_S, self._ahead.ask)
+        return self._ahead.take(key_of(user, turn))
 
     def _answered(self, turn: Turn, exchange: Exchange) -> None:
         if exchange.failed == ENDED:
             settle(exchange, self._rows[turn.round], start_s=self._start_s)
             return
+        # A delay counts from the last byte of the answer; after a failure, from when that is known.
+        self._ended_s = exchange.pieces[-1][0] if exchange.pieces and not exchange.failed else time.monotonic()
         if self._conversation.answers_return:
             self._settle(turn, exchange)
-            self.begin()
+            self._go_on()
         else:
             # Reading an answer takes a millisecond or two: it waits until no send is due.
-            self.begin()
+            self._go_on()
             self._driver.wire.when_idle(lambda: self._settle(turn, exchange))
+
+    def _go_on(self) -> None:
+        if not self.begin():
+            self._driver.begin_next()
 
     def _settle(self, turn: Turn, exchange: Exchange) -> None:
         driver, record = self._driver, self._rows[turn.round]

@@ -19,8 +19,10 @@ from typing import Any
 from pytest_kvcache.endpoint.address import read_key
 from pytest_kvcache.errors import KvCacheError
 from pytest_kvcache.load import records
+from pytest_kvcache.load.ahead import first_requests
 from pytest_kvcache.load.children import Children, Share, connected
-from pytest_kvcache.load.driver import Driver, Encoder
+from pytest_kvcache.load.driver import Driver
+from pytest_kvcache.load.encoder import Encoder
 from pytest_kvcache.load.plan import LoadPlan
 from pytest_kvcache.load.records import RequestRecord
 from pytest_kvcache.load.settling import settled
@@ -30,8 +32,8 @@ from pytest_kvcache.showable import make_showable
 from pytest_kvcache.workload.script import Script, Turn
 from pytest_kvcache.workload.tokens import ServedTokenizer
 
-#: Time for children to start and to put the first requests together before the clock starts (s).
-_LEAD_S = 0.5
+#: Time for children to start, and for each to note when its conversations begin, before the clock starts (s).
+_LEAD_S, _LEAD_EACH_S = 0.5, 1e-4
 #: Printed when all that comes before the measured requests is done.
 CLOCK_STARTS = "the clock starts"
 #: Number of failures before the start that are listed; the rest is counted.
@@ -117,6 +119,7 @@ def carry_out(plan: LoadPlan, say: Callable[[str], None], *, authorization: str 
                 say(f"left out: {script.left_out}")
             encoder = Encoder(plan, {"Authorization": authorization} if authorization else {})
             encoder.prepare(_all_turns(script))
+            first = first_requests(script.conversations, encoder, user_header=script.user_header)
             outcome.warmup_errors = _before_the_clock(plan, script, encoder, stop, say)
         except _Interrupted:
             say("interrupted before the clock started: nothing was measured")
@@ -127,13 +130,25 @@ def carry_out(plan: LoadPlan, say: Callable[[str], None], *, authorization: str 
         # A store of the priming that ends in the run would be counted as one of the run's.
         outcome.counters_before, before = settled(plan.metrics_urls, hurry=lambda: stop.asked)
         count = outcome.workers = plan.workload.worker_count(script)
-        start_s = outcome.started_monotonic_s = time.monotonic() + _LEAD_S
-        outcome.started_at = time.time() + _LEAD_S
+        lead_s = _LEAD_S + _LEAD_EACH_S * len(script.conversations) / count
+        start_s = outcome.started_monotonic_s = time.monotonic() + lead_s
+        outcome.started_at = time.time() + lead_s
         say(f"{CLOCK_STARTS}: {len(script.conversations)} conversations, {count} load processes")
         # Until there are children, a signal is noted and no more.
         stop.on(lambda: None)
         children = Children(
-            [Share(plan, script.conversations[i::count], encoder, script.user_header, start_s) for i in range(count)],
+            [
+                Share(
+                    plan,
+                    script.conversations[i::count],
+                    encoder,
+                    script.user_header,
+                    start_s,
+                    first,
+                    None if script.concurrency is None else len(range(i, script.concurrency, count)),
+                )
+                for i in range(count)
+            ],
             say,
         )
         stop.on(children.stop)

@@ -92,7 +92,7 @@ class Workload(Strict):
 
     @property
     def unused_flags(self) -> Mapping[str, str]:
-        """Flags of `load` that this run does not use although its kind has them, each with the reason."""
+        """Flags of `load` that this run does not use although its kind has them, each with the flag's name and why."""
         return {}
 
     @property
@@ -169,7 +169,8 @@ class Workload(Strict):
 
     def worker_count(self, script: Script) -> int:
         """Return the number of load processes for `script`."""
+        most = script.concurrency or len(script.conversations)
         if self.workers is not None:
-            return self.workers
+            return self.workers if script.concurrency is None else min(self.workers, most)
         wanted = math.ceil(script.answer_tokens / self.duration_s / _CHUNKS_A_WORKER)
-        return max(1, min(wanted, os.cpu_count() or 1, len(script.conversations)))
+        return max(1, min(wanted, os.cpu_count() or 1, most, len(script.conversations)))

@@ -43,20 +43,30 @@ def json_values(path: Path) -> Iterator[tuple[int, Any]]:
     Raises:
         ConfigError: The file cannot be read, or is not JSON; the message names the file, the value and its line.
     """
-    if path.exists() and not path.is_file():
-        raise ConfigError("is no regular file, and is read more than once", where=str(path))
     try:
-        with path.open("rb") as file:
-            start = file.read(8)
-        for mark, (what, todo) in _FOREIGN.items():
-            if start.startswith(mark):
-                raise ConfigError(what, where=str(path), todo=todo)
+        refuse_other_files(path)
         with path.open(encoding="utf-8-sig", newline="") as text:
             yield from _Values(text, path)
     except UnicodeDecodeError as error:
         raise ConfigError(f"is not UTF-8: {error.reason}", where=str(path), todo="save it as UTF-8") from None
     except OSError as error:
         raise ConfigError(f"cannot be read: {error.strerror or error}", where=str(path)) from None
+
+
+def refuse_other_files(path: Path) -> None:
+    """Raise where a file is none that can be read as JSON more than once.
+
+    Raises:
+        ConfigError: It is a pipe or the like, compressed, or of another format or encoding.
+        OSError: It cannot be read.
+    """
+    if path.exists() and not path.is_file():
+        raise ConfigError("is no regular file, and is read more than once", where=str(path))
+    with path.open("rb") as file:
+        start = file.read(8)
+    for mark, (what, todo) in _FOREIGN.items():
+        if start.startswith(mark):
+            raise ConfigError(what, where=str(path), todo=todo)
 
 
 class _Values:

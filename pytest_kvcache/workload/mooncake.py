@@ -1,16 +1,9 @@
-"""Requests from a Mooncake-style trace.
+"""Requests from a trace: Mooncake's, and those of other tools that write theirs alike (`trace_rows.py`).
 
-The trace has one JSON object on each line: `timestamp`, `input_length`, `output_length`, `hash_ids`. A hash id stands
-for a block of `block_tokens` tokens and all that comes before the block: equal ids at the start of two prompts mean
-equal prefixes, and nothing else is known of the text. Each block becomes as many words, which follow from its id. A
-request is sent as long after the first request as in the trace, divided by `speed`. Requests that are longer than the
-run's context length or than the model takes, or shorter than the chat template, are left out and told by their share
-of the prompt tokens.
-
-Blocks are of 512 tokens and timestamps in milliseconds in Mooncake's own traces (Qin et al., FAST 2025), of 16 tokens
-and in seconds in Alibaba's Bailian traces (`chat_id`, `parent_chat_id`, `type` and `turn` add nothing to what is sent,
-since each of their rows is a whole prompt with its time). Keys by which aiperf or dynamo change what is sent are
-refused.
+A request is sent as long after the first request as in the trace, divided by `speed`; with `concurrency`, so many
+sessions are under way at any time, whatever the trace's times. A later turn of a session waits for the answer before
+it. Requests that are longer than the run's context length or than the model takes, or shorter than the chat template,
+are left out and told by their share of the prompt tokens.
 """
 
 from __future__ import annotations
@@ -19,66 +12,28 @@ import functools
 import hashlib
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import (
-    AliasChoices,
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-    model_validator,
-)
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from pytest_kvcache.errors import ConfigError, RunError
-from pytest_kvcache.strict import Strict, UserPath
+from pytest_kvcache.strict import UserPath
 from pytest_kvcache.workload.base import Workload
 from pytest_kvcache.workload.script import Conversation, Script, Turn
-from pytest_kvcache.workload.tokens import Texts, Tokenizer, message, texts
+from pytest_kvcache.workload.tokens import Tokenizer, texts
+from pytest_kvcache.workload.trace_prompts import Prompts
+from pytest_kvcache.workload.trace_rows import BLOCK_TOKENS, FORMATS, FormatName, NumberedRow, TraceFormat, read
+from pytest_kvcache.workload.trace_sessions import LeftOut, Sessions, TimedRow
 
-BLOCK_TOKENS = 512
-#: Keys of other tools' traces that change what is sent, or when.
-_CHANGING = {
-    "session_id": "its rows are turns that build on each other's answers",
-    "delay": "its row is sent so long after another answer",
-    "delay_ms": "its row is sent so long after another answer",
-    "text_input": "its row has the prompt itself",
-    "messages": "its row has the prompt itself",
-    "payload": "its row has the whole request",
-    "tools": "its row has tools beside the prompt",
-    "extra": "its row has more fields of the request",
-    "priority": "its row asks for a priority",
+__all__ = ["LeftOut", "MooncakeTrace", "read"]
+
+#: Keys with the values that change nothing: `sent` has the others alone, so that older baselines hold.
+_USUAL = {
+    "block_tokens": (None, BLOCK_TOKENS),
+    "time_unit": ("",),
+    "trace_format": ("mooncake",),
+    "concurrency": (None,),
 }
-
-
-class TraceLine(Strict):
-    """One request of a trace; other keys are ignored.
-
-    Args:
-        timestamp: When the request came, in the trace's unit of time.
-        input_length: Length of the prompt (tokens).
-        output_length: Length of the answer (tokens).
-        hash_ids: One id for each block of the prompt.
-    """
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-    timestamp: Annotated[NonNegativeFloat, Field(allow_inf_nan=False)]
-    input_length: PositiveInt = Field(validation_alias=AliasChoices("input_length", "input_tokens", "isl"))
-    output_length: PositiveInt = Field(validation_alias=AliasChoices("output_length", "output_tokens", "osl"))
-    hash_ids: tuple[Annotated[int, Field(strict=True)], ...]
-
-    @model_validator(mode="before")
-    @classmethod
-    def _nothing_else_is_asked_for(cls, data: Any) -> Any:
-        for key, why in _CHANGING.items() if isinstance(data, dict) else ():
-            if data.get(key) is not None:
-                raise ValueError(f"{key} is not supported ({why}); take it out where it is not meant")
-        return data
 
 
 class MooncakeTrace(Workload):
@@ -90,18 +45,51 @@ class MooncakeTrace(Workload):
     FLAGS: ClassVar[Mapping[str, str]] = {
         **Workload.FLAGS,
         "trace": "path",
+        "trace_format": "trace_format",
         "speed": "speed",
+        "concurrency": "concurrency",
         "block_tokens": "block_tokens",
         "time_unit": "time_unit",
     }
 
     kind: Literal["mooncake-trace"] = "mooncake-trace"
     path: UserPath = Field(description="the trace file")
+    trace_format: FormatName = Field(default="mooncake", description="which tool's rows the trace has")
     speed: PositiveFloat = Field(default=1.0, description="a speed of 2 sends twice as fast as the trace was taken")
-    block_tokens: PositiveInt = Field(default=BLOCK_TOKENS, description="tokens that a hash id stands for")
-    time_unit: Literal["", "ms", "s"] = Field(
-        default="", description="unit of the timestamps: ms where they are whole numbers and nothing is said"
+    concurrency: PositiveInt | None = Field(
+        default=None, le=100_000, description="so many sessions or requests are under way at a time, in place of times"
     )
+    block_tokens: PositiveInt | None = Field(
+        default=None, lt=10**9, description="tokens that a hash id stands for; by default what the format has"
+    )
+    time_unit: Literal["", "ms", "s"] = Field(
+        default="", description="unit of times: that of the format, or ms where they are whole numbers"
+    )
+
+    @model_validator(mode="after")
+    def _times_hold_or_do_not(self) -> Self:
+        if self.concurrency is not None and self.speed != 1.0:
+            raise ValueError("speed says nothing beside concurrency, with which the times of the trace do not hold")
+        return self
+
+    @property
+    def unused_flags(self) -> Mapping[str, str]:
+        """With a concurrency, the speed at which times would pass."""
+        if self.concurrency is None:
+            return {}
+        return {"speed": "--concurrency: the times of the trace do not hold"}
+
+    @property
+    def _form(self) -> TraceFormat:
+        return FORMATS[self.trace_format]
+
+    @property
+    def _unit(self) -> str:
+        return self.time_unit or self._form.time_unit
+
+    @property
+    def _block_tokens(self) -> int:
+        return self.block_tokens or self._form.block_tokens
 
     def check(self) -> None:
         """Read the whole trace once.
@@ -109,29 +97,40 @@ class MooncakeTrace(Workload):
         Raises:
             ConfigError: The trace is unsound (the message names file and line) or has no request that is short enough.
         """
-        lines = list(self._lines())
-        if not any(line.input_length <= min(self.context_tokens) for line in lines):
+        sessions = self._sessions()
+        if not any(session[0].row.input_length <= min(self.context_tokens) for session in sessions):
             raise ConfigError(
                 f"has no request of at most {min(self.context_tokens)} tokens",
                 where=str(self.path),
                 todo="raise workload.context_tokens",
             )
 
-    def _lines(self) -> Iterator[TraceLine]:
-        for number, line in read(self.path, self.block_tokens):
-            if not self.time_unit and not line.timestamp.is_integer():
+    def _rows(self) -> Iterator[NumberedRow]:
+        for each in read(self.path, self._block_tokens):
+            where = f"{self.path}: line {each.number}"
+            for key, value in (("timestamp", each.row.timestamp), ("delay", each.row.delay)):
+                if not self._unit and value is not None and not value.is_integer():
+                    raise ConfigError(
+                        f"{key}: {value:g} has a fraction, so that it may be seconds",
+                        where=where,
+                        todo='say workload.time_unit = "s" or "ms"',
+                    )
+            if each.row.chat_id is not None and not self._unit:
                 raise ConfigError(
-                    f"timestamp: {line.timestamp:g} has a fraction, so that it may be seconds",
-                    where=f"{self.path}: line {number}",
-                    todo='say workload.time_unit = "s" or "ms"',
+                    "chat_id: is of Bailian's traces, whose times are seconds and whose blocks have 16 tokens",
+                    where=where,
+                    todo='say workload.trace_format = "bailian", or workload.time_unit where it is another trace',
                 )
-            yield line
+            yield each
+
+    def _sessions(self) -> list[list[TimedRow]]:
+        return Sessions(self.path, self._form, closed=self.concurrency is not None).of(self._rows())
 
     @functools.cached_property
     def decodes(self) -> bool:
         """Whether an answer of the trace has more than one token; `check` says what is wrong with the file."""
         try:
-            return any(line.output_length > 1 for line in self._lines())
+            return any(each.row.output_length > 1 for each in self._rows())
         except ConfigError:
             return True
 
@@ -142,117 +141,43 @@ class MooncakeTrace(Workload):
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def sent(self, context_tokens: int) -> dict[str, Any]:
-        """Return all that decides the requests; Mooncake's own block size and unit are as if nothing said them."""
+        """Return all that decides the requests; keys with the values of Mooncake's own traces are as if not said."""
         keys = super().sent(context_tokens)
-        for key, usual in (("block_tokens", BLOCK_TOKENS), ("time_unit", "")):
-            if keys[key] == usual:
-                del keys[key]
-        return keys
+        return {key: value for key, value in keys.items() if value not in _USUAL.get(key, ())}
 
     def script(self, context_tokens: int, tokenizer: Tokenizer | None, *, first_user: int = 0) -> Script:
         """Return the run of those requests that fit into `context_tokens`."""
         if tokenizer is None:
             raise AssertionError("the workload asked for a tokenizer")
         source = texts(tokenizer, seed=self.seed)
-        lines = sorted(self._lines(), key=lambda line: line.timestamp)
-        first = lines[0].timestamp if lines else 0.0
-        second = self.speed * (1.0 if self.time_unit == "s" else 1e3)
-        block = functools.cache(lambda hash_id, words: source.words(words, first_user, "block", hash_id))
-        conversations: list[Conversation] = []
         left = LeftOut(
-            longest=min(context_tokens, tokenizer.max_model_len or math.inf), shortest=source.first_overhead + 1
+            longest=min(context_tokens, tokenizer.max_model_len or math.inf),
+            shortest=source.first_overhead + 1,
+            longest_with_answer=tokenizer.max_model_len,
         )
-        for line in lines:
-            at_s = (line.timestamp - first) / second
-            if at_s >= self.duration_s or not left.takes(line, tokenizer.max_model_len):
+        prompts = Prompts(
+            source,
+            self._block_tokens,
+            added=self._form.later_rows == "added",
+            first_user=first_user,
+            second=self.speed * (1.0 if self._unit == "s" else 1e3),
+            left=left,
+        )
+        conversations: list[Conversation] = []
+        for session in self._sessions():
+            if session[0].after is None and session[0].at / prompts.second >= self.duration_s:
                 continue
-            parts = tuple(block(*each) for each in _blocks(line, source, self.block_tokens))
-            turn = Turn(1, at_s, (message("user", *parts),), line.output_length, line.input_length)
-            conversations.append(Conversation(first_user + len(conversations) + 1, (turn,)))
+            turns = tuple(turn for turn in prompts.turns(session) if self._begins(turn))
+            if turns:
+                conversations.append(Conversation(first_user + len(conversations) + 1, turns))
         if not conversations:
             raise RunError(f"nothing is left to send: {left.words}", where=str(self.path))
-        return Script(tuple(conversations), self.plain_warm_up(first_user), left_out=left.words)
-
-
-@dataclass
-class LeftOut:
-    """Requests of a trace that are not sent.
-
-    Args:
-        longest: Longest prompt that is sent (tokens).
-        shortest: Shortest one, which the chat template leaves room for.
-    """
-
-    longest: float
-    shortest: int
-    long: int = 0
-    short: int = 0
-    tokens: int = 0
-    all_tokens: int = 0
-
-    def takes(self, line: TraceLine, max_model_len: int | None) -> bool:
-        """Return whether a request can be sent, and count it where it cannot."""
-        self.all_tokens += line.input_length
-        too_long = line.input_length > self.longest
-        if max_model_len is not None:
-            too_long = too_long or line.input_length + line.output_length > max_model_len
-        too_short = line.input_length < self.shortest
-        self.long += too_long
-        self.short += too_short
-        self.tokens += line.input_length if too_long or too_short else 0
-        return not (too_long or too_short)
-
-    @property
-    def words(self) -> str:
-        """What was left out, for people; "" for nothing."""
-        if not self.long and not self.short:
-            return ""
-        return (
-            f"{self.long} requests are longer than {self.longest:g} tokens, or than the model takes with their "
-            f"answers, and {self.short} are shorter than the chat template ({self.shortest - 1}): "
-            f"{self.tokens / self.all_tokens:.2%} of the prompt tokens are left out"
+        return Script(
+            tuple(conversations),
+            self.plain_warm_up(first_user),
+            left_out=left.words,
+            concurrency=self.concurrency,
         )
 
-
-def _blocks(line: TraceLine, source: Texts, size: int) -> list[tuple[int, int]]:
-    """Return each block's hash id and length in words; the last blocks are shorter by the chat template's tokens."""
-    lengths = [size] * len(line.hash_ids)
-    lengths[-1] = line.input_length - size * (len(line.hash_ids) - 1)
-    missing = source.first_overhead
-    for i in reversed(range(len(lengths))):
-        taken = min(lengths[i], missing)
-        lengths[i] -= taken
-        missing -= taken
-    return [(hash_id, words) for hash_id, words in zip(line.hash_ids, lengths, strict=True) if words]
-
-
-def read(path: Path, block_tokens: int = BLOCK_TOKENS) -> Iterator[tuple[int, TraceLine]]:
-    """Yield the requests of the trace, each with the number of its line.
-
-    Raises:
-        ConfigError: The file cannot be read, or a line is malformed; the message names file, line and key.
-    """
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            for number, text in enumerate(file, 1):
-                if text.strip():
-                    yield number, _line(text, f"{path}: line {number}", block_tokens)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot be read: {error}", where=str(path)) from None
-
-
-def _line(text: str, where: str, block_tokens: int) -> TraceLine:
-    try:
-        line = TraceLine.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"])) or "the line"
-        raise ConfigError(f"{key}: {first['msg'].removeprefix('Value error, ')}", where=where) from None
-    blocks = -(-line.input_length // block_tokens)
-    if len(line.hash_ids) != blocks:
-        raise ConfigError(
-            f"hash_ids: {len(line.hash_ids)}, but {line.input_length} tokens are {blocks} blocks of {block_tokens}",
-            where=where,
-            todo="say workload.block_tokens, as 16 for Bailian's traces",
-        )
-    return line
+    def _begins(self, turn: Turn) -> bool:
+        return turn.after_s is not None or turn.at_s < self.duration_s

@@ -72,7 +72,10 @@ class MultiRoundQa(SteadyWorkload):
         """In mode `compat`, those that only prompts of exact length depend on."""
         if self.mode == "exact":
             return {}
-        return {"seed": "the original's texts do not depend on one", "tokenizer_url": "nothing is counted"}
+        return {
+            "seed": "--mode compat: the original's texts do not depend on one",
+            "tokenizer_url": "--mode compat: nothing is counted",
+        }
 
     @property
     def needs_tokenizer(self) -> bool:

@@ -2,7 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LateText:
+    """A text that follows from its name and is made when it is needed, so that a script of gigabytes stays small.
+
+    Args:
+        source: Returns the text of so many words with that name, always the same.
+        words: Length of the text (words).
+        name: The name.
+    """
+
+    source: Callable[..., str]
+    words: int
+    name: tuple[object, ...]
+
+    def __str__(self) -> str:
+        return self.source(self.words, *self.name)
 
 
 @dataclass(frozen=True)
@@ -12,16 +31,16 @@ class Message:
     Args:
         role: `user` or `assistant`.
         parts: The text in parts, to be joined by spaces. A text that several prompts share is one object, so that a
-            run with gigabytes of prompts holds and encodes it once.
+            run with gigabytes of prompts holds and encodes it once. A `LateText` is made just before it is sent.
     """
 
     role: str
-    parts: tuple[str, ...]
+    parts: tuple[str | LateText, ...]
 
     @property
     def text(self) -> str:
         """The whole text."""
-        return " ".join(self.parts)
+        return " ".join(map(str, self.parts))
 
 
 @dataclass(frozen=True)
@@ -34,6 +53,8 @@ class Turn:
         messages: The prompt: all of it, or what is new since the last answer (see `Conversation.answers_return`).
         answer_tokens: Length of the answer that is asked for.
         prompt_tokens: Length of the whole prompt in tokens of the served tokenizer, where the workload knows it.
+        after_s: How long after the end of the answer before it the request is due, or for a first turn after its
+            conversation may begin; `at_s` then says nothing. None where `at_s` holds.
     """
 
     round: int
@@ -41,6 +62,7 @@ class Turn:
     messages: tuple[Message, ...]
     answer_tokens: int
     prompt_tokens: int | None = None
+    after_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -49,7 +71,7 @@ class Conversation:
 
     Args:
         user: Number of the user.
-        turns: The turns in order; `at_s` rises.
+        turns: The turns in order; `at_s` rises where it holds.
         answers_return: Whether the prompt of a turn is all that was said before, real answers included, followed by the
             turn's messages. Otherwise these messages are the whole prompt, and the run can be repeated to the byte.
     """
@@ -70,6 +92,7 @@ class Script:
             hold if the run had begun long ago.
         user_header: Whether each request names its user in `x-user-id`.
         left_out: What of the workload's file is not sent, for people; "" for nothing.
+        concurrency: So many conversations are under way at a time, in order; None where each begins at its time.
     """
 
     conversations: tuple[Conversation, ...]
@@ -77,6 +100,7 @@ class Script:
     priming: tuple[Turn, ...] = ()
     user_header: bool = False
     left_out: str = ""
+    concurrency: int | None = None
 
     @property
     def answer_tokens(self) -> int:

@@ -18,7 +18,7 @@ from pytest_kvcache.endpoint.address import below
 from pytest_kvcache.endpoint.certificates import verification
 from pytest_kvcache.errors import RunError
 from pytest_kvcache.redaction import redacted
-from pytest_kvcache.workload.script import Message
+from pytest_kvcache.workload.script import LateText, Message
 
 #: Each message begins with this text, since a word at the start of a message is cut into other tokens than one inside.
 OPENER = "Note:"
@@ -159,6 +159,10 @@ class Texts:
         source = random.Random("/".join(map(str, (self.seed, *name))))  # noqa: S311 - reproducible, not secret
         return " ".join(source.choices(self.vocabulary, k=count))
 
+    def late(self, count: int, *name: object) -> LateText:
+        """Return what makes the text of `words` when it is needed."""
+        return LateText(self.words, count, name)
+
 
 def texts(tokenizer: Tokenizer, *, seed: int, compat_helps: bool = False) -> Texts:
     """Measure how many tokens the chat template adds, and check that lengths then come out exactly.
@@ -187,6 +191,6 @@ def texts(tokenizer: Tokenizer, *, seed: int, compat_helps: bool = False) -> Tex
     return Texts(vocabulary, seed, first, following)
 
 
-def message(role: str, *parts: str) -> Message:
+def message(role: str, *parts: str | LateText) -> Message:
     """Return a message of texts from `Texts`, with the opener before them."""
     return Message(role, (OPENER, *(part for part in parts if part)))

@@ -88,7 +88,7 @@ def test_a_child_takes_its_own_rows_only(monkeypatch: pytest.MonkeyPatch, death:
         SimpleNamespace(plan=plan, conversations=(die,) * (n in lost), start_s=time.monotonic()) for n in range(3)
     ]
     for share in shares:
-        share.encoder, share.user_header = None, False
+        share.encoder, share.user_header, share.first, share.concurrency = None, False, {}, None
     load = Children(cast("list[Share]", shares), print)
     if "stopped" in death:
         time.sleep(0.5)

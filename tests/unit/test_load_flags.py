@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from pytest_kvcache.commands import load
 from pytest_kvcache.errors import ConfigError, RunError
+from pytest_kvcache.tiers.catalogue import validate
 from pytest_kvcache.workload.base import Workload
 from pytest_kvcache.workload.mooncake import MooncakeTrace
 from pytest_kvcache.workload.multi_round import MultiRoundQa
@@ -36,6 +39,8 @@ FLAGS: dict[str, tuple[str, str, set[type[Workload]]]] = {
     "--speed": ("2.0", "speed", {MooncakeTrace}),
     "--block-tokens": ("16", "block_tokens", {MooncakeTrace}),
     "--time-unit": ("s", "time_unit", {MooncakeTrace}),
+    "--trace-format": ("dynamo-delta", "trace_format", {MooncakeTrace}),
+    "--concurrency": ("4", "concurrency", {MooncakeTrace}),
     "--warmup-requests": ("0", "warmup_requests", set(KINDS)),
 }
 
@@ -93,6 +98,28 @@ def test_what_mode_compat_does_not_use(flag: str, value: str) -> None:
         made({**NEEDED, **KINDS[MultiRoundQa], "--mode": "compat", flag: value})
 
 
+@pytest.mark.parametrize("value", ["1", "2"])
+def test_what_a_concurrency_does_not_use(value: str) -> None:
+    """With a concurrency the times of a trace do not hold, so that a speed says nothing, in the file as well."""
+    flags = {**NEEDED, **KINDS[MooncakeTrace], "--concurrency": "4"}
+    made(flags)
+    with pytest.raises(ConfigError, match=r"speed.*says nothing (to --concurrency|beside concurrency)"):
+        made({**flags, "--speed": value})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("count", ["0", "3", "12"])
+def test_every_kind_warms_up(tmp_path: Path, kind: type[Workload], count: str) -> None:
+    """`--warmup-requests` is sent for each kind of workload, and 0 sends none."""
+    talk = {"messages": [{"role": ("user", "assistant")[i % 2], "content": f"{i}"} for i in range(8)]}
+    row = {"timestamp": 0, "input_length": 20, "output_length": 1, "hash_ids": [1]}
+    path = tmp_path / "file"
+    path.write_text("\n".join([json.dumps(talk if kind is ShareGpt else row)] * 30), encoding="utf-8")
+    flags = {**NEEDED, **KINDS[kind], "--warmup-requests": count}
+    flags |= {flag: str(path) for flag in ("--sharegpt", "--trace") if flag in flags}
+    assert len(made(flags).script(40, Words()).warm_up) == int(count)
+
+
 def test_users_of_another_load_have_other_conversations() -> None:
     """`--init-user-id` passes over the conversations that earlier users have, so that two loads share none."""
     workload = made({**NEEDED, **KINDS[ShareGpt], "--init-user-id": "20"})
@@ -111,6 +138,20 @@ def test_figures_that_are_none(kind: type[Workload], flag: str, value: str) -> N
         return  # a seed may be any whole number, and a trace may be sent at once
     with pytest.raises((ConfigError, SystemExit)):
         made({**NEEDED, **KINDS[kind], flag: value})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("value", ["1e999", "-1e999", "inf", "nan", "true", "'5'"])
+def test_figures_of_the_configuration_that_are_none(tmp_path: Path, kind: type[Workload], value: str) -> None:
+    """So are those of kvcache.toml, in each key of each kind that takes a number, with the key's name."""
+    good = made({**NEEDED, **KINDS[kind]}).model_dump(mode="json", exclude_none=True, exclude_unset=True)
+    fields = {name: field.annotation for name, field in kind.model_fields.items()}
+    numbers = [name for name, of in fields.items() if re.search(r"\b(int|float)\b", str(of)) or of in {int, float}]
+    assert {"duration_s", "seed", "warmup_requests", "send_late_budget_s", "context_tokens"} <= set(numbers)
+    for name in numbers:
+        said = tomllib.loads(f"x = {value}")["x"]
+        with pytest.raises(ConfigError, match=rf"^x\.{name}"):
+            validate(kind, {**good, name: [said] if name == "context_tokens" else said}, "x")
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,25 @@ def test_an_answer_carries_its_arrivals(serve: Callable[..., Server]) -> None:
     assert at_b - at_a == pytest.approx(0.2, abs=0.1)
 
 
+def test_a_request_is_fetched_when_it_is_due(serve: Callable[..., Server]) -> None:
+    """A request that is not there from the start is asked for once, when it is due, and is not held afterwards."""
+    server = serve([HEAD + chunk(b"data: a\n\n") + b"0\r\n\r\n"])
+    fetched: list[float] = []
+    done: list[Exchange] = []
+
+    def fetch() -> bytes:
+        fetched.append(time.monotonic())
+        return framing.request("h", "/v1/x", b"{}")
+
+    line = Wire("127.0.0.1", server.port)
+    due = time.monotonic() + 0.1
+    line.submit(Exchange(b"", due, due + 5, done.append, fetch=fetch))
+    line.run()
+    line.close()
+    assert [(each.failed, status(each.pieces), each.payload, each.fetch) for each in done] == [("", 200, b"", None)]
+    assert [at >= due for at in fetched] == [True]
+
+
 def test_a_busy_loop_delays_no_stamp(serve: Callable[..., Server]) -> None:
     """While something else keeps the loop, the kernel stamps what arrives."""
     server = serve([0.1, HEAD + chunk(b"data: a\n\n") + b"0\r\n\r\n"])
