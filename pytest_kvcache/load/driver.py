@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from pytest_kvcache.client import framing
+from pytest_kvcache.client.remote import RemoteWire
 from pytest_kvcache.client.wire import ENDED, Exchange, Wire
 from pytest_kvcache.endpoint.address import below, target
 from pytest_kvcache.load import records
@@ -103,13 +104,13 @@ class Driver:
     Args:
         plan: The plan of the run, for its limits.
         encoder: Makes the requests.
-        wire: Sends the requests.
+        wire: Sends the requests: a `RemoteWire` in a run, so that nothing that is done here delays a stamp.
         user_header: Whether requests name their user.
     """
 
     plan: LoadPlan
     encoder: Encoder
-    wire: Wire
+    wire: Wire | RemoteWire
     user_header: bool
     rows: list[RequestRecord] = field(default_factory=list)
     progress: Progress = field(default_factory=Progress)
@@ -121,6 +122,13 @@ class Driver:
         fresh = self._ended[self._told :]
         self._told = len(self._ended)
         return fresh, min((row.intended_start_s for row in self.rows if not row.over), default=math.inf)
+
+    def later(self, action: Callable[[], None]) -> None:
+        """Call `action` once nothing else is to be done; at once where the wire is no remote one."""
+        if isinstance(self.wire, RemoteWire):
+            self.wire.when_idle(action)
+        else:
+            action()
 
     def note(self, record: RequestRecord) -> None:
         """Count a row that has ended."""
@@ -221,9 +229,9 @@ class _User:
             self._settle(turn, exchange)
             self.begin()
         else:
-            # Reading an answer takes a millisecond or two: it waits until no send is due.
+            # Reading an answer takes a millisecond or two: it waits until no other request is to be put together.
             self.begin()
-            self._driver.wire.when_idle(lambda: self._settle(turn, exchange))
+            self._driver.later(lambda: self._settle(turn, exchange))
 
     def _settle(self, turn: Turn, exchange: Exchange) -> None:
         driver, record = self._driver, self._rows[turn.round]
