@@ -157,8 +157,8 @@ def main(argv: list[str]) -> None:
     before_s = cpu_s()
     if name in {"exact", "compat"}:
         sent = loads.send(name, port, rate=rate, seconds=seconds, start_s=start)
-        found = [row for record in sent if (row := loads.row(record)) is not None]
-        print(json.dumps({"cpu_s": cpu_s() - before_s, "due": len(sent), "rows": found}))
+        errors = [each for record in sent if (each := loads.row(record)) is not None]
+        print(json.dumps({"cpu_s": cpu_s() - before_s, "due": len(sent), "rows": errors}))
         return
     if name == "wire":
         answers = ours(port, due, limit_s)

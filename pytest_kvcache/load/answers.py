@@ -219,6 +219,9 @@ def _has_output(choice: dict[str, Any]) -> bool:
     log-probability, where these were asked for (vLLM's `chat_completion_stream_generator`).
     """
     delta, logprobs = choice.get("delta") or {}, choice.get("logprobs") or {}
+    content = delta.get("content")
+    if content and type(content) is str:  # most tokens of most runs: the rest takes ten times as long
+        return True
     if choice.get("token_ids") or logprobs.get("content"):
         return True
     if "".join(_text(delta[name], _PARTS) for name in _OUTPUT if delta.get(name)):
@@ -231,6 +234,8 @@ def _has_output(choice: dict[str, Any]) -> bool:
 
 def _text(content: Any, parts: tuple[str, ...]) -> str:
     """Return the text of a field: a string, or parts that have it in fields of these names."""
+    if type(content) is str:
+        return content
     if isinstance(content, list):
         return "".join(_text(part, parts) for part in content)
     if isinstance(content, dict):
