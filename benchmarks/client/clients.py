@@ -1,7 +1,8 @@
 """One client at one rate: `python -m benchmarks.client.clients NAME PORT RATE SECONDS START WORKER WORKERS LIMIT_S`.
 
 Prints JSON: CPU seconds while it sent and received, how many requests were due, and for each that was over within
-LIMIT_S of the last one's time its errors in ms. Answers are decoded afterwards, for every client.
+LIMIT_S of the last one's time its errors in ms. Answers are decoded afterwards, for every client but `exact` and
+`compat`: these are the plugin's load processes at their whole work (`loads.py`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 
+from benchmarks.client import loads
 from pytest_kvcache.client import framing, wire
 
 BODY = json.dumps(
@@ -141,9 +143,9 @@ async def with_openai(port: int, due: list[float], limit_s: float) -> list[Answe
 
 
 def cpu_s() -> float:
-    """Return the CPU time of this process."""
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
+    """Return the CPU time of this process and of those that it started and that have ended."""
+    usages = [resource.getrusage(whose) for whose in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def main(argv: list[str]) -> None:
@@ -153,6 +155,11 @@ def main(argv: list[str]) -> None:
     worker, workers = int(argv[5]), int(argv[6])
     due = [start + i / rate for i in range(int(rate * seconds)) if i % workers == worker]
     before_s = cpu_s()
+    if name in {"exact", "compat"}:
+        sent = loads.send(name, port, rate=rate, seconds=seconds, start_s=start)
+        errors = [each for record in sent if (each := loads.row(record)) is not None]
+        print(json.dumps({"cpu_s": cpu_s() - before_s, "due": len(sent), "rows": errors}))
+        return
     if name == "wire":
         answers = ours(port, due, limit_s)
     elif name == "aiohttp-uvloop":

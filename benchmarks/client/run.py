@@ -5,9 +5,10 @@
 A small C server, built on the spot, streams 100 chunks a request, the first after 20 ms and the others 10 ms apart,
 each carrying its own send time on the clock that clients use too. A client's TTFT error is what it reads less what the
 server did, (first token stamp - send stamp) - (first token sent - request arrived), without its sign. Every client is
-one process that sends at the same absolute times; ours is two from 500 requests/s on. A client that falls behind is cut
-off, and its row says how many requests were over. Needs a C compiler, and the extra `bench` for the clients that are
-not ours.
+one process that sends at the same absolute times; ours (`wire`) is two from 500 requests/s on. A client that falls
+behind is cut off, and its row says how many requests were over. `exact` and `compat` are the plugin's load processes
+with all that they do in a run, as many as a run would have; their error is the `residual_s` of their rows. Needs a C
+compiler, and the extra `bench` for the clients that are not ours.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from pytest_kvcache.runs.ports import PortLeases
 
 HERE = Path(__file__).parent
 CHUNKS, FIRST_US, GAP_US = 100, 20_000, 10_000
-CLIENTS = ("wire", "aiohttp-uvloop", "aiohttp", "httpx", "openai")
+CLIENTS = ("wire", "exact", "compat", "aiohttp-uvloop", "aiohttp", "httpx", "openai")
 
 
 def build(folder: Path) -> Path:
@@ -72,7 +73,9 @@ def measure(
         "TTFT error p50 ms": round(errors.quantile(0.5), 3),
         "p99": round(errors.quantile(0.99), 3),
         "max": round(errors.max(), 3),
-        "ITL error p99 ms": round(rows["itl_error_ms"].quantile(0.99), 3),
+        "ITL error p99 ms": round(rows["itl_error_ms"].quantile(0.99), 3)
+        if rows["itl_error_ms"].notna().any()
+        else "-",
         "send late p99 ms": round(rows["late_ms"].quantile(0.99), 3),
         "CPU ms/1000 chunks": round(1e6 * cpu_s / (len(rows) * CHUNKS), 1) if len(rows) else None,
         "over/due": f"{len(rows)}/{sum(part['due'] for part in parts)}",

@@ -7,7 +7,8 @@
  * Each event's "t" is CLOCK_MONOTONIC in ns, read right before the write; "r" is when the request's last byte reached
  * this machine's kernel, by its receive stamp, so that a loop that comes around late is no client's error; "first", in the
  * event with the usage, is when the first token left the kernel, by its transmit stamp. A client on the same machine can
- * subtract them from its own stamps: the difference is the client's error, to the microsecond.
+ * subtract them from its own stamps: the difference is the client's error, to the microsecond. The same event has the
+ * server's TTFT as vLLM's per-request metrics have it, so that a row's `residual_s` is the client's share.
  *
  * One thread, epoll and a timerfd; times are absolute, so that a late wake-up delays no later chunk.
  */
@@ -167,8 +168,9 @@ static int step(conn *c) {
     drop(c);
     snprintf(json, sizeof json,
              "{\"id\":\"stub\",\"object\":\"chat.completion.chunk\",\"created\":1,\"model\":\"stub\",\"choices\":[],"
-             "\"usage\":{\"prompt_tokens\":10,\"completion_tokens\":%d,\"total_tokens\":%d},\"first\":%lld}",
-             chunks, chunks + 10, (long long)c->first_left);
+             "\"usage\":{\"prompt_tokens\":10,\"completion_tokens\":%d,\"total_tokens\":%d},"
+             "\"metrics\":{\"queue_time_ms\":0,\"time_to_first_token_ms\":%.6f},\"first\":%lld}",
+             chunks, chunks + 10, (double)(c->first_left - c->arrived) / 1e6, (long long)c->first_left);
     if (event(c, json, 0) || event(c, "[DONE]", 0) || put(c, "0\r\n\r\n", 5)) return -1;
     return 0;
 }

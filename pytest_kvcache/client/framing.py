@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import NamedTuple
 
 #: Received data in order, each piece with its arrival (s, CLOCK_MONOTONIC).
 Pieces = list[tuple[float, bytes]]
@@ -258,11 +259,33 @@ def events(pieces: Pieces) -> Iterator[tuple[float, bytes]]:
     Raises:
         ValueError: The framing is broken.
     """
-    return ((at, data) for at, _, data in typed_events(pieces))
+    return ((event.arrived_s, event.data) for event in typed_events(pieces))
 
 
-def typed_events(pieces: Pieces) -> Iterator[tuple[float, bytes, bytes]]:
-    """Yield arrival (s), type (empty for a message) and data of each server-sent event.
+class Event(NamedTuple):
+    """A server-sent event. Times are those of the pieces of the answer (s).
+
+    Args:
+        began_s: When the piece came that has the first byte of its first line of data.
+        arrived_s: When the end of its last line of data came.
+        kind: Its type, empty for a message.
+        data: Its data.
+    """
+
+    began_s: float
+    arrived_s: float
+    kind: bytes
+    data: bytes
+
+
+class _Line(NamedTuple):
+    began_s: float
+    ended_s: float
+    text: bytes
+
+
+def typed_events(pieces: Pieces) -> Iterator[Event]:
+    """Yield each server-sent event.
 
     By the rules for event streams of the HTML standard (WHATWG, "Server-sent events", 9.2.5 and 9.2.6): lines end in CR
     LF, LF or CR; a byte order mark may begin the stream; lines of data are joined by LF; comments and fields other than
@@ -276,45 +299,47 @@ def typed_events(pieces: Pieces) -> Iterator[tuple[float, bytes, bytes]]:
     Raises:
         ValueError: The framing is broken.
     """
-    data: list[tuple[float, bytes]] = []
+    data: list[_Line] = []
     kind = b""
-    for at, line in _lines(pieces):
-        if not line:
+    for line in _lines(pieces):
+        if not line.text:
             yield from _dispatched(kind, data)
             data, kind = [], b""
-        name, _, value = line.partition(b":")
+        name, _, value = line.text.partition(b":")
         if name == b"data":
-            data.append((at, value.strip()))
+            data.append(line._replace(text=value.strip()))
         elif name == b"event":
             kind = value.removeprefix(b" ")
     # What has no empty line behind it was cut off, but for the end of the stream and for objects that stand alone.
-    if data and (data[-1][1] == DONE or (len(data) > 1 and _are_whole(data))):
+    if data and (data[-1].text == DONE or (len(data) > 1 and _are_whole(data))):
         yield from _dispatched(kind, data)
 
 
-def _dispatched(kind: bytes, data: list[tuple[float, bytes]]) -> Iterator[tuple[float, bytes, bytes]]:
+def _dispatched(kind: bytes, data: list[_Line]) -> Iterator[Event]:
     kind = b"" if kind == b"message" else kind
     if len(data) > 1 and _are_whole(data):
-        for at, value in data:
-            yield at, kind, value
-    elif text := b"\n".join(value for _, value in data).strip():
-        yield data[-1][0], kind, text
+        for line in data:
+            yield Event(line.began_s, line.ended_s, kind, line.text)
+    elif text := b"\n".join(line.text for line in data).strip():
+        yield Event(data[0].began_s, data[-1].ended_s, kind, text)
 
 
-def _are_whole(data: list[tuple[float, bytes]]) -> bool:
+def _are_whole(data: list[_Line]) -> bool:
     """Return whether each line is an object of its own: parts of one would have a comma or a colon between them."""
-    return all(value == DONE or (value[:1] == b"{" and value[-1:] == b"}") for _, value in data)
+    return all(text == DONE or (text[:1] == b"{" and text[-1:] == b"}") for _, _, text in data)
 
 
-def _lines(pieces: Pieces) -> Iterator[tuple[float, bytes]]:
+def _lines(pieces: Pieces) -> Iterator[_Line]:
     """Yield each line of the body without its end, with the arrival of that end (s); then what has no end."""
-    rest, at, after_cr, first = b"", 0.0, False, True
+    rest, began, at, after_cr, first = b"", 0.0, 0.0, False, True
     for at, piece in body_pieces(pieces):
         fresh = piece[1:] if after_cr and piece[:1] == b"\n" else piece
         after_cr = piece[-1:] == b"\r"
+        if not rest:
+            began = at
         *whole, rest = _LINE_END.split(rest + fresh)
         for line in whole:
-            yield at, line.removeprefix(_BOM) if first else line
-            first = False
+            yield _Line(began, at, line.removeprefix(_BOM) if first else line)
+            first, began = False, at
     if rest:
-        yield at, rest.removeprefix(_BOM) if first else rest
+        yield _Line(began, at, rest.removeprefix(_BOM) if first else rest)

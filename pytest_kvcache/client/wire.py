@@ -23,7 +23,6 @@ import socket
 import ssl
 import struct
 import time
-from collections import deque
 from collections.abc import Callable
 
 from pytest_kvcache.client import framing
@@ -39,9 +38,6 @@ _TFD_NONBLOCK, _TFD_CLOEXEC, _TFD_TIMER_ABSTIME = os.O_NONBLOCK, os.O_CLOEXEC, 1
 #: Connections are opened this long before they are needed (s).
 _OPEN_AHEAD_S = 0.05
 _BATCH = 8
-#: Work that can wait (`Wire.when_idle`) is done when nothing is due for `_IDLE_S` (s), or when more than `_LATER_MAX`
-#: calls are waiting.
-_IDLE_S, _LATER_MAX = 0.004, 2000
 #: A kept connection that closes this soon (s) after a request was sent had been closed before the request was read.
 _AT_ONCE_S = 0.25
 #: An address on which nobody answers for so long is passed over where the name has another one (s).
@@ -80,7 +76,8 @@ class Wire:
         self._reserved = 0
         #: Exchanges that are not over, each with its connection once it has one.
         self._under_way: dict[Exchange, Connection | None] = {}
-        self._later: deque[Callable[[], None]] = deque()
+        #: What else is watched: what to call when a file is readable, and when it is writable.
+        self._watched: dict[int, tuple[Callable[[], None], Callable[[], None]]] = {}
         self._stopped = False
 
     def submit(self, exchange: Exchange) -> None:
@@ -94,9 +91,20 @@ class Wire:
         """Call `action` at `when_s` (CLOCK_MONOTONIC)."""
         heapq.heappush(self._heap, (when_s, next(self._order), action))
 
-    def when_idle(self, action: Callable[[], None]) -> None:
-        """Call `action` when nothing is due for a while, so that it delays no send; at the latest when `run` ends."""
-        self._later.append(action)
+    def watch(self, fd: int, on_readable: Callable[[], None], on_writable: Callable[[], None]) -> None:
+        """Call `on_readable` whenever `fd` is; `run` goes on until `stop` or `unwatch`. See `watch_writes` too."""
+        self._watched[fd] = (on_readable, on_writable)
+        self._epoll.register(fd, _READABLE)
+
+    def watch_writes(self, fd: int, watches: bool) -> None:
+        """Call what `watch` was given whenever `fd` is writable, or no longer."""
+        if fd in self._watched:
+            self._epoll.modify(fd, _READABLE | (select.EPOLLOUT if watches else 0))
+
+    def unwatch(self, fd: int) -> None:
+        """Watch `fd` no longer."""
+        del self._watched[fd]
+        self._epoll.unregister(fd)
 
     def stop(self) -> None:
         """Give up all exchanges: each one's `done` is called, and `failed` says why. A signal handler may call this."""
@@ -107,12 +115,10 @@ class Wire:
         collecting = gc.isenabled()
         gc.disable()  # a collection of the oldest generation takes longer than a token does
         try:
-            while self._under_way and not self._stopped:
+            while (self._under_way or self._watched) and not self._stopped:
                 self._turn()
             while self._under_way:
                 self._finish(next(iter(self._under_way)), failed=ENDED)
-            while self._later:
-                self._later.popleft()()
         finally:
             if collecting:
                 gc.enable()
@@ -129,22 +135,23 @@ class Wire:
         heap = self._heap
         while heap and heap[0][0] <= time.monotonic():
             heapq.heappop(heap)[2]()
-        if not self._under_way:
+        if not self._under_way and not self._watched:
             return
         if heap and heap[0][0] != self._armed_s:
             self._armed_s = heap[0][0]
             seconds, fraction = divmod(max(self._armed_s, 0.0), 1.0)
             spec = _TIMERSPEC.pack(0, 0, int(seconds), max(int(fraction * 1e9), 1))
             _libc.timerfd_settime(self._timer, _TFD_TIMER_ABSTIME, spec, None)
-        later = self._later
-        idle = later and (len(later) > _LATER_MAX or not heap or heap[0][0] - time.monotonic() > _IDLE_S)
-        if idle:
-            later.popleft()()
         # The timer ends this wait; the limit of 1 s is there for a signal that arrives just before the wait.
-        events = self._epoll.poll(0.0 if idle and later else 1.0, _BATCH)
+        events = self._epoll.poll(1.0, _BATCH)
         self._clock.compare()
         for fd, event in events:
             connection = self._connections.get(fd)
+            if fd in self._watched:
+                for action, when in zip(self._watched[fd], (~select.EPOLLOUT, select.EPOLLOUT), strict=True):
+                    if event & when:
+                        action()
+                continue
             if connection is None:
                 self._armed_s = -1.0
                 with contextlib.suppress(BlockingIOError):

@@ -125,14 +125,16 @@ class _Reader:
         self._record, self._start_s = record, start_s
         self._usage: object = None
         self._finished_s: float | None = None
+        self._began_s = 0.0
         #: The answer's text, in parts.
         self.text: list[str] = []
         self.saw_event = False
 
     def read(self, exchange: Exchange) -> bool:
         """Read all events; return whether the stream came to its end."""
-        for at, kind, event in framing.typed_events(exchange.pieces):
+        for began, at, kind, event in framing.typed_events(exchange.pieces):
             self.saw_event = True
+            self._began_s = began - self._start_s
             if event == framing.DONE:
                 return True
             text = event.decode(errors="replace")  # as the standard decodes a stream
@@ -203,6 +205,8 @@ class _Reader:
         record = self._record
         if record.first_token_s is None:
             record.first_token_s = at_s
+        elif self._began_s == record.first_token_s:
+            record.first_token_shared = True
         record.last_token_s = at_s
         record.token_times_s.append(at_s)
 
@@ -215,6 +219,9 @@ def _has_output(choice: dict[str, Any]) -> bool:
     log-probability, where these were asked for (vLLM's `chat_completion_stream_generator`).
     """
     delta, logprobs = choice.get("delta") or {}, choice.get("logprobs") or {}
+    content = delta.get("content")
+    if content and type(content) is str:  # most tokens of most runs: the rest takes ten times as long
+        return True
     if choice.get("token_ids") or logprobs.get("content"):
         return True
     if "".join(_text(delta[name], _PARTS) for name in _OUTPUT if delta.get(name)):
@@ -227,6 +234,8 @@ def _has_output(choice: dict[str, Any]) -> bool:
 
 def _text(content: Any, parts: tuple[str, ...]) -> str:
     """Return the text of a field: a string, or parts that have it in fields of these names."""
+    if type(content) is str:
+        return content
     if isinstance(content, list):
         return "".join(_text(part, parts) for part in content)
     if isinstance(content, dict):

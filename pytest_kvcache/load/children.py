@@ -1,7 +1,8 @@
-"""The processes that send: each has a share of the users, and the parent listens to them.
+"""The load processes: each has a share of the users, and the parent listens to them.
 
 They are children of the load process (`worker.py`), say once a second how far they are, and hand over their rows at the
-end, also when the run was stopped early.
+end, also when the run was stopped early. Each has a process beside it that sends and receives for it, and that does
+nothing else (`client/remote.py`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import ctypes
 import multiprocessing
 import queue
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +20,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from urllib.parse import urlsplit
 
+from pytest_kvcache.client import remote
 from pytest_kvcache.client.wire import Wire
 from pytest_kvcache.endpoint.certificates import tls_context
 from pytest_kvcache.errors import RunError
@@ -117,14 +120,20 @@ class Children:
         self.beyond_tokens = 0
         # The children are forked, so that they have all prompts and copy none.
         context = multiprocessing.get_context("fork")
-        self._processes = []
+        self._processes, self._senders = [], []
         ends: list[Connection] = []
         for number, share in enumerate(shares):
             ours, theirs = context.Pipe(duplex=False)
-            child = context.Process(target=_work, args=(share, theirs), name=f"load-{number}", daemon=True)
-            child.start()
-            theirs.close()
+            near, far = socket.socketpair()
+            child = context.Process(target=_work, args=(share, theirs, near, far), name=f"load-{number}", daemon=True)
+            sender = context.Process(target=_send, args=(share.plan, near, far), name=f"send-{number}", daemon=True)
+            for process in (child, sender):
+                process.start()
+            # Each end is open in one process alone, so that the end of a process is seen by the other.
+            for end in (theirs, near, far):
+                end.close()
             self._processes.append(child)
+            self._senders.append(sender)
             ends.append(ours)
         # One thread reads one child, so that a child that stops halfway holds up nobody else.
         for number, end in enumerate(ends):
@@ -150,8 +159,14 @@ class Children:
             if self._give_up_s is not None and now > self._give_up_s:
                 for child in self._processes:
                     child.kill()
-        for child in self._processes:
+        for number, (child, sender) in enumerate(zip(self._processes, self._senders, strict=True), start=1):
             child.join(_SAVE_S)
+            sender.join(_SAVE_S)
+            if sender.exitcode and child.exitcode == 0:
+                self.lost.append(
+                    f"the sender of load process {number} of {len(self._processes)} was lost "
+                    f"({_ending(sender.exitcode)}), and its requests that had not ended"
+                )
         if self.stopped_after_rounds is not None and self._plan.stop is not None:
             end_s = self.stopped_after_rounds * self._plan.stop.round_s
             cut = [row for row in self.rows if row.intended_start_s >= end_s - _ROUNDING_S]
@@ -216,22 +231,33 @@ def _ending(code: int | None) -> str:
     return f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
 
 
-def _work(share: Share, end: Connection) -> None:
-    """Be a child: send a share of the conversations and hand over the rows."""
+def _work(share: Share, end: Connection, near: socket.socket, far: socket.socket) -> None:
+    """Be a load process: have a share of the conversations sent, read the answers, and hand over the rows."""
+    far.close()
+    wire = remote.RemoteWire(near)
+    signal.signal(signal.SIGTERM, lambda *_: wire.stop())
     # Whatever ends the parent ends this process too.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     for number in (signal.SIGINT, signal.SIGHUP):  # the parent ends its children itself
         signal.signal(number, signal.SIG_IGN)
-    with connected(share.plan) as wire:
-        signal.signal(signal.SIGTERM, lambda *_: wire.stop())
-        driver = Driver(share.plan, share.encoder, wire, share.user_header, share.first, share.concurrency)
+    driver = Driver(share.plan, share.encoder, wire, share.user_header, share.first, share.concurrency)
 
-        def tell() -> None:
-            ended, until_s = driver.newly_ended() if share.plan.stop else ([], 0.0)
-            end.send(_Told(driver.progress, ended, until_s))
-            wire.call_at(time.monotonic() + 1.0, tell)
+    def tell() -> None:
+        ended, until_s = driver.newly_ended() if share.plan.stop else ([], 0.0)
+        end.send(_Told(driver.progress, ended, until_s))
+        wire.call_at(time.monotonic() + 1.0, tell)
 
-        wire.call_at(share.start_s, tell)
-        driver.run(share.conversations, share.start_s)
+    wire.call_at(share.start_s, tell)
+    driver.run(share.conversations, share.start_s)
+    wire.close()
     end.send(driver.rows)
     end.close()
+
+
+def _send(plan: LoadPlan, near: socket.socket, far: socket.socket) -> None:
+    """Be the sender of a load process. It ends when that process closes its end, however that came about."""
+    near.close()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    with connected(plan) as wire:
+        remote.serve(wire, far)

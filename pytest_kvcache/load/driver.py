@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from pytest_kvcache.client.remote import RemoteWire
 from pytest_kvcache.client.wire import ENDED, Exchange, Wire
 from pytest_kvcache.load import records
 from pytest_kvcache.load.ahead import Ahead, Key, key_of
@@ -53,7 +54,7 @@ class Driver:
     Args:
         plan: The plan of the run, for its limits.
         encoder: Makes the requests.
-        wire: Sends the requests.
+        wire: Sends the requests: a `RemoteWire` in a run, so that nothing that is done here delays a stamp.
         user_header: Whether requests name their user.
         first: Requests that are made already, of this process and of others.
         concurrency: So many conversations are under way at a time; None where each begins at its time.
@@ -61,7 +62,7 @@ class Driver:
 
     plan: LoadPlan
     encoder: Encoder
-    wire: Wire
+    wire: Wire | RemoteWire
     user_header: bool
     first: Mapping[Key, bytes] = field(default_factory=dict)
     concurrency: int | None = None
@@ -76,6 +77,13 @@ class Driver:
         fresh = self._ended[self._told :]
         self._told = len(self._ended)
         return fresh, min((row.intended_start_s for row in self.rows if not row.over), default=math.inf)
+
+    def later(self, action: Callable[[], None]) -> None:
+        """Call `action` once nothing else is to be done; at once where the wire is no remote one."""
+        if isinstance(self.wire, RemoteWire):
+            self.wire.when_idle(action)
+        else:
+            action()
 
     def note(self, record: RequestRecord) -> None:
         """Count a row that has ended."""
@@ -226,9 +234,9 @@ class _User:
             self._settle(turn, exchange)
             self._go_on()
         else:
-            # Reading an answer takes a millisecond or two: it waits until no send is due.
+            # Reading an answer takes a millisecond or two: it waits until no other request is to be put together.
             self._go_on()
-            self._driver.wire.when_idle(lambda: self._settle(turn, exchange))
+            self._driver.later(lambda: self._settle(turn, exchange))
 
     def _go_on(self) -> None:
         if not self.begin():

@@ -52,6 +52,8 @@ class RequestRecord:
             running step of the engine before the scheduler saw the request, and what the client adds.
         resent: Whether the request was sent twice, since the server had closed the kept connection before it read the
             first one; stamps are those of the second.
+        first_token_shared: Whether the read that returned the first token returned a later one too, or its beginning:
+            the stamp of the first is then that of the later one.
         token_times_s: Arrival of each streamed chunk that held output.
     """
 
@@ -74,6 +76,7 @@ class RequestRecord:
     server_ttft_s: float | None = None
     residual_s: float | None = None
     resent: bool = False
+    first_token_shared: bool = False
     token_times_s: list[float] = field(default_factory=list)
 
     @property

@@ -58,7 +58,29 @@ def faults(rows: pd.DataFrame, workload: Workload, facts: Mapping[str, Any]) -> 
 
 def suspicions(rows: pd.DataFrame, workload: Workload) -> list[str]:
     """Return what makes the times of a valid run doubtful, an empty list where nothing does."""
-    return [*_buffered(rows), *_residual(rows, workload)]
+    return [*(_buffered(rows) or _shared_reads(rows, workload)), *_residual(rows, workload)]
+
+
+def _shared_reads(rows: pd.DataFrame, workload: Workload) -> list[str]:
+    """Return whether too many first tokens have the stamp of a later one, since one read returned both.
+
+    An answer that was over sooner than an engine could give it is left out: its first token cannot be far off. One
+    answer always may be so.
+    """
+    done = rows[(rows["status"] == records.OK) & (rows["token_times_s"].map(len) > 1)]
+    took_s = done["last_token_s"] - done["actual_start_s"]
+    done = done[took_s >= _BURST_S * done["token_times_s"].map(len)]
+    shared = done[done["first_token_shared"]]
+    if len(shared) <= max(1.0, workload.shared_reads_budget * len(done)):
+        return []
+    first = shared.iloc[0]
+    return [
+        f"the first token came in one read with later ones in {len(shared)} of {len(done)} answers (the first: user "
+        f"{first['user']} round {first['round']}), more than {workload.shared_reads_budget:.0%} "
+        "(workload.shared_reads_budget): their TTFT is the time of a later token, too long by one or more steps; "
+        "either the client was without a processor (give it a core of its own), or server or proxy send tokens "
+        "together"
+    ]
 
 
 def _buffered(rows: pd.DataFrame) -> list[str]:

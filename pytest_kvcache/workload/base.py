@@ -31,7 +31,14 @@ class Workload(Strict):
 
     #: Keys that change how a run is judged or carried out, and not what is sent.
     NOT_COMPARED: ClassVar[frozenset[str]] = frozenset(
-        {"context_tokens", "allowed_failures", "send_late_budget_s", "residual_budget_s", "workers"}
+        {
+            "context_tokens",
+            "allowed_failures",
+            "send_late_budget_s",
+            "residual_budget_s",
+            "shared_reads_budget",
+            "workers",
+        }
     )
 
     #: Version of the requests: raised when the same keys begin to give other requests, which makes older baselines
@@ -65,6 +72,12 @@ class Workload(Strict):
     )
     residual_budget_s: PositiveFloat = Field(
         default=0.5, description="a run whose client TTFT less the server's own (p99) is more than this is suspect"
+    )
+    shared_reads_budget: NonNegativeFloat = Field(
+        default=0.05,
+        le=1,
+        description="a run is suspect in which the first token came in one read with later ones, in more than this "
+        "share of the answers",
     )
     allowed_failures: NonNegativeFloat = Field(
         default=0.0, le=1, description="share of failed requests that a verdict may rest on"

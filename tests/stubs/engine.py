@@ -64,6 +64,7 @@ duration_s = {duration_s}
 warmup_requests = 1
 request_timeout_s = 5
 send_late_budget_s = 5
+shared_reads_budget = 1
 """
 
 

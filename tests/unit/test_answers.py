@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,21 @@ def delta(**fields: Any) -> bytes:
     return event(choices=[{"delta": fields}])
 
 
-def row_of(*events: bytes, usage: Any = USAGE, end: bytes = b"data: [DONE]\n\n", head: bytes = HEAD) -> RequestRecord:
+def chunk(data: bytes) -> bytes:
+    """Return one chunk of a chunked body."""
+    return b"%x\r\n%s\r\n" % (len(data), data)
+
+
+def row_of(
+    *events: bytes,
+    usage: Any = USAGE,
+    end: bytes = b"data: [DONE]\n\n",
+    head: bytes = HEAD,
+    wrap: Callable[[bytes], bytes] = bytes,
+) -> RequestRecord:
     """Return the row of an answer whose events arrive a second apart, the first at second 1."""
     last = event(choices=[], usage=usage)
-    pieces = [(0.5, head), *((float(at), each) for at, each in enumerate([*events, last, end], 1))]
+    pieces = [(0.5, head), *((float(at), wrap(each)) for at, each in enumerate([*events, last, end], 1))]
     exchange = Exchange(b"", 0.0, 9.0, lambda _: None, sent_s=0.0, pieces=pieces)
     record = RequestRecord(user=1, round=1, intended_start_s=0.0)
     settle(exchange, record, start_s=0.0)
@@ -389,3 +401,32 @@ def test_an_error_within_a_stream() -> None:
     """An error that is one ends the request with its words, and one that is null does not."""
     row = row_of(delta(content="x"), event(error={"message": "engine died"}))
     assert (row.status, "engine died" in row.error) == (records.HTTP_ERROR, True)
+
+
+FIRST, SECOND, ROLE = delta(content="a"), delta(content="b"), delta(role="assistant")
+SHARED: dict[str, tuple[list[bytes], bool]] = {
+    "each in a read of its own": ([FIRST, SECOND], False),
+    "two in one read": ([FIRST + SECOND], True),
+    "three in one read": ([FIRST + SECOND + SECOND], True),
+    "the beginning of the second": ([FIRST + SECOND[:9], SECOND[9:]], True),
+    "all but the end of the second": ([FIRST + SECOND[:-2], SECOND[-2:]], True),
+    "a call of a tool": ([FIRST + delta(tool_calls=[{"function": {"name": "f"}}])], True),
+    "something between them": ([FIRST + b": keep alive\n\n" + ROLE + SECOND], True),
+    "behind the role": ([ROLE + FIRST, SECOND], False),
+    "the end of the first": ([FIRST[:9], FIRST[9:] + SECOND], True),
+    "the empty line of the first": ([FIRST[:-1], FIRST[-1:] + SECOND], False),
+    "later ones": ([FIRST, SECOND + SECOND], False),
+    "only what is no token": ([FIRST + ROLE + b": keep alive\n\n", SECOND], False),
+}
+
+
+@pytest.mark.parametrize(("reads", "shared"), SHARED.values(), ids=SHARED)
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_first_token_that_shares_its_read(reads: list[bytes], *, shared: bool, chunked: bool) -> None:
+    """A row says when the read with its first token had a later one too, or the beginning of a later one."""
+    if chunked:
+        head = HEAD.replace(b"\r\n\r\n", b"\r\nTransfer-Encoding: chunked\r\n\r\n")
+        row = row_of(*reads, head=head, wrap=chunk)
+    else:
+        row = row_of(*reads)
+    assert (row.status, row.first_token_shared) == ("ok", shared)

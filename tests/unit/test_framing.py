@@ -171,7 +171,7 @@ def test_the_type_of_an_event() -> None:
     stream = b"event: error\ndata: a\n\ndata: b\n\nevent:message\ndata: c\n\n"
     stream += b"event: x\nevent: y\ndata: d\n\nevent: z\n\ndata: e\n\n"
     pieces = [(0.0, b"HTTP/1.1 200 OK\r\n\r\n" + stream)]
-    found = [(kind, data) for _, kind, data in framing.typed_events(pieces)]
+    found = [(event.kind, event.data) for event in framing.typed_events(pieces)]
     assert found == [(b"error", b"a"), (b"", b"b"), (b"", b"c"), (b"y", b"d"), (b"", b"e")]
 
 

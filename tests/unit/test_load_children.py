@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -62,6 +62,12 @@ def fail() -> None:
     raise MemoryError
 
 
+def stand_by(_plan: object, near: socket.socket, far: socket.socket) -> None:
+    """Stand in for what sends, which ends when its load process does."""
+    near.close()
+    far.recv(1)
+
+
 DEATHS = {
     "killed before": (kill(signal.SIGKILL), "killed by SIGKILL"),
     "killed halfway": (at_half(kill(signal.SIGKILL), 100), "killed by SIGKILL"),
@@ -76,11 +82,7 @@ DEATHS = {
 def test_a_child_takes_its_own_rows_only(monkeypatch: pytest.MonkeyPatch, death: str, lost: tuple[int, ...]) -> None:
     """Whatever ends a child while it hands over, all rows of the others are there, and it is named."""
     monkeypatch.setattr(children, "Driver", Sender)
-    monkeypatch.setattr(
-        children,
-        "connected",
-        lambda _: contextlib.nullcontext(SimpleNamespace(call_at=lambda *_: None, stop=lambda: None)),
-    )
+    monkeypatch.setattr(children, "_send", stand_by)
     monkeypatch.setattr(children, "_SAVE_S", 1.0)
     die, told = DEATHS[death]
     plan = SimpleNamespace(stop=None, report_s=60.0, workload=SimpleNamespace(duration_s=60.0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import pandas as pd
 import pytest
@@ -189,3 +190,43 @@ def test_failed_answers_tell_nothing_of_bursts() -> None:
     """Rows without an answer, which have no count of tokens, are left out."""
     failed = {**stream(*_AT_ONCE), "status": "broken-stream", "generated_tokens": None}
     assert bursts(failed, failed) == []
+
+
+def shares(count: int, more: Mapping[str, object] = MappingProxyType({}), *, of: int = 40) -> list[str]:
+    """Return what is said of first tokens in a run of `of` answers, `count` of which shared their read."""
+    answer = {**stream(*_STEADY), **more}
+    rows = {f"r{i}": {**answer, "first_token_shared": i < count} for i in range(of)}
+    return validity.suspicions(table(**rows).head(of), WORKLOAD)
+
+
+def test_first_tokens_that_share_their_reads_are_suspect() -> None:
+    """Above the declared share of the answers, their TTFT is doubtful; the key says which share that is."""
+    (found,) = shares(3)
+    assert "3 of 40 answers" in found
+    assert "more than 5% (workload.shared_reads_budget)" in found
+    assert shares(2) == shares(0) == []
+    lenient = WORKLOAD.model_copy(update={"shared_reads_budget": 0.5})
+    rows = {f"r{i}": {**stream(*_STEADY), "first_token_shared": i < 20} for i in range(40)}
+    assert validity.suspicions(table(**rows).head(40), lenient) == []
+
+
+def test_one_first_token_may_share_its_read() -> None:
+    """A single such answer is no run of them, however few there are."""
+    assert shares(1, of=2) == []
+    assert len(shares(2, of=2)) == 1
+
+
+def test_quick_answers_may_share_their_reads() -> None:
+    """An answer that is over sooner than an engine could give it has no TTFT that is far off."""
+    assert shares(40, stream(*_AT_ONCE, ttft_s=0.005)) == []
+
+
+def test_a_proxy_that_collects_is_the_only_cause_named() -> None:
+    """Answers that were held back share their reads too, and are reported once."""
+    (found,) = shares(40, stream(*_AT_ONCE, ttft_s=1.0))
+    assert "collects the stream" in found
+
+
+def test_failed_answers_tell_nothing_of_shared_reads() -> None:
+    """Rows without a whole answer are left out."""
+    assert shares(40, {"status": "broken-stream"}) == []
