@@ -6,10 +6,11 @@ VENV := .venv
 # The most boots of a tier that `make perf` takes.
 BOOTS ?= 1
 BIN := $(VENV)/bin
+WORKFLOWS = $(wildcard .github/workflows/*.yml docs/ci/github*.yml)
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help perf article test unit engine-test versions faults docker-test bench footprint power lint format setup clean
+.PHONY: help perf article test unit engine-test versions faults docker-test bench footprint power lint workflows format setup clean
 .DELETE_ON_ERROR:
 
 help: ## Print these targets
@@ -53,11 +54,15 @@ power: setup ## How often verdicts are wrong: simulated, then on the real engine
 	$(BIN)/python -m benchmarks.power.simulate --sessions 20000
 	$(BIN)/python -m benchmarks.power.engine
 
-lint: $(READY) ## ruff, mypy (strict) and the layers of the packages
+lint: $(READY) workflows ## ruff, mypy (strict), the layers of the packages, and the workflows
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+workflows: $(READY) ## actionlint (with shellcheck) and zizmor on workflows, action and CI examples (a second)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/actionlint $(WORKFLOWS)
+	$(BIN)/zizmor --offline --no-progress --quiet $(WORKFLOWS) action.yml
 
 format: $(READY) ## Format, and mend what ruff can mend
 	$(BIN)/ruff format .

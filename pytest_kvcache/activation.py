@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Collection, Mapping, Sequence
 
@@ -17,6 +18,7 @@ from pytest_kvcache.campaign.settings import Settings
 from pytest_kvcache.campaign.state import PerfState
 from pytest_kvcache.errors import BaselineError, ConfigError, RunError
 from pytest_kvcache.report import benchmark as rows_of_benchmark
+from pytest_kvcache.report.github import GithubReport
 from pytest_kvcache.report.session import SessionReport
 from pytest_kvcache.runs import signals
 from pytest_kvcache.runs.leaving import Leaving
@@ -25,6 +27,8 @@ from pytest_kvcache.showable import showable
 from pytest_kvcache.verdict.gains import Gain
 
 _SETTINGS = pytest.StashKey["Settings | None"]()
+#: The name of the plugin that tells GitHub Actions.
+_GITHUB = "kvcache-github"
 
 
 def resolved(config: pytest.Config) -> Settings | None:
@@ -61,12 +65,8 @@ def activate(config: pytest.Config, items: Sequence[pytest.Item]) -> PerfState:
         raise pytest.UsageError(selection.wrong_configuration(config))
 
     def say(line: str) -> None:
-        reporter = config.pluginmanager.get_plugin("terminalreporter")
-        capture = config.pluginmanager.get_plugin("capturemanager")
-        if reporter is not None:
-            with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
-                reporter.ensure_newline()
-                reporter.write_line(showable(f"kvcache: {line}", sys.stdout))
+        if config.pluginmanager.has_plugin("terminalreporter"):
+            _print(config, f"kvcache: {line}")
 
     cautions = neighbours.short_timeouts(config, items, chosen.profile)
     state = PerfState(chosen, say)
@@ -82,6 +82,9 @@ def activate(config: pytest.Config, items: Sequence[pytest.Item]) -> PerfState:
     config.pluginmanager.register(SessionReport(state, cautions), "kvcache-report")
     to_run = config.stash[_TO_RUN] = {item.nodeid for item in items}
     config.pluginmanager.register(_Interrupted(state, to_run), "kvcache-interrupted")
+    if GithubReport.wanted(os.environ):
+        others = config.pluginmanager.has_plugin("pytest_github_actions_annotate_failures")
+        config.pluginmanager.register(GithubReport(state, items, os.environ, annotates=not others), _GITHUB)
     leaving = Leaving(lambda: state.campaign.busy, state.close)
     config.add_cleanup(leaving.restore)
     restore = signals.end_like_ctrl_c(
@@ -89,6 +92,19 @@ def activate(config: pytest.Config, items: Sequence[pytest.Item]) -> PerfState:
     )
     config.add_cleanup(restore)
     return state
+
+
+def _print(config: pytest.Config, line: str) -> None:
+    """Print a line to the session's own output, and not to a test's."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    capture = config.pluginmanager.get_plugin("capturemanager")
+    with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
+        shown = showable(line, sys.stdout)
+        if reporter is None:
+            print(shown, flush=True)
+        else:
+            reporter.ensure_newline()
+            reporter.write_line(shown)
 
 
 #: Node ids of the perf tests that have not ended.
@@ -227,6 +243,9 @@ def finish(session: pytest.Session, exitstatus: int) -> None:
     early = not ended or bool(session.shouldfail or session.shouldstop or session.config.stash[_TO_RUN])
     _write(session, state, early=early)
     session.config.stash[hooks.KEY].ended(interrupted=early)
+    github = session.config.pluginmanager.get_plugin(_GITHUB)
+    if isinstance(github, GithubReport):
+        github.tell(lambda line: _print(session.config, line))
 
 
 def _write(session: pytest.Session, state: PerfState, *, early: bool) -> None:
