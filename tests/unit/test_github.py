@@ -26,9 +26,10 @@ def summary(project: Project, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def annotations(result: pytest.RunResult) -> list[tuple[str, dict[str, str], str]]:
-    """Return the annotations of a session's log."""
-    return [read_command(line) for line in result.outlines if line.startswith("::")]
+def told(result: pytest.RunResult, *, doubts: bool = False) -> list[tuple[str, dict[str, str], str]]:
+    """Return the annotations of a session's log; without those of doubtful times, which a busy machine brings."""
+    found = [read_command(line) for line in result.outlines if line.startswith("::")]
+    return [each for each in found if doubts or not each[1]["title"].startswith("suspect")]
 
 
 def test_the_page_has_table_chart_and_artefacts(project: Project, summary: Path) -> None:
@@ -36,10 +37,10 @@ def test_the_page_has_table_chart_and_artefacts(project: Project, summary: Path)
     configure(project, toml(contexts=(50, 90)))
     result = run(project, "-m", "perf", "--tier", "gpu", "--record-baselines")
     result.assert_outcomes(passed=6)
-    assert annotations(result) == []
+    assert told(result) == []
     text = summary.read_text()
     assert text.startswith("earlier text of the step\n\n### KV cache tiers&#58; stub\n")
-    assert "**2 recorded**" in text
+    assert re.search(r"^\*\*\d recorded.*\*\*$", text, re.MULTILINE)
     assert "(https://example.org/owner/name/actions/runs/42#artifacts)" in text
     assert re.search(r"^\| gpu \| 50 \| [\d.]+ \|", text, re.MULTILINE)
     assert re.search(r"^\| gpu \| 90 \| [\d.]+ \|", text, re.MULTILINE)
@@ -56,7 +57,7 @@ def test_a_regression_is_annotated_at_its_test(project: Project, summary: Path, 
     configure(project, toml())
     result = run(project, "-m", "perf", "--tier", "gpu", "--junitxml=j.xml")
     result.assert_outcomes(failed=3)
-    found = annotations(result)
+    found = told(result)
     assert [level for level, _, _ in found] == ["error"] * 3
     source = (project.path / "test_multi_round_qa.py").read_text().splitlines()
     for (_, properties, message), gate in zip(found, ("ttft", "speed", "decode"), strict=True):
@@ -78,7 +79,7 @@ def test_failed_tests_are_left_to_another_plugin_that_annotates(
     project.makepyfile(**{module: ""})
     result = run(project, "-m", "perf", "--tier", "gpu", "-p", module)
     result.assert_outcomes(failed=3)
-    assert annotations(result) == []
+    assert told(result) == []
     assert summary.read_text().count("- **no-baseline**") == 3
 
 
@@ -87,7 +88,7 @@ def test_a_run_without_a_verdict_is_a_warning(project: Project, summary: Path) -
     configure(project, toml(vllm_args='"--stub-fail", "500"', duration_s=0.5))
     result = run(project, "-m", "perf", "--tier", "gpu")
     result.assert_outcomes(failed=3)
-    assert [(level, p["title"].split(":")[0]) for level, p, _ in annotations(result)] == [("warning", "invalid")] * 3
+    assert [(level, p["title"].split(":")[0]) for level, p, _ in told(result)] == [("warning", "invalid")] * 3
     assert summary.read_text().count("- **invalid**: ") == 3
 
 
@@ -107,7 +108,7 @@ patch.setattr(CellResult, "suspicions", ("the <clock> jumped\\n::error::not one"
     configure(project, toml(qps=25))
     result = run(project, "-m", "perf", "--tier", "gpu", "--kv-no-strict")
     assert result.ret == pytest.ExitCode.OK
-    found = annotations(result)
+    found = told(result, doubts=True)
     assert [(level, p["title"].split(":")[0]) for level, p, _ in found] == [
         *[("warning", "incomparable")] * 3,
         ("warning", "suspect"),
@@ -123,7 +124,7 @@ def test_a_tier_that_does_not_boot_is_annotated(project: Project, summary: Path)
     configure(project, toml(vllm_args='"--stub-fail", "boot"'))
     result = run(project, "-m", "perf", "--tier", "gpu")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    assert {level for level, _, _ in annotations(result)} == {"error"}
+    assert {level for level, _, _ in told(result)} == {"error"}
     assert "**nothing was measured**" in summary.read_text()
 
 
@@ -132,7 +133,7 @@ def test_annotations_are_lines_of_their_own(project: Project, summary: Path, arg
     """However pytest prints, each annotation begins a line of the log."""
     configure(project, toml())
     result = run(project, "-m", "perf", "--tier", "gpu", *args)
-    assert len(annotations(result)) == 3
+    assert len(told(result)) == 3
     assert len([line for line in result.outlines if "::error" in line]) == 3
 
 
@@ -155,7 +156,7 @@ def test_outside_of_github_nothing_is_told(project: Project, monkeypatch: pytest
     configure(project, toml())
     result = run(project, "-m", "perf", "--tier", "gpu")
     result.assert_outcomes(failed=3)
-    assert annotations(result) == []
+    assert told(result) == []
 
 
 def test_a_collection_writes_no_page(project: Project, summary: Path) -> None:
