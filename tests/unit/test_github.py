@@ -102,7 +102,7 @@ def test_tests_without_a_decision_and_doubtful_times_are_warnings(
         PATCH
         + """
 from pytest_kvcache.campaign.result import CellResult
-patch.setattr(CellResult, "suspicions", ("the <clock> jumped\\n::error::not one",))
+patch.setattr(CellResult, "suspicions", ("the <clock> jumped",))
 """
     )
     configure(project, toml(qps=25))
