@@ -6,10 +6,11 @@ VENV := .venv
 # The most boots of a tier that `make perf` takes.
 BOOTS ?= 1
 BIN := $(VENV)/bin
+WORKFLOWS = $(wildcard .github/workflows/*.yml docs/ci/github*.yml)
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help perf article test unit sessions engine-test versions faults docker-test bench footprint power lint format setup clean
+.PHONY: help perf article test unit sessions engine-test versions faults docker-test bench footprint power lint workflows format setup clean
 .DELETE_ON_ERROR:
 
 help: ## Print these targets
@@ -62,6 +63,11 @@ lint: $(READY) ## ruff, mypy (strict) and the layers of the packages
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+workflows: $(READY) ## actionlint (with shellcheck) and zizmor on workflows, action and CI examples (a minute at the first time)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[workflows]'
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/actionlint $(WORKFLOWS)
+	$(BIN)/zizmor --offline --no-progress --quiet $(WORKFLOWS) action.yml
 
 format: $(READY) ## Format, and mend what ruff can mend
 	$(BIN)/ruff format .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from typing import TextIO
@@ -20,6 +21,7 @@ from pytest_kvcache.campaign.state import PerfState
 from pytest_kvcache.errors import BaselineError, ConfigError, RunError
 from pytest_kvcache.report import benchmark as rows_of_benchmark
 from pytest_kvcache.report import header, progress
+from pytest_kvcache.report.github import GithubReport
 from pytest_kvcache.report.session import SessionReport
 from pytest_kvcache.runs import signals
 from pytest_kvcache.runs.leaving import Leaving
@@ -28,6 +30,8 @@ from pytest_kvcache.showable import showable
 from pytest_kvcache.verdict.gains import Gain
 
 _SETTINGS = pytest.StashKey["Settings | None"]()
+#: The name of the plugin that tells GitHub Actions.
+_GITHUB = "kvcache-github"
 
 
 def resolved(config: pytest.Config) -> Settings | None:
@@ -64,13 +68,9 @@ def activate(config: pytest.Config, items: Sequence[pytest.Item]) -> PerfState:
         raise pytest.UsageError(selection.wrong_configuration(config))
 
     def say(line: str) -> None:
-        reporter = config.pluginmanager.get_plugin("terminalreporter")
-        capture = config.pluginmanager.get_plugin("capturemanager")
-        if reporter is not None:
+        if config.pluginmanager.has_plugin("terminalreporter"):
             shown.rest()
-            with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
-                reporter.ensure_newline()
-                reporter.write_line(showable(f"kvcache: {line}", sys.stdout))
+            _print(config, f"kvcache: {line}")
 
     shown: Progress = Silent()
     cautions = neighbours.short_timeouts(config, items, chosen.profile)
@@ -79,7 +79,6 @@ def activate(config: pytest.Config, items: Sequence[pytest.Item]) -> PerfState:
         shown = state.progress = progress.chosen(
             _stream(config), say, verbosity=config.get_verbosity(), total_s=header.expected_s(state)
         )
-    if not config.getoption("collectonly"):
         if chosen.options.allow_suspect and chosen.options.update == "none":
             stores = f"{chosen.options.update_option} or {options.spelled(config, '--record-baselines')}"
             raise pytest.UsageError(f"--kv-allow-suspect: nothing is stored in this session: add {stores}")
@@ -97,6 +96,9 @@ def activate(config: pytest.Config, items: Sequence[pytest.Item]) -> PerfState:
     config.pluginmanager.register(SessionReport(state, cautions), "kvcache-report")
     to_run = config.stash[_TO_RUN] = {item.nodeid for item in items}
     config.pluginmanager.register(_Interrupted(state, to_run), "kvcache-interrupted")
+    if GithubReport.wanted(os.environ):
+        others = config.pluginmanager.has_plugin("pytest_github_actions_annotate_failures")
+        config.pluginmanager.register(GithubReport(state, items, os.environ, annotates=not others), _GITHUB)
     leaving = Leaving(lambda: state.campaign.busy, state.close)
     config.add_cleanup(leaving.restore)
     restore = signals.end_like_ctrl_c(
@@ -110,6 +112,19 @@ def _stream(config: pytest.Config) -> TextIO | None:
     """Return what pytest's terminal writes to, which no test captures; None without one."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     return reporter._tw._file if reporter is not None else None  # it has no public name
+
+
+def _print(config: pytest.Config, line: str) -> None:
+    """Print a line to the session's own output, and not to a test's."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    capture = config.pluginmanager.get_plugin("capturemanager")
+    with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
+        shown = showable(line, sys.stdout)
+        if reporter is None:
+            print(shown, flush=True)
+        else:
+            reporter.ensure_newline()
+            reporter.write_line(shown)
 
 
 #: Node ids of the perf tests that have not ended.
@@ -248,6 +263,9 @@ def finish(session: pytest.Session, exitstatus: int) -> None:
     early = not ended or bool(session.shouldfail or session.shouldstop or session.config.stash[_TO_RUN])
     _write(session, state, early=early)
     session.config.stash[hooks.KEY].ended(interrupted=early)
+    github = session.config.pluginmanager.get_plugin(_GITHUB)
+    if isinstance(github, GithubReport):
+        github.tell(lambda line: _print(session.config, line))
 
 
 def _write(session: pytest.Session, state: PerfState, *, early: bool) -> None:

@@ -104,7 +104,8 @@ def project(
     kvcache_home.mkdir()
     (kvcache_home / "ports").symlink_to(port_leases)
     # A session that a distributed test starts is none itself; and whether CI is set is each test's own matter.
-    for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "PYTEST_XDIST_TESTRUNUID", "CI"):
+    ci = ("CI", "GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY", "GITHUB_WORKSPACE")
+    for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "PYTEST_XDIST_TESTRUNUID", *ci):
         monkeypatch.delenv(name, raising=False)
     example = Path(__file__).parent / "perf" / "test_multi_round_qa.py"
     pytester.makepyfile(test_multi_round_qa=example.read_text(encoding="utf-8"))
