@@ -21,6 +21,7 @@ COMMANDS = {
     "load": "run the workload alone, against an endpoint that is already there",
     "report": "chart and table of runs that are over",
     "export": "results of runs as other tools read them",
+    "import": "other tools' results as runs, to stand beside ours in reports",
     "baselines": "what is stored, what it can tell, what to do about it",
 }
 

@@ -12,11 +12,11 @@ import re
 import uuid
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from importlib import metadata
 from typing import Any
 
 import numpy as np
 
-import pytest_kvcache
 from pytest_kvcache.errors import ResultsError
 from pytest_kvcache.interop.boots import LeftLoad, workload_kind
 from pytest_kvcache.interop.statistics import Distributions, distributions
@@ -292,7 +292,7 @@ def _us(load: LeftLoad) -> dict[str, str]:
     """Return which tool sent the load, and its version."""
     if load.facts.imported:
         return {"tool": load.facts.imported.tool, "version": load.facts.imported.version}
-    return {"tool": TOOL, "version": pytest_kvcache.__version__}
+    return {"tool": TOOL, "version": metadata.version("pytest-kvcache")}
 
 
 def _description(load: LeftLoad) -> str:
