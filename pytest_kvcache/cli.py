@@ -22,6 +22,7 @@ COMMANDS = {
     "report": "chart and table of runs that are over",
     "export": "results of runs as other tools read them",
     "import": "other tools' results as runs, to stand beside ours in reports",
+    "history": "which run, commit and versions moved a cell",
     "baselines": "what is stored, what it can tell, what to do about it",
 }
 

@@ -51,6 +51,12 @@ class _Settings(_Model):
     workload: dict[str, Any] = Field(default_factory=dict)
 
 
+class _Session(_Model):
+    profile: str = ""
+    machine: str = ""
+    commit: str = ""
+
+
 class Facts(_Model):
     """What is read of a `run.json`; keys that are not used here may be there."""
 
@@ -63,6 +69,7 @@ class Facts(_Model):
     estimates: dict[str, float] = Field(default_factory=dict)
     faults: list[str]
     imported: Imported | None = None
+    session: _Session = Field(default_factory=_Session)
 
 
 @dataclass(frozen=True)
