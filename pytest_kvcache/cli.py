@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
+from keyword import iskeyword
 
 from pytest_kvcache.errors import KvCacheError
 from pytest_kvcache.showable import make_showable
@@ -19,6 +20,9 @@ COMMANDS = {
     "render": "print every command line and file that a run would use",
     "load": "run the workload alone, against an endpoint that is already there",
     "report": "chart and table of runs that are over",
+    "export": "results of runs as other tools read them",
+    "import": "other tools' results as runs, to stand beside ours in reports",
+    "history": "which run, commit and versions moved a cell",
     "baselines": "what is stored, what it can tell, what to do about it",
 }
 
@@ -48,7 +52,8 @@ def _parser(wanted: str) -> argparse.ArgumentParser:
     for name, what in COMMANDS.items():
         command = commands.add_parser(name, help=what)
         if name == wanted:
-            module = import_module(f"pytest_kvcache.commands.{name}")
+            # A module cannot have the name of a keyword.
+            module = import_module(f"pytest_kvcache.commands.{name}{'_' if iskeyword(name) else ''}")
             module.add_arguments(command)
             command.set_defaults(run=module.run)
     return parser

@@ -49,5 +49,9 @@ class BaselineError(KvCacheError):
     """A baseline file cannot be read or written."""
 
 
+class ResultsError(KvCacheError):
+    """A file that a run or another tool left cannot be read."""
+
+
 class NotMeasuredError(KvCacheError):
     """A test asked for a figure that was not measured, or for a figure of an invalid run."""

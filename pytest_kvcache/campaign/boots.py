@@ -14,7 +14,7 @@ from types import MappingProxyType
 from pytest_kvcache.campaign import gpus, runner
 from pytest_kvcache.campaign.arm import Arm
 from pytest_kvcache.campaign.boot_probes import BootProbes, shortened_if_faulty
-from pytest_kvcache.campaign.comparability import comparability
+from pytest_kvcache.campaign.comparability import comparability, machine_name
 from pytest_kvcache.campaign.runner import RunResult
 from pytest_kvcache.campaign.state import PerfState
 from pytest_kvcache.config import environment
@@ -30,7 +30,7 @@ from pytest_kvcache.serving.offload import TierPlan
 from pytest_kvcache.serving.pair import ServingPair
 from pytest_kvcache.serving.plan import build_plan
 from pytest_kvcache.storage import bucket as buckets
-from pytest_kvcache.telemetry import canary
+from pytest_kvcache.telemetry import canary, revision
 from pytest_kvcache.telemetry.allotment import allotment
 from pytest_kvcache.telemetry.gpu.readings import Span
 from pytest_kvcache.verdict.procedure import Boot
@@ -160,8 +160,14 @@ def measure(
                 )
         if readings:
             result.canary = canary.read_after(readings)
+        measured_by = {
+            "profile": arm.profile.name,
+            "machine": machine_name(state.hardware),
+            "commit": revision.commit(state.settings.options.rootdir),
+        }
+        more = {"canary": result.canary, "environment": environment.facts(os.environ), "session": measured_by}
         for run in result.runs.values():
-            runner.add_facts(run.folder, {"canary": result.canary, "environment": environment.facts(os.environ)})
+            runner.add_facts(run.folder, more)
     finally:
         result.minutes = (time.monotonic() - started) / 60
         state.engine_minutes += result.minutes
@@ -229,7 +235,6 @@ def run_plan(
         plan,
         state.launcher,
         tier=arm.tier.name,
-        profile=arm.profile.name,
         folder=folder,
         comparability=comparability(
             arm.profile,

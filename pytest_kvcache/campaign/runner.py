@@ -103,7 +103,6 @@ def run_load(
     launcher: ProcessLauncher,
     *,
     tier: str,
-    profile: str = "",
     folder: Path,
     comparability: Mapping[str, str],
     versions: Mapping[str, str],
@@ -134,7 +133,7 @@ def run_load(
         stage="load",
     )
     facts_so_far = functools.partial(
-        _facts, pair, plan, tier=tier, profile=profile, comparability=dict(comparability), versions=dict(versions)
+        _facts, pair, plan, tier=tier, comparability=dict(comparability), versions=dict(versions)
     )
     write_json(folder / RUN, facts_so_far())
     before = _look(pair, plan)

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import get_args, get_origin, get_type_hints
 
+from pytest_kvcache.load import schema
 from pytest_kvcache.runs.files import replace_whole
 
 OK = "ok"
@@ -102,17 +102,17 @@ def save(records: Iterable[RequestRecord], path: Path) -> None:
 
     Args:
         records: Records of one run.
-        path: The file; integers and times without a value are null in it.
+        path: The file; integers and times without a value are null in it. `schema.py` says what is in its columns.
     """
     # Imported only here, when the measurement is over.
     import pyarrow as pa  # noqa: PLC0415
     from pyarrow import parquet  # noqa: PLC0415
 
-    types = {int: pa.int64(), float: pa.float64(), str: pa.string(), bool: pa.bool_()}
-    hints = get_type_hints(RequestRecord)
-    schema = pa.schema(
-        (name, pa.list_(pa.float64()) if get_origin(hint) is list else types[(*get_args(hint), hint)[0]])
-        for name, hint in hints.items()
-    )
-    table = pa.Table.from_pylist([asdict(record) for record in in_order(records)], schema=schema)
-    replace_whole(path, lambda partial: parquet.write_table(table, partial))
+    table = pa.Table.from_pylist([asdict(record) for record in in_order(records)], schema=schema.arrow_schema())
+
+    def write(partial: Path) -> None:
+        # Arrow itself takes no name with bytes that are no text.
+        with partial.open("wb") as opened:
+            parquet.write_table(table, opened)
+
+    replace_whole(path, write)

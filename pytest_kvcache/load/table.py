@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from pytest_kvcache.errors import ResultsError
+from pytest_kvcache.load import schema
 from pytest_kvcache.load.records import RequestRecord, in_order
 
 _INTEGERS = (
@@ -35,9 +37,30 @@ def read(path: Path) -> pd.DataFrame:
 
     Raises:
         OSError: There is no such file.
-        pyarrow.ArrowInvalid: The file is not whole.
+        ResultsError: The file is not whole, is none of ours, or is of a newer version.
     """
-    return _typed(pd.read_parquet(path))
+    # Imported only here, when the measurement is over.
+    import pyarrow as pa  # noqa: PLC0415
+    from pyarrow import parquet  # noqa: PLC0415
+
+    try:
+        with path.open("rb") as opened:
+            file = parquet.ParquetFile(opened)
+            schema.check(file.schema_arrow, where=str(path))
+            table = file.read(columns=[column.name for column in schema.COLUMNS])
+            table.validate(full=True)
+    except (pa.ArrowException, ValueError, IndexError, MemoryError) as error:
+        raise ResultsError(f"is no whole Parquet file: {first_line(error)}", where=str(path)) from None
+    except OSError as error:
+        if error.errno is not None:  # the system's; Arrow's own of a damaged file has no number
+            raise
+        raise ResultsError(f"is no whole Parquet file: {first_line(error)}", where=str(path)) from None
+    return _typed(table.to_pandas(ignore_metadata=True))
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error says, cut to what fits a line."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def _typed(frame: pd.DataFrame) -> pd.DataFrame:

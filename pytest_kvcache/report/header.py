@@ -96,7 +96,7 @@ def _boot_s(runs: Path, profile: str) -> float | None:
     for path in (path for folder in folders for path in sorted(folder.glob(f"*/*/*/{RUN}"))):
         try:
             facts = json.loads(path.read_text(encoding="utf-8"))
-            if facts.get("profile") == profile:
+            if facts["session"]["profile"] == profile:
                 found.append(float(facts["boot_s"]))
         except (OSError, ValueError, TypeError, AttributeError, KeyError):
             continue  # an estimate is worth no error

@@ -7,6 +7,7 @@ request gained over all lengths). `chart.py` draws the first from this table; `b
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,7 @@ class _Facts(BaseModel):
     load: _Load = Field(default_factory=_Load)
     estimates: _Estimates | None = None
     faults: list[str] | None = None
+    imported: dict[str, Any] | None = None
 
 
 def read(runs: Iterable[Path]) -> pd.DataFrame:
@@ -85,7 +87,9 @@ def read(runs: Iterable[Path]) -> pd.DataFrame:
     Returns:
         `label` (the tier as outputs name it, with the arm of an A/B), `context_tokens`, `started_at` (seconds since
         1970), `faults` (why no figure may rest on the boot; "" where one may), the keys of `FIGURES`, `model`,
-        `hardware` and `workload` in words. `attrs["left_out"]` has a line for each boot and load that left no figures.
+        `hardware` and `workload` in words, and `imported` (another tool's result, of some other machine: it stands
+        after the others, and nothing is held against it). `attrs["left_out"]` has a line for each boot and load that
+        left no figures.
 
     Raises:
         NothingMeasuredError: There is no boot with figures.
@@ -107,10 +111,12 @@ def read(runs: Iterable[Path]) -> pd.DataFrame:
         if row is None:
             left_out.append(f"{path.parent}: it was cut short")
             continue
-        keys = {k: v for k, v in facts.comparability.items() if k.startswith(_SAME) and k != _AXIS}
-        if not rows:
-            first, first_path = keys, path
         rows.append(row)
+        if row["imported"]:
+            continue
+        keys = {k: v for k, v in facts.comparability.items() if k.startswith(_SAME) and k != _AXIS}
+        if not first:
+            first, first_path = keys, path
         differs = [key for key in sorted({*first, *keys}) if first.get(key) != keys.get(key)]
         if differs:
             raise ConfigError(
@@ -123,7 +129,7 @@ def read(runs: Iterable[Path]) -> pd.DataFrame:
         raise NothingMeasuredError(
             f"no boot was measured{more}", where=", ".join(map(str, folders)), todo="name a folder of .kvcache/runs"
         )
-    table = pd.DataFrame(rows).sort_values("started_at", kind="stable", ignore_index=True)
+    table = pd.DataFrame(rows).sort_values(["imported", "started_at"], kind="stable", ignore_index=True)
     # Where all answers have one token, no boot has a decode throughput.
     table = table.astype({figure.key: "float64" for figure in FIGURES})
     table.attrs["left_out"] = left_out
@@ -177,6 +183,7 @@ def _row(path: Path, facts: _Facts) -> dict[str, Any] | None:
         "model": keys["serving.model"],
         "hardware": f"{keys['hardware.cores']} cores of {keys['hardware.cpu']}" if gpus == "none" else gpus,
         "workload": ", ".join(asked),
+        "imported": facts.imported is not None,
     }
     return row | facts.estimates.model_dump()
 
@@ -193,6 +200,11 @@ def means(rows: pd.DataFrame) -> pd.DataFrame:
     ).reset_index(drop=True)
 
 
+def is_imported(label: str) -> bool:
+    """Return whether a label is that of another tool's result, as `pytest-kvcache import` writes it."""
+    return re.search(r" \(imported: [a-z-]+\)( \([AB]\))?$", label) is not None
+
+
 def best(table: pd.DataFrame, *, against: str) -> pd.DataFrame:
     """Return the most that each tier gained over another, for each figure, over all contexts that both have.
 
@@ -201,9 +213,10 @@ def best(table: pd.DataFrame, *, against: str) -> pd.DataFrame:
         against: Label of the other tier.
 
     Returns:
-        A row a tier: `tier`, then each figure's best change with the context at which it was; no row where there is
-        nothing to compare.
+        A row a tier of ours: `tier`, then each figure's best change with the context at which it was; no row where
+        there is nothing to compare.
     """
+    table = table[~table["label"].map(is_imported).astype(bool)]
     base = table[table["label"] == against].set_index("context_tokens")
     lines = []
     for label, rows in table[table["label"] != against].groupby("label", sort=False):

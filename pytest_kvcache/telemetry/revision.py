@@ -33,6 +33,17 @@ def uncommitted(folder: Path) -> str:
     return ", ".join(files[:_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
+def commit(folder: Path) -> str:
+    """Return the commit that is checked out around `folder`, with `+` where files differ from it; "" for none."""
+    try:
+        done = _git(folder, "rev-parse", "--quiet", "--verify", "HEAD")
+    except ConfigError:
+        return ""
+    if done.returncode != 0:
+        return ""
+    return done.stdout.decode(errors="replace").strip() + ("+" if uncommitted(folder) else "")
+
+
 def show(path: Path, revision: str) -> bytes | None:
     """Return a file's content at a revision, None where the revision has no such file.
 

@@ -1,0 +1,1 @@
+"""Tests of what past runs say of a cell."""
