@@ -57,7 +57,8 @@ def run_apart(project: Project, *args: str) -> pytest.RunResult:
 
 def told(args: Sequence[str]) -> list[str]:
     """Return arguments of pytest with which a session prints all of its tables, unless they say how much it prints."""
-    return [*args] if any(word.startswith(("-q", "-v", "--verbosity", "--no-v")) for word in args) else ["-v", *args]
+    said = any(word.startswith(("-q", "-v", "--verbosity")) or word == "no:terminal" for word in args)
+    return [*args] if said else ["-v", *args]
 
 
 #: For a project's conftest: `patch.setattr` and the like last as long as the session, whatever process it runs in.
