@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
 from keyword import iskeyword
+from types import ModuleType
 
 from pytest_kvcache.errors import KvCacheError
 from pytest_kvcache.showable import make_showable
@@ -25,6 +26,11 @@ COMMANDS = {
     "history": "which run, commit and versions moved a cell",
     "baselines": "what is stored, what it can tell, what to do about it",
 }
+
+
+def module_of(name: str) -> ModuleType:
+    """Return the module of a subcommand; that of a keyword (`import`) ends in an underscore."""
+    return import_module(f"pytest_kvcache.commands.{name}{'_' if iskeyword(name) else ''}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,7 +59,7 @@ def _parser(wanted: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=what)
         if name == wanted:
             # A module cannot have the name of a keyword.
-            module = import_module(f"pytest_kvcache.commands.{name}{'_' if iskeyword(name) else ''}")
+            module = module_of(name)
             module.add_arguments(command)
             command.set_defaults(run=module.run)
     return parser

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Callable
-from importlib import import_module
 
 import pytest
 
@@ -58,7 +57,7 @@ def test_a_file_name_that_is_no_text_is_written_as_its_bytes(encoding: str) -> N
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_every_subcommand_can_say_everything(name: str, encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever a subcommand says, and its help, reaches an output that cannot show all of it."""
-    module = import_module(f"pytest_kvcache.commands.{name}")
+    module = cli.module_of(name)
 
     def say_it(_: object, say: Callable[[str], None]) -> int:
         say(_TEXT)
