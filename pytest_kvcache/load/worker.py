@@ -55,6 +55,7 @@ class WorkerOutcome:
         lost_workers: How those load processes ended that handed over no rows; the rows of the others are kept.
         interrupted: Whether a signal ended the run early.
         workers: Number of load processes.
+        real_time_senders: Whether the processes that send have real-time priority; it takes a right (CAP_SYS_NICE).
         stopped_after_rounds: Number of whole rounds after which the run was stopped early, since they were enough;
             `rows` has no later ones. None where the run was not stopped so.
         beyond_tokens: Prompt tokens of requests that were sent after those rounds.
@@ -72,6 +73,7 @@ class WorkerOutcome:
     lost_workers: list[str] = field(default_factory=list)
     interrupted: bool = False
     workers: int = 0
+    real_time_senders: bool = False
     stopped_after_rounds: int | None = None
     beyond_tokens: int = 0
     unsettled_stores: float = 0.0
@@ -151,6 +153,7 @@ def carry_out(plan: LoadPlan, say: Callable[[str], None], *, authorization: str 
             ],
             say,
         )
+        outcome.real_time_senders = children.at_once
         stop.on(children.stop)
         children.listen()
         outcome.rows, outcome.lost_workers = children.rows, children.lost

@@ -274,6 +274,26 @@ def test_nothing_is_decoded_where_it_is_received(
     assert load.lost == []
 
 
+@pytest.mark.parametrize("allowed", [True, False])
+def test_senders_have_real_time_priority_where_they_may(
+    serve: Callable[..., Server], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, allowed: bool
+) -> None:
+    """The load says whether its senders have it; without the right, requests are sent all the same."""
+    given: list[tuple[int, int]] = []
+
+    def give(pid: int, policy: int, _param: object) -> None:
+        if not allowed:
+            raise PermissionError(1, "Operation not permitted")
+        given.append((pid, policy))
+
+    monkeypatch.setattr(os, "sched_setscheduler", give)
+    server = serve([HEAD, chunk(delta(content="a")), END])
+    load = send(server.port, tmp_path, answers_return=False)
+    assert [row.status for row in load.rows] == ["ok"] * 6
+    assert load.at_once == allowed
+    assert given == [(process.pid, os.SCHED_RR) for process in load._senders if allowed]
+
+
 def test_a_write_of_several_tokens_is_marked(serve: Callable[..., Server], tmp_path: Path) -> None:
     """Rows say where a server sent the first token together with a later one, and only there."""
     together = serve([HEAD, 0.02, chunk(delta(content="a") + delta(content="b")), 0.02, END])
