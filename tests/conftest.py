@@ -78,7 +78,7 @@ def imported() -> None:
     pytester forgets modules that a session was the first to import, and the next would import them once more: this is
     requested before it.
     """
-    drawing = ("matplotlib.figure", "matplotlib.ticker", "matplotlib.backends.backend_svg")
+    drawing = ("vl_convert", "jinja2")
     for name in ("botocore.session", "docker", *drawing, "pandas.io.formats.string"):
         importlib.import_module(name)
     for package in ("api", "campaign", "load", "preflight", "report", "tiers", "workload"):
