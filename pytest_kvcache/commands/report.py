@@ -115,7 +115,8 @@ def _print_tables(rows: pd.DataFrame, against: tuple[str, ...], left_out: list[s
     for other in against:
         if found := compared.changes(rows, against=other):
             text = compared.table(found).to_string(index=False)
-            say(f"\nagainst {other}, in brackets the {compared.INTERVAL}:\n{text}")
+            told = f", in brackets the {compared.INTERVAL}" if any(each.low is not None for each in found) else ""
+            say(f"\nagainst {other}{told}:\n{text}")
     for best in series.best_tables(table, against=against):
         say(f"\n{best}")
     for line in left_out:

@@ -109,7 +109,10 @@ def panel(rows: pd.DataFrame, figure: Figure) -> vega.Spec:
         "encoding": {"x": x, "color": colour},
         "layer": [
             *([intervals] if known else []),
-            {"mark": {"type": "line", "strokeWidth": 2}, "encoding": {"y": y, "strokeDash": looks["strokeDash"]}},
+            {
+                "mark": {"type": "line", "strokeWidth": 2},
+                "encoding": {"y": y, "strokeDash": looks["strokeDash"] | {"legend": None}},
+            },
             {
                 "data": {"values": boots},
                 "mark": {"type": "point", "filled": True, "size": 18, "opacity": 0.45, "aria": False},

@@ -12,8 +12,9 @@ from pytest_kvcache.baselines import files
 from pytest_kvcache.campaign.result import CellResult
 from pytest_kvcache.campaign.state import PerfState
 from pytest_kvcache.errors import ConfigError, KvCacheError
-from pytest_kvcache.report import chart, series, terminal
+from pytest_kvcache.report import chart, series, terminal, verdict_file
 from pytest_kvcache.report.gpus import gpu_lines
+from pytest_kvcache.report.html import document
 from pytest_kvcache.report.ledger import LedgerRow, ledger_table, storage_table
 from pytest_kvcache.showable import showable
 
@@ -53,6 +54,8 @@ class SessionReport:
             for block in self._blocks(results):
                 line(block)
                 line("")
+            for each in self._page(results):
+                line(each)
             line(f"peak memory {state.peak_memory_bytes / 1e9:.1f} GB (PSS of all processes of the run)")
         for each in gpu_lines(state.gpus):  # also of boots that failed: an XID may be why
             line(each)
@@ -118,6 +121,20 @@ class SessionReport:
             yield f"chart: {chart.draw(measured, folder / 'chart.svg')}"
         except (ConfigError, OSError) as error:
             yield f"no chart: {error}"
+
+    def _page(self, results: list[CellResult]) -> Iterator[str]:
+        """Leave verdicts and the HTML report in the run's folder; what cannot be written hides nothing else."""
+        folder = self._state.run.folder
+        gains = [
+            g for found in self._state.campaign.gains.values() if not isinstance(found, KvCacheError) for g in found
+        ]
+        try:
+            verdict_file.write(folder, results, gains)
+            yield f"report: {document.of_session(folder)}"
+        except series.NothingMeasuredError:
+            pass  # the tables say why
+        except (ConfigError, OSError, ValueError) as error:
+            yield f"no report: {error}"
 
     def _updates(self, results: list[CellResult]) -> str:
         rules = self._state.profile.rules

@@ -149,9 +149,8 @@ def javascript() -> str:
 
 
 def json_for_html(data: object) -> str:
-    r"""Return JSON that may stand in a `<script>` element: `<`, `>`, `&`, U+2028 and U+2029 are escaped (`\\u003c`)."""
-    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    for character in "<>&\u2028\u2029":
+    r"""Return JSON that may stand in a `<script>` element: ASCII, with `<`, `>` and `&` escaped (`\u003c`)."""
+    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
+    for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
-    # Half of a surrogate pair, as in file names that are no UTF-8, has no UTF-8 either.
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return text

@@ -231,7 +231,7 @@ def test_a_session_that_was_interrupted_is_drawn(
     left(run, "gpu", 30000, 5.0).write_text("")
     (run / "s3" / "boot-1" / "logs").mkdir(parents=True)
     (run / "s3" / "boot-2" / "context-1000").mkdir(parents=True)
-    assert main(["report", str(run)]) == 0
+    assert main(["report", str(run), "--format", "svg"]) == 0
     out = capsys.readouterr().out
     assert "+201% (at 9000)" in out
     lines = [line for line in out.splitlines() if line.startswith("left out: ")]
@@ -254,7 +254,7 @@ def test_the_newest_run_with_figures_is_drawn_and_newer_ones_are_named(
     monkeypatch.chdir(run.parent.parent)
     (run.parent / "2" / "gpu" / "boot-1" / "logs").mkdir(parents=True)
     left(run.parent / "3", "gpu", 1000, 1.0).write_text("{")
-    assert main(["report", "--kv-runs", str(run.parent)]) == 0
+    assert main(["report", "--kv-runs", str(run.parent), "--format", "svg"]) == 0
     out = capsys.readouterr().out
     assert "+201% (at 9000)" in out
     lines = [line for line in out.splitlines() if line.startswith("left out: ")]

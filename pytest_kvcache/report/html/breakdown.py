@@ -28,8 +28,8 @@ def section(loads: Sequence[Load]) -> Section:
         title="Breakdown of TTFT",
         intro=(
             "Parts of the mean TTFT, by rows and counters. The client's own work is in none of them: its stamps are "
-            "the kernel's. The residual is the client's TTFT less the queue time and the time to the first token that the "
-            "server tells with each answer."
+            "the kernel's. The residual is the client's TTFT less the queue time and the time to the first token that "
+            "the server tells with each answer."
         ),
         figures=tuple(figures),
     )
@@ -64,14 +64,13 @@ def _parts(shown: Sequence[Load]) -> Figure | None:
                 "type": "nominal",
                 "title": None,
                 "scale": {"domain": names, "range": list(vega.PALETTE[: len(names)])},
-                "legend": {"columns": 1},
+                "legend": {"columns": 1, "labelLimit": 480},
             },
             "order": {"field": "at"},
             "tooltip": [{"field": "cell"}, {"field": "part"}, {"field": "ms", "title": "ms", "format": ".4~g"}],
         },
-        "height": {"step": 26},
+        "height": 26 * len(shown),
         "width": "container",
-        "autosize": {"type": "fit-x", "contains": "padding"},
     }
     return Figure(
         key="breakdown-parts",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -10,13 +9,15 @@ from typing import Any
 
 import pandas as pd
 
-from pytest_kvcache.report import chart, vega, verdict_file
+from pytest_kvcache.report import chart, series, vega, verdict_file
 from pytest_kvcache.report.html import breakdown, facts, history, ledger, overview, timeline, ttft, verdicts
 from pytest_kvcache.report.html.loads import Load, read_loads
-from pytest_kvcache.report.html.page import FILE, Figure, Section
+from pytest_kvcache.report.html.page import FILE, Figure, Section, shown
 from pytest_kvcache.report.series import YARDSTICKS
 from pytest_kvcache.runs.files import write_text
 
+#: Of the report in a run's folder.
+NAME = "report.html"
 _FOLDER = Path(__file__).parent
 
 
@@ -27,6 +28,7 @@ def write(
     against: Sequence[str] = YARDSTICKS,
     reference: bool = False,
     left_out: Sequence[str] = (),
+    still: bool = True,
 ) -> Path:
     """Write the report of all loads of a table of runs and return the file.
 
@@ -36,13 +38,17 @@ def write(
         against: What tiers are held against.
         reference: Whether the article's published gains stand beside.
         left_out: What left no figures, a line each.
+        still: Whether the first charts are drawn for browsers without scripts too.
 
     Raises:
         OSError: It could not be written.
         ConfigError: The plugin's folder, which keeps the script of all pages, cannot be written.
     """
+    measured = measured.assign(
+        **{name: measured[name].map(shown) for name in ("label", "model", "hardware", "workload")}
+    )
     loads, unread = read_loads(measured)
-    found = sections(measured, loads, against=against, reference=reference)
+    found = sections(measured, loads, against=against, reference=reference, still=still)
     text = html(
         f"KV cache report: {chart.heading(measured)}",
         f"{measured['hardware'].iloc[0]}; {', '.join(sorted({load.session.name for load in loads}))}",
@@ -54,8 +60,24 @@ def write(
     return path
 
 
+def of_session(folder: Path) -> Path:
+    """Write the report of a session into its run's folder and return the file.
+
+    Charts are not drawn a second time for browsers without scripts, which would take the longest part of the time.
+
+    Args:
+        folder: Of the run.
+
+    Raises:
+        ConfigError: The session measured nothing, or unlike things.
+        OSError: It could not be written.
+    """
+    measured = series.read([folder])
+    return write(measured, folder / NAME, left_out=measured.attrs["left_out"], still=False)
+
+
 def sections(
-    measured: pd.DataFrame, loads: Sequence[Load], *, against: Sequence[str], reference: bool
+    measured: pd.DataFrame, loads: Sequence[Load], *, against: Sequence[str], reference: bool, still: bool
 ) -> list[Section]:
     """Return all sections that have something to show, in order."""
     sessions = list(dict.fromkeys(load.session for load in loads))
@@ -63,7 +85,7 @@ def sections(
     before = history.past_sessions(sessions)
     past = [] if before is None else read_loads(before, facts_only=True)[0]
     made = [
-        overview.section(measured, loads, against=against, reference=reference),
+        overview.section(measured, loads, against=against, reference=reference, still=still),
         verdicts.section(loads, told),
         ttft.section(loads),
         timeline.section(loads),
@@ -110,18 +132,6 @@ def html(
         vega=vega.javascript().replace("</script", "<\\/script"),
         charts=vega.json_for_html(charts),
     )
-
-
-def shown(text: object) -> str:
-    """Return text without what a page must not have: control characters, and marks that turn the direction of text."""
-    return "".join(_visible(character) for character in str(text))
-
-
-def _visible(character: str) -> str:
-    kind = unicodedata.category(character)
-    if character in "\n\t":
-        return character
-    return f"\\u{ord(character):04x}" if kind in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp") else character
 
 
 def _chart(figure: Figure) -> dict[str, Any]:

@@ -109,6 +109,7 @@ class Load:
         rows: Of its `requests.parquet`; empty where that is missing.
         gpus: Samples of its boot's GPUs in the time of this load; empty where there are none.
         probes: Of its boot's `probes.json`; empty where that is missing.
+        alone: Whether the report is of this session only, whose name its files then need not bear.
     """
 
     folder: Path
@@ -118,6 +119,7 @@ class Load:
     rows: pd.DataFrame
     gpus: pd.DataFrame = field(default_factory=pd.DataFrame)
     probes: dict[str, Any] = field(default_factory=dict)
+    alone: bool = False
 
     @property
     def session(self) -> Path:
@@ -126,13 +128,13 @@ class Load:
 
     @property
     def place(self) -> str:
-        """The folder as the report names it: session, tier, boot, context."""
-        return "/".join(self.folder.parts[-4:])
+        """The folder as the report names it: session where there are several, tier, boot, context."""
+        return "/".join(self.folder.parts[-3 if self.alone else -4 :])
 
     @property
     def boot(self) -> str:
-        """Session, tier and boot."""
-        return "/".join(self.folder.parts[-4:-1])
+        """The same without the context."""
+        return self.place.rpartition("/")[0]
 
     @property
     def facts_file(self) -> str:
@@ -191,6 +193,7 @@ def read_loads(measured: pd.DataFrame, *, facts_only: bool = False) -> tuple[lis
         facts_only: Leave rows, samples and probes unread.
     """
     loads, lines = [], []
+    alone = len({Path(str(source)).absolute().parents[3] for source in measured["source"]}) == 1 and not facts_only
     for source, label, context in zip(measured["source"], measured["label"], measured["context_tokens"], strict=True):
         path = Path(str(source)).absolute()
         try:
@@ -206,7 +209,16 @@ def read_loads(measured: pd.DataFrame, *, facts_only: bool = False) -> tuple[lis
         lines += problems
         boot = path.parents[1]
         loads.append(
-            Load(path.parent, str(label), int(context), facts, rows, _gpus(boot / _GPUS, int(context)), _probes(boot))
+            Load(
+                path.parent,
+                str(label),
+                int(context),
+                facts,
+                rows,
+                _gpus(boot / _GPUS, int(context)),
+                _probes(boot),
+                alone,
+            )
         )
     return loads, lines
 

@@ -120,7 +120,13 @@ def _rounds(groups: dict[tuple[int, str], list[Load]], contexts: list[int], labe
         ]
     looks = vega.looks(labels)
     here = {"filter": "datum.cell == cell && indexof(hidden, datum.label) < 0"}
-    x = {"field": "round", "type": "quantitative", "title": "round of the user", "axis": {"tickMinStep": 1}}
+    x = {
+        "field": "round",
+        "type": "quantitative",
+        "title": "round of the user",
+        "axis": {"tickMinStep": 1},
+        "scale": {"padding": 16},
+    }
     y = {"type": "quantitative", "title": "TTFT (s)", "axis": {"format": ".3~g"}}
     told_of = [{"field": name, "format": ".4~g"} for name in ("middle", "low", "high")]
     tooltip = [{"field": "label", "title": "tier"}, {"field": "round"}, *told_of, {"field": "answers"}]
@@ -162,7 +168,7 @@ def _rounds(groups: dict[tuple[int, str], list[Load]], contexts: list[int], labe
             {
                 "data": {"values": bends},
                 "transform": [here, {"aggregate": [], "groupby": ["round", "what"]}],
-                "mark": {"type": "text", "angle": 270, "align": "right", "dx": -4, "dy": -6, "fontSize": 11},
+                "mark": {"type": "text", "angle": 270, "align": "right", "dx": -4, "dy": 9, "fontSize": 11},
                 "encoding": {"x": x, "y": {"value": 0}, "text": {"field": "what"}},
             },
         ],
