@@ -111,7 +111,7 @@ def panel(rows: pd.DataFrame, figure: Figure) -> vega.Spec:
             *([intervals] if known else []),
             {
                 "mark": {"type": "line", "strokeWidth": 2},
-                "encoding": {"y": y, "strokeDash": looks["strokeDash"] | {"legend": None}},
+                "encoding": {"y": y},
             },
             {
                 "data": {"values": boots},
