@@ -119,7 +119,7 @@ def test_a_keyboard_gets_everywhere(browser: Any, report: Path) -> None:
 def test_a_mouse_reads_a_point(browser: Any, report: Path) -> None:
     """A point under the mouse tells its tier, context and value."""
     opened = Opened(browser, report, viewport={"width": 1400, "height": 900})
-    opened.page.locator("#chart-tokens-per-s .mark-symbol path").last.hover(force=True)
+    opened.page.locator("#chart-tokens-per-s .mark-symbol.role-mark path").last.hover(force=True)
     opened.page.wait_for_selector("#vg-tooltip-element.visible")
     assert "context (tokens)" in opened.page.inner_text("#vg-tooltip-element")
     opened.context.close()
