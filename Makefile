@@ -10,7 +10,7 @@ WORKFLOWS = $(wildcard .github/workflows/*.yml docs/ci/github*.yml)
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help perf article test unit sessions engine-test versions faults docker-test bench footprint power lint workflows format setup clean
+.PHONY: help perf article test unit sessions engine-test versions faults docker-test bench report-test footprint power lint workflows format setup clean
 .DELETE_ON_ERROR:
 
 help: ## Print these targets
@@ -49,6 +49,10 @@ bench: $(READY) ## The client's own errors, beside other clients (needs a C comp
 	$(BIN)/python -m benchmarks.client.run
 	$(BIN)/python -m benchmarks.client.scale
 	$(BIN)/python -m benchmarks.trace_start
+
+report-test: $(READY) ## The HTML report in headless Chromium; skips where there is none (RUN=FOLDER: of a real run)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[browser]'
+	KVCACHE_REPORT_RUN='$(abspath $(RUN))' $(BIN)/pytest tests/browser
 
 footprint: $(READY) ## What the plugin costs suites that do not use it, and what weighs how much on disk (five minutes)
 	$(BIN)/python -m benchmarks.startup

@@ -82,26 +82,46 @@ def imported() -> None:
     pytester forgets modules that a session was the first to import, and the next would import them once more: this is
     requested before it.
     """
-    drawing = ("matplotlib.figure", "matplotlib.ticker", "matplotlib.backends.backend_svg")
+    drawing = ("vl_convert", "jinja2")
     for name in ("botocore.session", "docker", *drawing, "pandas.io.formats.string"):
         importlib.import_module(name)
-    for package in ("api", "campaign", "load", "preflight", "report", "tiers", "workload"):
+    for package in ("api", "campaign", "load", "preflight", "report", "report.html", "tiers", "workload"):
         folder = importlib.import_module(f"pytest_kvcache.{package}").__path__
         for module in pkgutil.iter_modules(folder, f"pytest_kvcache.{package}."):
             importlib.import_module(module.name)
     importlib.import_module("pytest_kvcache.activation")
 
 
+@pytest.fixture(scope="session")
+def javascript(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where all tests keep the script of the pages, whatever home they have: it takes seconds to make."""
+    return tmp_path_factory.mktemp("javascript")
+
+
 @pytest.fixture
-def project(
+def pages(kvcache_home: Path, javascript: Path) -> None:
+    """Sessions and commands of the test make pages, with the script of all tests."""
+    kvcache_home.mkdir(exist_ok=True)
+    (kvcache_home / "javascript").symlink_to(javascript)
+
+
+@pytest.fixture
+def project(  # noqa: PLR0917 - fixtures
     pytester: pytest.Pytester,
     kvcache_home: Path,
     port_leases: Path,
     stub_engine: Path,
     monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> Iterator[pytest.Pytester]:
-    """A user's project with the perf test from this repository, whose engine is a stub."""
-    kvcache_home.mkdir()
+    """A user's project with the perf test from this repository, whose engine is a stub.
+
+    Sessions in this process make no page at their end, which would be a third of their time, unless the test asks for
+    the fixture `pages`.
+    """
+    if "pages" not in request.fixturenames:
+        monkeypatch.setattr("pytest_kvcache.report.html.document.of_session", lambda folder: folder)
+    kvcache_home.mkdir(exist_ok=True)
     (kvcache_home / "ports").symlink_to(port_leases)
     # A session that a distributed test starts is none itself; and whether CI is set is each test's own matter.
     ci = ("CI", "GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY", "GITHUB_WORKSPACE")

@@ -7,12 +7,14 @@ request gained over all lengths). `chart.py` draws the first from this table; `b
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from pydantic import BaseModel, Field, ValidationError
 
@@ -87,9 +89,9 @@ def read(runs: Iterable[Path]) -> pd.DataFrame:
     Returns:
         `label` (the tier as outputs name it, with the arm of an A/B), `context_tokens`, `started_at` (seconds since
         1970), `faults` (why no figure may rest on the boot; "" where one may), the keys of `FIGURES`, `model`,
-        `hardware` and `workload` in words, and `imported` (another tool's result, of some other machine: it stands
-        after the others, and nothing is held against it). `attrs["left_out"]` has a line for each boot and load that
-        left no figures.
+        `hardware` and `workload` in words, `source`, the file that it was read from, and `imported` (another tool's
+        result, of some other machine: it stands after the others, and nothing is held against it).
+        `attrs["left_out"]` has a line for each boot and load that left no figures.
 
     Raises:
         NothingMeasuredError: There is no boot with figures.
@@ -184,16 +186,22 @@ def _row(path: Path, facts: _Facts) -> dict[str, Any] | None:
         "hardware": f"{keys['hardware.cores']} cores of {keys['hardware.cpu']}" if gpus == "none" else gpus,
         "workload": ", ".join(asked),
         "imported": facts.imported is not None,
+        "source": str(path),
     }
     return row | facts.estimates.model_dump()
 
 
 def means(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the mean over valid boots of each figure, a row a label and context, labels in the order of `rows`."""
+    """Return the geometric mean over valid boots of each figure, a row a label and context.
+
+    Labels are in the order of `rows`. A figure that is zero in a boot has no logarithm, and is not of this boot.
+    """
     valid = rows[rows["faults"] == ""]
     keys = [figure.key for figure in FIGURES]
-    grouped = valid.groupby(["label", "context_tokens"], sort=False)
-    result = grouped[keys].mean().assign(boots=grouped.size()).reset_index()
+    logs = valid.copy()
+    logs[keys] = np.log(valid[keys].where(valid[keys] > 0).to_numpy(dtype=float))
+    grouped = logs.groupby(["label", "context_tokens"], sort=False)
+    result = grouped[keys].mean().map(math.exp).assign(boots=grouped.size()).reset_index()
     order = {label: at for at, label in enumerate(rows["label"].unique())}
     return result.sort_values(
         ["label", "context_tokens"], key=lambda column: column.map(order) if column.name == "label" else column

@@ -14,8 +14,9 @@ from pytest_kvcache.campaign.result import CellResult
 from pytest_kvcache.campaign.state import PerfState
 from pytest_kvcache.errors import ConfigError, KvCacheError
 from pytest_kvcache.report import benchmark as rows_of_benchmark
-from pytest_kvcache.report import chart, header, screen, series, terminal
+from pytest_kvcache.report import chart, header, screen, series, terminal, verdict_file
 from pytest_kvcache.report.gpus import gpu_lines
+from pytest_kvcache.report.html import document
 from pytest_kvcache.report.ledger import LedgerRow, ledger_table, storage_table
 from pytest_kvcache.showable import can_show, showable
 
@@ -65,7 +66,7 @@ class SessionReport:
             glyphs = can_show(screen.GLYPHS, sys.stdout)
             for each in screen.table(results, width=writer.fullwidth, colour=writer.hasmarkup, glyphs=glyphs):
                 terminalreporter.line(each if writer.hasmarkup else showable(each, sys.stdout))
-            for each in (*screen.attention(results), *self._gains(), *self._baselines(results)):
+            for each in (*screen.attention(results), *self._gains(), *self._baselines(results), *self._page(results)):
                 line(each)
             line(terminal.minutes(state.engine_minutes, state.fixed_minutes))
             self._keep(details)
@@ -153,6 +154,20 @@ class SessionReport:
             yield f"chart: {chart.draw(measured, folder / 'chart.svg')}"
         except (ConfigError, OSError) as error:
             yield f"no chart: {error}"
+
+    def _page(self, results: list[CellResult]) -> Iterator[str]:
+        """Leave verdicts and the HTML report in the run's folder; what cannot be written hides nothing else."""
+        folder = self._state.run.folder
+        gains = [
+            g for found in self._state.campaign.gains.values() if not isinstance(found, KvCacheError) for g in found
+        ]
+        try:
+            verdict_file.write(folder, results, gains)
+            yield f"report: {document.of_session(folder)}"
+        except series.NothingMeasuredError:
+            pass  # the tables say why
+        except (ConfigError, OSError, ValueError) as error:
+            yield f"no report: {error}"
 
     def _updates(self, results: list[CellResult]) -> str:
         rules = self._state.profile.rules
