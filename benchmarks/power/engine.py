@@ -57,6 +57,7 @@ duration_s = {{epoch_s}}
 extends = "cpu-tiny"
 [profiles.ab.workload]
 context_tokens = [{CONTEXT_TOKENS}]
+duration_s = 24
 """
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from pytest_kvcache.engine import setup
 from pytest_kvcache.home import home
+from pytest_kvcache.report.progress import shown
 
 Say = Callable[[str], None]
 
@@ -36,7 +37,8 @@ def run(args: argparse.Namespace, say: Say) -> int:
     if args.prune:
         setup.prune(home(), tell)
         return 0
-    setup.setup(home(), tell, variant)
+    with shown(tell) as (say_line, show):
+        setup.setup(home(), say_line, variant, show=show)
     if setup.others(home()):
         tell("environments of other locks are still there: `pytest-kvcache setup --prune` removes them")
     return 0

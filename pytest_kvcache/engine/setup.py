@@ -18,6 +18,7 @@ from filelock import FileLock
 
 from pytest_kvcache.engine import connector, torch_build
 from pytest_kvcache.engine.environment import BrokenEnvironmentError, Engine, inspect
+from pytest_kvcache.engine.pip_progress import PipProgress
 from pytest_kvcache.engine.requirements import requirements
 from pytest_kvcache.errors import SetupError
 from pytest_kvcache.runs.files import write_json
@@ -130,7 +131,9 @@ def prune(home: Path, say: Callable[[str], None]) -> None:
         say(f"removed {path}")
 
 
-def setup(home: Path, say: Callable[[str], None], variant: Variant = LOCKED) -> Engine:
+def setup(
+    home: Path, say: Callable[[str], None], variant: Variant = LOCKED, *, show: Callable[[str], None] = lambda _: None
+) -> Engine:
     """Return the environment of the present lock, making it where it is absent or half made.
 
     Two runs at once are safe: the second one waits for the first and finds its work done.
@@ -139,6 +142,7 @@ def setup(home: Path, say: Callable[[str], None], variant: Variant = LOCKED) -> 
         home: The plugin's folder.
         say: Is called with a line for each step.
         variant: Versions of vLLM or LMCache that are not the lock's.
+        show: Is called again and again with how far a step is.
 
     Raises:
         SetupError: The machine lacks something (the message lists all of it), or an installation step failed.
@@ -170,7 +174,7 @@ def setup(home: Path, say: Callable[[str], None], variant: Variant = LOCKED) -> 
         if path.exists() or path.is_symlink():
             say("removing what is there of an environment")
             _remove(path)
-        return _make(path, say, variant)
+        return _make(path, say, variant, show)
 
 
 def _remove(path: Path) -> None:
@@ -188,7 +192,7 @@ def _remove(path: Path) -> None:
         raise SetupError(f"cannot be removed: {error.strerror}", where=str(error.filename or path)) from None
 
 
-def _make(path: Path, say: Callable[[str], None], variant: Variant) -> Engine:
+def _make(path: Path, say: Callable[[str], None], variant: Variant, show: Callable[[str], None]) -> Engine:
     started = time.monotonic()
     log = _beside(path, ".log")
     log.write_text("", encoding="utf-8")
@@ -196,18 +200,18 @@ def _make(path: Path, say: Callable[[str], None], variant: Variant) -> Engine:
     _run([sys.executable, "-m", "venv", str(path)], log)
     pip = [str(path / "bin" / "python"), "-m", "pip", "install", "--no-deps", "--no-input"]
     say("installing torch")
-    _run([*pip, "-r", str(_TORCH)], log)
+    _run([*pip, "-r", str(_TORCH)], log, PipProgress(_count(_TORCH)), show)
     if "+cpu" not in inspect_version(path, "torch"):
         say("this torch is the CUDA build: installing the libraries that it links to (about 3 GB more)")
-        _run([*pip, "-r", str(_CUDA_RUNTIME)], log)
+        _run([*pip, "-r", str(_CUDA_RUNTIME)], log, PipProgress(_count(_CUDA_RUNTIME)), show)
     say("installing vLLM, LMCache, router and S3 server")
     packages = path / "kvcache-packages.txt"
     packages.write_text(_without(_PACKAGES.read_text(encoding="utf-8"), set(variant.wanted)), encoding="utf-8")
-    _run([*pip, "-r", str(packages)], log)
+    _run([*pip, "-r", str(packages)], log, PipProgress(_count(packages)), show)
     if variant.wanted:
         names = [f"{name}=={version}" for name, version in variant.wanted.items()]
         say(f"installing {', '.join(names)} in place of the lock's")
-        _run([*pip, *names], log)
+        _run([*pip, *names], log, PipProgress(len(names)), show)
         torch_build.fit(path / "bin" / "python", pip, lambda argv: _run(argv, log), say)
     connector.install(path, lambda argv: _run(argv, log))
     say("importing them once")
@@ -241,11 +245,35 @@ def inspect_version(path: Path, distribution: str) -> str:
     return done.stdout.strip()
 
 
-def _run(argv: list[str], log: Path) -> None:
+def _count(lock: Path) -> int:
+    """Return how many requirements a lock file has."""
+    return sum("==" in line and not line.startswith((" ", "#")) for line in lock.read_text("utf-8").splitlines())
+
+
+def _run(
+    argv: list[str],
+    log: Path,
+    progress: PipProgress | None = None,
+    show: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Run a step to its end, all that it prints in the log.
+
+    Raises:
+        SetupError: It failed.
+    """
     # Byte code is compiled while installing: engines import 20,000 modules at each boot.
     env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-    with log.open("a", encoding="utf-8") as out:
-        done = subprocess.run(argv, stdout=out, stderr=subprocess.STDOUT, env=env, check=False)
+    with (
+        log.open("a", encoding="utf-8") as out,
+        subprocess.Popen(
+            argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env, encoding="utf-8", errors="replace"
+        ) as done,
+    ):
+        for line in done.stdout or ():
+            out.write(line)
+            out.flush()
+            if progress is not None and (now := progress.read(line.rstrip("\n"))):
+                show(now)
     if done.returncode != 0:
         lines = [x for x in log.read_text(encoding="utf-8", errors="replace").splitlines() if x.strip()]
         cause = next((x for x in lines if x.startswith("ERROR")), lines[-1] if lines else "no output")

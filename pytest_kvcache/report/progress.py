@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TextIO
 
 from rich.console import Console
@@ -134,3 +136,44 @@ class LiveProgress:
             self._live = Live(text, console=self._console, auto_refresh=False, transient=True, redirect_stdout=False)
             self._live.start()
         self._live.update(text, refresh=True)
+
+
+@contextlib.contextmanager
+def shown(say: Callable[[str], None]) -> Iterator[tuple[Callable[[str], None], Callable[[str], None]]]:
+    """Yield a way to say a line for good, and one to show what goes on until the next line.
+
+    On a terminal the latter is one line that changes; elsewhere a line at most every half minute.
+
+    Args:
+        say: Writes a line.
+    """
+    if not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
+        calm = CalmLine(say)
+        yield say, calm.show
+        return
+    console = Console(highlight=False)
+    with console.status("", spinner="line") as status:
+
+        def lasting(line: str) -> None:
+            status.update("")
+            say(line)
+
+        yield lasting, lambda line: status.update(Text(showable(line, sys.stdout), no_wrap=True, overflow="ellipsis"))
+
+
+class CalmLine:
+    """Writes what goes on down, at most every half minute.
+
+    Args:
+        say: Writes a line.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._last_s = time.monotonic()
+
+    def show(self, line: str) -> None:
+        """Write the line down where the last one is old enough."""
+        if time.monotonic() - self._last_s >= _CALM_S:
+            self._last_s = time.monotonic()
+            self._say(line)

@@ -32,7 +32,7 @@ def test_setup_reuses_a_complete_environment_and_remakes_a_half_made_one(
     """An environment with its marker is reused as it is; one without is removed and made again."""
     made: list[Path] = []
 
-    def make(path: Path, _say: object, _variant: object) -> Engine:
+    def make(path: Path, _say: object, _variant: object, *_: object) -> Engine:
         made.append(path)
         path.mkdir()
         (path / setup._MARKER).write_text(json.dumps({}))
@@ -101,7 +101,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """What `setup` makes anew, on a machine that has all it needs; what stood there must be gone by then."""
     found: list[Path] = []
 
-    def make(where: Path, _say: object, _variant: object) -> Engine:
+    def make(where: Path, _say: object, _variant: object, *_: object) -> Engine:
         found.append(where)
         assert not where.exists()
         assert not where.is_symlink()
