@@ -22,9 +22,12 @@ from hypothesis import settings
 
 from pytest_kvcache.engine import setup
 from pytest_kvcache.home import home
+from tests.neighbours import other, spinning
 from tests.projects import Session
 from tests.stubs.docker import StubDocker, image_path
 from tests.stubs.engine import make_engine
+
+__all__ = ["other", "spinning"]
 
 # What starts the tests in the background may have them ignore signals, and what ignores a signal starts others that do:
 # tests that end sessions by signals need what a terminal gives.

@@ -3,31 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.neighbours import Start
 from tests.projects import Project, configure, run, run_folder
 from tests.stubs.engine import toml
-
-Start = Callable[[], subprocess.Popen[bytes]]
-
-
-@pytest.fixture
-def spinning() -> Iterator[Start]:
-    """Return a way to start a process that does nothing but work; all are ended with the test."""
-    started: list[subprocess.Popen[bytes]] = []
-
-    def start() -> subprocess.Popen[bytes]:
-        started.append(subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"], start_new_session=True))
-        return started[-1]
-
-    yield start
-    for each in started:
-        each.kill()
-        each.wait()
 
 
 @pytest.mark.parametrize("allowed", [False, True])

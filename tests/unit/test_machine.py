@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -14,29 +12,9 @@ from hypothesis import strategies as st
 
 from pytest_kvcache.errors import RunError
 from pytest_kvcache.runs.machine import PROCESSORS, VARIABLE, MachineLock
+from tests.neighbours import HERE
 
 GPUS = ("GPU-aaaa", "GPU-bbbb", "GPU-cccc", "MIG-dddd")
-HERE = {VARIABLE: f"test-{os.getpid()}"}
-
-HOLD = """
-import sys
-from pytest_kvcache.runs.machine import MachineLock
-lock = MachineLock(sys.argv[2:], {"PYTEST_KVCACHE_MACHINE": sys.argv[1]})
-lock.acquire(0, print)
-print("held", flush=True)
-sys.stdin.read()
-"""
-
-
-@pytest.fixture
-def other() -> Iterator[subprocess.Popen[str]]:
-    """Another process that holds the processors until its input ends."""
-    argv = [sys.executable, "-c", HOLD, HERE[VARIABLE], PROCESSORS]
-    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "held\n"
-        yield process
-        process.kill()
 
 
 def test_the_second_is_told_who_holds_it(other: subprocess.Popen[str]) -> None:

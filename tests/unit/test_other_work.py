@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ from pytest_kvcache.runs.processes import Leader, leader_of
 from pytest_kvcache.telemetry import processes
 from pytest_kvcache.telemetry.other_work import Account, OtherWork, Worker, watched
 from pytest_kvcache.telemetry.processes import Look, Ours, Process
+from tests.neighbours import Start
 
 QUIET = "run it again on a quiet machine"
 NOBODY = "processes that ended at once or cannot be seen from here"
@@ -292,24 +290,6 @@ def test_a_quota_of_a_control_group(tmp_path: Path, files: dict[str, str], membe
     (tmp_path / "membership").write_text(membership + "\n")
     affinity = len(os.sched_getaffinity(0))
     assert processes.allotted_processors(tmp_path, tmp_path / "membership") == min(found, affinity)
-
-
-Start = Callable[[], subprocess.Popen[bytes]]
-
-
-@pytest.fixture
-def spinning() -> Iterator[Start]:
-    """Return a way to start a process that does nothing but work; all are ended with the test."""
-    started: list[subprocess.Popen[bytes]] = []
-
-    def start() -> subprocess.Popen[bytes]:
-        started.append(subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"], start_new_session=True))
-        return started[-1]
-
-    yield start
-    for each in started:
-        each.kill()
-        each.wait()
 
 
 @pytest.mark.parametrize("is_own", [False, True])
