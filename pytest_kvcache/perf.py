@@ -28,6 +28,7 @@ from pytest_kvcache.report import terminal
 from pytest_kvcache.report.rows import making_lines, properties, status
 from pytest_kvcache.serving.pair import ServingPair
 from pytest_kvcache.serving.tier import Tier, TierContext
+from pytest_kvcache.showable import inert
 from pytest_kvcache.tiers.none import NoTier
 from pytest_kvcache.verdict.gains import Gain
 from pytest_kvcache.verdict.gates import AnyGate, GateVerdict
@@ -46,7 +47,7 @@ def told_plainly() -> Iterator[None]:
         told = str(error)
     if told:
         # Without its context: pytest would show the error a second time as the cause of the failure.
-        raise pytest.fail.Exception(told, pytrace=False) from None
+        raise pytest.fail.Exception(inert(told), pytrace=False) from None
 
 
 def check_profile(profile: object, state: PerfState) -> None:
@@ -283,7 +284,7 @@ class BaselineCheck:
         if first != self.item.nodeid:  # what all gates of a cell have in common is said once
             head = "; ".join(line.strip() for line in message.splitlines()[:2])
             message = f"{head} (in full: {first})"
-        pytest.fail(message, pytrace=False)
+        pytest.fail(inert(message), pytrace=False)
 
     def _message(self, result: CellResult, gate: AnyGate | None) -> str:
         others: list[str] = []

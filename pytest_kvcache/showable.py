@@ -37,6 +37,19 @@ def can_show(text: str, stream: object) -> bool:
     return True
 
 
+#: How lines begin that CI services (GitHub, Azure, TeamCity) take for commands to them, also behind blanks.
+_COMMANDS = ("::", "##[", "##vso[", "##teamcity[")
+
+
+def inert(text: str) -> str:
+    """Return `text` with a mark before each line that a CI service would take for a command to it.
+
+    Messages quote servers and logs, and a line of theirs must not set a variable or end a job's masking of secrets.
+    """
+    lines = text.split("\n")
+    return "\n".join(f"| {line}" if line.lstrip().startswith(_COMMANDS) else line for line in lines)
+
+
 def _plainer(error: UnicodeError) -> tuple[str | bytes, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error

@@ -18,7 +18,7 @@ from pytest_kvcache.report import chart, header, screen, series, terminal, verdi
 from pytest_kvcache.report.gpus import gpu_lines
 from pytest_kvcache.report.html import document
 from pytest_kvcache.report.ledger import LedgerRow, ledger_table, storage_table
-from pytest_kvcache.showable import can_show, showable
+from pytest_kvcache.showable import can_show, inert, showable
 
 _SECTION = "kvcache"
 #: All tables of a session, in the run's folder.
@@ -46,7 +46,7 @@ class SessionReport:
         state = self._state
 
         def line(text: str) -> None:
-            for each in text.split("\n"):  # pytest would escape the line ends too of what it cannot show
+            for each in inert(text).split("\n"):  # pytest would escape the line ends too of what it cannot show
                 terminalreporter.line(showable(each, sys.stdout))
 
         results = state.campaign.measured

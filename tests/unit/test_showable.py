@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from pytest_kvcache import cli
-from pytest_kvcache.showable import make_showable, showable
+from pytest_kvcache.showable import inert, make_showable, showable
 
 _TEXT = "1 … 2 → 3 \N{MULTIPLICATION SIGN} 4 \N{EN DASH} 5 °C é █ 😀"
 _ENCODINGS = ["ascii", "latin-1", "cp1252", "koi8-r", "shift_jis", "utf-8"]
@@ -51,6 +51,23 @@ def test_a_file_name_that_is_no_text_is_written_as_its_bytes(encoding: str) -> N
     make_showable(out)
     print(b"caf\xe9".decode("utf-8", "surrogateescape"), file=out)
     assert written(out) == b"caf\xe9\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a ::b", "a ::b"),
+        ("::error::x", "| ::error::x"),
+        ("a\n  ::set-output name=x::y\nb", "a\n|   ::set-output name=x::y\nb"),
+        ("\t##[error]x", "| \t##[error]x"),
+        ("##vso[task.setvariable variable=x]y", "| ##vso[task.setvariable variable=x]y"),
+        ("##teamcity[buildStatus text='x']", "| ##teamcity[buildStatus text='x']"),
+        ("# a comment\n: and", "# a comment\n: and"),
+    ],
+)
+def test_no_line_of_a_message_commands_a_ci_service(text: str, shown: str) -> None:
+    """What a server or a log says is shown, and is no command to the service that runs the session."""
+    assert inert(text) == shown
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
