@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help perf article test unit sessions engine-test versions faults docker-test bench footprint power lint format setup clean
+.PHONY: help perf article test unit sessions engine-test versions faults docker-test bench footprint power docs lint format setup clean
 .DELETE_ON_ERROR:
 
 help: ## Print these targets
@@ -55,6 +55,10 @@ footprint: $(READY) ## What the plugin costs suites that do not use it, and what
 power: setup ## How often verdicts are wrong: simulated, then on the real engine (three hours; goes on where it was stopped)
 	$(BIN)/python -m benchmarks.power.simulate --sessions 20000
 	$(BIN)/python -m benchmarks.power.engine
+
+docs: $(READY) ## The documentation as a site, in build/site; warnings are errors (half a minute)
+	@$(BIN)/python -c 'import material' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	$(BIN)/python -m mkdocs build --quiet
 
 lint: $(READY) ## ruff, mypy (strict) and the layers of the packages
 	$(BIN)/ruff format --check .
