@@ -58,7 +58,7 @@ power: setup ## How often verdicts are wrong: simulated, then on the real engine
 
 docs: $(READY) ## The documentation as a site, in build/site; warnings are errors (half a minute)
 	@$(BIN)/python -c 'import material' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
-	$(BIN)/python -m mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 lint: $(READY) ## ruff, mypy (strict) and the layers of the packages
 	$(BIN)/ruff format --check .

@@ -68,7 +68,7 @@ def _kvcache_toml() -> str:
         "[Configuration](../configuration.md) explains how the file is found and how tables are laid over the built-in "
         "ones. A key without a default that is not marked as required is simply not set.\n",
         "## Profiles\n",
-        "A profile also has `extends`, the name of a profile from which it takes the keys that it does not set itself.\n",
+        "`extends` names a profile from which another one takes the keys that it does not set itself.\n",
     ]
     for name, model in settings.tables().items():
         parts += [f"### {name}\n", *_keys(model)]
