@@ -10,7 +10,7 @@ WORKFLOWS = $(wildcard .github/workflows/*.yml docs/ci/github*.yml)
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help perf article test unit sessions engine-test versions faults docker-test bench report-test footprint power lint workflows format setup clean
+.PHONY: help perf article test unit sessions engine-test versions faults docker-test bench report-test footprint power docs lint workflows format setup clean
 .DELETE_ON_ERROR:
 
 help: ## Print these targets
@@ -61,6 +61,10 @@ footprint: $(READY) ## What the plugin costs suites that do not use it, and what
 power: setup ## How often verdicts are wrong: simulated, then on the real engine (three hours; goes on where it was stopped)
 	$(BIN)/python -m benchmarks.power.simulate --sessions 20000
 	$(BIN)/python -m benchmarks.power.engine
+
+docs: $(READY) ## The documentation as a site, in build/site; warnings are errors (half a minute)
+	@$(BIN)/python -c 'import material' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 lint: $(READY) ## ruff, mypy (strict) and the layers of the packages
 	$(BIN)/ruff format --check .

@@ -86,7 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     how.add_argument("--log-interval", type=int, default=30, metavar="SECONDS", help="between two lines of progress")
     how.add_argument("--workers", type=int, help="load processes (default: as the rate needs)")
-    how.add_argument("--request-timeout", type=float, default=300.0, metavar="SECONDS")
+    how.add_argument("--request-timeout", type=float, default=300.0, metavar="SECONDS", help="for a whole request")
     how.add_argument(
         "--token-timeout", type=float, default=120.0, metavar="SECONDS", help="for a stream that stands still"
     )

@@ -17,8 +17,8 @@ Say = Callable[[str], None]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
-    parser.add_argument("--kv-profile", required=True, metavar="NAME")
-    parser.add_argument("--tier", required=True, metavar="NAME")
+    parser.add_argument("--kv-profile", required=True, metavar="NAME", help="the profile of the run")
+    parser.add_argument("--tier", required=True, metavar="NAME", help="the tier of the run")
     add_project_arguments(parser)
     parser.add_argument("--kv-engine", metavar="ENGINE", help="folder, or image:REPO[:TAG]: name its programs")
     parser.add_argument("--kv-image-mount", action="append", default=[], metavar="MOUNT", help="as for pytest")

@@ -27,12 +27,14 @@ class Profile(Strict):
     """A named way to run: what is served, how, and what load it gets."""
 
     name: FolderName
-    description: str = ""
+    description: str = Field(default="", description="what the profile is for, in a line")
     model: str = Field(description=f"Hugging Face id, a folder, or {TINY_MODEL!r}")
     servers: PositiveInt = Field(default=2, description="vLLM servers behind the router")
     gpus_per_server: int = Field(default=1, ge=0, description="0 serves on the CPU")
-    dtype: str = "auto"
-    max_model_len: PositiveInt | None = None
+    dtype: str = Field(default="auto", description="vLLM's --dtype")
+    max_model_len: PositiveInt | None = Field(
+        default=None, description="vLLM's --max-model-len (tokens); by default what the model allows"
+    )
     device_blocks: PositiveInt | None = Field(
         default=None, description="KV blocks of the device cache (vLLM's --num-gpu-blocks-override)"
     )
@@ -44,10 +46,10 @@ class Profile(Strict):
     )
     l1_size_gb: PositiveFloat = Field(default=100, description="CPU RAM of each LMCache (L1)")
     chunk_tokens: PositiveInt = Field(default=256, description="LMCache's chunk size")
-    boot_timeout_s: PositiveFloat = 900
-    workload: AnyWorkload
-    rules: Rules = Rules()
-    gates: Gates = Gates()
+    boot_timeout_s: PositiveFloat = Field(default=900, description="time in which the whole pair must be ready")
+    workload: AnyWorkload = Field(description="what is sent; its keys depend on its `kind`")
+    rules: Rules = Field(default=Rules(), description="how a change is judged")
+    gates: Gates = Field(default=Gates(), description="what is judged")
 
     @model_validator(mode="after")
     def _prompts_fit(self) -> Self:

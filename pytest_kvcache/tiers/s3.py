@@ -70,7 +70,7 @@ class S3Tier(TierModel):
     kind: Literal["s3"]
     endpoint: str | None = Field(default=None, description="http(s)://host[:port] of an existing S3 service")
     bucket: str | None = Field(default=None, description="an existing bucket of it")
-    region: str = _REGION
+    region: str = Field(default=_REGION, description="region that requests are signed for")
     io_threads: int = Field(default=2, ge=1, description="LMCache's s3_num_io_threads")
 
     @model_validator(mode="after")
