@@ -6,6 +6,8 @@ from __future__ import annotations
 FILES = {
     "chart.svg": "The article's chart: processing speed, mean TTFT and decode throughput against context length, one "
     "line for each tier. It is there where the session measured more than one context length.",
+    "report.html": "The report of the session, one page for a browser: charts, verdicts, timelines, ledger.",
+    "verdicts.json": "What each gate came to, with old, new, interval and margin; the report reads it.",
     "details.txt": "All tables of the session, also those that the terminal does not show.",
     "TIER/boot-N/probes.json": "What the probes found before the load: cold start, cross-instance hits, integrity.",
     "TIER/boot-N/gpus.parquet": "One row for each sample of each GPU; only where servers are given GPUs.",
@@ -38,9 +40,9 @@ RUN_JSON = {
     "label": "The tier as outputs show it, with the words stand-in where it is one.",
     "load": "What the load process says of itself.",
     "other_work": "How much of the processors was used by the run, by the kernel and by others.",
-    "profile": "The profile's name.",
     "proof": "The ledger of prompt tokens, counters before and after, expected hits, and where TTFT went.",
     "reference_summary": "The summary as LMCache's `multi-round-qa.py` prints it; only in mode compat.",
+    "session": "The profile's name, the machine's, and the commit of the project.",
     "settings": "The workload, and where it was sent.",
     "suspicions": "What may have spoilt the figures of a run that is valid.",
     "tier": "The tier's name.",
