@@ -24,6 +24,7 @@ COMMANDS = {
     "export": "results of runs as other tools read them",
     "import": "other tools' results as runs, to stand beside ours in reports",
     "history": "which run, commit and versions moved a cell",
+    "bisect": "which release of vLLM or LMCache moved a cell, by halving",
     "baselines": "what is stored, what it can tell, what to do about it",
 }
 

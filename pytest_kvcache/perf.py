@@ -25,7 +25,7 @@ from pytest_kvcache.preflight import engine as engines
 from pytest_kvcache.preflight import gpus
 from pytest_kvcache.report import benchmark as rows_of_benchmark
 from pytest_kvcache.report import terminal
-from pytest_kvcache.report.rows import making_lines, properties, status
+from pytest_kvcache.report.rows import junit_properties, making_lines, properties, status
 from pytest_kvcache.serving.pair import ServingPair
 from pytest_kvcache.serving.tier import Tier, TierContext
 from pytest_kvcache.showable import inert
@@ -262,9 +262,8 @@ class BaselineCheck:
     def _check(self, result: CellResult, gate: AnyGate | None) -> None:
         state = self.state
         outcome = properties(result, gate)
-        for name, value in outcome.items():
-            # Not record_property: it warns under the default JUnit family, which takes properties all the same.
-            self.item.user_properties.append((f"kv_{name}", value))
+        # Not record_property: it warns under the default JUnit family, which takes properties all the same.
+        self.item.user_properties += junit_properties(result, gate, outcome)
         metric = state.profile.judged[0] if gate is None else gate
         if isinstance(metric, Metric):  # pytest-benchmark knows times, and no others are gated by times
             rows_of_benchmark.publish(

@@ -122,6 +122,19 @@ def properties(result: CellResult, metric: AnyGate | None) -> dict[str, Any]:
     return found
 
 
+def junit_properties(result: CellResult, gate: AnyGate | None, outcome: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Return which gate of which cell a test judged, and its outcome, as JUnit properties.
+
+    Args:
+        result: The cell.
+        gate: None for the whole cell.
+        outcome: As `properties` returns it.
+    """
+    named = {"tier": result.cell.tier, "context_tokens": result.context_tokens}
+    named |= {} if gate is None else {"metric": gate.short}
+    return [(f"kv_{name}", value) for name, value in (named | outcome).items()]
+
+
 def _making(making: InTheMaking, change: Change) -> dict[str, Any]:
     """Return old, new and the words of a baseline in the making; a figure that is not known is left out."""
     known = {

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
+import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from pytest_kvcache.cli import main
 from pytest_kvcache.history import index, moves
@@ -95,3 +103,100 @@ def test_an_unknown_cell_and_folder_are_named(runs: Path, capsys: Printed) -> No
     assert "known cells: pnfs/9000" in capsys.readouterr().err
     assert history(runs / "no") == 1
     assert "no such folder of runs" in capsys.readouterr().err
+
+
+def test_without_duckdb_only_queries_are_refused(runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: Printed) -> None:
+    """Where the extra is not installed, `--sql` names the command that installs it, and the history itself is there."""
+    monkeypatch.setitem(sys.modules, "duckdb", None)
+    assert history(runs, "--sql", "select 1") == 1
+    assert "needs DuckDB, which is not installed\n  -> pip install 'pytest-kvcache[history]'" in capsys.readouterr().err
+    assert history(runs, "--figure", "tokens_per_s") == 0
+    assert "MOVED" in capsys.readouterr().out
+
+
+#: Values of any type and size that a key of run.json may wrongly have.
+ANYTHING = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(),
+        st.sampled_from([10**30, -(10**400), 2**63, 1e308, -1e308, 1e-320, float("nan"), float("inf")]),
+        st.floats(),
+        st.text(max_size=8),
+        st.sampled_from(["\ud800", "\0", "\x1b[2J", "/", "9000", "9" * 400]),
+    ),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=4), inner, max_size=3)),
+    max_leaves=6,
+)
+#: Keys of run.json that the history reads, and some beside them.
+KEYS = st.sampled_from(
+    [
+        *("label", "comparability", "versions", "settings", "commands", "load", "estimates", "faults", "imported"),
+        *("session", "load.started_at", "load.elapsed_s", "estimates.tokens_per_s", "versions.lmcache"),
+        *("session.commit", "session.profile", "comparability.workload\0context_tokens", "more"),
+    ]
+)
+
+
+def changed(facts: dict[str, Any], key: str, value: object) -> dict[str, Any]:
+    """Return run.json with another value at a key."""
+    first, _, rest = key.partition(".")
+    inner = facts.get(first)
+    below = changed(inner if isinstance(inner, dict) else {}, rest, value) if rest else value
+    return facts | {first.replace("\0", "."): below}
+
+
+def cut(content: bytes, at: float, flip: int) -> bytes:
+    """Return the beginning of a file, with one of its bytes changed."""
+    kept = bytearray(content[: round(len(content) * at)])
+    if kept and flip:
+        kept[flip % len(kept)] ^= 1 + flip % 255
+    return bytes(kept)
+
+
+DAMAGE = st.one_of(
+    st.tuples(st.just("key"), KEYS, ANYTHING),
+    st.tuples(st.sampled_from(["run.json", "requests.parquet", "index"]), st.floats(0, 1), st.integers(0, 1 << 20)),
+    st.tuples(st.just("folder"), st.sampled_from(["run.json", "requests.parquet"]), st.none()),
+)
+COMMANDS = (
+    (),
+    ("--figure", "tokens_per_s", "--figure", "none"),
+    ("--sql", "select count(*), max(figures['tokens_per_s']) from loads"),
+    ("--sql", "select count(*), min(due_s) from requests"),
+)
+
+
+@settings(max_examples=25)
+@given(st.lists(DAMAGE, max_size=4))
+@example([("key", "load.started_at", 1e308)])
+@example([("key", "session", {"profile": "\ud800"})])
+@example([("run.json", 0.0, 0), ("requests.parquet", 0.0, 0), ("index", 0.0, 0)])
+def test_damaged_folders_of_runs_never_end_in_a_traceback(damage: list[tuple[str, Any, Any]]) -> None:
+    """Whatever became of files and keys, the history ends with the loads that can be read or with one error."""
+    with tempfile.TemporaryDirectory() as place:
+        runs = Path(place) / "runs"
+        loads = [left(runs / f"run-{at}", load={"started_at": 1.7e9 + at}) for at in range(3)]
+        index.read(runs)
+        for at, (what, where, value) in enumerate(damage):
+            folder = loads[at % 2]
+            if what == "key":
+                path = folder / "run.json"
+                with contextlib.suppress(ValueError, OSError):  # damaged before
+                    path.write_text(json.dumps(changed(json.loads(path.read_bytes()), where, value)))
+            elif what == "folder":
+                with contextlib.suppress(OSError):
+                    (folder / where).unlink()
+                    (folder / where).mkdir()
+            else:
+                path = index.index_path(runs) if what == "index" else folder / what
+                with contextlib.suppress(OSError):
+                    path.write_bytes(cut(path.read_bytes(), where, value))
+        for command in COMMANDS:
+            out, err = io.StringIO(), io.StringIO()
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                code = history(runs, *command)
+            assert code in {0, 1}
+            assert err.getvalue().startswith("pytest-kvcache: " if code else "")
+            assert bool(err.getvalue()) is bool(code)
+            assert "Traceback" not in err.getvalue()
