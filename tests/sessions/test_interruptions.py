@@ -244,7 +244,8 @@ def test_a_load_process_that_is_killed(
     def kill(_: ServingPair) -> None:
         if killed or logs(project.path, "vllm-*.log").count(ANSWERED) < 5 or not logs(project.path, "load.log"):
             return
-        (load,) = (p for p in ours(project.path) if "pytest_kvcache.load.worker" in p.cmdline() and p.children())
+        workers = [p for p in ours(project.path) if "pytest_kvcache.load.worker" in p.cmdline()]
+        (load,) = (p for p in workers if p.ppid() not in {each.pid for each in workers})
         for child in load.children()[::2][:lost]:  # each is followed by its sender
             child.kill()
             killed.append(child.pid)
