@@ -133,7 +133,7 @@ def outcome(result: CellResult) -> str:
         word = f"{word} {making.boots}/{making.needed}"
     elif word == "recorded" and result.write is not None:
         word = f"{word} {len(result.write.new.boots)}"
-    return f"{word}, suspect" if result.suspicions else word
+    return f"{word} !" if result.suspicions else word
 
 
 def attention(results: Sequence[CellResult]) -> Iterator[str]:
@@ -161,6 +161,8 @@ def _legend(results: Sequence[CellResult], *, with_bar: bool, glyphs: bool) -> l
     if with_bar:
         signs = ("█ device  ▓ L1  ▒ L2  ░ computed") if glyphs else "D device  1 L1  2 L2  . computed"
         lines.append(f"KV from: {signs}; changes: + is worse, [at least, at most]")
+    if any(result.suspicions for result in results):
+        lines.append("! suspect: why, below")
     labels = dict.fromkeys(result.label for result in results if _stands_in(result))
     lines += [f"* {label}" for label in labels]
     return lines

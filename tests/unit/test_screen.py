@@ -88,7 +88,7 @@ def test_a_row_says_what_changed_and_by_how_much() -> None:
     """The gate that decides stands with its change, worse-positive, and its bounds; "-" where nothing is compared."""
     assert screen.change(result(worse=1.2)).startswith("ttft +232% [")
     assert screen.change(result(worse=None)) == "-"
-    assert screen.outcome(result(worse=1.2, suspicions=("x",))) == "regressed, suspect"
+    assert screen.outcome(result(worse=1.2, suspicions=("x",))) == "regressed !"
     assert screen.outcome(result(worse=None)) == "measured"
 
 
