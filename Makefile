@@ -22,15 +22,18 @@ perf: setup ## One boot of every tier that this machine has (BOOTS=6: six), for 
 article: setup ## The article's four scenarios at three context lengths, one boot each: its chart and its table
 	$(BIN)/pytest -m perf --kv-profile cpu-article --kv-boots 1 --record-baselines --benchmark-disable tests/perf
 
-test: setup unit sessions ## Unit tests, whole sessions on stubs, and tests that share one real pair
+# Sessions of stubs wait as much as they compute: more than twice as many workers as processors keep those busy.
+WORKERS = -n $$(($$(getconf _NPROCESSORS_ONLN) * 2 + 1)) --maxprocesses 16 --dist worksteal --durations=10
+
+test: setup ## Unit tests, whole sessions on stubs, and tests that share one real pair
+	$(BIN)/pytest $(WORKERS) tests/sessions tests/unit
 	$(BIN)/pytest tests/integration
 
 unit: $(READY) ## The unit tests alone (four minutes at most, on two idle processors)
 	$(BIN)/pytest -n logical --maxprocesses 16 --dist worksteal --durations=10 tests/unit
 
-# Sessions of stubs wait as much as they compute: more than twice as many workers as processors keep those busy.
 sessions: $(READY) ## Whole sessions of pytest with the plugin, and of its commands, on stubs (five minutes)
-	$(BIN)/pytest -n $$(($$(getconf _NPROCESSORS_ONLN) * 2 + 1)) --maxprocesses 16 --dist worksteal --durations=10 tests/sessions
+	$(BIN)/pytest $(WORKERS) tests/sessions
 
 engine-test: setup ## What the probes of a boot show on each tier of the real engine, in both modes (about twelve minutes)
 	$(BIN)/pytest tests/engine --ignore=tests/engine/test_versions.py

@@ -55,7 +55,7 @@ def of_runs(daemon: docker.DockerClient) -> list[Any]:
 
 def under_load(project: Project, tier: str) -> Session:
     """Start a session on `tier` and wait until its load is on."""
-    session = Session(project, "--tier", tier, "--record-baselines", "--kv-allow-suspect", "--kv-boots", "1")
+    session = Session(project, "-v", "--tier", tier, "--record-baselines", "--kv-allow-suspect", "--kv-boots", "1")
     session.wait_for(lambda: bool(list(session.path.rglob("plan.json"))), timeout_s=300)
     return session
 

@@ -69,7 +69,7 @@ def shm_of(project: Project) -> list[Path]:
 
 def serve(project: Project, home: Path, tier: str) -> Served:
     """Run a whole session on `tier`, and look at its sockets while it is under load."""
-    session = Session(project, "--tier", tier, "--record-baselines", "--kv-allow-suspect", "--kv-boots", "1")
+    session = Session(project, "-v", "--tier", tier, "--record-baselines", "--kv-allow-suspect", "--kv-boots", "1")
     session.wait_for(lambda: bool(list(session.path.rglob("plan.json"))), timeout_s=300)
     pids = {p.pid for p in ours(project.path)}
     listening = [c for c in psutil.net_connections("inet") if c.status == psutil.CONN_LISTEN and c.pid in pids]
