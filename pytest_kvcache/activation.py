@@ -75,9 +75,11 @@ def activate(config: pytest.Config, items: Sequence[pytest.Item]) -> PerfState:
     shown: Progress = Silent()
     cautions = neighbours.short_timeouts(config, items, chosen.profile)
     state = PerfState(chosen, say)
+    expected = None
     if not config.getoption("collectonly"):
+        expected = header.expected(state)
         shown = state.progress = progress.chosen(
-            _stream(config), say, verbosity=config.get_verbosity(), total_s=header.expected_s(state)
+            _stream(config), say, verbosity=config.get_verbosity(), total_s=expected.total_s
         )
         if chosen.options.allow_suspect and chosen.options.update == "none":
             stores = f"{chosen.options.update_option} or {options.spelled(config, '--record-baselines')}"
@@ -93,7 +95,7 @@ def activate(config: pytest.Config, items: Sequence[pytest.Item]) -> PerfState:
             raise pytest.UsageError(str(error)) from None
     config.stash[KEY] = state
     config.stash[hooks.KEY] = state.listener = hooks.Hooks(config, state)
-    config.pluginmanager.register(SessionReport(state, cautions), "kvcache-report")
+    config.pluginmanager.register(SessionReport(state, cautions, expected), "kvcache-report")
     to_run = config.stash[_TO_RUN] = {item.nodeid for item in items}
     config.pluginmanager.register(_Interrupted(state, to_run), "kvcache-interrupted")
     if GithubReport.wanted(os.environ):

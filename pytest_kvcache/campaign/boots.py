@@ -95,12 +95,15 @@ def booted(arm: Arm, state: PerfState, tier_plan: TierPlan, *, logs: Path) -> It
     except KvCacheError as error:
         state.listener.booted(arm, logs, None, str(error))
         raise
+    finally:
+        state.progress.rest()
     try:
         state.run.note_shared_memory()
         state.say(f"{pair.label}{_named(arm)}: {arm.profile.servers} servers ready in {pair.boot_s:.0f} s")
         state.listener.booted(arm, logs, pair, "")
         yield pair
     finally:
+        state.progress.rest()
         launcher.stop(list(pair.handles))
         for folder in tier_plan.folders:
             shutil.rmtree(folder, ignore_errors=True)

@@ -117,7 +117,7 @@ class GainCampaign:
         """Return the gain with the ratio that it must reach; by default the baselines' own, less the margin."""
         if not math.isnan(gain.bound):
             return gain
-        tier, over = (self._stored(self._arms[arm], context) for arm in ("b", "a"))
+        tier, over = (_stored(self._state, name, context) for name in (gain.tier, gain.over))
         effect = _level(tier, gain) - _level(over, gain)
         return replace(gain, bound=gain.ratio(effect + math.log1p(self._policy.margin_of(gain.metric.key))))
 
@@ -125,19 +125,14 @@ class GainCampaign:
         """Return the spread of the difference of a boot of each tier, as their baselines have it."""
         found = []
         for arm in self._arms.values():
-            cells = [cell for n in self._contexts if (cell := self._read(arm, n)) is not None and len(cell.boots) > 1]
+            read = (_read(self._state, arm.tier.name, context) for context in self._contexts)
+            cells = [cell for cell in read if cell is not None and len(cell.boots) > 1]
             cells = [cell for cell in cells if not cell.unmeasured([gain.metric])]
             if not cells:
                 return NOTHING_KNOWN
             found.append(level(cells, gain.metric))
         # The fewer degrees of freedom are those that the sum certainly has.
         return KnownSpread(math.hypot(*(each.sd for each in found)), min(each.df for each in found))
-
-    def _read(self, arm: Arm, context: int) -> StoredCell | None:
-        return _read(self._state, arm.tier.name, context)
-
-    def _stored(self, arm: Arm, context: int) -> StoredCell:
-        return _stored(self._state, arm.tier.name, context)
 
 
 def check_baselines(state: PerfState, wanted: Mapping[Gain, Sequence[int]]) -> None:

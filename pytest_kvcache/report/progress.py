@@ -61,31 +61,24 @@ class CalmProgress:
     """
 
     def __init__(self, say: Callable[[str], None], *, total_s: float) -> None:
-        self._say = say
+        self._line = CalmLine(say)
         self._told = _Told(total_s)
-        self._last_s = 0.0
 
     def phase(self, where: str, what: str) -> None:
         """Write it down."""
         self._told.where = where
-        self._last_s = time.monotonic()
-        self._say(self._told.line(what))
+        self._line.show(self._told.line(what), at_once=True)
 
     def waiting(self, names: Sequence[str]) -> None:
         """Write them down now and then."""
-        self._now_and_then(f"waiting for {', '.join(names)}")
+        self._line.show(self._told.line(f"waiting for {', '.join(names)}"))
 
     def load(self, line: str) -> None:
         """Write it down now and then."""
-        self._now_and_then(line)
+        self._line.show(self._told.line(line))
 
     def rest(self) -> None:
         """Do nothing: a log keeps its lines."""
-
-    def _now_and_then(self, what: str) -> None:
-        if time.monotonic() - self._last_s >= _CALM_S:
-            self._last_s = time.monotonic()
-            self._say(self._told.line(what))
 
 
 class LiveProgress:
@@ -172,8 +165,8 @@ class CalmLine:
         self._say = say
         self._last_s = time.monotonic()
 
-    def show(self, line: str) -> None:
-        """Write the line down where the last one is old enough."""
-        if time.monotonic() - self._last_s >= _CALM_S:
+    def show(self, line: str, *, at_once: bool = False) -> None:
+        """Write the line down where the last one is old enough, or at once."""
+        if at_once or time.monotonic() - self._last_s >= _CALM_S:
             self._last_s = time.monotonic()
             self._say(line)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from pytest_kvcache.baselines import files
+from pytest_kvcache.campaign.gains import GainResult
 from pytest_kvcache.campaign.result import CellResult
 from pytest_kvcache.campaign.state import PerfState
 from pytest_kvcache.errors import ConfigError, KvCacheError
@@ -31,14 +32,15 @@ class SessionReport:
     Args:
         state: The session's.
         cautions: What of the session may spoil its verdicts, a line each.
+        expected: What it takes, None where it only collects.
     """
 
-    def __init__(self, state: PerfState, cautions: Sequence[str]) -> None:
-        self._state, self._cautions = state, cautions
+    def __init__(self, state: PerfState, cautions: Sequence[str], expected: header.Expected | None = None) -> None:
+        self._state, self._cautions, self._expected = state, cautions, expected
 
-    def pytest_report_collectionfinish(self, config: pytest.Config) -> list[str]:
+    def pytest_report_collectionfinish(self) -> list[str]:
         """Name what is measured, with what, where and for about how long, before the first test."""
-        head = header.lines(self._state, collects_only=config.getoption("collectonly"))
+        head = header.lines(self._state, self._expected)
         return [f"kvcache: {line}" for line in (*head, *(f"caution: {line}" for line in self._cautions))]
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
@@ -52,8 +54,9 @@ class SessionReport:
         results = state.campaign.measured
         if results:
             terminalreporter.section(f"{_SECTION}: {state.profile.name}")
+            unused, attention = self._unused(results), list(screen.attention(results))
             details = [
-                *self._blocks(results),
+                *self._blocks(results, unused),
                 f"peak memory {state.peak_memory_bytes / 1e9:.1f} GB (PSS of all processes)",
             ]
             if terminalreporter.verbosity > 0:
@@ -66,10 +69,10 @@ class SessionReport:
             glyphs = can_show(screen.GLYPHS, sys.stdout)
             for each in screen.table(results, width=writer.fullwidth, colour=writer.hasmarkup, glyphs=glyphs):
                 terminalreporter.line(each if writer.hasmarkup else showable(each, sys.stdout))
-            for each in (*screen.attention(results), *self._gains(), *self._baselines(results), *self._page(results)):
+            for each in (*attention, *self._gain_lines(), *self._baselines(unused), *self._page(results)):
                 line(each)
             line(terminal.minutes(state.engine_minutes, state.fixed_minutes))
-            self._keep(details)
+            self._keep([*details, *(["\n".join(attention)] if attention else [])])
         for each in gpu_lines(state.gpus):  # also of boots that failed: an XID may be why
             line(each)
         for interruption in state.campaign.interruptions.values():
@@ -87,22 +90,27 @@ class SessionReport:
         with contextlib.suppress(OSError):  # the results themselves are there, and a full disk has been told
             path.write_text("\n\n".join(details) + "\n", encoding="utf-8", errors="backslashreplace")
 
-    def _gains(self) -> Iterator[str]:
+    @property
+    def _gains(self) -> list[GainResult]:
+        """What was measured of gains."""
         found = self._state.campaign.gains.values()
-        for gain in (each for some in found if not isinstance(some, KvCacheError) for each in some):
+        return [each for some in found if not isinstance(some, KvCacheError) for each in some]
+
+    def _gain_lines(self) -> Iterator[str]:
+        for gain in self._gains:
             where = f"{gain.gain.tier} over {gain.gain.over}, context {gain.context_tokens}"
             yield f"{gain.verdict.status}: {where}: {gain.line}"
 
-    def _baselines(self, results: list[CellResult]) -> Iterator[str]:
+    def _baselines(self, unused: Sequence[str]) -> Iterator[str]:
         """Yield what became of the baselines: how many were written, and how many this run did not use."""
         state = self._state
         if state.written:
             root, count = state.settings.options.baselines, len(state.written)
             yield f"baselines written to {root}: {count} cells (old -> new in {DETAILS})"
-        if unused := self._unused(results):
+        if unused:
             yield f"{len(unused)} baselines that this run did not use (`pytest-kvcache baselines prune`)"
 
-    def _blocks(self, results: list[CellResult]) -> Iterator[str]:
+    def _blocks(self, results: list[CellResult], unused: Sequence[str]) -> Iterator[str]:
         state = self._state
         yield terminal.measured_table(results)
         yield terminal.client_table(results)
@@ -117,21 +125,10 @@ class SessionReport:
         ]
         if unchecked:
             yield "\n".join(unchecked)
-        left_out = [f"left out: {r.label}, context {r.context_tokens}: {r.runs[-1].left_out}" for r in results]
-        if any(r.runs[-1].left_out for r in results):
-            yield "\n".join(line for line, r in zip(left_out, results, strict=True) if r.runs[-1].left_out)
-        suspicions = [
-            f"suspect: {r.label}, context {r.context_tokens}: {line}" for r in results for line in r.suspicions
-        ]
-        if suspicions:
-            yield "\n".join(suspicions)
         for each in results:
             if moved := terminal.explanation(each):
                 yield f"{each.label}, context {each.context_tokens}: {each.outcome}: {moved}"
-        gains = [
-            gain for found in state.campaign.gains.values() if not isinstance(found, KvCacheError) for gain in found
-        ]
-        if lines := terminal.declared_gates(results, gains):
+        if lines := terminal.declared_gates(results, self._gains):
             yield lines
         for against in series.YARDSTICKS:
             if table := terminal.tiers_table(results, against=against):
@@ -141,7 +138,6 @@ class SessionReport:
         if state.written:
             table = self._updates(results)
             yield f"baselines written to {state.settings.options.baselines}:\n{table}"
-        unused = self._unused(results)
         if unused:
             yield "\n".join(["baselines that this run did not use (`pytest-kvcache baselines prune`):", *unused])
 
@@ -158,11 +154,8 @@ class SessionReport:
     def _page(self, results: list[CellResult]) -> Iterator[str]:
         """Leave verdicts and the HTML report in the run's folder; what cannot be written hides nothing else."""
         folder = self._state.run.folder
-        gains = [
-            g for found in self._state.campaign.gains.values() if not isinstance(found, KvCacheError) for g in found
-        ]
         try:
-            verdict_file.write(folder, results, gains)
+            verdict_file.write(folder, results, self._gains)
             yield f"report: {document.of_session(folder)}"
         except series.NothingMeasuredError:
             pass  # the tables say why

@@ -38,6 +38,13 @@ DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [4, 4], [10, 4])
 PAPER = {"text": "#1b1f24", "faint": "#57606a", "grid": "#e3e6ea"}
 PAGE = {"text": "var(--text)", "faint": "var(--faint)", "grid": "var(--grid)"}
 SUFFIXES = ("svg", "png", "pdf")
+#: The y channel of a cumulative distribution (ECDF).
+SHARE_WITHIN: Spec = {
+    "field": "share",
+    "type": "quantitative",
+    "title": "share of answers within",
+    "axis": {"format": ".0%"},
+}
 _SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
 
 

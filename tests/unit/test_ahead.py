@@ -27,9 +27,9 @@ from tests.unit.test_exact import VOCABULARY
 TEXTS = Texts(VOCABULARY, 0, 0, 0)
 
 
-def plan() -> LoadPlan:
-    """Return a plan of which only the address and the model matter."""
-    workload = MooncakeTrace(path=Path(__file__), context_tokens=(9,), duration_s=99)
+def plan(*, duration_s: float = 99) -> LoadPlan:
+    """Return a plan of which only the address, the model and the duration (s) matter."""
+    workload = MooncakeTrace(path=Path(__file__), context_tokens=(9,), duration_s=duration_s)
     return LoadPlan(
         base_url="http://h:1/v1",
         model="m",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -16,10 +15,9 @@ from pytest_kvcache.client.wire import TIMED_OUT, Exchange
 from pytest_kvcache.load import driver, records
 from pytest_kvcache.load.driver import Driver
 from pytest_kvcache.load.encoder import Encoder
-from pytest_kvcache.load.plan import LoadPlan
 from pytest_kvcache.load.records import RequestRecord
-from pytest_kvcache.workload.mooncake import MooncakeTrace
 from pytest_kvcache.workload.script import Conversation, Message, Turn
+from tests.unit.test_ahead import plan
 
 _EVENTS = (
     b'data: {"choices":[{"index":0,"delta":{"content":"a"}}]}\n\n'
@@ -90,18 +88,9 @@ def sent(
     duration_s: float = 1000.0,
 ) -> list[RequestRecord]:
     """Send conversations and return the rows in order."""
-    workload = MooncakeTrace(path=Path("t"), context_tokens=(9,), duration_s=duration_s)
-    plan = LoadPlan(
-        base_url="http://h:1/v1",
-        model="m",
-        workload=workload,
-        context_tokens=9,
-        tokenizer_url="http://h:1",
-        rows=Path("r"),
-        summary=Path("s"),
-    )
     monkeypatch.setattr(driver, "time", wire)
-    made = Driver(plan, Encoder(plan, {}), cast("Any", wire), user_header=False, concurrency=concurrency)
+    sent = plan(duration_s=duration_s)
+    made = Driver(sent, Encoder(sent, {}), cast("Any", wire), user_header=False, concurrency=concurrency)
     made.run(conversations, START_S)
     return records.in_order(made.rows)
 

@@ -106,12 +106,7 @@ def _residual(shown: Sequence[Load]) -> Figure | None:
         "mark": {"type": "line", "interpolate": "step-after", "strokeWidth": 2},
         "encoding": {
             "x": {"field": "ms", "type": "quantitative", "title": "client TTFT less the server's own times (ms)"},
-            "y": {
-                "field": "share",
-                "type": "quantitative",
-                "title": "share of answers within",
-                "axis": {"format": ".0%"},
-            },
+            "y": vega.SHARE_WITHIN,
             "color": looks["color"],
             "strokeDash": looks["strokeDash"],
             "tooltip": [

@@ -69,12 +69,7 @@ def _distribution(groups: dict[tuple[int, str], list[Load]], contexts: list[int]
                 "scale": {"type": "log", "nice": False},
                 "axis": {"format": ".2~g", "labelOverlap": True},
             },
-            "y": {
-                "field": "share",
-                "type": "quantitative",
-                "title": "share of answers within",
-                "axis": {"format": ".0%"},
-            },
+            "y": vega.SHARE_WITHIN,
             "color": looks["color"],
             "strokeDash": looks["strokeDash"],
             "tooltip": [
