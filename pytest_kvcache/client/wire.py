@@ -12,63 +12,53 @@ All of it runs in one thread, on epoll and without locks.
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import ctypes.util
 import gc
 import heapq
 import itertools
-import os
 import select
-import socket
 import ssl
-import struct
 import time
 from collections.abc import Callable
 
-from pytest_kvcache.client import framing
+from pytest_kvcache.client import event_stream
+from pytest_kvcache.client.addresses import answering
 from pytest_kvcache.client.connection import Connection, WallClock
 from pytest_kvcache.client.exchange import CLOSED, ENDED, MALFORMED, NO_CONNECTION, STALLED, TIMED_OUT, Exchange
-from pytest_kvcache.client.framing import DONE
+from pytest_kvcache.client.event_stream import DONE
 from pytest_kvcache.client.open_files import raise_open_files
+from pytest_kvcache.client.timer import Timer
 
 __all__ = ["CLOSED", "ENDED", "MALFORMED", "NO_CONNECTION", "STALLED", "TIMED_OUT", "Exchange", "Wire"]
 
-_TIMERSPEC = struct.Struct("@qqqq")
-_TFD_NONBLOCK, _TFD_CLOEXEC, _TFD_TIMER_ABSTIME = os.O_NONBLOCK, os.O_CLOEXEC, 1
 #: Connections are opened this long before they are needed (s).
 _OPEN_AHEAD_S = 0.05
 _BATCH = 8
 #: A kept connection that closes this soon (s) after a request was sent had been closed before the request was read.
 _AT_ONCE_S = 0.25
-#: An address on which nobody answers for so long is passed over where the name has another one (s).
-_ANSWERS_S = 2.0
 #: How long a stream that came to its last event may keep its connection open (s).
 _DONE_S = 1.0
+#: Pieces up to this size (bytes) may be parts of the last event.
+_GLANCED = 64
 _READABLE = select.EPOLLIN | select.EPOLLRDHUP
-
-_libc = ctypes.CDLL(ctypes.util.find_library("c"), use_errno=True)
 
 
 class Wire:
     """Sends exchanges to one server.
 
     Args:
-        host: Name or address of the server.
+        host: Name or address of the server; a link-local address with its zone behind a `%`.
         port: TCP port of the server.
         tls: TLS settings for https; None for http.
     """
 
     def __init__(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
-        self._host, self._tls = host, tls
-        self._address = _answering(host, port)
+        self._host, self._tls = host.partition("%")[0], tls
+        self._address = answering(host, port)
         raise_open_files()
         self._clock = WallClock()
         self._epoll = select.epoll()
-        self._timer = _libc.timerfd_create(time.CLOCK_MONOTONIC, _TFD_NONBLOCK | _TFD_CLOEXEC)
-        if self._timer < 0:
-            raise OSError(ctypes.get_errno(), "timerfd_create")
-        self._epoll.register(self._timer, select.EPOLLIN)
-        self._armed_s = -1.0
+        self._timer = Timer()
+        self._epoll.register(self._timer.fd, select.EPOLLIN)
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._connections: dict[int, Connection] = {}
@@ -129,7 +119,7 @@ class Wire:
             connection.sock.close()
         self._connections.clear()
         self._epoll.close()
-        os.close(self._timer)
+        self._timer.close()
 
     def _turn(self) -> None:
         heap = self._heap
@@ -137,11 +127,8 @@ class Wire:
             heapq.heappop(heap)[2]()
         if not self._under_way and not self._watched:
             return
-        if heap and heap[0][0] != self._armed_s:
-            self._armed_s = heap[0][0]
-            seconds, fraction = divmod(max(self._armed_s, 0.0), 1.0)
-            spec = _TIMERSPEC.pack(0, 0, int(seconds), max(int(fraction * 1e9), 1))
-            _libc.timerfd_settime(self._timer, _TFD_TIMER_ABSTIME, spec, None)
+        if heap:
+            self._timer.arm(heap[0][0])
         # The timer ends this wait; the limit of 1 s is there for a signal that arrives just before the wait.
         events = self._epoll.poll(1.0, _BATCH)
         self._clock.compare()
@@ -153,9 +140,7 @@ class Wire:
                         action()
                 continue
             if connection is None:
-                self._armed_s = -1.0
-                with contextlib.suppress(BlockingIOError):
-                    os.read(self._timer, 8)
+                self._timer.read()
                 continue
             if event & select.EPOLLERR:
                 connection.read_send_stamps()
@@ -294,7 +279,7 @@ class Wire:
         if connection is None:
             return
         with contextlib.suppress(ValueError):
-            if any(event == DONE for _, event in framing.events(exchange.pieces)):
+            if any(event == DONE for _, event in event_stream.events(exchange.pieces)):
                 self._release(connection, exchange, keeps=False)
 
     def _watch(self, exchange: Exchange, last_s: float, stall_s: float) -> None:
@@ -329,23 +314,10 @@ class Wire:
         exchange.done(exchange)
 
 
-def _answering(host: str, port: int) -> tuple[str, int]:
-    """Return the first of a host's addresses on which somebody listens; the first of all where nobody does.
-
-    A name may have several: `localhost` is often ::1 before 127.0.0.1, and a server listens on one of them.
-
-    Raises:
-        OSError: The name has no address.
-    """
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    addresses = [(str(each[4][0]), int(each[4][1])) for each in found]
-    for address in addresses if len(addresses) > 1 else ():
-        with contextlib.suppress(OSError), socket.create_connection(address, timeout=_ANSWERS_S):
-            return address
-    return addresses[0]
-
-
 def _may_be_done(exchange: Exchange, data: bytes) -> bool:
     """Return whether the last event may have come with `data`; most pieces can be told at a glance."""
-    before = exchange.pieces[-2][1][-8:] if len(exchange.pieces) > 1 and len(data) < len(DONE) + 8 else b""
-    return DONE in before + data
+    if len(data) > _GLANCED or DONE[-1:] not in data:
+        return DONE in data
+    # It may have come in many small pieces, with the framing of chunks between them.
+    last = b"".join(piece for _, piece in exchange.pieces[-_GLANCED:])
+    return all(byte in last for byte in DONE)

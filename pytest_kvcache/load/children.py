@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 
 from pytest_kvcache.client import remote
 from pytest_kvcache.client.wire import Wire
+from pytest_kvcache.endpoint.address import host_of
 from pytest_kvcache.endpoint.certificates import tls_context
 from pytest_kvcache.errors import RunError
 from pytest_kvcache.load.ahead import Key
@@ -50,7 +51,7 @@ def connected(plan: LoadPlan) -> Iterator[Wire]:
     url = urlsplit(plan.base_url)
     secure = url.scheme == "https"
     try:
-        wire = Wire(url.hostname or "", url.port or (443 if secure else 80), tls_context() if secure else None)
+        wire = Wire(host_of(url), url.port or (443 if secure else 80), tls_context() if secure else None)
     except OSError as error:
         raise RunError(f"cannot be reached: {error.strerror or error}", where=plan.base_url) from None
     try:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 from pytest_kvcache.client import framing
-from pytest_kvcache.endpoint.address import below, target
+from pytest_kvcache.endpoint.address import below, host_header, target
 from pytest_kvcache.load.plan import LoadPlan
 from pytest_kvcache.workload.script import LateText, Message, Turn
 
@@ -26,7 +26,7 @@ class Encoder:
 
     def __init__(self, plan: LoadPlan, headers: dict[str, str]) -> None:
         self._host, self._path = (
-            urlsplit(plan.base_url).netloc,
+            host_header(urlsplit(plan.base_url)),
             target(urlsplit(below(plan.base_url, "chat/completions"))),
         )
         self._plan, self._headers = plan, headers

@@ -15,7 +15,7 @@ from pytest_kvcache.campaign.result import CellResult
 from pytest_kvcache.campaign.state import PerfState
 from pytest_kvcache.errors import ConfigError, KvCacheError
 from pytest_kvcache.report import benchmark as rows_of_benchmark
-from pytest_kvcache.report import chart, header, screen, series, terminal, verdict_file
+from pytest_kvcache.report import chart, compared, header, screen, series, terminal, verdict_file
 from pytest_kvcache.report.gpus import gpu_lines
 from pytest_kvcache.report.html import document
 from pytest_kvcache.report.ledger import LedgerRow, ledger_table, storage_table
@@ -146,7 +146,7 @@ class SessionReport:
         folder = self._state.run.folder
         try:
             measured = series.read([folder])
-            yield from series.best_tables(series.means(measured))
+            yield from compared.best_tables(measured)
             yield f"chart: {chart.draw(measured, folder / 'chart.svg')}"
         except (ConfigError, OSError) as error:
             yield f"no chart: {error}"

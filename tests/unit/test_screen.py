@@ -20,7 +20,7 @@ from pytest_kvcache.campaign.runner import RunResult
 from pytest_kvcache.probes.probe import Probed
 from pytest_kvcache.proof.judge import Proof
 from pytest_kvcache.proof.ledger import Ledger, Tokens
-from pytest_kvcache.report import progress, screen
+from pytest_kvcache.report import cells, progress, screen
 from pytest_kvcache.report.session import _undecided
 from pytest_kvcache.verdict import procedure
 from pytest_kvcache.verdict.cells import Cell, StoredCell
@@ -86,8 +86,8 @@ def test_no_line_of_the_table_is_wider_than_the_terminal(width: int, glyphs: boo
 
 def test_a_row_says_what_changed_and_by_how_much() -> None:
     """The gate that decides stands with its change, worse-positive, and its bounds; "-" where nothing is compared."""
-    assert screen.change(result(worse=1.2)).startswith("ttft +232% [")
-    assert screen.change(result(worse=None)) == "-"
+    assert cells.change(result(worse=1.2)).startswith("ttft +232% [")
+    assert cells.change(result(worse=None)) == "-"
     assert screen.outcome(result(worse=1.2, suspicions=("x",))) == "regressed !"
     assert screen.outcome(result(worse=None)) == "measured"
 

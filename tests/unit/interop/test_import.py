@@ -229,8 +229,8 @@ def test_imported_figures_stand_beside_ours_and_are_held_against_none(tmp_path: 
     assert rows["label"].tolist() == ["gpu", "pnfs", "gpu (imported: reference-csv)"]
     table_of_means = series.means(rows)
     assert len(table_of_means) == 3
-    assert series.best(table_of_means, against="gpu")["tier"].tolist() == ["pnfs"]
-    assert series.best(table_of_means, against="gpu (imported: reference-csv)").empty
+    assert {each.label for each in compared.changes(rows, against="gpu")} == {"pnfs"}
+    assert compared.changes(rows, against="gpu (imported: reference-csv)") == []
     assert rows.iloc[0]["hardware"] == "NVIDIA H200, NVIDIA H200"
 
 
