@@ -1,9 +1,9 @@
-"""How late the machine itself is: a loop beside a measurement that does nothing but wake by a timer and look at the clock.
+"""How late the machine itself is: loops beside a measurement that do nothing but wake and look at the clock.
 
 One process for each processor, bound to it, with real-time priority above that of the client's senders, wakes every
-millisecond by a timerfd. No program on the processor can keep it from waking, so that what it is late by is the kernel's
-or the hypervisor's: a virtual processor that does not run, an interrupt that takes long. A client's send that is late by
-more than this, at a time when this is not late, is late for the client's sake.
+millisecond by a timerfd. No program on the processor can keep it from waking, so that what it is late by is the
+kernel's or the hypervisor's: a virtual processor that does not run, an interrupt that takes long. A client's send that
+is late by more than this, at a time when this is not late, is late for the client's sake.
 
 Its own work is some ten microseconds a wake, a hundredth of a processor.
 """

@@ -202,9 +202,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     title = args.title or " ".join(args.command)
     try:
-        found = capture(
-            args.command, width=args.width, when=args.when, title=title, environ=os.environ, rows=args.rows
-        )
+        found = capture(args.command, width=args.width, when=args.when, title=title, environ=os.environ, rows=args.rows)
     except OSError as error:
         print(f"screens: {args.command[0]}: {error.strerror}", file=sys.stderr)
         return 1

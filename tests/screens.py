@@ -33,7 +33,9 @@ def write_project(folder: Path, *, duration_s: float) -> None:
     )
 
 
-def session(folder: Path, width: int, *, tiers: tuple[str, ...] = ("gpu", "cpu", "pnfs"), when: str = WHEN) -> screens.Captured:
+def session(
+    folder: Path, width: int, *, tiers: tuple[str, ...] = ("gpu", "cpu", "pnfs"), when: str = WHEN
+) -> screens.Captured:
     """Run a first session of a project and return its pictures."""
     asked = [f"--tier={tier}" for tier in tiers]
     return screens.capture(

@@ -23,8 +23,8 @@ from collections.abc import Callable
 from pytest_kvcache.client import event_stream
 from pytest_kvcache.client.addresses import answering
 from pytest_kvcache.client.connection import Connection, WallClock
-from pytest_kvcache.client.exchange import CLOSED, ENDED, MALFORMED, NO_CONNECTION, STALLED, TIMED_OUT, Exchange
 from pytest_kvcache.client.event_stream import DONE
+from pytest_kvcache.client.exchange import CLOSED, ENDED, MALFORMED, NO_CONNECTION, STALLED, TIMED_OUT, Exchange
 from pytest_kvcache.client.open_files import raise_open_files
 from pytest_kvcache.client.timer import Timer
 

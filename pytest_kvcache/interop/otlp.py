@@ -192,7 +192,9 @@ class _Answers:
         """Return why the collector refused, "" where it did not answer."""
         if self.last is None:
             return ""
-        said = " ".join(self.last.text.split())[:200] if self.last.headers.get("content-type", "")[:5] == "text/" else ""
+        said = (
+            " ".join(self.last.text.split())[:200] if self.last.headers.get("content-type", "")[:5] == "text/" else ""
+        )
         return f"{self.last.status_code} {self.last.reason or ''}".strip() + (f": {said}" if said else "")
 
     def refused(self) -> str:

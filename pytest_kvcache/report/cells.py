@@ -35,7 +35,7 @@ def change(result: CellResult) -> str:
 
 
 def verdict(result: CellResult) -> str:
-    """Return the verdict of a cell in a word or two: how many boots a baseline has that is recorded or in the making."""
+    """Return the verdict of a cell in a word or two, with the number of boots of a baseline that is being made."""
     word = status(result, None)
     if (making := making_of(result, None)) is not None:
         return f"{word} {making.boots}/{making.needed}"

@@ -166,9 +166,7 @@ def best_tables(rows: pd.DataFrame, *, against: Iterable[str] = YARDSTICKS) -> l
     """
     found = {label: changes(rows, against=label) for label in against}
     return [
-        f"at best, against {label}:\n{best_table(each).to_string(index=False)}"
-        for label, each in found.items()
-        if each
+        f"at best, against {label}:\n{best_table(each).to_string(index=False)}" for label, each in found.items() if each
     ]
 
 

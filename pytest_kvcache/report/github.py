@@ -176,7 +176,10 @@ class GithubReport:
         blocks = [_chart(figure, means, f"{rows['model'].iloc[0]}: {rows['workload'].iloc[0]}") for figure in _CHARTS]
         for against in series.YARDSTICKS:
             if found := compared.changes(rows, against=against):
-                told = [{str(key): str(value) for key, value in row.items()} for row in compared.best_table(found).to_dict("records")]
+                told = [
+                    {str(key): str(value) for key, value in row.items()}
+                    for row in compared.best_table(found).to_dict("records")
+                ]
                 blocks.append([f"At best, against {against}:", "", *markdown.table(told)])
         return [step_summary.Block(block) for block in blocks if block]
 
@@ -204,7 +207,7 @@ def _chart(figure: series.Figure, means: pd.DataFrame, title: str) -> list[str]:
 
 
 def _cell(result: CellResult) -> dict[str, str]:
-    """Return a row of the page's table: the columns of the screen at a session's end, and those that it has no room for."""
+    """Return a row of the page's table: the columns of the screen at a session's end, and some more."""
     figures = result.estimates
     return {
         "tier": result.label,

@@ -216,7 +216,7 @@ def test_every_key_is_in_the_table() -> None:
 
 @pytest.mark.parametrize(("case", "key"), PARAMETERS)
 def test_a_key_has_an_effect_or_is_refused(case: str, key: str, folder: Path) -> None:
-    """Another value of a key changes what is sent, when, by whom, or what is thought of it; or it is refused by name."""
+    """Another value of a key changes what is sent, when, by whom, or what is thought of it; or it is refused."""
     other = (COMMON | CASES[case][2])[key]
     if other is REFUSED:
         with pytest.raises(ConfigError, match=rf"x.*{key}.* says nothing "):

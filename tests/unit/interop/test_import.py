@@ -19,7 +19,7 @@ from pytest_kvcache.cli import main
 from pytest_kvcache.errors import ResultsError
 from pytest_kvcache.interop.folder import READERS
 from pytest_kvcache.load import table
-from pytest_kvcache.report import series
+from pytest_kvcache.report import compared, series
 from pytest_kvcache.workload import reference_csv
 from tests.unit.interop.make import STARTED_AT, left
 

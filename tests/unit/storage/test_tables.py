@@ -11,7 +11,9 @@ from pytest_kvcache.storage import mountstats
 from pytest_kvcache.storage.mounts import mount_of
 
 ROOT = b"21 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw\n"
-#: Lines of mountinfo: what stands for the mount point in the table, its true name, and the rest of the line.
+OTHER_ENDS = b"a\rb\x0bc\xe2\x80\xa8d\xc2\x85e"
+#: Lines of mountinfo: what stands for the mount point in the table, its true name, and the rest of the line; then file
+#: system and source.
 MOUNTS: dict[str, tuple[bytes, bytes, bytes, str, bytes]] = {
     "escapes of all kinds": (rb"a\040b\011c\012d\134e\043f", b"a b\tc\nd\\e#f", b"nfs4 srv:/x rw", "nfs4", b"srv:/x"),
     "a backslash before digits": (rb"a\134040b", rb"a\040b", b"ext4 /dev/x rw", "ext4", b"/dev/x"),
@@ -23,7 +25,7 @@ MOUNTS: dict[str, tuple[bytes, bytes, bytes, str, bytes]] = {
     "a source of IPv6 with a zone": (
         b"kv", b"kv", b"nfs4 [fe80::1%eth0]:/x rw,addr=fe80::1%eth0,proto=rdma6", "nfs4", b"[fe80::1%eth0]:/x",
     ),
-    "line ends of others": (b"a\rb\x0bc\xe2\x80\xa8d\xc2\x85e", b"a\rb\x0bc\xe2\x80\xa8d\xc2\x85e", b"xfs /dev/y rw", "xfs", b"/dev/y"),
+    "line ends of others": (OTHER_ENDS, OTHER_ENDS, b"xfs /dev/y rw", "xfs", b"/dev/y"),
     "a point with a dash in its name": (rb"a\040-\040b", b"a - b", b"nfs4 srv:/x rw", "nfs4", b"srv:/x"),
     "a file system with a subtype": (b"kv", b"kv", b"fuse.sshfs me@host:/x rw,user_id=0", "fuse.sshfs", b"me@host:/x"),
 }  # fmt: skip
@@ -48,18 +50,23 @@ def test_names_of_mounts(tmp_path: Path, name: str, optional: bytes) -> None:
 
 
 COUNTS = "0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0"
+BYTES, OLD = "1 2 3 4 500 600 7 8", "10 11 1 2000 3000 4 5 6"
 #: What kernels print: head, events, bytes, transport, numbers of an operation. The sources of these lines are
 #: fs/nfs/super.c, net/sunrpc/stats.c and the transports' own print_stats of the named versions.
+TCP = "1 1 0 11 90 90 0 90 0"
 KERNELS = {
-    "4.18": ("statvers=1.1", f"{COUNTS} 0 5 7", "1 2 3 4 500 600 7 8", "tcp 832 1 1 0 11 90 90 0 90 0 2 0 0", "10 11 1 2000 3000 4 5 6"),
-    "5.3": ("statvers=1.1", f"{COUNTS} 0 5 7", "1 2 3 4 500 600 7 8", "tcp 832 1 1 0 11 90 90 0 90 0 2 0 0", "10 11 1 2000 3000 4 5 6 2"),
-    "6.12": ("statvers=1.1", f"{COUNTS} 0 5 7", "1 2 3 4 500 600 7 8", "tcp 0 1 1 0 11 90 90 0 90 0 2 0 0", "10 11 1 2000 3000 4 5 6 2"),
-    "2.6.32": ("statvers=1.0", COUNTS, "1 2 3 4 500 600 7 8", "tcp 832 1 1 0 11 90 90 0 90 0", "10 11 1 2000 3000 4 5 6"),
+    "4.18": ("statvers=1.1", f"{COUNTS} 0 5 7", BYTES, f"tcp 832 {TCP} 2 0 0", OLD),
+    "5.3": ("statvers=1.1", f"{COUNTS} 0 5 7", BYTES, f"tcp 832 {TCP} 2 0 0", f"{OLD} 2"),
+    "6.12": ("statvers=1.1", f"{COUNTS} 0 5 7", BYTES, f"tcp 0 {TCP} 2 0 0", f"{OLD} 2"),
+    "2.6.32": ("statvers=1.0", COUNTS, BYTES, f"tcp 832 {TCP}", OLD),
     "one to come": (
-        "statvers=1.2 id=7", f"{COUNTS} 0 5 7 9 n/a", "1 2 3 4 500 600 7 8 9 (direct)",
-        "tcp 0 1 1 0 11 90 90 0 90 0 2 0 0 tls=1", "10 11 1 2000 3000 4 5 6 2 9 9",
+        "statvers=1.2 id=7",
+        f"{COUNTS} 0 5 7 9 n/a",
+        f"{BYTES} 9 (direct)",
+        f"tcp 0 {TCP} 2 0 0 tls=1",
+        f"{OLD} 2 9 9",
     ),
-}  # fmt: skip
+}
 
 
 def stats(point: bytes, *parts: str, more: str = "") -> bytes:
