@@ -13,6 +13,7 @@ from pytest_kvcache.config.profile import Profile
 from pytest_kvcache.engine import image
 from pytest_kvcache.engine.container import BindMount, parse_mount
 from pytest_kvcache.errors import ConfigError
+from pytest_kvcache.serving.launchers import catalogue as launchers
 from pytest_kvcache.serving.tier import Tier
 from pytest_kvcache.telemetry import revision as revisions
 from pytest_kvcache.telemetry.hardware import usable_gpus
@@ -48,6 +49,10 @@ class Settings:
         """Number of declared gates: all tiers and contexts, whatever this session selects (docs/verdicts.md)."""
         return len(self.catalogue.tiers) * len(self.profile.workload.context_tokens) * len(self.profile.judged)
 
+    def launched(self, profile: Profile) -> Profile:
+        """Return a profile with the launcher that was asked for in place of its own."""
+        return with_launcher(profile, self.options.launcher)
+
     def asked_by_name(self, tier: Tier) -> bool:
         """Whether --tier names it: then it must run, and not be skipped."""
         return tier.name in self.options.tiers
@@ -61,8 +66,11 @@ def resolve(options: Options) -> Settings:
     """
     known = catalogue.load(options.config)
     default = GPU_PROFILE if usable_gpus(os.environ) else CPU_PROFILE
-    profile = known.profile(options.profile or default)
+    profile = with_launcher(known.profile(options.profile or default), options.launcher)
     profile.workload.check()
+    if profile.launcher is not None:
+        named = "--kv-launcher" if options.launcher else f"profiles.{profile.name}.launcher"
+        launchers.check(profile.launcher, where=named)
     _check_gains(profile, known)
     _check_against(options)
     for engine in (options.engine, options.against):
@@ -77,6 +85,11 @@ def resolve(options: Options) -> Settings:
         other=_other(options, profile.name, tiers),
         mounts=tuple(parse_mount(text, "kv_image_mounts") for text in options.image_mounts),
     )
+
+
+def with_launcher(profile: Profile, name: str | None) -> Profile:
+    """Return a profile with another launcher, or as it is where `name` is None."""
+    return profile if name is None else profile.model_copy(update={"launcher": name})
 
 
 def _check_gains(profile: Profile, known: Catalogue) -> None:
