@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 #: An address on which nobody answers for so long is passed over where the name has another one (s).
 _ANSWERS_S = 2.0
+
+
+#: As `connect` takes it.
+Place = tuple[str, int] | tuple[str, int, int, int]
 
 
 class Address(NamedTuple):
@@ -15,12 +19,11 @@ class Address(NamedTuple):
 
     Args:
         family: `AF_INET` or `AF_INET6`.
-        place: As `connect` takes it: address and port, for IPv6 also flow and zone (the interface of a link-local
-            address).
+        place: Address and port, for IPv6 also flow and zone (the interface of a link-local address).
     """
 
     family: int
-    place: tuple[str, int] | tuple[str, int, int, int]
+    place: Place
 
 
 def answering(host: str, port: int) -> Address:
@@ -36,7 +39,7 @@ def answering(host: str, port: int) -> Address:
         OSError: The name has no address.
     """
     found = [
-        Address(int(family), place)
+        Address(int(family), cast("Place", place))
         for family, _, _, _, place in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         if family in {socket.AF_INET, socket.AF_INET6}
     ]

@@ -37,7 +37,7 @@ _BATCH = 8
 _AT_ONCE_S = 0.25
 #: How long a stream that came to its last event may keep its connection open (s).
 _DONE_S = 1.0
-#: Pieces up to this size (bytes) may be parts of the last event.
+#: The last event has not more bytes than this, also where each of them is a chunk of its own.
 _GLANCED = 64
 _READABLE = select.EPOLLIN | select.EPOLLRDHUP
 
@@ -316,8 +316,12 @@ class Wire:
 
 def _may_be_done(exchange: Exchange, data: bytes) -> bool:
     """Return whether the last event may have come with `data`; most pieces can be told at a glance."""
-    if len(data) > _GLANCED or DONE[-1:] not in data:
-        return DONE in data
-    # It may have come in many small pieces, with the framing of chunks between them.
-    last = b"".join(piece for _, piece in exchange.pieces[-_GLANCED:])
+    if DONE in data:
+        return True
+    last = data[-_GLANCED:]
+    if DONE[-1:] not in last:
+        return False
+    if len(data) < _GLANCED:
+        # It may have come in many small pieces, with the framing of chunks between its bytes.
+        last = b"".join(piece for _, piece in exchange.pieces[-_GLANCED:])[-_GLANCED:]
     return all(byte in last for byte in DONE)

@@ -12,13 +12,13 @@ import socket
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
 import requests
 from prometheus_client.core import Metric, Sample
 
-import pytest_kvcache
 from pytest_kvcache.endpoint.address import endpoint
 from pytest_kvcache.errors import ConfigError, ResultsError
 from pytest_kvcache.interop import prometheus
@@ -135,7 +135,7 @@ def data(loads: Iterable[LeftLoad], *, job: str) -> MetricsData:
         for name, family in families.items()
         if points[name]
     ]
-    scope = InstrumentationScope("pytest-kvcache", pytest_kvcache.__version__)
+    scope = InstrumentationScope("pytest-kvcache", metadata.version("pytest-kvcache"))
     resource = Resource({"service.name": job, "service.instance.id": socket.gethostname()})
     return export.MetricsData([export.ResourceMetrics(resource, [export.ScopeMetrics(scope, metrics, "")], "")])
 

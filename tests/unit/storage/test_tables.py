@@ -35,7 +35,7 @@ OPTIONAL = (b"", b"shared:7 ", b"shared:7 master:3 propagate_from:2 ", b"unbinda
 @pytest.mark.parametrize("optional", OPTIONAL, ids=repr)
 @pytest.mark.parametrize("name", MOUNTS)
 def test_names_of_mounts(tmp_path: Path, name: str, optional: bytes) -> None:
-    """Every escape, and every byte that is none, comes out as the name that programs know, whatever stands before it."""
+    """Every escape, and every byte that is none, comes out as the name that programs know."""
     written, true, rest, fstype, source = MOUNTS[name]
     base = os.fsencode(tmp_path)
     proc = tmp_path / "proc"
