@@ -15,6 +15,7 @@ import argparse
 import errno
 import fcntl
 import io
+import itertools
 import os
 import pty
 import re
@@ -154,10 +155,10 @@ def _lines(screen: pyte.Screen) -> Sequence[str]:
 
 def _styled(screen: pyte.Screen, row: int) -> Text:
     text = Text()
-    for column in range(screen.columns):
-        cell = screen.buffer[row][column]
-        if cell.data:  # empty behind a wide character
-            text.append(cell.data, _style(cell))
+    cells = (screen.buffer[row][column] for column in range(screen.columns))
+    # What looks alike is drawn in one piece. Behind a wide character there is an empty cell.
+    for style, run in itertools.groupby(cells, key=_style):
+        text.append("".join(cell.data for cell in run), style)
     text.rstrip()
     return text
 

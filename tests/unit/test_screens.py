@@ -11,9 +11,12 @@ from xml.etree import ElementTree
 
 import pyte
 import pytest
+from rich.cells import cell_len
 
 from docgen import screens
 
+#: Width of a cell in the pictures.
+CELL = 12.2
 #: Draws one line anew, as a progress line does, then leaves coloured words, a wide character and signs of markup.
 PROGRAM = r"""
 import os, sys, time
@@ -31,8 +34,10 @@ def shown(svg: str) -> str:
     """Return the text of a picture, lines as they were."""
     ElementTree.fromstring(svg)  # noqa: S314 - our own
     rows: dict[float, str] = {}
-    for y, text in re.findall(r'<text class="[^"]*" x="[^"]*" y="([^"]*)"[^>]*>([^<]*)</text>', svg):
-        rows[float(y)] = rows.get(float(y), "") + unescape(text).replace("\xa0", " ")
+    for x, y, text in re.findall(r'<text class="[^"]*" x="([^"]*)" y="([^"]*)"[^>]*>([^<]*)</text>', svg):
+        before = rows.get(float(y), "")
+        column = round(float(x) / CELL)  # spaces are not drawn where nothing beside them looks like them
+        rows[float(y)] = before + " " * (column - cell_len(before)) + unescape(text).replace("\xa0", " ")
     return "\n".join(rows[y].rstrip() for y in sorted(rows))
 
 
