@@ -40,6 +40,8 @@ from rich.text import Text
 #: Lines of the terminal: a session's last screen fits.
 ROWS = 50
 _READ = 1 << 16
+#: Before a line is erased, or its beginning is returned to.
+_ERASES = re.compile(rb"(?=\x1b\[[0-2]?[JK]|\r(?!\n))")
 #: A look at whether the command still runs, where it writes nothing (s).
 _LOOK_S = 0.5
 #: Variables by which programs are told that no person looks on, or what their terminal is; ours is told anew.
@@ -101,11 +103,13 @@ def capture(
                 cwd=folder,
                 env=passed | {"TERM": "xterm-256color"},
                 start_new_session=True,
+                # Whatever ends this program hangs up on the command, as a window that is closed does.
+                preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509
             )
         finally:
             os.close(theirs)
         try:
-            for piece in _written(own, process):
+            for piece in _drawn(_written(own, process)):
                 stream.feed(piece)
                 if progress is None and any(when in line for line in _lines(screen)):
                     progress = picture(screen, title)
@@ -146,6 +150,12 @@ def _written(terminal: int, process: subprocess.Popen[bytes]) -> Iterator[bytes]
         if not piece:
             return
         yield piece
+
+
+def _drawn(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield what was written, parted where lines are erased: what was on the screen before is looked at too."""
+    for piece in pieces:
+        yield from filter(None, _ERASES.split(piece))
 
 
 def _lines(screen: pyte.Screen) -> Sequence[str]:

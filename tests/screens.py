@@ -18,8 +18,8 @@ from tests.stubs.engine import make_engine, toml
 
 WIDTHS = (80, 160)
 TITLE = "pytest -m perf (stub programs in place of an engine: no measurement)"
-#: What is on the screen while the load of the second tier is under way.
-WHEN = "cpu boot-1: "
+#: What is on the screen while a load is under way.
+WHEN = " finished, "
 
 
 def write_project(folder: Path, *, duration_s: float) -> None:

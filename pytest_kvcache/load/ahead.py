@@ -28,7 +28,7 @@ Key = tuple[int, int]
 HELD_BYTES = 64 << 20
 _MOST = 1000
 #: A request that is due so soon (s) is made whatever is held.
-_SOON_S = 1.0
+_SOON_S = 1.5
 #: Later than any time (s).
 _LAST_S = 1e15
 _WANTED = struct.Struct("!qq")

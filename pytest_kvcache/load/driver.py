@@ -19,7 +19,7 @@ from pytest_kvcache.load.records import RequestRecord
 from pytest_kvcache.workload.script import Conversation, Message, Turn
 
 #: A request that is still to be made is asked for at the latest so long before it is due (s).
-_ASK_S = 0.9
+_ASK_S = 1.4
 
 
 @dataclass

@@ -14,15 +14,15 @@ from tests.unit.test_screens import shown
 def test_a_session_is_drawn_under_way_and_at_its_end(tmp_path: Path) -> None:
     """The first picture has the line of progress, the last the table of cells; both say that stubs answered."""
     screens.write_project(tmp_path, duration_s=0.6)
-    found = screens.session(tmp_path, 80, tiers=("gpu",), when="gpu boot-1: ")
+    found = screens.session(tmp_path, 80, tiers=("gpu",), when="gpu boot-1")
     assert found.code == 0, shown(found.end)
     assert found.progress is not None
-    assert "gpu boot-1: " in shown(found.progress)
+    assert "gpu boot-1" in shown(found.progress)
     assert "left" in shown(found.progress)
     end = shown(found.end)
     assert "KV from" in end
     assert "recorded 1" in end
-    assert "gpu boot-1: " not in end
+    assert "gpu boot-1" not in end
     assert max(map(len, end.splitlines())) <= 80
     for svg in (found.progress, found.end):
         assert "no&#160;measurement" in svg or "no measurement" in svg

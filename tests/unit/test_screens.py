@@ -19,12 +19,11 @@ from docgen import screens
 CELL = 12.2
 #: Draws one line anew, as a progress line does, then leaves coloured words, a wide character and signs of markup.
 PROGRAM = r"""
-import os, sys, time
+import os, sys
 assert sys.stdout.isatty() and sys.stdin.isatty()
 print(os.get_terminal_size().columns, os.environ.get("CI"), flush=True)
-for at in range(3):
-    print(f"\r\x1b[2Kpart {at} of 3", end="", flush=True)
-    time.sleep(0.05)
+# Written at once: what was on the screen for a moment was there.
+print("".join(f"\r\x1b[2Kpart {at} of 3" for at in range(3)), end="", flush=True)
 print("\r\x1b[2K\x1b[1;31mregressed\x1b[0m \x1b[38;5;208morange\x1b[0m <b>&amp; 漢 ende", flush=True)
 sys.exit(3)
 """
