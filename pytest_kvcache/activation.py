@@ -111,9 +111,18 @@ def activate(config: pytest.Config, items: Sequence[pytest.Item]) -> PerfState:
 
 
 def _stream(config: pytest.Config) -> TextIO | None:
-    """Return what pytest's terminal writes to, which no test captures; None without one."""
+    """Return what pytest's terminal writes to, past all capturing; None without one."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
-    return reporter._tw._file if reporter is not None else None  # it has no public name
+    if reporter is None:
+        return None
+    file: TextIO = reporter._tw._file  # it has no public name
+    capture = config.pluginmanager.get_plugin("capturemanager")
+    with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
+        if not file.isatty():
+            return file
+        own = open(os.dup(file.fileno()), "w", encoding=file.encoding, errors=file.errors)  # noqa: PTH123, SIM115
+    config.add_cleanup(own.close)
+    return own
 
 
 def _print(config: pytest.Config, line: str) -> None:
