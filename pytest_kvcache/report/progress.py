@@ -48,8 +48,11 @@ class _Told:
         minutes = (self._total_s - (time.monotonic() - self._began_s)) / 60
         return f"about {minutes:.0f} min left" if minutes >= 1 else "a minute or more left"
 
-    def line(self, what: str) -> str:
-        return f"{self.where}: {what}; {self.left()}"
+    def line(self, what: str, *, width: int | None = None) -> str:
+        """Return what goes on between where and the time that is left, cut where the line would be wider."""
+        begin, end = f"{self.where}: ", f"; {self.left()}"
+        room = len(what) if width is None else width - len(begin) - len(end)
+        return begin + (what if len(what) <= room else what[: max(0, room - 3)] + "...") + end
 
 
 class CalmProgress:
@@ -123,7 +126,12 @@ class LiveProgress:
         if not at_once and now - self._drawn_s < _LIVE_S:
             return
         self._drawn_s = now
-        text = Text(showable(self._told.line(what), self._stream), style="dim", no_wrap=True, overflow="ellipsis")
+        text = Text(
+            showable(self._told.line(what, width=self._console.width), self._stream),
+            style="dim",
+            no_wrap=True,
+            overflow="ellipsis",
+        )
         if self._live is None:
             self._stream.write("\n")
             self._live = Live(text, console=self._console, auto_refresh=False, transient=True, redirect_stdout=False)

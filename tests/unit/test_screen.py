@@ -165,6 +165,26 @@ def test_a_terminal_has_one_line_that_is_taken_away(
     assert shown_at < removed_at
 
 
+@pytest.mark.parametrize(("columns", "cut"), [(60, True), (80, True), (120, False)])
+def test_the_time_left_is_there_at_any_width(
+    terminal: tuple[io.TextIOWrapper, int], monkeypatch: pytest.MonkeyPatch, columns: int, cut: bool
+) -> None:
+    """What goes on is cut where the window is too narrow for all of it; how long it still takes is not."""
+    stream, master = terminal
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERM", "xterm")
+    shown = progress.LiveProgress(stream, total_s=600)
+    shown.phase("gpu boot-1, context 3500", "12 of 24 s: 140 finished, 0 failed, mean TTFT 0.012 s, 13.2 answers/s")
+    stream.flush()
+    drawn = ""
+    while "left" not in drawn and select.select([master], [], [], 5.0)[0]:
+        drawn += os.read(master, 4096).decode()
+    shown.rest()
+    assert "gpu boot-1, context 3500: 12 of 24 s: " in drawn
+    assert "; about 10 min left" in drawn
+    assert ("answers/s" not in drawn) == ("..." in drawn) == cut
+
+
 @pytest.mark.parametrize(
     ("environ", "verbosity", "kind"),
     [
