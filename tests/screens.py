@@ -38,13 +38,15 @@ def session(
 ) -> screens.Captured:
     """Run a first session of a project and return its pictures."""
     asked = [f"--tier={tier}" for tier in tiers]
+    # A session that a distributed test starts is none itself.
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
     return screens.capture(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:randomly", "-m", "perf",
          "--benchmark-disable", "--record-baselines", "--kv-boots=1", *asked],
         width=width,
         when=when,
         title=TITLE,
-        environ=dict(os.environ) | {"PYTEST_KVCACHE_HOME": str(folder / "home")},
+        environ=environ | {"PYTEST_KVCACHE_HOME": str(folder / "home")},
         folder=folder,
     )  # fmt: skip
 

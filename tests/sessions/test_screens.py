@@ -11,8 +11,10 @@ from tests.unit.test_screens import shown
 
 
 @pytest.mark.usefixtures("kvcache_home")
-def test_a_session_is_drawn_under_way_and_at_its_end(tmp_path: Path) -> None:
+def test_a_session_is_drawn_under_way_and_at_its_end(tmp_path: Path, port_leases: Path) -> None:
     """The first picture has the line of progress, the last the table of cells; both say that stubs answered."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "ports").symlink_to(port_leases)
     screens.write_project(tmp_path, duration_s=0.6)
     found = screens.session(tmp_path, 80, tiers=("gpu",), when="gpu boot-1")
     assert found.code == 0, shown(found.end)
