@@ -129,8 +129,9 @@ def picture(screen: pyte.Screen, title: str) -> str:
         lines.pop()
     console = Console(record=True, width=screen.columns, file=io.StringIO(), force_terminal=True, highlight=False)
     console.print(Text("\n").join(lines), no_wrap=True, overflow="crop")
-    # Rich's own frame has fonts of another host.
+    # Rich's own frame has fonts of another host, and one for the title that not everybody has.
     frame = re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
+    frame = frame.replace("font-family: arial", "font-family: sans-serif")
     return console.export_svg(title=title, code_format=frame, theme=DEFAULT_TERMINAL_THEME)
 
 

@@ -126,6 +126,8 @@ class LiveProgress:
         if not at_once and now - self._drawn_s < _LIVE_S:
             return
         self._drawn_s = now
+        with contextlib.suppress(OSError):  # Rich asks for the size of descriptors that pytest captures
+            self._console.width = os.get_terminal_size(self._stream.fileno()).columns or self._console.width
         text = Text(
             showable(self._told.line(what, width=self._console.width), self._stream),
             style="dim",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
 import pty
 import select
+import struct
+import termios
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -171,7 +174,7 @@ def test_the_time_left_is_there_at_any_width(
 ) -> None:
     """What goes on is cut where the window is too narrow for all of it; how long it still takes is not."""
     stream, master = terminal
-    monkeypatch.setenv("COLUMNS", str(columns))
+    fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     monkeypatch.setenv("TERM", "xterm")
     shown = progress.LiveProgress(stream, total_s=600)
     shown.phase("gpu boot-1, context 3500", "12 of 24 s: 140 finished, 0 failed, mean TTFT 0.012 s, 13.2 answers/s")
