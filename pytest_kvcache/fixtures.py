@@ -91,7 +91,7 @@ def kv_gate(request: pytest.FixtureRequest) -> AnyGate:
 
 @pytest.fixture(scope="session")
 def vllm_pair(kv_tier: Tier, kv_profile: Profile, request: pytest.FixtureRequest) -> Iterator[ServingPair]:
-    """A pair of vLLM servers on the tier, behind a round-robin router, for tests that send requests themselves.
+    """A pair of vLLM servers on the tier, behind the balancer of the profile, for tests that send requests themselves.
 
     The pair is booted once for each tier. Its OpenAI endpoint is `vllm_pair.base_url`, its model `vllm_pair.model`.
     """

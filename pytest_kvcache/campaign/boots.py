@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
-from pytest_kvcache.campaign import gpus, runner
+from pytest_kvcache.campaign import balancing, gpus, runner
 from pytest_kvcache.campaign.arm import Arm
 from pytest_kvcache.campaign.boot_probes import BootProbes, shortened_if_faulty
 from pytest_kvcache.campaign.comparability import comparability, machine_name
@@ -143,11 +144,13 @@ def measure(
             ) as watch,
         ):
             probes = BootProbes(arm, pair, folder / PROBES)
+            balancer: dict[str, Any] = {}
             for length in contexts:
                 where = f"{pair.label} {boot}, context {length}"
                 if arm.profile.rules.probes:
                     state.progress.phase(where, "probing caches, storage and answers")
                 probed = probes.probe()
+                balancer = balancing.cost(arm, state, pair)
                 state.progress.phase(where, "warming up and filling caches")
                 plan = _plan(arm, pair, folder / f"context-{length}", length, stop.get(length))
                 result.runs[length] = run_plan(
@@ -160,9 +163,13 @@ def measure(
             "machine": machine_name(state.hardware),
             "commit": revision.commit(state.settings.options.rootdir),
         }
-        launched = dict(pair.launched)
-        more = {"canary": result.canary, "environment": environment.facts(os.environ), "session": measured_by}
-        more["launcher"] = launched
+        more = {
+            "balancer": balancer,
+            "canary": result.canary,
+            "environment": environment.facts(os.environ),
+            "session": measured_by,
+            "launcher": dict(pair.launched),
+        }
         for run in result.runs.values():
             runner.add_facts(run.folder, more)
     finally:
@@ -186,6 +193,8 @@ def _existing(folder: Path) -> Path:
 def _plan(arm: Arm, pair: ServingPair, folder: Path, length: int, stop: StopRule | None) -> LoadPlan:
     return LoadPlan(
         base_url=pair.base_url,
+        turn_urls=pair.plan.turn_urls,
+        names_users=pair.plan.balancer.promises == "user",
         model=pair.model,
         workload=arm.profile.workload,
         context_tokens=length,
@@ -240,6 +249,7 @@ def run_plan(
             hardware=state.hardware,
             storage=pair.plan.tier.facts,
             launcher=arm.launched_by,
+            balancer=balancing.keys_of(arm.profile.balancer, arm.engine),
         ),
         versions=arm.engine.versions,
         served=ServedCaches(

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from pytest_kvcache.config.profile import Profile
 from pytest_kvcache.verdict.metrics import OF_SLO
@@ -19,6 +20,7 @@ def comparability(
     hardware: Mapping[str, str],
     storage: Mapping[str, str],
     launcher: str,
+    balancer: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, str]:
     """Return the comparability keys: hardware, model and serving, workload, tier storage, launcher.
 
@@ -29,15 +31,16 @@ def comparability(
         hardware: Of the machine.
         storage: The tier's facts.
         launcher: How the components ran.
+        balancer: Facts of the load balancer: kind and policy, version, template.
     """
     serving = profile.model_dump(
-        exclude={"name", "description", "workload", "rules", "gates", "boot_timeout_s", "model"}
+        exclude={"name", "description", "workload", "rules", "gates", "boot_timeout_s", "model", "balancer"}
     )
     judged = {metric.key for metric in profile.judged}
     return {
         **_prefixed("hardware", hardware),
         **_prefixed("storage", storage),
-        **_prefixed("serving", {**serving, "model": model_id, "launcher": launcher}),
+        **_prefixed("serving", {**serving, "model": model_id, "launcher": launcher, **balancer}),
         **_prefixed("workload", profile.workload.sent(context_tokens)),
         **({"gates.slo": profile.gates.slo.text} if profile.gates.slo is not None and judged & OF_SLO else {}),
     }

@@ -54,6 +54,8 @@ def load(state: PerfState, tier: Tier, pair: ServingPair, workload: Workload, co
     arm = measuring.arm_of(tier, state)
     plan = LoadPlan(
         base_url=pair.base_url,
+        turn_urls=pair.plan.turn_urls,
+        names_users=pair.plan.balancer.promises == "user",
         model=pair.model,
         workload=workload,
         context_tokens=context_tokens,

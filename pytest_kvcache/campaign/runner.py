@@ -15,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 
+from pytest_kvcache.campaign.balancing import routing_of
 from pytest_kvcache.config.gates import ServiceLevel
 from pytest_kvcache.errors import RunError
 from pytest_kvcache.load import validity
@@ -165,6 +166,7 @@ def run_load(
         context_tokens=plan.context_tokens,
         first_user=plan.first_user,
         beyond_tokens=load["beyond_tokens"],
+        routing=routing_of(pair.plan, load),
     )
     proof = proof.with_storage(_storage(pair, served, proof.ledger, before, _look(pair, plan)))
     start_s: float = load["started_monotonic_s"]

@@ -21,6 +21,7 @@ from pytest_kvcache.engine.base import BaseEngine
 from pytest_kvcache.engine.named import engine_named
 from pytest_kvcache.errors import ConfigError, SetupError
 from pytest_kvcache.home import home
+from pytest_kvcache.probes.balancer_latency import BalancerLatency
 from pytest_kvcache.runs import processes
 from pytest_kvcache.runs.machine import PROCESSORS, MachineLock
 from pytest_kvcache.runs.session import RunSession
@@ -53,6 +54,7 @@ class PerfState:
         gpus: What the GPUs of each boot did.
         stopping: By profile, engine and whether it offloads, why no pair should be booted.
         cautions_told: Cautions that were told, each once.
+        balancers: What each balancer of the session costs, by its kind, policy and engine.
         engine_minutes: For which pairs were running.
         fixed_minutes: That designs without looks would have taken for the same verdicts.
         peak_memory_bytes: Of the run, once it is closed.
@@ -73,6 +75,7 @@ class PerfState:
         self.gpus: list[BootGpus] = []
         self.stopping: dict[tuple[str, str, bool], tuple[str, ...]] = {}
         self.cautions_told: set[str] = set()
+        self.balancers: dict[str, BalancerLatency] = {}
         self.engine_minutes = 0.0
         self.fixed_minutes = 0.0
         self.peak_memory_bytes = 0

@@ -18,7 +18,7 @@ import itertools
 import select
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from pytest_kvcache.client import event_stream
 from pytest_kvcache.client.addresses import answering
@@ -43,17 +43,20 @@ _READABLE = select.EPOLLIN | select.EPOLLRDHUP
 
 
 class Wire:
-    """Sends exchanges to one server.
+    """Sends exchanges to one server, or each to the one that its `place` names.
 
     Args:
         host: Name or address of the server; a link-local address with its zone behind a `%`.
         port: TCP port of the server.
         tls: TLS settings for https; None for http.
+        more: Host and port of further servers, whose places count from 1.
     """
 
-    def __init__(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
-        self._host, self._tls = host.partition("%")[0], tls
-        self._address = answering(host, port)
+    def __init__(
+        self, host: str, port: int, tls: ssl.SSLContext | None = None, more: Sequence[tuple[str, int]] = ()
+    ) -> None:
+        self._tls = tls
+        self._servers = [(each.partition("%")[0], answering(each, number)) for each, number in ((host, port), *more)]
         raise_open_files()
         self._clock = WallClock()
         self._epoll = select.epoll()
@@ -62,8 +65,9 @@ class Wire:
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._connections: dict[int, Connection] = {}
-        self._idle: list[Connection] = []
-        self._reserved = 0
+        #: By place: idle connections, and how many requests are about to need one.
+        self._idle: list[list[Connection]] = [[] for _ in self._servers]
+        self._reserved = [0 for _ in self._servers]
         #: Exchanges that are not over, each with its connection once it has one.
         self._under_way: dict[Exchange, Connection | None] = {}
         #: What else is watched: what to call when a file is readable, and when it is writable.
@@ -73,7 +77,7 @@ class Wire:
     def submit(self, exchange: Exchange) -> None:
         """Send `exchange` when it is due."""
         self._under_way[exchange] = None
-        self.call_at(exchange.due_s - _OPEN_AHEAD_S, self._reserve)
+        self.call_at(exchange.due_s - _OPEN_AHEAD_S, lambda: self._reserve(exchange.place))
         self.call_at(exchange.due_s, lambda: self._send(exchange))
         self.call_at(exchange.deadline_s, lambda: self._expire(exchange))
 
@@ -149,14 +153,15 @@ class Wire:
             if event & ~select.EPOLLOUT and self._connections.get(fd) is connection:
                 self._receive(connection)
 
-    def _reserve(self) -> None:
-        self._reserved += 1
-        if self._reserved > len(self._idle):
+    def _reserve(self, place: int) -> None:
+        self._reserved[place] += 1
+        if self._reserved[place] > len(self._idle[place]):
             with contextlib.suppress(OSError):  # the send tries again, and reports what fails then
-                self._idle.append(self._open())
+                self._idle[place].append(self._open(place))
 
-    def _open(self) -> Connection:
-        connection = Connection(self._address, self._clock, self._tls, self._host)
+    def _open(self, place: int) -> Connection:
+        host, address = self._servers[place]
+        connection = Connection(address, self._clock, self._tls, host)
         self._connections[connection.fd] = connection
         self._epoll.register(connection.fd, _READABLE)
         connection.shake_hands()
@@ -164,9 +169,11 @@ class Wire:
         return connection
 
     def _send(self, exchange: Exchange) -> None:
-        self._reserved = max(0, self._reserved - 1)
+        place = exchange.place
+        self._reserved[place] = max(0, self._reserved[place] - 1)
         if exchange in self._under_way:
-            self._begin(exchange, self._idle.pop if self._idle else self._open)
+            idle = self._idle[place]
+            self._begin(exchange, idle.pop if idle else lambda: self._open(place))
 
     def _begin(self, exchange: Exchange, connect: Callable[[], Connection]) -> None:
         try:
@@ -245,14 +252,15 @@ class Wire:
     def _release(self, connection: Connection, exchange: Exchange, *, keeps: bool) -> None:
         connection.exchange, connection.used = None, True
         if keeps and exchange.sent_s is not None:
-            self._idle.append(connection)
+            self._idle[exchange.place].append(connection)
         else:
             self._drop(connection)
         self._finish(exchange)
 
     def _drop(self, connection: Connection, kind: str = "", why: str = "") -> None:
-        with contextlib.suppress(ValueError):
-            self._idle.remove(connection)
+        for idle in self._idle:
+            with contextlib.suppress(ValueError):
+                idle.remove(connection)
         if self._connections.pop(connection.fd, None) is not None:
             connection.sock.close()
         exchange, connection.exchange = connection.exchange, None
@@ -269,7 +277,7 @@ class Wire:
             # took the request and closed later may have acted on it, and a POST is not sent again then (RFC 9110,
             # 9.2.2).
             exchange.resent, exchange.sent_s = True, None
-            self._begin(exchange, self._open)
+            self._begin(exchange, lambda: self._open(exchange.place))
         else:
             self._finish(exchange, failed=f"{kind}: {why}")
 

@@ -19,7 +19,7 @@ from pytest_kvcache.runs import containers
 
 PREFIX = "image:"
 #: Programs that an image may lack: they are no part of what is tested, and the same on both sides of an A/B.
-STAND_INS = ("vllm-router", "rclone")
+STAND_INS = ("vllm-router", "rclone", "haproxy", "nginx")
 _PROGRAMS = ("vllm", "lmcache", *STAND_INS)
 _TIMEOUT_S = 120.0
 #: A container that shares this machine's kernel, network and process numbers shows the same values of these files.

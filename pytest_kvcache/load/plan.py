@@ -17,6 +17,9 @@ class LoadPlan(Strict):
 
     Args:
         base_url: Address of the endpoint, with /v1.
+        turn_urls: Addresses of servers with /v1 over which the client takes turns (`turns.py`), `base_url` the first of
+            them; empty where all requests go to `base_url`.
+        names_users: Whether each request names its user in `x-user-id`, whatever the workload says.
         model: Name of the model that requests carry.
         workload: The workload with its parameters.
         context_tokens: Length of the user context of this run, one of the workload's.
@@ -32,6 +35,8 @@ class LoadPlan(Strict):
     """
 
     base_url: str
+    turn_urls: tuple[str, ...] = ()
+    names_users: bool = False
     model: str
     workload: AnyWorkload
     context_tokens: PositiveInt
@@ -44,3 +49,8 @@ class LoadPlan(Strict):
     stop: StopRule | None = None
     rows: Path
     summary: Path
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """Where requests go."""
+        return self.turn_urls or (self.base_url,)

@@ -46,7 +46,9 @@ _LOAD_FAILURES = {
 }
 
 
-def check_claim(claim: Claim, ledger: Ledger, expectable: Expectable = Expectable()) -> ClaimCheck:
+def check_claim(
+    claim: Claim, ledger: Ledger, expectable: Expectable = Expectable(), *, idle_is_fault: bool = True
+) -> ClaimCheck:
     """Compare a tier's claim with the ledger of a run.
 
     Failures (stores, loads, dropped events) are faults whatever the workload; hits are asked for only where the
@@ -56,9 +58,10 @@ def check_claim(claim: Claim, ledger: Ledger, expectable: Expectable = Expectabl
         claim: Claim of the tier.
         ledger: Ledger of the run.
         expectable: Hits that the workload can have.
+        idle_is_fault: Whether a server without a request breaks what the balancer promises.
     """
     tokens = ledger.total
-    found = [*_routing(ledger)]
+    found = [*_routing(ledger)] if idle_is_fault else []
     if claim is Claim.DEVICE:
         return ClaimCheck((*found, *_no_offload(ledger)))
     for name, moved in ledger.transfers.items():

@@ -16,6 +16,7 @@ from pytest_kvcache.proof.expected_hits import Expected, Hierarchy
 from pytest_kvcache.proof.hit_differences import hit_differences, warm_start_faults
 from pytest_kvcache.proof.ledger import Ledger, Tokens, build_ledger
 from pytest_kvcache.proof.oracle_requests import expectable_from_rows, oracle_requests
+from pytest_kvcache.proof.routing import IN_TURN, Routing, RoutingCheck, check_routing, idle_is_fault
 from pytest_kvcache.proof.storage_account import AccountProof
 from pytest_kvcache.serving.claim import Claim
 from pytest_kvcache.telemetry import counters
@@ -56,6 +57,8 @@ class Proof:
         findings: Where measured hits are far from expected ones, a line each.
         figures: Figures to be stored with those of the run: shares by source, parts of TTFT.
         storage: The storage's own account, compared with LMCache's.
+        routing: Balancer of the run.
+        routed: Where it sent the requests.
     """
 
     ledger: Ledger
@@ -65,6 +68,8 @@ class Proof:
     findings: tuple[str, ...] = ()
     figures: Mapping[str, float] = field(default_factory=dict)
     storage: AccountProof = field(default_factory=AccountProof)
+    routing: Routing = field(default_factory=Routing)
+    routed: RoutingCheck = field(default_factory=RoutingCheck)
 
     def with_storage(self, storage: AccountProof) -> Proof:
         """Return the proof with the storage's own account."""
@@ -87,6 +92,7 @@ class Proof:
             "findings": list(self.findings),
             "figures": dict(self.figures),
             "storage": self.storage.facts(),
+            "routing": self.routed.facts(self.routing),
         }
 
 
@@ -100,6 +106,7 @@ def judge(
     context_tokens: int,
     first_user: int = 0,
     beyond_tokens: float = 0.0,
+    routing: Routing = IN_TURN,
 ) -> Proof:
     """Return what the counters of a run prove.
 
@@ -112,6 +119,7 @@ def judge(
         context_tokens: Context length of the run (tokens).
         first_user: Number before that of the first user.
         beyond_tokens: Prompt tokens of requests that were sent and are not in `rows`.
+        routing: Balancer of the run.
     """
     unread = counters.faults(before, after)
     before, after = counters.ranks_as_one(before), counters.ranks_as_one(after)
@@ -128,17 +136,22 @@ def judge(
         first_user=first_user,
         device=device_cache(after),
         size=size,
+        routing=routing,
     )
-    checked = claims.check_claim(served.claim, ledger, can)
+    routed = check_routing(rows, routing)
+    idle = idle_is_fault(routed.requests, routing.promises)
+    checked = claims.check_claim(served.claim, ledger, can, idle_is_fault=idle)
     unbalanced = balance(ledger, client_tokens(rows, beyond_tokens=beyond_tokens), beyond_tokens=beyond_tokens)
     leftovers = warm_start_faults(whole.servers, ledger) if whole is not None and served.claim is Claim.L2 else []
     return Proof(
         ledger,
         expected=whole.servers if whole is not None else {},
-        faults=(*leftovers, *unbalanced, *checked.faults),
-        unchecked=checked.unchecked,
+        faults=(*leftovers, *unbalanced, *routed.faults, *checked.faults),
+        unchecked=(*routed.unchecked, *checked.unchecked),
         findings=tuple(hit_differences(whole.servers, ledger)) if whole is not None else (),
         figures=ledger.as_figures() | components(rows, grown),
+        routing=routing,
+        routed=routed,
     )
 
 
@@ -151,12 +164,13 @@ def _expected(
     first_user: int,
     device: DeviceCache | None,
     size: float | None,
+    routing: Routing,
 ) -> tuple[Expected | None, Expectable]:
     """Return the hits of an LRU hierarchy, None where prompts or sizes are unknown, and which hits can be expected."""
     unknown = expectable_from_rows(rows, served.chunk_tokens, device.tokens if device else None)
     if not isinstance(workload, MultiRoundQa) or workload.mode != "exact" or device is None:
         return None, unknown
-    asks = oracle_requests(rows, workload, context_tokens, first_user)
+    asks = oracle_requests(rows, workload, context_tokens, first_user, routing)
     if not asks:
         return None, unknown
     caches = Hierarchy(

@@ -182,12 +182,13 @@ def _profiles(builtin: Table, user: Table, where: str, folder: Path | None) -> d
 
 
 def _without_other_kind(base: Table, over: Table) -> Table:
-    """Return `base` without its workload where `over` has a workload of another kind, which has other keys."""
-    new, old = (t.get("workload") for t in (over, base))
-    if not isinstance(new, dict) or not isinstance(old, dict):
-        return base
-    other = new.get("kind", old.get("kind")) != old.get("kind")
-    return {k: v for k, v in base.items() if k != "workload"} if other else base
+    """Return `base` without its workload or balancer where `over` has one of another kind, which has other keys."""
+    gone = set()
+    for key in ("workload", "balancer"):
+        new, old = (t.get(key) for t in (over, base))
+        if isinstance(new, dict) and isinstance(old, dict) and new.get("kind", old.get("kind")) != old.get("kind"):
+            gone.add(key)
+    return {k: v for k, v in base.items() if k not in gone}
 
 
 def _profile(name: str, table: Table, key: str, folder: Path | None) -> Profile:
