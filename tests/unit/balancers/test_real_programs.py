@@ -117,8 +117,9 @@ def running(kind: str, policy: str, folder: Path, *stubs: str, template: Path | 
                 time.sleep(0.05)
             front_url = plan.base_urls[0].removesuffix("/v1")
             balancer = Running(front_url, plan.metrics_url, servers, process, log, scratch)
-            stack.callback(lambda: [each.close() for each in balancer.opened])
             yield balancer
+            for connection in balancer.opened:
+                connection.close()
         finally:
             process.terminate()
             process.wait(20)
