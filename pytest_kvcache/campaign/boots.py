@@ -240,6 +240,7 @@ def run_plan(
             hardware=state.hardware,
             storage=pair.plan.tier.facts,
             launcher=arm.launched_by,
+            image=arm.pinned_image,
         ),
         versions=arm.engine.versions,
         served=ServedCaches(

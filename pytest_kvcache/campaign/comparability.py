@@ -19,6 +19,7 @@ def comparability(
     hardware: Mapping[str, str],
     storage: Mapping[str, str],
     launcher: str,
+    image: str = "",
 ) -> dict[str, str]:
     """Return the comparability keys: hardware, model and serving, workload, tier storage, launcher.
 
@@ -29,15 +30,17 @@ def comparability(
         hardware: Of the machine.
         storage: The tier's facts.
         launcher: How the components ran.
+        image: Digest of the image that the profile names; "" where it names none, and the engine is what is tested.
     """
     serving = profile.model_dump(
-        exclude={"name", "description", "workload", "rules", "gates", "boot_timeout_s", "model"}
+        exclude={"name", "description", "workload", "rules", "gates", "boot_timeout_s", "model", "image"}
     )
     judged = {metric.key for metric in profile.judged}
     return {
         **_prefixed("hardware", hardware),
         **_prefixed("storage", storage),
         **_prefixed("serving", {**serving, "model": model_id, "launcher": launcher}),
+        **({"serving.image": image} if image else {}),
         **_prefixed("workload", profile.workload.sent(context_tokens)),
         **({"gates.slo": profile.gates.slo.text} if profile.gates.slo is not None and judged & OF_SLO else {}),
     }
