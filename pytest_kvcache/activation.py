@@ -20,7 +20,7 @@ from pytest_kvcache.campaign.settings import Settings
 from pytest_kvcache.campaign.state import PerfState
 from pytest_kvcache.errors import BaselineError, ConfigError, RunError
 from pytest_kvcache.report import benchmark as rows_of_benchmark
-from pytest_kvcache.report import header, progress
+from pytest_kvcache.report import header, progress, pulling
 from pytest_kvcache.report.github import GithubReport
 from pytest_kvcache.report.session import SessionReport
 from pytest_kvcache.runs import signals
@@ -90,8 +90,9 @@ def activate(config: pytest.Config, items: Sequence[pytest.Item]) -> PerfState:
                 gains.check_baselines(state, wanted)
             if chosen.options.update != "none":
                 store.check_writable(chosen.options.baselines)
+            pulling.pull_images(chosen, _stream(config), say, verbosity=config.get_verbosity())
             state.claim_machine()
-        except (BaselineError, RunError) as error:
+        except (BaselineError, ConfigError, RunError) as error:
             raise pytest.UsageError(str(error)) from None
     config.stash[KEY] = state
     config.stash[hooks.KEY] = state.listener = hooks.Hooks(config, state)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from pytest_kvcache.config.options import Options, UpdateMode
+    from pytest_kvcache.config.options import Options, PullMode, UpdateMode
 
 MARKER = "perf"
 #: Short names of options, with destination and action. Other plugins may have taken them; the long names always work.
@@ -84,6 +84,12 @@ def add_options(parser: pytest.Parser) -> None:
         help="file or folder that containers of an image get, beside those of the ini key; repeatable",
     )
     group.addoption(
+        "--kv-pull",
+        default=None,
+        metavar="WHEN",
+        help="fetch the image of an engine from its registry: never (default), missing, or always (finds moved tags)",
+    )
+    group.addoption(
         "--kv-strict", action="store_true", default=None, help="inconclusive and incomparable fail (default in CI)"
     )
     group.addoption("--kv-no-strict", action="store_false", dest="kv_strict", help="they do not, in CI either")
@@ -91,6 +97,7 @@ def add_options(parser: pytest.Parser) -> None:
         group.addoption("--" + name.replace("_", "-"), default=None, metavar="VALUE", help=text)
         parser.addini(name, help=text, default="")
     parser.addini("kv_wait", help="as --kv-wait", default="")
+    parser.addini("kv_pull", help="as --kv-pull", default="")
     parser.addini("kv_image_mounts", type="linelist", default=[], help="as --kv-image-mount, one a line")
 
 
@@ -176,6 +183,7 @@ def from_config(config: pytest.Config) -> Options:
         strict=_strict(config),
         against=_against(config, update),
         image_mounts=found.image_mounts,
+        pull=_pull(config),
         launcher=found.launcher,
     )
 
@@ -200,6 +208,15 @@ def _wait_s(config: pytest.Config) -> float:
     if not 0 <= wait_s < float("inf"):
         raise pytest.UsageError(f"--kv-wait must be 0 or more seconds, not {wait_s}")
     return wait_s
+
+
+def _pull(config: pytest.Config) -> PullMode:
+    given = config.getoption("kv_pull") or config.getini("kv_pull") or "never"
+    modes: tuple[PullMode, ...] = ("never", "missing", "always")
+    for mode in modes:
+        if given == mode:
+            return mode
+    raise pytest.UsageError(f"kv_pull must be one of {', '.join(modes)}, not {given!r}")
 
 
 def _strict(config: pytest.Config) -> bool:

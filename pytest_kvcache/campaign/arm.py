@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pytest_kvcache.config.profile import Profile
 from pytest_kvcache.engine.base import BaseEngine
+from pytest_kvcache.engine.image import ImageEngine
 from pytest_kvcache.engine.models import model_folder
 from pytest_kvcache.home import home
 from pytest_kvcache.runs.session import RunSession
@@ -51,6 +52,13 @@ class Arm:
     def launched_by(self) -> str:
         """How its servers run: the launcher's name, as `process` or `docker`."""
         return launchers.chosen(tier_launcher(self.tier) or self.profile.launcher, self.engine)
+
+    @property
+    def pinned_image(self) -> str:
+        """The digest of the image that the profile names; "" where the engine comes from elsewhere."""
+        if isinstance(self.engine, ImageEngine) and self.engine.reference == self.profile.image:
+            return self.engine.digest
+        return ""
 
     def __str__(self) -> str:
         """The engine, how it runs, and what is in it."""

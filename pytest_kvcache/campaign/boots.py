@@ -250,6 +250,7 @@ def run_plan(
             storage=pair.plan.tier.facts,
             launcher=arm.launched_by,
             balancer=balancing.keys_of(arm.profile.balancer, arm.engine),
+            image=arm.pinned_image,
         ),
         versions=arm.engine.versions,
         served=ServedCaches(

@@ -21,6 +21,7 @@ def comparability(
     storage: Mapping[str, str],
     launcher: str,
     balancer: Mapping[str, str] = MappingProxyType({}),
+    image: str = "",
 ) -> dict[str, str]:
     """Return the comparability keys: hardware, model and serving, workload, tier storage, launcher.
 
@@ -32,15 +33,17 @@ def comparability(
         storage: The tier's facts.
         launcher: How the components ran.
         balancer: Facts of the load balancer: kind and policy, version, template.
+        image: Digest of the image that the profile names; "" where it names none, and the engine is what is tested.
     """
     serving = profile.model_dump(
-        exclude={"name", "description", "workload", "rules", "gates", "boot_timeout_s", "model", "balancer"}
+        exclude={"name", "description", "workload", "rules", "gates", "boot_timeout_s", "model", "balancer", "image"}
     )
     judged = {metric.key for metric in profile.judged}
     return {
         **_prefixed("hardware", hardware),
         **_prefixed("storage", storage),
         **_prefixed("serving", {**serving, "model": model_id, "launcher": launcher, **balancer}),
+        **({"serving.image": image} if image else {}),
         **_prefixed("workload", profile.workload.sent(context_tokens)),
         **({"gates.slo": profile.gates.slo.text} if profile.gates.slo is not None and judged & OF_SLO else {}),
     }

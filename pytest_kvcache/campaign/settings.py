@@ -12,6 +12,7 @@ from pytest_kvcache.config.options import Options
 from pytest_kvcache.config.profile import Profile
 from pytest_kvcache.engine import image
 from pytest_kvcache.engine.container import BindMount, parse_mount
+from pytest_kvcache.engine.named import name_of
 from pytest_kvcache.errors import ConfigError
 from pytest_kvcache.serving.launchers import catalogue as launchers
 from pytest_kvcache.serving.tier import Tier, tier_launcher
@@ -53,6 +54,19 @@ class Settings:
         """Return a profile with the launcher that was asked for in place of its own."""
         return with_launcher(profile, self.options.launcher)
 
+    def engine_of(self, profile: Profile) -> str | None:
+        """Return the name of the engine that serves a profile, None for the one that `setup` makes."""
+        return name_of(self.options.engine, profile)
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """The names of all images that the session boots, without `image:`."""
+        engines = [self.engine_of(self.profile), self.options.against]
+        if self.other is not None:
+            engines.append(self.engine_of(self.other.profile(self.profile.name)))
+        named = (name.removeprefix(image.PREFIX) for name in engines if name and name.startswith(image.PREFIX))
+        return tuple(dict.fromkeys(named))
+
     def asked_by_name(self, tier: Tier) -> bool:
         """Whether --tier names it: then it must run, and not be skipped."""
         return tier.name in self.options.tiers
@@ -70,12 +84,9 @@ def resolve(options: Options) -> Settings:
     profile.workload.check()
     _check_gains(profile, known)
     _check_against(options)
-    for engine in (options.engine, options.against):
-        if engine is not None and engine.startswith(image.PREFIX):
-            image.check(engine.removeprefix(image.PREFIX))
     tiers = tuple(known.select(options.tiers, option=options.tier_option))
     _check_launchers(profile, tiers, known, options)
-    return Settings(
+    settings = Settings(
         options=options,
         catalogue=known,
         profile=profile,
@@ -83,6 +94,10 @@ def resolve(options: Options) -> Settings:
         other=_other(options, profile.name, tiers),
         mounts=tuple(parse_mount(text, "kv_image_mounts") for text in options.image_mounts),
     )
+    look = image.check if options.pull == "never" else image.find
+    for text in settings.images:
+        look(text, gpus=profile.gpus_per_server > 0)
+    return settings
 
 
 def with_launcher(profile: Profile, name: str | None) -> Profile:

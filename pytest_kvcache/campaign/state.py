@@ -95,8 +95,9 @@ class PerfState:
             ConfigError: Its image cannot be used here.
             SetupError: There is none, or it cannot be used.
         """
-        if self.settings.options.engine is not None:
-            return engine_named(self.settings.options.engine, self.settings.mounts)
+        name = self.settings.engine_of(self.profile)
+        if name is not None:
+            return engine_named(name, self.settings.mounts)
         found = setup.installed(home())
         if found is None:
             raise SetupError(
@@ -158,12 +159,18 @@ class PerfState:
             return None
         if self.settings.other is not None:
             (other,) = self.settings.other.select([tier.name])
-            return Arm("B", self.engine, self.settings.launched(self.settings.other.profile(self.profile.name)), other)
+            profile = self.settings.launched(self.settings.other.profile(self.profile.name))
+            return Arm("B", self.other_engine, profile, other)
         return Arm("B", self.other_engine, self.profile, tier)
 
     @cached_property
     def other_engine(self) -> BaseEngine:
-        """The engine of --kv-against."""
+        """The engine of --kv-against; of a revision of kvcache.toml, the one that its profile names."""
+        if self.settings.other is not None:
+            name = self.settings.engine_of(self.settings.other.profile(self.profile.name))
+            if name is None or name == self.settings.engine_of(self.profile):
+                return self.engine
+            return engine_named(name, self.settings.mounts)
         return engine_named(self.settings.options.against or "", self.settings.mounts)
 
     def note_decided(self, verdict: CellVerdict | PairedVerdict, fixed_minutes: float) -> None:

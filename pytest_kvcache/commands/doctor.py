@@ -22,7 +22,7 @@ from pytest_kvcache.engine.base import BaseEngine
 from pytest_kvcache.engine.container import BindMount, parse_mount
 from pytest_kvcache.engine.environment import on_path
 from pytest_kvcache.engine.image import ImageEngine
-from pytest_kvcache.engine.named import engine_named
+from pytest_kvcache.engine.named import engine_named, name_of
 from pytest_kvcache.errors import ConfigError, SetupError
 from pytest_kvcache.home import home
 from pytest_kvcache.preflight import adapter, machine
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace, say: Say) -> int:
     offloads = any(not isinstance(tier, NoTier) for tier in tiers)
     results = [preflight.run("machine", check) for check in machine.checks(profile, offloads=offloads)]
     mounts = [parse_mount(text, "--kv-image-mount") for text in place.image_mounts]
-    engine, found = _engine(place.engine, mounts)
+    engine, found = _engine(name_of(place.engine, profile), mounts)
     results.append(found)
     if engine is not None:
         checks = engines.checks(engine, profile, imports=args.imports, offloads=offloads)

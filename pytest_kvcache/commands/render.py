@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from pytest_kvcache.commands.located import add_project_arguments, located
 from pytest_kvcache.engine.container import parse_mount
-from pytest_kvcache.engine.named import engine_named
+from pytest_kvcache.engine.named import engine_named, name_of
 from pytest_kvcache.serving.render import render
 from pytest_kvcache.tiers import catalogue
 
@@ -36,8 +36,10 @@ def run(args: argparse.Namespace, say: Say) -> int:
     known = catalogue.load(found.config)
     (tier,) = known.select([args.tier])
     mounts = [parse_mount(text, "--kv-image-mount") for text in found.image_mounts]
-    engine = engine_named(found.engine, mounts) if found.engine else None
+    profile = known.profile(args.kv_profile)
+    name = name_of(found.engine, profile)
+    engine = engine_named(name, mounts) if name else None
     if not args.json:
         say(f"# configuration: {found.config or 'built in'}")
-    say(render(known.profile(args.kv_profile), tier, engine, os.environ, as_json=args.json))
+    say(render(profile, tier, engine, os.environ, as_json=args.json))
     return 0

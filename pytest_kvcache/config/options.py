@@ -9,6 +9,8 @@ from typing import Literal
 #: Longer than a gate's boots take on GPUs, shorter than the limit of a job of most CI services.
 DEFAULT_WAIT_S = 1800.0
 UpdateMode = Literal["none", "missing", "all"]
+#: `never`; only an image that is not there; or always, which finds a tag that has moved.
+PullMode = Literal["never", "missing", "always"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Options:
         against: An engine environment, `image:…`, or `git:REVISION` of the configuration, to compare with in place of
             baselines.
         image_mounts: What containers of images get from this machine, as `SOURCE[:TARGET][:ro|rw]`.
+        pull: Whether an image is fetched from its registry.
         allow_suspect: Whether boots that had other work beside them may become baselines.
         tier_option: How the option that names tiers is spelled: another plugin may have taken `--tier`.
         update_option: How the option that stores baselines anew is spelled, for the same reason.
@@ -48,6 +51,7 @@ class Options:
     strict: bool
     against: str | None
     image_mounts: tuple[str, ...]
+    pull: PullMode = "never"
     allow_suspect: bool = False
     tier_option: str = "--tier"
     update_option: str = "--update-baselines"

@@ -10,8 +10,10 @@ from pydantic import Field, PositiveFloat, PositiveInt, ValidationInfo, field_va
 from pytest_kvcache.config import environment, refused_args
 from pytest_kvcache.config.balancer import Balancer
 from pytest_kvcache.config.gates import Gates
+from pytest_kvcache.config.image_reference import parse_reference
 from pytest_kvcache.config.rules import Rules
 from pytest_kvcache.config.vllm_args import number_of
+from pytest_kvcache.errors import ConfigError
 from pytest_kvcache.strict import Strict, as_path
 from pytest_kvcache.verdict.cells import FolderName
 from pytest_kvcache.verdict.gates import TokenGate
@@ -43,6 +45,11 @@ class Profile(Strict):
     )
     vllm_args: tuple[str, ...] = Field(default=(), description="more arguments of every vLLM server")
     env: dict[str, str] = Field(default_factory=dict, description="environment of vLLM and LMCache")
+    image: str | None = Field(
+        default=None,
+        description="container image with vLLM and LMCache, pinned as NAME@sha256:DIGEST or named by a tag; the digest "
+        "that it has is a comparability key. `--kv-engine` and `kv_engine` come over it",
+    )
     lmcache_mode: Literal["in-process", "mp"] = Field(
         default="in-process",
         description="LMCache inside vLLM (LMCacheConnectorV1), or a server beside it (LMCacheMPConnector)",
@@ -98,6 +105,16 @@ class Profile(Strict):
     def _folder_as_written(cls, value: str, info: ValidationInfo) -> str:
         # Anything else may be the name of a model.
         return str(as_path(value, info)) if value.startswith(("~", "$", "./", "../")) else value
+
+    @field_validator("image")
+    @classmethod
+    def _image_is_a_name(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                parse_reference(value, where="image")
+            except ConfigError as error:
+                raise ValueError(error.what) from None
+        return value
 
     @field_validator("vllm_args")
     @classmethod

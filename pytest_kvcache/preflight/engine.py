@@ -8,7 +8,9 @@ from collections.abc import Iterable
 from pytest_kvcache.check import Check, Finding
 from pytest_kvcache.config.profile import Profile
 from pytest_kvcache.engine.base import BaseEngine
-from pytest_kvcache.errors import SetupError
+from pytest_kvcache.engine.daemon import check_gpus
+from pytest_kvcache.engine.image import ImageEngine
+from pytest_kvcache.errors import ConfigError, SetupError
 from pytest_kvcache.preflight import balancer, connector
 from pytest_kvcache.serving import versions as older
 from pytest_kvcache.serving.offload import Offload
@@ -31,9 +33,20 @@ def checks(engine: BaseEngine, profile: Profile, *, imports: bool, offloads: boo
         Check("programs", lambda: programs(engine, profile, offloads=offloads), blocking=True),
         *balancer.checks(engine, profile),
     ]
+    if isinstance(engine, ImageEngine) and profile.gpus_per_server:
+        found.append(Check("GPUs of containers", lambda: gpus_of_containers(engine), blocking=True))
     if connector.needed(engine, profile, offloads=offloads):
         found.append(Check("connector", lambda: connector.installed(engine), blocking=True))
     return [*found, Check("import", lambda: importable(engine))] if imports else found
+
+
+def gpus_of_containers(engine: ImageEngine) -> Finding:
+    """Look at whether the daemon can give GPUs to containers."""
+    try:
+        check_gpus(engine.daemon, where=engine.where)
+    except ConfigError as error:
+        return Finding("fail", error.what, error.todo)
+    return Finding("pass", str(engine.daemon))
 
 
 def versions(engine: BaseEngine, profile: Profile, *, offloads: bool) -> Finding:

@@ -31,9 +31,14 @@ def chosen(stream: TextIO | None, say: Callable[[str], None], *, verbosity: int,
     """
     if stream is None or verbosity < 0:
         return Silent()
-    if stream.isatty() and not os.environ.get("CI") and os.environ.get("TERM") != "dumb":
+    if is_live(stream):
         return LiveProgress(stream, total_s=total_s)
     return CalmProgress(say, total_s=total_s)
+
+
+def is_live(stream: TextIO) -> bool:
+    """Whether a line that changes can be shown: on a terminal, and not in CI, whose logs keep everything."""
+    return stream.isatty() and not os.environ.get("CI") and os.environ.get("TERM") != "dumb"
 
 
 class _Told:
