@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from scipy import stats
+from scipy import special
 
 from pytest_kvcache.endpoint.address import below
 from pytest_kvcache.endpoint.certificates import tls_context
@@ -73,7 +73,8 @@ def latency(through: list[float], direct: list[float], servers: Mapping[str, int
     """
     differences = sorted(a - b for a, b in zip(through, direct, strict=True))
     count = len(differences)
-    low = max(0, int(stats.binom.ppf((1 - _CONFIDENCE) / 2, count, 0.5)) - 1)
+    tail = (1 - _CONFIDENCE) / 2
+    low = max(0, next(rank for rank in range(count + 1) if special.bdtr(rank, count, 0.5) >= tail) - 1)
     return BalancerLatency(
         median_s=statistics.median(differences),
         low_s=differences[low],

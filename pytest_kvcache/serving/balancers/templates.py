@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-import jinja2
-
 from pytest_kvcache.config.balancer import Balancer
 from pytest_kvcache.errors import ConfigError
 from pytest_kvcache.serving.balancers.base import MAX_INFLIGHT, Front
@@ -27,6 +25,8 @@ def filled_in(settings: Balancer, built_in: Path, front: Front, *, port: int, me
     Raises:
         ConfigError: The template cannot be read, is none, or names what there is not.
     """
+    import jinja2  # noqa: PLC0415 - sessions with the router of the engine need none
+
     path = settings.template or built_in
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined,

@@ -27,7 +27,7 @@ def test_versions_and_programs_are_found(daemon: StubDocker, stub_engine: Path) 
     assert engine.versions["image"] == "sha256:1"
     assert engine.find("lmcache") == stub_engine / "bin" / "lmcache"
     assert engine.vllm_launch("m") == (str(stub_engine / "bin" / "vllm"), "serve", "m")
-    assert not engine.local
+    assert not {"vllm", "lmcache", "vllm-router", "rclone"} & set(engine.local)
     assert len(daemon.created) == 1
     assert daemon.all == []
 
