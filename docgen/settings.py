@@ -11,6 +11,7 @@ from annotated_types import Ge, Gt, Le, Lt, MultipleOf
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from pytest_kvcache.config.attach import Attach, Kubernetes
 from pytest_kvcache.config.gates import Gates, ServiceLevel
 from pytest_kvcache.config.profile import Profile
 from pytest_kvcache.config.rules import Rules
@@ -47,8 +48,8 @@ class Key:
 
 
 def keys(model: type[BaseModel]) -> list[Key]:
-    """Return the keys of a model in their order, without `name`, which the table's own name is, and without `kind`."""
-    return [_key(name, field) for name, field in model.model_fields.items() if name not in {"name", "kind"}]
+    """Return the keys of a model in their order, without `kind`, and without what the table's own name is."""
+    return [_key(name, field) for name, field in model.model_fields.items() if name not in {"name", "kind", "tier"}]
 
 
 def tables() -> Mapping[str, type[BaseModel]]:
@@ -58,6 +59,8 @@ def tables() -> Mapping[str, type[BaseModel]]:
         "[profiles.NAME.rules]": Rules,
         "[profiles.NAME.gates]": Gates,
         "[profiles.NAME.gates.slo]": ServiceLevel,
+        "[attach.TIER]": Attach,
+        "[attach.TIER.kubernetes]": Kubernetes,
     }
 
 

@@ -23,7 +23,8 @@ _GROUP = "KV cache offloading (pytest-kvcache)"
 
 _INI = {
     "kv_profile": "profile that perf tests run (see kvcache.toml)",
-    "kv_launcher": "what boots the servers: process, docker, or another registered launcher (default: the profile's)",
+    "kv_launcher": "what boots the servers: process, docker, attach (they stand already), or another registered one "
+    "(default: the profile's)",
     "kv_engine": "environment with vLLM and LMCache, or image:REPO[:TAG], in place of the one that `setup` makes",
     "kv_config": "the kvcache.toml to use (default: the nearest one, from rootdir upwards)",
     "kv_runs": "folder of results (default: .kvcache/runs beside kvcache.toml, else in rootdir)",
@@ -82,6 +83,26 @@ def add_options(parser: pytest.Parser) -> None:
         default=[],
         metavar="SOURCE[:TARGET][:ro|rw]",
         help="file or folder that containers of an image get, beside those of the ini key; repeatable",
+    )
+    group.addoption(
+        "--kv-base-url",
+        default="",
+        metavar="URL",
+        help="with --kv-launcher attach: router of --tier's deployment, with /v1 (default: kvcache.toml's)",
+    )
+    group.addoption(
+        "--kv-server-url",
+        action="append",
+        default=[],
+        metavar="[NAME=]URL",
+        help="a vLLM server of that deployment, without /v1; repeatable",
+    )
+    group.addoption(
+        "--kv-metrics-url",
+        action="append",
+        default=[],
+        metavar="NAME=URL",
+        help="a Prometheus endpoint of that deployment, such as lmcache-0=http://host:8080/metrics; repeatable",
     )
     group.addoption(
         "--kv-strict", action="store_true", default=None, help="inconclusive and incomparable fail (default in CI)"
@@ -151,7 +172,7 @@ def from_config(config: pytest.Config) -> Options:
         ConfigError: A value is no path, or names a configuration file that is not there.
     """
     from pytest_kvcache.config import project  # noqa: PLC0415 - only where perf tests were asked for
-    from pytest_kvcache.config.options import Options  # noqa: PLC0415 - only where perf tests were asked for
+    from pytest_kvcache.config.options import Addresses, Options  # noqa: PLC0415 - only where perf tests were asked for
 
     _check_rootdir(config)
     found = project.locate(project.of_config(config))
@@ -177,6 +198,11 @@ def from_config(config: pytest.Config) -> Options:
         against=_against(config, update),
         image_mounts=found.image_mounts,
         launcher=found.launcher,
+        addresses=Addresses(
+            base_url=config.getoption("kv_base_url"),
+            server_urls=tuple(config.getoption("kv_server_url")),
+            metrics_urls=tuple(config.getoption("kv_metrics_url")),
+        ),
     )
 
 

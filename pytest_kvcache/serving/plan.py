@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from pytest_kvcache.config.profile import Profile
+from pytest_kvcache.deployment.standing import Standing
+from pytest_kvcache.endpoint.address import without_version
 from pytest_kvcache.serving import lmcache
 from pytest_kvcache.serving import versions as older
 from pytest_kvcache.serving.balancer import router
@@ -18,6 +20,8 @@ from pytest_kvcache.serving.vllm import vllm_server
 from pytest_kvcache.telemetry import internal_api
 
 _MAX_INFLIGHT = 8192
+#: LMCache inside vLLM hands its sums to Prometheus once in 10 s.
+LMCACHE_COUNTS_EVERY_S = 11.0
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class ServingPlan:
             each rank (`lmcache-0`, `lmcache-0.1`).
         extra_body: Fields that each request must carry (`TierPlan.request_fields`).
         lacks: What the engine does not tell because it is older, a line each.
+        standing: Deployment that was there before, with all of its caches; None for a pair that the run has booted.
     """
 
     tier: TierPlan
@@ -44,6 +49,18 @@ class ServingPlan:
     metrics_urls: dict[str, str]
     extra_body: dict[str, Any] = field(default_factory=dict)
     lacks: tuple[str, ...] = ()
+    standing: Standing | None = None
+
+    @property
+    def tokenizer_url(self) -> str:
+        """Base URL of what has vLLM's tokenizer API: the first server, or the balancer where none is known."""
+        return next(iter(self.server_urls.values()), without_version(self.base_url))
+
+    @property
+    def counters_lag_s(self) -> float:
+        """How long counters may lag behind (s): LMCache inside a vLLM that stands counts every 10 s."""
+        shared = len(set(self.metrics_urls.values())) < len(self.metrics_urls)
+        return LMCACHE_COUNTS_EVERY_S if shared else 0.0
 
 
 def build_plan(profile: Profile, tier: TierPlan, placement: Placement) -> ServingPlan:
