@@ -11,6 +11,7 @@ from annotated_types import Ge, Gt, Le, Lt, MultipleOf
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from pytest_kvcache.config.attach import Attach, Kubernetes
 from pytest_kvcache.config.balancer import Balancer
 from pytest_kvcache.config.gates import Gates, ServiceLevel
 from pytest_kvcache.config.profile import Profile
@@ -53,7 +54,11 @@ def keys(model: type[BaseModel]) -> list[Key]:
     A `kind` that the model itself has is left out, and one that is to be chosen is not.
     """
     fields = model.model_fields.items()
-    return [_key(name, field) for name, field in fields if name != "name" and (name != "kind" or _is_chosen(field))]
+    return [
+        _key(name, field)
+        for name, field in fields
+        if name not in {"name", "tier"} and (name != "kind" or _is_chosen(field))
+    ]
 
 
 def _is_chosen(field: FieldInfo) -> bool:
@@ -68,6 +73,8 @@ def tables() -> Mapping[str, type[BaseModel]]:
         "[profiles.NAME.rules]": Rules,
         "[profiles.NAME.gates]": Gates,
         "[profiles.NAME.gates.slo]": ServiceLevel,
+        "[attach.TIER]": Attach,
+        "[attach.TIER.kubernetes]": Kubernetes,
     }
 
 

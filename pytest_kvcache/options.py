@@ -23,7 +23,8 @@ _GROUP = "KV cache offloading (pytest-kvcache)"
 
 _INI = {
     "kv_profile": "profile that perf tests run (see kvcache.toml)",
-    "kv_launcher": "what boots the servers: process, docker, or another registered launcher (default: the profile's)",
+    "kv_launcher": "what boots the servers: process, docker, attach (they stand already), or another registered one "
+    "(default: the profile's)",
     "kv_engine": "environment with vLLM and LMCache, or image:REPO[:TAG], in place of the one that `setup` makes",
     "kv_config": "the kvcache.toml to use (default: the nearest one, from rootdir upwards)",
     "kv_runs": "folder of results (default: .kvcache/runs beside kvcache.toml, else in rootdir)",
@@ -88,6 +89,26 @@ def add_options(parser: pytest.Parser) -> None:
         default=None,
         metavar="WHEN",
         help="fetch the image of an engine from its registry: never (default), missing, or always (finds moved tags)",
+    )
+    group.addoption(
+        "--kv-base-url",
+        default="",
+        metavar="URL",
+        help="with --kv-launcher attach: router of --tier's deployment, with /v1 (default: kvcache.toml's)",
+    )
+    group.addoption(
+        "--kv-server-url",
+        action="append",
+        default=[],
+        metavar="[NAME=]URL",
+        help="a vLLM server of that deployment, without /v1; repeatable",
+    )
+    group.addoption(
+        "--kv-metrics-url",
+        action="append",
+        default=[],
+        metavar="NAME=URL",
+        help="a Prometheus endpoint of that deployment, such as lmcache-0=http://host:8080/metrics; repeatable",
     )
     group.addoption(
         "--kv-strict", action="store_true", default=None, help="inconclusive and incomparable fail (default in CI)"
@@ -158,7 +179,7 @@ def from_config(config: pytest.Config) -> Options:
         ConfigError: A value is no path, or names a configuration file that is not there.
     """
     from pytest_kvcache.config import project  # noqa: PLC0415 - only where perf tests were asked for
-    from pytest_kvcache.config.options import Options  # noqa: PLC0415 - only where perf tests were asked for
+    from pytest_kvcache.config.options import Addresses, Options  # noqa: PLC0415 - only where perf tests were asked for
 
     _check_rootdir(config)
     found = project.locate(project.of_config(config))
@@ -185,6 +206,11 @@ def from_config(config: pytest.Config) -> Options:
         image_mounts=found.image_mounts,
         pull=_pull(config),
         launcher=found.launcher,
+        addresses=Addresses(
+            base_url=config.getoption("kv_base_url"),
+            server_urls=tuple(config.getoption("kv_server_url")),
+            metrics_urls=tuple(config.getoption("kv_metrics_url")),
+        ),
     )
 
 

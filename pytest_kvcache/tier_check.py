@@ -11,11 +11,12 @@ import pytest
 from pytest_kvcache import preflight, values
 from pytest_kvcache.campaign import measuring
 from pytest_kvcache.campaign.arm import Arm
+from pytest_kvcache.campaign.deployments import missing
 from pytest_kvcache.campaign.state import PerfState
 from pytest_kvcache.config.cautions import cautions
 from pytest_kvcache.errors import KvCacheError, SetupError, TierUnavailableError
+from pytest_kvcache.preflight import deployment, gpus
 from pytest_kvcache.preflight import engine as engines
-from pytest_kvcache.preflight import gpus
 from pytest_kvcache.serving.tier import Tier, TierContext
 from pytest_kvcache.showable import inert
 from pytest_kvcache.tiers.none import NoTier
@@ -57,16 +58,21 @@ def usable(value: object, state: PerfState, *, named: bool = True) -> Tier:
                 f"{state.settings.options.tier_option} names {', '.join(state.settings.options.tiers)}, "
                 f"and not tier {tier.name}"
             )
-        arm = measuring.arm_of(tier, state)
-        ctx = arm.context(state.run, "")
-        reason = tier.unavailable(ctx)
-        if reason is not None and state.settings.asked_by_name(tier):
+        if state.settings.attaches:
+            reason = "" if tier.name in state.settings.attached else missing(tier.name).what
+        else:
+            arm = measuring.arm_of(tier, state)
+            ctx = arm.context(state.run, "")
+            reason = tier.unavailable(ctx) or ""
+        if reason and state.settings.asked_by_name(tier):
             raise TierUnavailableError(f"cannot run here: {reason}", where=f"tier {tier.name}")
-        if reason is None:
+        if not reason and state.settings.attaches:
+            _stands(tier, state)
+        elif not reason:
             for each in (arm, state.other_arm(tier)):
                 _fits(each, state)
             _preflight(tier, ctx, state)
-    if reason is not None:
+    if reason:
         pytest.skip(f"tier {tier.name} cannot run here: {reason}")
     state.usable.append(tier)
     return tier
@@ -95,6 +101,26 @@ def _fits(arm: Arm | None, state: PerfState) -> None:
     # A plan that nothing comes of: it leases no port.
     plan = arm.tier.plan(replace(arm.context(state.run, ""), port=lambda: 0))
     engines.check_floors(arm.engine, arm.profile, plan.offload)
+
+
+def _stands(tier: Tier, state: PerfState) -> None:
+    """Look at the deployment of a tier once a session.
+
+    Raises:
+        BootError: Its pods are missing or not ready.
+        ConfigError: Kubernetes cannot be asked from here.
+        TierUnavailableError: It cannot be measured.
+    """
+    arm = measuring.arm_of(tier, state)
+    if tier.name not in state.preflight and arm.standing is not None:
+        checks = deployment.checks(arm.standing, arm.profile, offloads=not isinstance(tier, NoTier))
+        state.preflight[tier.name] = tuple(preflight.stopping(tier.name, checks))
+    if found := state.preflight[tier.name]:
+        raise TierUnavailableError(
+            "the deployment fails the preflight: " + "; ".join(found),
+            where=f"tier {tier.name}",
+            todo=f"the whole list: pytest-kvcache doctor --kv-launcher attach --tier {tier.name}",
+        )
 
 
 def _preflight(tier: Tier, ctx: TierContext, state: PerfState) -> None:

@@ -59,10 +59,10 @@ def cost(arm: Arm, state: PerfState, pair: ServingPair) -> dict[str, Any]:
     Raises:
         BootError: A balancer that runs already does not lead to the servers of the pair.
     """
-    settings = arm.profile.balancer
+    settings, standing = pair.plan.balancer, pair.plan.standing
     facts: dict[str, Any] = {"kind": settings.kind, "policy": settings.policy, "promises": settings.promises}
     facts["version"] = version_of(settings, arm.engine)
-    if pair.plan.turn_urls:
+    if pair.plan.turn_urls or (standing is not None and not pair.plan.server_urls):
         return facts | {"latency": None}
     key = f"{settings.label} {arm.engine.where}"
     if key not in state.balancers:
@@ -72,11 +72,11 @@ def cost(arm: Arm, state: PerfState, pair: ServingPair) -> dict[str, Any]:
                 pair.plan.server_urls,
                 model=pair.plan.model,
                 extra_body=pair.plan.extra_body,
-                seen_s=balancer_latency.SEEN_S if settings.kind == "url" else 0.0,
+                seen_s=balancer_latency.SEEN_S if settings.kind == "url" and standing is None else 0.0,
             )
         except RunError as error:
             pair.check_alive()
-            if settings.kind == "url":
+            if settings.kind == "url" and standing is None:
                 raise BootError(f"the balancer {error.what}", where=error.where, todo=error.todo) from None
             state.say(f"the latency of the balancer was not measured: {error.what}")
             return facts | {"latency": None, "unmeasured": error.what}

@@ -14,6 +14,29 @@ PullMode = Literal["never", "missing", "always"]
 
 
 @dataclass(frozen=True)
+class Addresses:
+    """Where a deployment is, as the command line says it.
+
+    Args:
+        base_url: URL of the router, with /v1; "" for that of kvcache.toml.
+        server_urls: URLs of its vLLM servers, as `[NAME=]URL`.
+        metrics_urls: Prometheus endpoints of its components, as `NAME=URL`.
+    """
+
+    base_url: str = ""
+    server_urls: tuple[str, ...] = ()
+    metrics_urls: tuple[str, ...] = ()
+
+    def by_option(self) -> dict[str, object]:
+        """Return the values by the names of their options."""
+        return {
+            "--kv-base-url": self.base_url,
+            "--kv-server-url": self.server_urls,
+            "--kv-metrics-url": self.metrics_urls,
+        }
+
+
+@dataclass(frozen=True)
 class Options:
     """What was asked for, not yet checked against any file.
 
@@ -37,6 +60,7 @@ class Options:
         update_option: How the option that stores baselines anew is spelled, for the same reason.
         wait_s: For how long another session that measures on the same GPUs or processors is waited for (s).
         launcher: What boots the servers; None for what the profile says.
+        addresses: Of a deployment that stands.
     """
 
     rootdir: Path
@@ -57,3 +81,4 @@ class Options:
     update_option: str = "--update-baselines"
     wait_s: float = DEFAULT_WAIT_S
     launcher: str | None = None
+    addresses: Addresses = Addresses()

@@ -102,14 +102,19 @@ def target(url: SplitResult) -> str:
     return (url.path or "/") + (f"?{url.query}" if url.query else "")
 
 
-def read_key(name: str, environ: Mapping[str, str]) -> str:
+def read_key(name: str, environ: Mapping[str, str], *, where: str = "--api-key-env") -> str:
     """Return the API key in an environment variable, without the line end that files of secrets have.
+
+    Args:
+        name: Name of the variable.
+        environ: The environment.
+        where: The option or key that names the variable, for errors.
 
     Raises:
         ConfigError: The variable is not set, is empty, or holds what no header may hold; the key is not in the error.
     """
     value = environ.get(name)
-    where = f"--api-key-env {name}"
+    where = f"{where} {name}"
     if value is None:
         raise ConfigError("is not set", where=where, todo=f"export {name}, or name the variable that has the key")
     key = value.strip()

@@ -28,6 +28,8 @@ class LoadPlan(Strict):
         metrics_urls: Prometheus endpoints to read before and after the run, by component.
         api_key_env: Environment variable with the API key; the key itself is in no file.
         extra_body: More fields of each request, of the same size in every boot.
+        salt: Makes every prompt new to caches that cannot be emptied; "" for prompts as the workload has them.
+        counters_lag_s: How long counters may lag behind what they count (s); they are read so much later.
         report_s: How often progress is printed.
         stop: When the run may end before its time; None for never.
         rows: Where the table of requests goes (Parquet).
@@ -45,6 +47,8 @@ class LoadPlan(Strict):
     metrics_urls: dict[str, str] = Field(default_factory=dict)
     api_key_env: str = ""
     extra_body: dict[str, Any] = Field(default_factory=dict)
+    salt: str = ""
+    counters_lag_s: float = Field(default=0.0, ge=0)
     report_s: PositiveInt = 30
     stop: StopRule | None = None
     rows: Path

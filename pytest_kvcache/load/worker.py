@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,9 @@ from pytest_kvcache.load.settling import settled
 from pytest_kvcache.runs import signals
 from pytest_kvcache.runs.files import write_json
 from pytest_kvcache.showable import make_showable
+from pytest_kvcache.workload.salted import salted_script
 from pytest_kvcache.workload.script import Script, Turn
-from pytest_kvcache.workload.tokens import ServedTokenizer
+from pytest_kvcache.workload.tokens import ServedTokenizer, Tokenizer
 
 #: Time for children to start, and for each to note when its conversations begin, before the clock starts (s).
 _LEAD_S, _LEAD_EACH_S = 0.5, 1e-4
@@ -133,7 +135,8 @@ def carry_out(plan: LoadPlan, say: Callable[[str], None], *, authorization: str 
             write_json(plan.summary, outcome.facts())
             return outcome
         # A store of the priming that ends in the run would be counted as one of the run's.
-        outcome.counters_before, before = settled(plan.metrics_urls, hurry=lambda: stop.asked)
+        read = partial(settled, plan.metrics_urls, hurry=lambda: stop.asked, lag_s=plan.counters_lag_s)
+        outcome.counters_before, before = read()
         count = outcome.workers = plan.workload.worker_count(script)
         lead_s = _LEAD_S + _LEAD_EACH_S * len(script.conversations) / count
         start_s = outcome.started_monotonic_s = time.monotonic() + lead_s
@@ -162,7 +165,7 @@ def carry_out(plan: LoadPlan, say: Callable[[str], None], *, authorization: str 
         outcome.rows, outcome.lost_workers = children.rows, children.lost
         outcome.stopped_after_rounds, outcome.beyond_tokens = children.stopped_after_rounds, children.beyond_tokens
         outcome.elapsed_s = time.monotonic() - start_s
-        outcome.counters_after, after = settled(plan.metrics_urls, hurry=lambda: stop.asked)
+        outcome.counters_after, after = read()
         outcome.unsettled_stores = before + after
         outcome.interrupted = stop.asked
         records.save(outcome.rows, plan.rows)
@@ -171,11 +174,11 @@ def carry_out(plan: LoadPlan, say: Callable[[str], None], *, authorization: str 
 
 
 def _script(plan: LoadPlan, authorization: str) -> Script:
-    tokenizer = None
+    tokenizer: Tokenizer | None = None
     if plan.workload.needs_tokenizer:
         helps = plan.workload.HAS_COMPAT
         tokenizer = ServedTokenizer(plan.tokenizer_url, plan.model, authorization=authorization, compat_helps=helps)
-    return plan.workload.script(plan.context_tokens, tokenizer, first_user=plan.first_user)
+    return salted_script(plan.workload, plan.context_tokens, tokenizer, salt=plan.salt, first_user=plan.first_user)
 
 
 def _all_turns(script: Script) -> Iterator[Turn]:

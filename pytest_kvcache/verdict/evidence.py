@@ -25,12 +25,14 @@ class Boot:
         canary: Readings around it, in seconds, by name.
         faults: Why no verdict may rest on it, empty where one may.
         account: Where its tokens came from; None where that is not known, or the boot ended early.
+        foreign: Why it cannot be compared with anything: others used the servers at the same time. Empty where not.
     """
 
     figures: Mapping[str, float]
     canary: Mapping[str, float] = field(default_factory=dict)
     faults: Sequence[str] = ()
     account: TokenAccount | None = None
+    foreign: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

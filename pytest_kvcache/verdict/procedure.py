@@ -36,11 +36,12 @@ def decide(
 ) -> CellVerdict:
     """Judge the boots so far against the stored cell.
 
-    In this order: `invalid` (a boot has a fault or no figure), `no-baseline`, `incomparable` (keys, workload or canary
-    differ), `inconclusive` (the baseline is too small), then by gates: `regressed` if any gate is; else `needs-boot`
-    while one is open, `inconclusive` when boots are exhausted or a gate's margin is too wide; else `improved` if any
-    gate is, else `pass`. A baseline of fewer than `policy.least_boots` may still say `regressed`, since the t interval
-    holds for it too, but asks for no boots and passes nothing.
+    In this order: `invalid` (a boot has a fault or no figure), `incomparable` (others used the servers),
+    `no-baseline`, `incomparable` (keys, workload or canary differ), `inconclusive` (the baseline is too small), then by
+    gates: `regressed` if any gate is; else `needs-boot` while one is open, `inconclusive` when boots are exhausted or a
+    gate's margin is too wide; else `improved` if any gate is, else `pass`. A baseline of fewer than
+    `policy.least_boots` may still say `regressed`, since the t interval holds for it too, but asks for no boots and
+    passes nothing.
 
     Args:
         evidence: At least one boot, at most `policy.looks`.
@@ -66,6 +67,8 @@ def decide(
     faults = _faults(evidence.boots, policy.metrics)
     if faults:
         return CellVerdict("invalid", reasons=faults, boots=count, fixed_boots=policy.looks)
+    if others := tuple(f"boot {n}: {line}" for n, boot in enumerate(evidence.boots, start=1) for line in boot.foreign):
+        return CellVerdict("incomparable", reasons=others, boots=count, fixed_boots=policy.looks)
     if stored is None:
         return CellVerdict("no-baseline", boots=count, fixed_boots=policy.looks)
     different = incomparable(evidence, stored, policy)
