@@ -83,6 +83,13 @@ def add_options(parser: pytest.Parser) -> None:
         help="file or folder that containers of an image get, beside those of the ini key; repeatable",
     )
     group.addoption(
+        "--kv-load-node",
+        action="append",
+        default=[],
+        metavar="HOST:PORT",
+        help="send the load from this node (`pytest-kvcache load-node`) in place of this machine; repeatable",
+    )
+    group.addoption(
         "--kv-strict", action="store_true", default=None, help="inconclusive and incomparable fail (default in CI)"
     )
     group.addoption("--kv-no-strict", action="store_false", dest="kv_strict", help="they do not, in CI either")
@@ -175,6 +182,7 @@ def from_config(config: pytest.Config) -> Options:
         strict=_strict(config),
         against=_against(config, update),
         image_mounts=found.image_mounts,
+        load_nodes=tuple(config.getoption("kv_load_node")),
     )
 
 

@@ -19,6 +19,7 @@ from pytest_kvcache.campaign.runner import RunResult
 from pytest_kvcache.campaign.state import PerfState
 from pytest_kvcache.config import environment
 from pytest_kvcache.errors import KvCacheError
+from pytest_kvcache.load.nodes.messages import KEY_ENV
 from pytest_kvcache.load.plan import LoadPlan
 from pytest_kvcache.load.stopping import StopRule
 from pytest_kvcache.probes.probe import Probed
@@ -157,7 +158,7 @@ def measure(
                     state.progress.phase(where, "probing caches, storage and answers")
                 probed = probes.probe()
                 state.progress.phase(where, "warming up and filling caches")
-                plan = _plan(arm, pair, folder / f"context-{length}", length, stop.get(length))
+                plan = _plan(arm, pair, folder / f"context-{length}", length, stop.get(length), state.settings.options.load_nodes)
                 result.runs[length] = run_plan(
                     arm, state, pair, shortened_if_faulty(plan, probed), probed=probed, gpus_during=watch.during
                 )
@@ -189,7 +190,9 @@ def _existing(folder: Path) -> Path:
     return next(each for each in (folder, *folder.parents) if each.is_dir())
 
 
-def _plan(arm: Arm, pair: ServingPair, folder: Path, length: int, stop: StopRule | None) -> LoadPlan:
+def _plan(
+    arm: Arm, pair: ServingPair, folder: Path, length: int, stop: StopRule | None, nodes: tuple[str, ...]
+) -> LoadPlan:
     return LoadPlan(
         base_url=pair.base_url,
         model=pair.model,
@@ -200,6 +203,8 @@ def _plan(arm: Arm, pair: ServingPair, folder: Path, length: int, stop: StopRule
         extra_body=pair.plan.extra_body,
         tokenizer_url=next(iter(pair.plan.server_urls.values())),
         metrics_urls=pair.plan.metrics_urls,
+        nodes=nodes,
+        node_key_env=KEY_ENV if nodes else "",
         stop=stop,
         rows=folder / runner.ROWS,
         summary=folder / runner.LOAD,
@@ -246,6 +251,7 @@ def run_plan(
             hardware=state.hardware,
             storage=pair.plan.tier.facts,
             launcher=arm.launched_by,
+            load_nodes=len(plan.nodes),
         ),
         versions=arm.engine.versions,
         served=ServedCaches(

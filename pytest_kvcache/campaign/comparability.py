@@ -19,6 +19,7 @@ def comparability(
     hardware: Mapping[str, str],
     storage: Mapping[str, str],
     launcher: str,
+    load_nodes: int = 0,
 ) -> dict[str, str]:
     """Return the comparability keys: hardware, model and serving, workload, tier storage, launcher.
 
@@ -29,6 +30,7 @@ def comparability(
         hardware: Of the machine.
         storage: The tier's facts.
         launcher: How the components ran.
+        load_nodes: How many load nodes sent; 0 where the machine of the session did.
     """
     serving = profile.model_dump(
         exclude={"name", "description", "workload", "rules", "gates", "boot_timeout_s", "model"}
@@ -38,6 +40,7 @@ def comparability(
         **_prefixed("hardware", hardware),
         **_prefixed("storage", storage),
         **_prefixed("serving", {**serving, "model": model_id, "launcher": launcher}),
+        **({"load.nodes": str(load_nodes)} if load_nodes else {}),
         **_prefixed("workload", profile.workload.sent(context_tokens)),
         **({"gates.slo": profile.gates.slo.text} if profile.gates.slo is not None and judged & OF_SLO else {}),
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import os
 import signal
 import sys
 import time
@@ -131,6 +132,7 @@ def run_load(
         name="load",
         argv=(sys.executable, "-m", "pytest_kvcache.load.worker", str(plan_file)),
         stage="load",
+        secret_env={plan.node_key_env: os.environ.get(plan.node_key_env, "")} if plan.nodes else {},
     )
     facts_so_far = functools.partial(
         _facts, pair, plan, tier=tier, comparability=dict(comparability), versions=dict(versions)

@@ -19,6 +19,7 @@ from pytest_kvcache.endpoint import certificates
 from pytest_kvcache.endpoint.address import endpoint, read_key, without_version
 from pytest_kvcache.errors import ConfigError
 from pytest_kvcache.load import records, validity, worker
+from pytest_kvcache.load.nodes.messages import KEY_ENV
 from pytest_kvcache.load.plan import LoadPlan
 from pytest_kvcache.load.table import to_frame
 from pytest_kvcache.paths import argument
@@ -108,6 +109,10 @@ def run(args: argparse.Namespace, say: Say) -> int:
     _check_output(args.output)
     key = read_key(args.api_key_env, os.environ) if args.api_key_env else ""
     target = endpoint(args.base_url, where="--base-url", key=key)
+    if args.node and target.authorization and not key:
+        raise ConfigError(
+            "has a user or password, which is handed to no load node", where="--base-url", todo="use --api-key-env"
+        )
     tokenizer_url = without_version(target.url)
     if args.tokenizer_url:
         tokenizer_url = _open_to_all(args.tokenizer_url, "--tokenizer-url")
@@ -123,6 +128,8 @@ def run(args: argparse.Namespace, say: Say) -> int:
         tokenizer_url=tokenizer_url,
         metrics_urls={url: url for url in (_open_to_all(each, "--metrics-url") for each in args.metrics_url)},
         api_key_env=args.api_key_env,
+        nodes=tuple(args.node),
+        node_key_env=args.node_key_env if args.node else "",
         report_s=args.log_interval,
         rows=args.output.with_suffix(".parquet"),
         summary=args.output.with_suffix(".json"),

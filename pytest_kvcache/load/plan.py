@@ -26,6 +26,8 @@ class LoadPlan(Strict):
         api_key_env: Environment variable with the API key; the key itself is in no file.
         extra_body: More fields of each request, of the same size in every boot.
         report_s: How often progress is printed.
+        nodes: Addresses (HOST:PORT) of the load nodes that send; none where this machine does.
+        node_key_env: Environment variable with the key that the load nodes know; the key itself is in no file.
         stop: When the run may end before its time; None for never.
         rows: Where the table of requests goes (Parquet).
         summary: Where the JSON of the run's own facts goes.
@@ -41,6 +43,8 @@ class LoadPlan(Strict):
     api_key_env: str = ""
     extra_body: dict[str, Any] = Field(default_factory=dict)
     report_s: PositiveInt = 30
+    nodes: tuple[str, ...] = ()
+    node_key_env: str = ""
     stop: StopRule | None = None
     rows: Path
     summary: Path

@@ -55,6 +55,7 @@ class RequestRecord:
         first_token_shared: Whether the read that returned the first token returned a later one too, or its beginning:
             the stamp of the first is then that of the later one.
         token_times_s: Arrival of each streamed chunk that held output.
+        node: Address of the load node that sent it; "" where no load nodes were used.
     """
 
     user: int
@@ -78,6 +79,7 @@ class RequestRecord:
     resent: bool = False
     first_token_shared: bool = False
     token_times_s: list[float] = field(default_factory=list)
+    node: str = ""
 
     @property
     def over(self) -> bool:
