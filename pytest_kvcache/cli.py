@@ -32,8 +32,9 @@ COMMANDS = {
 
 
 def module_of(name: str) -> ModuleType:
-    """Return the module of a subcommand; that of a keyword (`import`) ends in an underscore, and hyphens are underscores."""
-    return import_module(f"pytest_kvcache.commands.{name.replace('-', '_')}{'_' if iskeyword(name) else ''}")
+    """Return the module of a subcommand; that of a keyword (`import`) ends in an underscore; a hyphen becomes one."""
+    module = name.replace("-", "_") + ("_" if iskeyword(name) else "")
+    return import_module(f"pytest_kvcache.commands.{module}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -158,7 +158,14 @@ def measure(
                     state.progress.phase(where, "probing caches, storage and answers")
                 probed = probes.probe()
                 state.progress.phase(where, "warming up and filling caches")
-                plan = _plan(arm, pair, folder / f"context-{length}", length, stop.get(length), state.settings.options.load_nodes)
+                plan = _plan(
+                    arm,
+                    pair,
+                    folder / f"context-{length}",
+                    length,
+                    stop.get(length),
+                    nodes=state.settings.options.load_nodes,
+                )
                 result.runs[length] = run_plan(
                     arm, state, pair, shortened_if_faulty(plan, probed), probed=probed, gpus_during=watch.during
                 )
@@ -191,7 +198,7 @@ def _existing(folder: Path) -> Path:
 
 
 def _plan(
-    arm: Arm, pair: ServingPair, folder: Path, length: int, stop: StopRule | None, nodes: tuple[str, ...]
+    arm: Arm, pair: ServingPair, folder: Path, length: int, stop: StopRule | None, *, nodes: tuple[str, ...]
 ) -> LoadPlan:
     return LoadPlan(
         base_url=pair.base_url,

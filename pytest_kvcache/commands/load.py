@@ -87,6 +87,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     how.add_argument("--log-interval", type=int, default=30, metavar="SECONDS", help="between two lines of progress")
     how.add_argument("--workers", type=int, help="load processes (default: as the rate needs)")
+    how.add_argument(
+        "--node",
+        action="append",
+        default=[],
+        metavar="HOST:PORT",
+        help="send from this load node (`pytest-kvcache load-node`) in place of this machine; repeatable",
+    )
+    how.add_argument(
+        "--node-key-env",
+        default=KEY_ENV,
+        metavar="VARIABLE",
+        help=f"environment variable with the key that load nodes have too ({KEY_ENV})",
+    )
     how.add_argument("--request-timeout", type=float, default=300.0, metavar="SECONDS", help="for a whole request")
     how.add_argument(
         "--token-timeout", type=float, default=120.0, metavar="SECONDS", help="for a stream that stands still"

@@ -1,7 +1,7 @@
-"""`pytest-kvcache load-node`: an agent that sends a share of loads from this machine; a coordinator says what and when.
+"""`pytest-kvcache load-node`: an agent that sends a share of loads from this machine, as a coordinator says.
 
-The coordinator is `pytest-kvcache load --node` or a session with load nodes. Whoever knows the key may have this machine
-send requests, and run code.
+The coordinator is `pytest-kvcache load --node` or a session with load nodes. Whoever knows the key may have this
+machine send requests, and run code.
 """
 
 from __future__ import annotations

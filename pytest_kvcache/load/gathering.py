@@ -111,10 +111,10 @@ class Gathering(ABC):
     def _lose(self, number: int) -> None:
         """Note that one ended without handing over its rows."""
 
-    def _look(self) -> None:
+    def _look(self) -> None:  # noqa: B027 - not everybody needs it
         """Look after those that send; called at least every half second."""
 
-    def _over(self) -> None:
+    def _over(self) -> None:  # noqa: B027 - not everybody needs it
         """Do what is left to do when all have ended."""
 
     def _take(self, number: int, rows: list[RequestRecord]) -> None:  # noqa: ARG002 - nodes have clocks of their own

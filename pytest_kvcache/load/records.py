@@ -6,7 +6,7 @@ A load process is started for each load, so this module imports no pandas; `tabl
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pytest_kvcache.load import schema
@@ -22,6 +22,8 @@ MALFORMED = "malformed"
 EMPTY = "empty-answer"
 CANCELLED = "cancelled"
 NOT_SENT = "not-sent"
+#: Rows of a row group of the file.
+_GROUP_ROWS = 20_000
 
 
 @dataclass
@@ -110,11 +112,14 @@ def save(records: Iterable[RequestRecord], path: Path) -> None:
     import pyarrow as pa  # noqa: PLC0415
     from pyarrow import parquet  # noqa: PLC0415
 
-    table = pa.Table.from_pylist([asdict(record) for record in in_order(records)], schema=schema.arrow_schema())
+    rows, columns = in_order(records), schema.arrow_schema()
 
     def write(partial: Path) -> None:
         # Arrow itself takes no name with bytes that are no text.
-        with partial.open("wb") as opened:
-            parquet.write_table(table, opened)
+        with partial.open("wb") as opened, parquet.ParquetWriter(opened, columns) as writer:
+            for at in range(0, len(rows), _GROUP_ROWS):  # a copy of all rows would take more memory than the rows
+                group = rows[at : at + _GROUP_ROWS]
+                arrays = [pa.array([getattr(row, each.name) for row in group], type=each.type) for each in columns]
+                writer.write_table(pa.Table.from_arrays(arrays, schema=columns))
 
     replace_whole(path, write)

@@ -64,7 +64,9 @@ COLUMNS = (
     Column("resent", "bool", "", "whether it was sent again, since the server had closed the connection", "never"),
     Column("first_token_shared", "bool", "", "whether the first token arrived in one read with a later one", "never"),
     Column("token_times_s", "list<float64>", "s", "arrival of each streamed chunk that held output", "never (empty)"),
-    Column("node", "string", "", "address of the load node that sent it; empty without load nodes", "never", later=True),
+    Column(
+        "node", "string", "", "address of the load node that sent it; empty without load nodes", "never", later=True
+    ),
 )
 
 

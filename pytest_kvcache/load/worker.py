@@ -12,8 +12,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -149,34 +149,50 @@ def carry_out(plan: LoadPlan, say: Callable[[str], None], *, authorization: str 
         stop.on(lambda: None)
         # A store of the priming that ends in the run would be counted as one of the run's.
         outcome.counters_before, before = settled(plan.metrics_urls, hurry=lambda: stop.asked)
-        for link in links:
-            link.know_clock(plan.workload.clock_error_budget_s)
-        count = sum(link.workers for link in links) or plan.workload.worker_count(script)
-        outcome.workers = count
-        lead_s = _LEAD_S + _LEAD_EACH_S * len(script.conversations) / count
-        start_s = outcome.started_monotonic_s = time.monotonic() + lead_s
-        outcome.started_at = time.time() + lead_s
-        where = f" on {len(links)} load nodes" if links else ""
-        say(f"{CLOCK_STARTS}: {len(script.conversations)} conversations, {count} load processes{where}")
-        senders: Gathering
-        if links:
-            senders = LoadNodes(links, plan, start_s, say)
-        else:
-            own = Share(plan, script.conversations, encoder, script.user_header, start_s, first, script.concurrency)
-            senders = Children(split(own, count), say)
+        own = Share(plan, script.conversations, encoder, script.user_header, 0.0, first, script.concurrency)
+        senders = _begun(own, script, links, outcome, say)
         stop.on(senders.stop)
         senders.listen()
         outcome.real_time_senders = senders.at_once
         outcome.rows, outcome.lost_workers = senders.rows, senders.lost
         outcome.stopped_after_rounds, outcome.beyond_tokens = senders.stopped_after_rounds, senders.beyond_tokens
         outcome.nodes = senders.facts() if isinstance(senders, LoadNodes) else []
-        outcome.elapsed_s = time.monotonic() - start_s
+        outcome.elapsed_s = time.monotonic() - outcome.started_monotonic_s
         outcome.counters_after, after = settled(plan.metrics_urls, hurry=lambda: stop.asked)
         outcome.unsettled_stores = before + after
         outcome.interrupted = stop.asked
         records.save(outcome.rows, plan.rows)
         write_json(plan.summary, outcome.facts())
     return outcome
+
+
+def _begun(
+    own: Share, script: Script, links: Sequence[NodeLink], outcome: WorkerOutcome, say: Callable[[str], None]
+) -> Gathering:
+    """Have load nodes send, or load processes of this machine where there are none; note when the clock starts.
+
+    Args:
+        own: All that this machine would send.
+        script: The run.
+        links: Of load nodes that have their shares.
+        outcome: Gets the start and the number of load processes.
+        say: Prints a line.
+
+    Raises:
+        RunError: The clock of a node is not known well enough.
+    """
+    plan = own.plan
+    for link in links:
+        link.know_clock(plan.workload.clock_error_budget_s)
+    count = outcome.workers = sum(link.workers for link in links) or plan.workload.worker_count(script)
+    lead_s = _LEAD_S + _LEAD_EACH_S * len(script.conversations) / count
+    start_s = outcome.started_monotonic_s = time.monotonic() + lead_s
+    outcome.started_at = time.time() + lead_s
+    where = f" on {len(links)} load nodes" if links else ""
+    say(f"{CLOCK_STARTS}: {len(script.conversations)} conversations, {count} load processes{where}")
+    if links:
+        return LoadNodes(links, plan, start_s, say)
+    return Children(split(replace(own, start_s=start_s), count), say)
 
 
 def _script(plan: LoadPlan, authorization: str) -> Script:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import requests
 from prometheus_client.parser import text_string_to_metric_families
@@ -20,6 +21,9 @@ _DROPPED = frozenset({"engine", "model_name"})
 #: Prefix of the counters of an LMCache inside vLLM, and the labels that are the same for every sample of one of its
 #: ranks, since each rank is a component of its own.
 _INSIDE, _DROPPED_INSIDE = "lmcache:", frozenset({"role", "served_model_name", "worker_id"})
+
+#: So many endpoints are read at a time.
+_AT_ONCE = 16
 
 Counters = dict[str, float]
 
@@ -63,7 +67,9 @@ def scrape_all(urls: Mapping[str, str]) -> dict[str, Counters]:
     The counters of an LMCache inside vLLM are taken from its internal API server, which is a component of its own.
     vLLM's own endpoint has them too: they are left out there, or they would be counted twice.
     """
-    found = {name: scrape(url) for name, url in urls.items()}
+    # Side by side: counters of many servers are of one moment, and one that does not answer holds up no other.
+    with ThreadPoolExecutor(max(1, min(len(urls), _AT_ONCE))) as threads:
+        found = dict(zip(urls, threads.map(scrape, urls.values()), strict=True))
     if not any(map(internal_api.is_internal, urls.values())):
         return found
     return {name: own if internal_api.is_internal(urls[name]) else _engine_only(own) for name, own in found.items()}

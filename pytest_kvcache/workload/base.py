@@ -69,7 +69,8 @@ class Workload(Strict):
         default=120, le=MOST, description="a stream that brings nothing for this long fails"
     )
     workers: PositiveInt | None = Field(
-        default=None, description="load processes, on each load node where there are any; by default what the rate needs"
+        default=None,
+        description="load processes, on each load node where there are any; by default what the rate needs",
     )
     send_late_budget_s: PositiveFloat = Field(
         default=0.05, description="a run whose requests left later than this (p99, the client's fault) is invalid"
@@ -85,8 +86,8 @@ class Workload(Strict):
     )
     clock_error_budget_s: PositiveFloat = Field(
         default=0.001,
-        description="a load over nodes does not begin where a node's clock is not known this well, and is invalid where "
-        "a node's times may be wrong by more at its end",
+        description="a load over nodes does not begin where a node's clock is not known this well, and is invalid "
+        "where a node's times may be wrong by more at its end",
     )
     clock_drift_budget_ppm: PositiveFloat = Field(
         default=100.0,
@@ -199,5 +200,9 @@ class Workload(Strict):
         most = script.concurrency or len(script.conversations)
         if self.workers is not None:
             return self.workers if script.concurrency is None else min(self.workers, most)
-        wanted = math.ceil(script.answer_tokens / self.duration_s / _CHUNKS_A_WORKER)
+        wanted = self.wanted_workers(script.answer_tokens)
         return max(1, min(wanted, os.cpu_count() or 1, most, len(script.conversations)))
+
+    def wanted_workers(self, answer_tokens: int) -> int:
+        """Return the number of load processes that answers of so many tokens in all want, however many there can be."""
+        return max(1, math.ceil(answer_tokens / self.duration_s / _CHUNKS_A_WORKER))

@@ -12,7 +12,6 @@ import multiprocessing
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -81,7 +80,9 @@ def serve(listener: socket.socket, key: bytes, say: Say, *, once: bool = False) 
             if len(sessions) >= _MOST or (once and served.is_set()):
                 sock.close()
                 continue
-            process = context.Process(target=_session, args=(listener, sock, key, str(peer[0]), say, served))
+            process = context.Process(
+                target=_session, args=(listener, sock, key, str(peer[0])), kwargs={"say": say, "served": served}
+            )
             process.start()
             sock.close()
             sessions.append(process)
@@ -93,7 +94,7 @@ def serve(listener: socket.socket, key: bytes, say: Say, *, once: bool = False) 
         listener.close()
 
 
-def _session(listener: socket.socket, sock: socket.socket, key: bytes, peer: str, say: Say, served: Event) -> None:
+def _session(listener: socket.socket, sock: socket.socket, key: bytes, peer: str, *, say: Say, served: Event) -> None:
     """Be the process that serves one coordinator."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -117,7 +118,9 @@ def _session(listener: socket.socket, sock: socket.socket, key: bytes, peer: str
             raise
         except Exception as error:  # whatever it is, the coordinator must not wait for it
             say(f"{peer}: {type(error).__name__}: {error}")
-            channel.send_json(messages.ERROR, {"what": f"{type(error).__name__}: {error}", "todo": "see the node's log"})
+            channel.send_json(
+                messages.ERROR, {"what": f"{type(error).__name__}: {error}", "todo": "see the node's log"}
+            )
     channel.close()
 
 

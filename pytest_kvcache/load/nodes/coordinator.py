@@ -144,8 +144,8 @@ class LoadNodes(Gathering):
         link = self._links[number]
         self.lost.append(
             f"load node {link.address} was lost {time.monotonic() - self._start_s:.1f} s after the start "
-            f"({link.ended or 'the connection was closed'}); {len(self._kept[number])} rows that it had handed over are "
-            "kept, its other requests are not known"
+            f"({link.ended or 'the connection was closed'}); {len(self._kept[number])} rows that it had handed over "
+            "are kept, its other requests are not known"
         )
 
     def _watch(self, link: NodeLink) -> None:

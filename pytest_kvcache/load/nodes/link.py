@@ -31,7 +31,9 @@ def split_address(text: str) -> tuple[str, int]:
     """
     host, colon, port = text.strip().rpartition(":")
     if not colon or not host or not port.isascii() or not port.isdecimal() or not int(port) < 65536:
-        raise ConfigError(f"{text!r} is no HOST:PORT", where="load nodes", todo="for instance 10.0.0.7:7777, [fd00::7]:7777")
+        raise ConfigError(
+            f"{text!r} is no HOST:PORT", where="load nodes", todo="for instance 10.0.0.7:7777, [fd00::7]:7777"
+        )
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
