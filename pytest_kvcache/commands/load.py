@@ -100,6 +100,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="VARIABLE",
         help=f"environment variable with the key that load nodes have too ({KEY_ENV})",
     )
+    how.add_argument(
+        "--clock-error-budget",
+        type=float,
+        default=0.001,
+        metavar="SECONDS",
+        help="how well the clock of each load node must be known (0.001)",
+    )
     how.add_argument("--request-timeout", type=float, default=300.0, metavar="SECONDS", help="for a whole request")
     how.add_argument(
         "--token-timeout", type=float, default=120.0, metavar="SECONDS", help="for a stream that stands still"
@@ -249,6 +256,7 @@ def _workload(args: argparse.Namespace) -> Workload:
         "ignore_eos": not args.keep_eos,
         "workers": args.workers,
         "request_timeout_s": args.request_timeout,
+        "clock_error_budget_s": args.clock_error_budget,
         "token_timeout_s": args.token_timeout,
         **{key: value for key, value in _DEFAULTS.items() if key in kind.FLAGS.values()},
         **{kind.FLAGS[flag]: value for flag, value in given.items() if flag in kind.FLAGS},

@@ -27,7 +27,8 @@ def send(folder: Path, url: str, nodes: list[str], *, env: dict[str, str] | None
     """Have the nodes send, and return what came of it."""
     flags = list(itertools.chain(*(("--node", each) for each in nodes)))
     done = subprocess.run(
-        [*command(folder, url, **more), *flags],
+        # Machines of tests are busy: what is looked at is whether it is true what is said of clocks.
+        [*command(folder, url, **{"clock_error_budget": "0.02"} | more), *flags],
         capture_output=True,
         text=True,
         timeout=90,
@@ -156,11 +157,12 @@ def test_a_node_that_dies_keeps_the_others_rows(tmp_path: Path, fault: Callable[
                     each.kill()
     assert sent.code == 1, sent.output
     assert f"INVALID: load node {bad.address} was lost" in sent.output
-    by_node = sent.rows.groupby("node").size()
-    assert by_node[good.address] == 40
-    assert 5 <= by_node[bad.address] < 40
-    assert f"{by_node[bad.address]} rows that it had handed over are kept" in sent.output
-    assert sent.rows.loc[sent.rows["node"] == bad.address, "actual_start_s"].max() < 6
+    of_good, of_bad = (sent.rows[sent.rows["node"] == node.address] for node in (good, bad))
+    assert set(of_good["status"]) == {"ok"}
+    assert of_good["intended_start_s"].max() > 7
+    assert 0 < len(of_bad) < len(of_good)
+    assert f"{len(of_bad)} rows that it had handed over are kept" in sent.output
+    assert of_bad["intended_start_s"].max() < 6
 
 
 def test_what_is_refused_before_anything_is_sent(tmp_path: Path) -> None:
@@ -200,7 +202,7 @@ def test_an_api_key_stays_on_each_node(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        ("50_000_000 * (at > 9e9)", "may be wrong by"),  # set by 50 ms under way
+        ("100_000_000 * (at > 4e9)", "may be wrong by"),  # set by 100 ms under way
         ("at * 1e-3", "ppm too fast"),  # 1000 ppm
         ("-at * 1e-3", "ppm too slow"),
     ],

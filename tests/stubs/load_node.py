@@ -11,13 +11,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 KEY = "a key that only tests know"
-#: A program that is the real agent with a clock that others see wrongly. It counts time from when it begins.
+#: A program that is the real agent with a clock that others see wrongly; `at` is the time since its load began (ns).
 WRONG_CLOCK = """
 import sys, time, types
 from pytest_kvcache.load.nodes import agent, channel
-begun = time.monotonic_ns()
+begun = []
+sends = agent._Session._send_load
+def begins(self, *rest):
+    begun.append(time.monotonic_ns())
+    return sends(self, *rest)
+agent._Session._send_load = begins
 def wrong():
-    at = time.monotonic_ns() - begun
+    at = time.monotonic_ns() - begun[0] if begun else 0
     return time.monotonic_ns() + int({error})
 for module in (agent, channel):
     module.time = types.SimpleNamespace(monotonic=time.monotonic, monotonic_ns=wrong, sleep=time.sleep)

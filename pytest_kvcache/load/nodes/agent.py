@@ -114,6 +114,7 @@ def _session(listener: socket.socket, sock: socket.socket, key: bytes, peer: str
         except KvCacheError as error:
             say(f"{peer}: {error}")
             channel.send_json(messages.ERROR, {"what": error.what, "todo": error.todo})
+            channel.await_end()
         except ChannelClosedError:
             raise
         except Exception as error:  # whatever it is, the coordinator must not wait for it
@@ -121,6 +122,7 @@ def _session(listener: socket.socket, sock: socket.socket, key: bytes, peer: str
             channel.send_json(
                 messages.ERROR, {"what": f"{type(error).__name__}: {error}", "todo": "see the node's log"}
             )
+            channel.await_end()
     channel.close()
 
 

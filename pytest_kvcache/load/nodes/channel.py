@@ -150,9 +150,15 @@ class Channel:
             raise ChannelClosedError("a message was not the other side's")
         return Message(said[:1].decode("latin-1"), said[1:], at_ns)
 
-    def waits(self, timeout_s: float) -> bool:
-        """Return whether something arrives within `timeout_s`."""
-        return self._connection.poll(timeout_s)
+    def await_end(self) -> None:
+        """Read on until the other side has hung up, a few seconds at most.
+
+        A side that closes with something unread resets the connection, and its own last words may be lost.
+        """
+        self._limit_waits(_HANDSHAKE_S)
+        with contextlib.suppress(ChannelClosedError):
+            while True:
+                self.receive()
 
     def hang_up(self) -> None:
         """End the connection, also for a thread that waits in `receive`."""
