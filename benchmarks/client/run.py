@@ -8,7 +8,8 @@ server did, (first token stamp - send stamp) - (first token sent - request arriv
 one process that sends at the same absolute times; ours (`wire`) is two from 500 requests/s on. A client that falls
 behind is cut off, and its row says how many requests were over. `exact` and `compat` are the plugin's load processes
 with all that they do in a run, as many as a run would have; their error is the `residual_s` of their rows. `node`
-is `exact` sent by a load node of this machine. Needs a C compiler, and the extra `bench` for the clients that are not ours.
+is `exact` sent by a load node of this machine. Needs a C compiler, and the extra `bench` for the clients that are not
+ours.
 """
 
 from __future__ import annotations

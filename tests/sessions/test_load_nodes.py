@@ -18,7 +18,9 @@ import pandas as pd
 import psutil
 import pytest
 
+from tests.projects import Project, configure, run, run_folder
 from tests.sessions.test_load_command import command
+from tests.stubs.engine import toml
 from tests.stubs.load_node import KEY, OTHER_VERSION, WRONG_CLOCK, Node, load_node
 from tests.stubs.server import stub_server
 
@@ -260,3 +262,40 @@ def test_a_clock_that_is_really_another(tmp_path: Path, other_time: tuple[str, .
     late = sent.rows["actual_start_s"] - sent.rows["due_s"]
     assert late.between(-1e-3, 0.5).all()
     assert (sent.rows["due_s"] - sent.rows["intended_start_s"]).abs().max() < 0.5
+
+
+def test_a_session_sends_from_nodes(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session's loads go over its nodes, the number of them is a comparability key, and the key is in no file."""
+    monkeypatch.setenv("KVCACHE_LOAD_KEY", KEY)
+    configure(project, toml(more="clock_error_budget_s = 0.02\n"))
+    with load_node() as a, load_node() as b:
+        flags = ("--kv-load-node", a.address, "--kv-load-node", b.address)
+        run(project, "-m", "perf", "--tier", "gpu", "--record-baselines", *flags).assert_outcomes(passed=3)
+        gone(a)
+        gone(b)
+    folder = run_folder(project)
+    (facts,) = [json.loads(path.read_text()) for path in folder.rglob("run.json")]
+    assert [each["address"] for each in facts["load"]["nodes"]] == [a.address, b.address]
+    assert facts["comparability"]["load.nodes"] == "2"
+    (rows,) = folder.rglob("requests.parquet")
+    assert set(pd.read_parquet(rows)["node"]) == {a.address, b.address}
+    left = [path for path in project.path.rglob("*") if path.is_file()]
+    assert not [path for path in left if KEY.encode() in path.read_bytes()]
+    alone = run(project, "-m", "perf", "--tier", "gpu")
+    alone.assert_outcomes(passed=3)  # incomparable is no failure where not asked for
+    alone.stdout.fnmatch_lines(["*incomparable*"])
+    alone.stdout.fnmatch_lines(["*load.nodes: 2 -> *"])
+
+
+def test_a_node_that_is_not_there_stops_a_session_before_a_boot(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A session whose load node cannot be reached, or that has no key, fails with its name and boots nothing."""
+    configure(project, toml())
+    monkeypatch.delenv("KVCACHE_LOAD_KEY", raising=False)
+    for words in ("KVCACHE_LOAD_KEY is not set", "load node 127.0.0.1:1: cannot be reached"):
+        found = run(project, "-m", "perf", "--tier", "gpu", "--record-baselines", "--kv-load-node", "127.0.0.1:1")
+        found.assert_outcomes(failed=3)
+        found.stdout.fnmatch_lines([f"*{words}*"])
+        assert "servers ready" not in found.stdout.str()
+        monkeypatch.setenv("KVCACHE_LOAD_KEY", KEY)
