@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,8 @@ class WorkerOutcome:
 
     def facts(self) -> dict[str, Any]:
         """Return all fields but the rows."""
-        return {key: value for key, value in asdict(self).items() if key != "rows"}
+        # Not `asdict`, which would copy all rows before they are left out.
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.name != "rows"}
 
 
 def main() -> int:

@@ -66,6 +66,7 @@ def serve(listener: socket.socket, key: bytes, say: Say, *, once: bool = False) 
         once: Whether to end after the first load that began, whatever came of it.
     """
     context = multiprocessing.get_context("fork")
+    say = _heard_or_not(say)
     listener.settimeout(_TICK_S)
     sessions: list[BaseProcess] = []
     served = context.Event()
@@ -92,6 +93,16 @@ def serve(listener: socket.socket, key: bytes, say: Say, *, once: bool = False) 
         for each in sessions:
             each.join(_TICK_S * 10)
         listener.close()
+
+
+def _heard_or_not(say: Say) -> Say:
+    """Return what prints a line, and goes on where nobody reads it."""
+
+    def saying(line: str) -> None:
+        with contextlib.suppress(OSError):
+            say(line)
+
+    return saying
 
 
 def _session(listener: socket.socket, sock: socket.socket, key: bytes, peer: str, *, say: Say, served: Event) -> None:
