@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
+from pytest_kvcache.report.html import timeline
 from pytest_kvcache.scaling import boots, growth
 from pytest_kvcache.scaling.boots import Spread
 from pytest_kvcache.scaling.point import Point
@@ -133,3 +136,17 @@ def test_the_stand_in_for_a_tokenizer_has_words_enough() -> None:
     words = Words().words()
     assert len(set(words)) == len(words) >= 50
     assert SMALL.workload(duration_s=30).script(9000, Words()).conversations
+
+
+def test_a_timeline_of_many_requests_is_made_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was loaded over time is the same in whatever blocks of requests it is added up, and none is left out."""
+    rows = pd.DataFrame(
+        {"actual_start_s": range(50), "first_token_s": [n + 0.5 for n in range(50)], "last_token_s": range(1, 51)}
+    )
+    load = SimpleNamespace(answered=rows, cell="c")
+    sources = pd.DataFrame({"L1": [float(n) for n in range(50)], "L2": [1.0] * 50})
+    monkeypatch.setattr(timeline, "sizes", lambda _: (None, None, None))
+    whole = timeline._moved(load, sources)  # type: ignore[arg-type]
+    monkeypatch.setattr(timeline, "_BLOCK", 7)
+    assert timeline._moved(load, sources) == whole  # type: ignore[arg-type]
+    assert {each["k"] for each in whole} == {"L1", "L2"}
