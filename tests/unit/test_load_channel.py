@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -108,23 +109,34 @@ def test_silence_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
         Channel(far, KEY, calls=False)
 
 
-def between(change: Callable[[bytes], bytes]) -> tuple[Channel, Channel]:
-    """Return a channel through somebody who changes what the calling side says once the channel is open."""
+@contextlib.contextmanager
+def between(change: Callable[[bytes], bytes]) -> Iterator[tuple[Channel, Channel]]:
+    """Yield a channel through somebody who changes what the calling side says once the channel is open."""
     near, middle = tcp_pair()
     other, far = tcp_pair()
     changes = threading.Event()
 
     def pass_on(source: socket.socket, target: socket.socket, alter: bool) -> None:
-        while data := source.recv(1 << 16):
-            target.sendall(change(data) if alter and changes.is_set() else data)
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                target.sendall(change(data) if alter and changes.is_set() else data)
 
-    for pair in ((middle, other, True), (other, middle, False)):
-        threading.Thread(target=pass_on, args=pair, daemon=True).start()
-    a, b = both(near, far)
-    assert isinstance(a, Channel)
-    assert isinstance(b, Channel)
-    changes.set()
-    return a, b
+    threads = [threading.Thread(target=pass_on, args=pair) for pair in ((middle, other, True), (other, middle, False))]
+    for thread in threads:
+        thread.start()
+    with middle, other:
+        a, b = both(near, far)
+        assert isinstance(a, Channel)
+        assert isinstance(b, Channel)
+        changes.set()
+        yield a, b
+        a.close()
+        b.close()
+        for each in (middle, other):
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+        for thread in threads:
+            thread.join()
 
 
 @pytest.mark.parametrize(
@@ -134,17 +146,15 @@ def between(change: Callable[[bytes], bytes]) -> tuple[Channel, Channel]:
 )
 def test_what_somebody_changed_is_not_taken(change: Callable[[bytes], bytes]) -> None:
     """A message that was changed or repeated on the way ends the connection."""
-    near, far = between(change)
-    near.send("a", b"send this")
+    with between(change) as (near, far):
+        near.send("a", b"send this")
 
-    def read_two() -> None:
-        far.receive()
-        far.receive()
+        def read_two() -> None:
+            far.receive()
+            far.receive()
 
-    with pytest.raises(ChannelClosedError):
-        read_two()
-    near.close()
-    far.close()
+        with pytest.raises(ChannelClosedError):
+            read_two()
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -71,7 +72,7 @@ def test_more_users_spread_less_down_to_what_boots_differ_by() -> None:
     assert found[-1] == pytest.approx(0.02, rel=0.05)
 
 
-LIMITS = {
+LIMITS: dict[str, dict[str, Any]] = {
     "load nodes are needed": {"nodes": 3},
     "the script takes": {"script_bytes": 1e12},
     "rows take": {"row_bytes": 1e12},
@@ -81,9 +82,9 @@ LIMITS = {
 }
 
 
-def stops(point: Point = SMALL, **more: object) -> list[str]:
+def stops(point: Point = SMALL, **more: Any) -> list[str]:
     """Return what a size stops at, one that nothing stops but for `more`."""
-    values: dict[str, object] = {
+    values: dict[str, Any] = {
         "nodes": 1,
         "script_bytes": 1e6,
         "row_bytes": 1e6,
@@ -92,7 +93,7 @@ def stops(point: Point = SMALL, **more: object) -> list[str]:
         "priming_s": 5.0,
     }
     assumed = growth.Assumed(processors=4, memory_bytes=8 << 30)
-    return growth._stops(point, assumed, **(values | more))  # type: ignore[arg-type]
+    return growth._stops(point, assumed, **(values | more))
 
 
 @pytest.mark.parametrize("words", LIMITS)
