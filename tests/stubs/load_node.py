@@ -31,8 +31,8 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 #: The real agent of another version.
 OTHER_VERSION = """
-import sys, pytest_kvcache
-pytest_kvcache.__version__ = "0.0.7"
+import sys, importlib.metadata
+importlib.metadata.version = lambda _: "0.0.7"
 from pytest_kvcache import cli
 sys.exit(cli.main(sys.argv[1:]))
 """

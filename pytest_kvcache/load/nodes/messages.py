@@ -11,12 +11,12 @@ import socket
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
-import pytest_kvcache
 from pytest_kvcache.errors import ConfigError
 from pytest_kvcache.load.driver import Progress
 from pytest_kvcache.load.gathering import Told
@@ -64,7 +64,7 @@ def read_node_key(name: str, environ: Mapping[str, str]) -> bytes:
 def identity() -> dict[str, Any]:
     """Return who this side is: versions, a digest of the code that sends, and the machine."""
     return {
-        "version": pytest_kvcache.__version__,
+        "version": version("pytest-kvcache"),
         "code": _code_digest(),
         "python": platform.python_version(),
         "host": socket.gethostname(),
@@ -83,13 +83,13 @@ def difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
     return ""
 
 
-def _release(version: str) -> str:
-    return ".".join(version.split(".")[:2])
+def _release(text: str) -> str:
+    return ".".join(text.split(".")[:2])
 
 
 def _code_digest() -> str:
     """Return a digest of the packages that make, send and read requests."""
-    root = Path(pytest_kvcache.__file__).parent
+    root = Path(__file__).parents[2]
     digest = hashlib.sha256()
     for package in ("client", "load", "workload"):
         for path in sorted((root / package).rglob("*.py")):
