@@ -111,6 +111,13 @@ def add_options(parser: pytest.Parser) -> None:
         help="a Prometheus endpoint of that deployment, such as lmcache-0=http://host:8080/metrics; repeatable",
     )
     group.addoption(
+        "--kv-load-node",
+        action="append",
+        default=[],
+        metavar="HOST:PORT",
+        help="send the load from this node (`pytest-kvcache load-node`) in place of this machine; repeatable",
+    )
+    group.addoption(
         "--kv-strict", action="store_true", default=None, help="inconclusive and incomparable fail (default in CI)"
     )
     group.addoption("--kv-no-strict", action="store_false", dest="kv_strict", help="they do not, in CI either")
@@ -211,6 +218,7 @@ def from_config(config: pytest.Config) -> Options:
             server_urls=tuple(config.getoption("kv_server_url")),
             metrics_urls=tuple(config.getoption("kv_metrics_url")),
         ),
+        load_nodes=tuple(config.getoption("kv_load_node")),
     )
 
 

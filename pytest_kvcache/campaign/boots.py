@@ -20,6 +20,7 @@ from pytest_kvcache.campaign.runner import RunResult
 from pytest_kvcache.campaign.state import PerfState
 from pytest_kvcache.config import environment
 from pytest_kvcache.errors import KvCacheError
+from pytest_kvcache.load.nodes.messages import KEY_ENV
 from pytest_kvcache.load.plan import LoadPlan
 from pytest_kvcache.load.stopping import StopRule
 from pytest_kvcache.probes.probe import Probed
@@ -157,7 +158,15 @@ def measure(
                 probed = probes.probe()
                 balancer = balancing.cost(arm, state, pair)
                 state.progress.phase(where, "warming up and filling caches")
-                plan = _plan(arm, pair, folder / f"context-{length}", length, stop.get(length), salt=salt)
+                plan = _plan(
+                    arm,
+                    pair,
+                    folder / f"context-{length}",
+                    length,
+                    stop.get(length),
+                    salt=salt,
+                    nodes=state.settings.options.load_nodes,
+                )
                 result.runs[length] = run_plan(
                     arm, state, pair, shortened_if_faulty(plan, probed), probed=probed, gpus_during=watch.during
                 )
@@ -203,7 +212,16 @@ def _ready(arm: Arm, pair: ServingPair) -> str:
     return f"attached to {standing.base_url} ({servers}): caches are as others left them, every prompt has a new salt"
 
 
-def _plan(arm: Arm, pair: ServingPair, folder: Path, length: int, stop: StopRule | None, *, salt: str) -> LoadPlan:
+def _plan(
+    arm: Arm,
+    pair: ServingPair,
+    folder: Path,
+    length: int,
+    stop: StopRule | None,
+    *,
+    salt: str,
+    nodes: tuple[str, ...],
+) -> LoadPlan:
     return LoadPlan(
         base_url=pair.base_url,
         turn_urls=pair.plan.turn_urls,
@@ -219,6 +237,8 @@ def _plan(arm: Arm, pair: ServingPair, folder: Path, length: int, stop: StopRule
         api_key_env="" if arm.standing is None else arm.standing.settings.api_key_env,
         salt=salt,
         counters_lag_s=pair.plan.counters_lag_s,
+        nodes=nodes,
+        node_key_env=KEY_ENV if nodes else "",
         stop=stop,
         rows=folder / runner.ROWS,
         summary=folder / runner.LOAD,
@@ -268,6 +288,7 @@ def run_plan(
             balancer={} if arm.standing is not None else balancing.keys_of(arm.profile.balancer, arm.engine),
             image=arm.pinned_image,
             deployed=arm.standing is not None,
+            load_nodes=len(plan.nodes),
         ),
         versions=arm.engine.versions,
         served=ServedCaches(

@@ -8,6 +8,7 @@ from pytest_kvcache.campaign import boots, measuring, runner
 from pytest_kvcache.campaign.runner import RunResult
 from pytest_kvcache.campaign.state import PerfState
 from pytest_kvcache.errors import ConfigError
+from pytest_kvcache.load.nodes.messages import KEY_ENV
 from pytest_kvcache.load.plan import LoadPlan
 from pytest_kvcache.probes.probe import Probed
 from pytest_kvcache.proof.gpus import GpuLoad
@@ -72,6 +73,8 @@ def load(state: PerfState, tier: Tier, pair: ServingPair, workload: Workload, co
         api_key_env=standing.settings.api_key_env if standing is not None else "",
         salt=salt,
         counters_lag_s=pair.plan.counters_lag_s,
+        nodes=state.settings.options.load_nodes,
+        node_key_env=KEY_ENV if state.settings.options.load_nodes else "",
         rows=folder / runner.ROWS,
         summary=folder / runner.LOAD,
     )

@@ -136,7 +136,7 @@ def run_load(
         argv=(sys.executable, "-m", "pytest_kvcache.load.worker", str(plan_file)),
         stage="load",
         # A key's variable may be one that processes of a run do not inherit.
-        secret_env={name: os.environ[name] for name in (plan.api_key_env,) if name in os.environ},
+        secret_env={name: os.environ[name] for name in (plan.api_key_env, plan.node_key_env) if name in os.environ},
     )
     standing = pair.plan.standing
     facts_so_far = functools.partial(
