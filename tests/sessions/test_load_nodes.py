@@ -204,7 +204,7 @@ def test_an_api_key_stays_on_each_node(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        ("100_000_000 * (at > 4e9)", "may be wrong by"),  # set by 100 ms under way
+        ("300_000_000 * (at > 4e9)", "may be wrong by"),  # set by 300 ms under way
         ("at * 1e-3", "ppm too fast"),  # 1000 ppm
         ("-at * 1e-3", "ppm too slow"),
     ],
@@ -282,7 +282,7 @@ def test_a_session_sends_from_nodes(project: Project, monkeypatch: pytest.Monkey
     left = [path for path in project.path.rglob("*") if path.is_file()]
     assert not [path for path in left if KEY.encode() in path.read_bytes()]
     alone = run(project, "-m", "perf", "--tier", "gpu")
-    alone.assert_outcomes(passed=3)  # incomparable is no failure where not asked for
+    assert alone.parseoutcomes() == {"incomparable": 3}  # no failure where not asked for
     alone.stdout.fnmatch_lines(["*incomparable*"])
     alone.stdout.fnmatch_lines(["*load.nodes: 2 -> *"])
 
@@ -295,7 +295,7 @@ def test_a_node_that_is_not_there_stops_a_session_before_a_boot(
     monkeypatch.delenv("KVCACHE_LOAD_KEY", raising=False)
     for words in ("KVCACHE_LOAD_KEY is not set", "load node 127.0.0.1:1: cannot be reached"):
         found = run(project, "-m", "perf", "--tier", "gpu", "--record-baselines", "--kv-load-node", "127.0.0.1:1")
-        found.assert_outcomes(failed=3)
+        found.assert_outcomes(errors=3)
         found.stdout.fnmatch_lines([f"*{words}*"])
         assert "servers ready" not in found.stdout.str()
         monkeypatch.setenv("KVCACHE_LOAD_KEY", KEY)

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import psutil
+
 KEY = "a key that only tests know"
 #: A program that is the real agent with a clock that others see wrongly; `at` is the time since its load began (ns).
 WRONG_CLOCK = """
@@ -97,6 +99,9 @@ def load_node(
         assert first is not None, "\n".join(said)
         yield Node(first.rpartition(" ")[2], process, said)
     finally:
+        # What stands before the command may pass no signal on, as `unshare --fork` does not.
+        for child in psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []:
+            child.terminate()
         process.terminate()
         process.wait(30)
         thread.join(30)
