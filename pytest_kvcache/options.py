@@ -23,7 +23,7 @@ _GROUP = "KV cache offloading (pytest-kvcache)"
 
 _INI = {
     "kv_profile": "profile that perf tests run (see kvcache.toml)",
-    "kv_launcher": "what boots the servers: process, docker, attach (they stand already), or another registered one "
+    "kv_launcher": "what boots the servers: process, docker, ray, attach (they stand already), or another one "
     "(default: the profile's)",
     "kv_engine": "environment with vLLM and LMCache, or image:REPO[:TAG], in place of the one that `setup` makes",
     "kv_config": "the kvcache.toml to use (default: the nearest one, from rootdir upwards)",

@@ -18,6 +18,7 @@ from pytest_kvcache.config.cautions import cautions
 from pytest_kvcache.errors import KvCacheError, SetupError, TierUnavailableError
 from pytest_kvcache.preflight import deployment, gpus, load_nodes
 from pytest_kvcache.preflight import engine as engines
+from pytest_kvcache.serving.launchers import catalogue as launchers
 from pytest_kvcache.serving.tier import Tier, TierContext
 from pytest_kvcache.showable import inert
 from pytest_kvcache.tiers.none import NoTier
@@ -96,9 +97,10 @@ def _fits(arm: Arm | None, state: PerfState) -> None:
     key = (profile.name, arm.engine.where, offloads)
     if key not in state.stopping:
         checks = engines.checks(arm.engine, profile, imports=False, offloads=offloads)
+        here = () if launchers.is_elsewhere(arm.launched_by) else gpus.blocking(profile)
         senders = load_nodes.checks(state.settings.options.load_nodes, profile.workload, os.environ)
         state.stopping[key] = (
-            *gpus.blocking(profile),
+            *here,
             *preflight.stopping("engine", checks),
             *preflight.stopping("load nodes", senders),
         )

@@ -234,7 +234,7 @@ def _plan(
         extra_body=pair.plan.extra_body,
         tokenizer_url=pair.plan.tokenizer_url,
         metrics_urls=pair.plan.metrics_urls,
-        api_key_env="" if arm.standing is None else arm.standing.settings.api_key_env,
+        api_key_env=runner.key_variable(pair),
         salt=salt,
         counters_lag_s=pair.plan.counters_lag_s,
         nodes=nodes,
@@ -282,7 +282,7 @@ def run_plan(
             arm.profile,
             context_tokens=plan.context_tokens,
             model_id=arm.model_id,
-            hardware=state.hardware_of(arm.tier),
+            hardware={**state.hardware_of(arm.tier), **_elsewhere(pair.launched)},
             storage=pair.plan.tier.facts,
             launcher=arm.launched_by,
             balancer={} if arm.standing is not None else balancing.keys_of(arm.profile.balancer, arm.engine),
@@ -313,6 +313,12 @@ def _position(arm: Arm, length: int) -> int:
     """Return a number that is a length's own: lengths that are none of the profile's come after those that are."""
     lengths = arm.profile.workload.context_tokens
     return lengths.index(length) if length in lengths else len(lengths) + length
+
+
+def _elsewhere(launched: Mapping[str, str]) -> dict[str, str]:
+    """Return the hardware of other machines on which servers run, by the server's name."""
+    suffix = ".hardware"
+    return {name.removesuffix(suffix): text for name, text in launched.items() if name.endswith(suffix)}
 
 
 def _named(arm: Arm) -> str:

@@ -41,7 +41,18 @@ def comparability(
         load_nodes: How many load nodes sent; 0 where the machine of the session did.
     """
     serving = profile.model_dump(
-        exclude={"name", "description", "workload", "rules", "gates", "boot_timeout_s", "model", "balancer", "image"}
+        exclude={
+            "name",
+            "description",
+            "workload",
+            "rules",
+            "gates",
+            "boot_timeout_s",
+            "model",
+            "balancer",
+            "image",
+            "ray",
+        }
     )
     if deployed:
         serving = {key: serving[key] for key in ("lmcache_mode", "chunk_tokens")}

@@ -52,7 +52,8 @@ def scrape(url: str, *, timeout_s: float = 5.0) -> Counters:
     An LMCache inside vLLM is first asked to hand over what it has counted (`internal_api.count_now`).
     """
     try:
-        text = _inside(url) if internal_api.is_internal(url) else _get(url, timeout_s)
+        own_socket = internal_api.is_internal(url) and not internal_api.is_relayed(url)
+        text = _inside(url) if own_socket else _get(url, timeout_s)
     except requests.RequestException:
         return {}
     try:
