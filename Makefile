@@ -27,7 +27,7 @@ WORKERS = -n $$(($$(getconf _NPROCESSORS_ONLN) * 2 + 1)) --maxprocesses 16 --dis
 
 test: setup ## Unit tests, whole sessions on stubs, and tests that share one real pair
 	$(BIN)/pytest $(WORKERS) tests/sessions tests/unit
-	$(BIN)/pytest tests/integration
+	$(BIN)/pytest -n 2 --dist loadfile --durations=10 tests/integration
 
 unit: $(READY) ## The unit tests alone (four minutes at most, on two idle processors)
 	$(BIN)/pytest -n logical --maxprocesses 16 --dist worksteal --durations=10 tests/unit
