@@ -8,8 +8,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from lab.pnfs import build, doctor, host, record
+from lab.pnfs import build, doctor, host, netem, record, wrong
 from lab.pnfs.folders import runs
 from lab.pnfs.lab import LABEL, VARIABLE, Lab
 from lab.pnfs.settings import LabSettings
@@ -113,6 +114,18 @@ def _doctor(args: argparse.Namespace) -> int:
         return doctor.prove(lab, bench=args.bench, say=_say)
 
 
+def _wrong(args: argparse.Namespace) -> int:
+    """Arrange each wrong mount in a new lab, and tell whether each is caught for its own reason."""
+    with Lab.up(LabSettings(mounts=()), say=_say) as lab:
+        return wrong.all_of_them(lab, args.only, args.captures, _say)
+
+
+def _netem(args: argparse.Namespace) -> int:
+    """Show what `doctor --bench` makes of a slow or lossy storage link, in a new lab."""
+    with Lab.up(LabSettings(), say=_say) as lab:
+        return netem.all_of_them(lab, _say, bench=not args.no_bench)
+
+
 def _settings(args: argparse.Namespace) -> LabSettings:
     return LabSettings(
         storage=args.storage,
@@ -156,6 +169,15 @@ def _of_build(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep-sources", action="store_true", help="keep the kernel's sources and objects (2 GB)")
 
 
+def _of_wrong(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--only", action="append", default=[], metavar="NAME", help="an arrangement, or `control`; repeatable")
+    parser.add_argument("--captures", type=Path, metavar="FOLDER", help="write what was told, and the kernel's tables, there")
+
+
+def _of_netem(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--no-bench", action="store_true", help="leave LMCache's adapter out")
+
+
 def _none(parser: argparse.ArgumentParser) -> None:
     del parser
 
@@ -174,6 +196,8 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "status": _status,
     "down": _down,
     "doctor": _doctor,
+    "wrong": _wrong,
+    "netem": _netem,
 }
 _ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "build": _of_build,
@@ -182,6 +206,8 @@ _ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "enter": _of_command,
     "down": _of_down,
     "doctor": _of_doctor,
+    "wrong": _of_wrong,
+    "netem": _of_netem,
 }
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 
 It reads the lab's settings as one line of JSON, and then waits at the same pipe: it ends the lab when the pipe's other
 side is closed, as it is when the driver dies. It is two processes. The second one makes the lab and waits; the first
-one waits for the second and removes what is left. If the first is killed, the second ends in good order; if the second
-is killed, so is the guest (by the kernel, as the guest's PID namespace ends with it), and the first one cleans up. If
-both are killed at once, the guest dies too, and the next `up` or `down` removes namespace and folder by the record.
+one waits for the second and removes what is left. If the first is killed, the second ends in good order and removes
+what is left; if the second is killed, so is the guest (by the kernel, as the guest's PID namespace ends with it), and
+the first one cleans up. If both are killed at once, the guest dies too, and the next `up` or `down` removes namespace
+and folder by the record.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def main() -> int:
     (held.folder / "settings.json").write_text(settings.model_dump_json(), encoding="utf-8")
     log = held.folder / "keeper.log"
     _write_to(log, 2)  # else whoever reads the driver's stderr to its end would wait for the lab's
-    second = os.fork()
+    first, second = os.getpid(), os.fork()
     if second == 0:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         code = 1
@@ -52,6 +53,8 @@ def main() -> int:
         except KvCacheError as error:
             _tell(error=str(error.what), where=error.where, todo=error.todo)
         finally:
+            if os.getppid() != first:
+                record.clean(held)
             os._exit(code)
     _write_to(log, 1)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):

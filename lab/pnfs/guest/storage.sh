@@ -87,10 +87,19 @@ unmount_all() {                                 # every mount of NFS, the upperm
   tac /proc/self/mountinfo | awk '/ - nfs/ { print $5 }' | while read -r m; do umount -f "$m" 2>/dev/null || umount -l "$m"; done
 }
 
-server_setting() {                              # server_setting ff_netid|ff_server|ff_fallback VALUE
-  echo "$2" > /sys/module/nfsd/parameters/$1
+server_setting() {                              # server_setting ff_netid|ff_server|ff_fallback [VALUE]: none is "-"
+  printf %s "${2:--}" > /sys/module/nfsd/parameters/$1
 }
 
 drop_caches() {
   sync; echo 3 > /proc/sys/vm/drop_caches
+}
+
+automount_at() {                                # automount_at FOLDER NAME OPTIONS SECONDS: FOLDER/NAME, while it is in use
+  echo "$2 -fstype=nfs,$3 $LAB_SERVER:/kv" > /run/auto.map
+  echo "$1 file:/run/auto.map --timeout=$4" > /run/auto.master
+  mkdir -p "$1"
+  automount --timeout="$4" /run/auto.master
+  for _ in 1 2 3 4 5 6 7 8 9 10; do [ -d "$1/$2" ] && return; sleep 0.3; done
+  return 1
 }
