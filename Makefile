@@ -10,7 +10,7 @@ WORKFLOWS = $(wildcard .github/workflows/*.yml docs/ci/github*.yml)
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help perf article test unit sessions engine-test versions faults docker-test bench report-test footprint power docs lint workflows format setup clean
+.PHONY: help perf article test unit sessions engine-test versions faults docker-test pnfs-lab pnfs-lab-wrong pnfs-lab-netem bench report-test footprint power docs lint workflows format setup clean
 .DELETE_ON_ERROR:
 
 help: ## Print these targets
@@ -46,6 +46,15 @@ faults: setup ## Every fault on the real engine: none may pass, each is named (a
 
 docker-test: setup ## A real pair in containers (needs a Docker daemon and debootstrap; a quarter of an hour)
 	$(BIN)/pytest tests/docker
+
+pnfs-lab: $(READY) ## A real pNFS-over-RDMA mount in a guest, proved by the doctor (root; a quarter of an hour once, then a minute)
+	$(BIN)/python -m lab.pnfs doctor
+
+pnfs-lab-wrong: $(READY) ## Every wrong mount, arranged in that guest: each is refused or invalid for its own reason (six minutes)
+	$(BIN)/python -m lab.pnfs wrong
+
+pnfs-lab-netem: setup ## What delay, loss and a slow link in that guest make of `doctor --bench` (ten minutes)
+	$(BIN)/python -m lab.pnfs netem
 
 bench: $(READY) ## The client's own errors, beside other clients (needs a C compiler; ten minutes)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from pytest_kvcache.errors import RunError
 from pytest_kvcache.proof.storage_account import TOLERANCE, AccountCheck, LmcacheAccount
-from pytest_kvcache.storage import data_path, layouts, mountstats
+from pytest_kvcache.storage import data_path, layouts, mount_delta
 from pytest_kvcache.storage.account import MountReading
 from pytest_kvcache.storage.layouts import LayoutEvidence
-from pytest_kvcache.storage.mountstats import Delta, Reading
+from pytest_kvcache.storage.mount_delta import Delta
+from pytest_kvcache.storage.mountstats import Reading
 from pytest_kvcache.storage.requirement import Require
 
 
@@ -27,12 +28,18 @@ def of_mount(before: MountReading, after: MountReading, claimed: LmcacheAccount,
         require: What the tier requires of its mount.
     """
     try:
-        grown = mountstats.delta(before.reading, after.reading)
+        grown = mount_delta.delta(before.reading, after.reading)
     except RunError as error:
+        idle = before.automounter if before.automounter == after.automounter else ""
+        if idle and not mount_delta.changed_options(before.reading, after.reading):
+            todo = "use it all the time, or set its timeout to 0"
+            return AccountCheck((f"{error.where}: an automounter ({idle}) ended it while it was idle: {todo}",))
         return AccountCheck((f"{error.where} {error.what}: {error.todo}",))
     changed = _way(before.reading), _way(after.reading)
     if changed[0] != changed[1]:
         return AccountCheck((f"{after.reading.point} changed during the load: {changed[0]} -> {changed[1]}",))
+    if options := mount_delta.changed_options(before.reading, after.reading):
+        return AccountCheck((f"{after.reading.point} changed during the load: mounted with {options}",))
     return _bytes(grown, claimed) + _layouts(before, after, grown, claimed, require)
 
 
