@@ -16,7 +16,7 @@ from pytest_kvcache.runs.session import RunSession
 from pytest_kvcache.serving.launchers import catalogue as launchers
 from pytest_kvcache.serving.launchers.base import Launch, Launcher
 from pytest_kvcache.serving.offload import TierPlan
-from pytest_kvcache.serving.tier import Tier, TierContext
+from pytest_kvcache.serving.tier import Tier, TierContext, tier_launcher
 from pytest_kvcache.telemetry.allotment import allotment
 
 
@@ -50,26 +50,29 @@ class Arm:
     @property
     def launched_by(self) -> str:
         """How its servers run: the launcher's name, as `process` or `docker`."""
-        return launchers.chosen(self.profile.launcher, self.engine)
+        return launchers.chosen(tier_launcher(self.tier) or self.profile.launcher, self.engine)
 
     def __str__(self) -> str:
         """The engine, how it runs, and what is in it."""
         versions = ", ".join(f"{name} {version}" for name, version in self.engine.versions.items())
         return f"{self.engine.where} ({self.launched_by}): {versions}"
 
-    def launcher(self, run: RunSession, tier_plan: TierPlan, say: Callable[[str], None]) -> Launcher:
+    def launcher(
+        self, run: RunSession, tier_plan: TierPlan, say: Callable[[str], None], folder: Path | None
+    ) -> Launcher:
         """Return what boots its servers.
 
         Args:
             run: The present one.
             tier_plan: With what storage.
             say: Writes a line to the terminal.
+            folder: Folder of the project's `kvcache.toml`, which may have a launcher of its own.
 
         Raises:
             ConfigError: The launcher does not fit the engine.
         """
         launch = Launch(run, self.engine, self.profile, tier_plan, self.model, allotment(os.environ), say)
-        return launchers.make(self.launched_by, launch)
+        return launchers.make(self.launched_by, launch, folder)
 
     def context(self, run: RunSession, boot: str) -> TierContext:
         """Return what the tier may use while it plans.

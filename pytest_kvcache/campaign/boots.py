@@ -72,7 +72,7 @@ def booted(arm: Arm, state: PerfState, tier_plan: TierPlan, *, logs: Path) -> It
     Raises:
         BootError: It did not start.
     """
-    launcher = arm.launcher(state.run, tier_plan, state.say)
+    launcher = arm.launcher(state.run, tier_plan, state.say, state.settings.catalogue.folder)
     try:
         with _started(arm, state, launcher, logs=logs) as pair:
             yield pair

@@ -14,7 +14,7 @@ from pytest_kvcache.engine import image
 from pytest_kvcache.engine.container import BindMount, parse_mount
 from pytest_kvcache.errors import ConfigError
 from pytest_kvcache.serving.launchers import catalogue as launchers
-from pytest_kvcache.serving.tier import Tier
+from pytest_kvcache.serving.tier import Tier, tier_launcher
 from pytest_kvcache.telemetry import revision as revisions
 from pytest_kvcache.telemetry.hardware import usable_gpus
 from pytest_kvcache.tiers import catalogue
@@ -68,15 +68,13 @@ def resolve(options: Options) -> Settings:
     default = GPU_PROFILE if usable_gpus(os.environ) else CPU_PROFILE
     profile = with_launcher(known.profile(options.profile or default), options.launcher)
     profile.workload.check()
-    if profile.launcher is not None:
-        named = "--kv-launcher" if options.launcher else f"profiles.{profile.name}.launcher"
-        launchers.check(profile.launcher, where=named)
     _check_gains(profile, known)
     _check_against(options)
     for engine in (options.engine, options.against):
         if engine is not None and engine.startswith(image.PREFIX):
             image.check(engine.removeprefix(image.PREFIX))
     tiers = tuple(known.select(options.tiers, option=options.tier_option))
+    _check_launchers(profile, tiers, known, options)
     return Settings(
         options=options,
         catalogue=known,
@@ -90,6 +88,14 @@ def resolve(options: Options) -> Settings:
 def with_launcher(profile: Profile, name: str | None) -> Profile:
     """Return a profile with another launcher, or as it is where `name` is None."""
     return profile if name is None else profile.model_copy(update={"launcher": name})
+
+
+def _check_launchers(profile: Profile, tiers: Sequence[Tier], known: Catalogue, options: Options) -> None:
+    named = "--kv-launcher" if options.launcher else f"profiles.{profile.name}.launcher"
+    wanted = {profile.launcher: named, **{tier_launcher(tier): f"tiers.{tier.name}.launcher" for tier in tiers}}
+    for name, where in wanted.items():
+        if name is not None:
+            launchers.found(name, where=where, folder=known.folder)
 
 
 def _check_gains(profile: Profile, known: Catalogue) -> None:

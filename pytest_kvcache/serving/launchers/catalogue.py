@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 
+from pytest_kvcache import project_code
 from pytest_kvcache.engine.base import BaseEngine
 from pytest_kvcache.engine.image import ImageEngine
 from pytest_kvcache.errors import ConfigError
@@ -20,23 +22,34 @@ def launchers() -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=GROUP)}
 
 
-def check(name: str, *, where: str) -> None:
-    """Check that a launcher is registered.
+def found(name: str, *, where: str, folder: Path | None) -> Callable[[Launch], Launcher]:
+    """Return what makes a launcher.
 
     Args:
-        name: Name of the launcher.
+        name: Name of a registered launcher, or `MODULE:CLASS` of the project's own.
         where: The option or key that names it.
+        folder: Folder of the project's `kvcache.toml`, None where there is none.
 
     Raises:
-        ConfigError: It is not; the message lists those that are.
+        ConfigError: There is none of this name, or it cannot be imported.
     """
-    if name not in launchers():
-        known = ", ".join(sorted(launchers()))
-        raise ConfigError(
-            f"unknown launcher {name!r}; known: {known}",
-            where=where,
-            todo=f"a launcher of your own is an entry point in the group {GROUP}",
-        )
+    try:
+        if ":" in name:
+            own: Callable[[Launch], Launcher] = project_code.imported(name, folder)
+            return own
+        if name in launchers():
+            registered: Callable[[Launch], Launcher] = launchers()[name].load()
+            return registered
+    except ValueError as error:
+        raise ConfigError(str(error), where=where) from None
+    except ImportError as error:
+        raise ConfigError(f"launcher {name!r} cannot be imported: {error}", where=where) from None
+    known = ", ".join(sorted(launchers()))
+    raise ConfigError(
+        f"unknown launcher {name!r}; known: {known}",
+        where=where,
+        todo=f"a launcher of your own is `MODULE:CLASS`, or an entry point in the group {GROUP}",
+    )
 
 
 def chosen(name: str | None, engine: BaseEngine) -> str:
@@ -44,21 +57,21 @@ def chosen(name: str | None, engine: BaseEngine) -> str:
     return name or ("docker" if isinstance(engine, ImageEngine) else "process")
 
 
-def make(name: str, launch: Launch) -> Launcher:
+def make(name: str, launch: Launch, folder: Path | None = None) -> Launcher:
     """Return the launcher `name` for a boot.
+
+    Args:
+        name: Name of a registered launcher, or `MODULE:CLASS`.
+        launch: The boot.
+        folder: Folder of the project's `kvcache.toml`.
 
     Raises:
         ConfigError: There is none of this name, or it cannot be imported, or it does not fit the engine.
     """
-    check(name, where="launcher")
     if name == "process" and isinstance(launch.engine, ImageEngine):
         raise ConfigError(
             f"launcher process starts programs of a folder, and the engine is an image: {launch.engine.where}",
             where="launcher",
             todo="leave the launcher out, or take docker",
         )
-    try:
-        factory: Callable[[Launch], Launcher] = launchers()[name].load()
-    except ImportError as error:
-        raise ConfigError(f"launcher {name!r} cannot be imported: {error}", where="launcher") from None
-    return factory(launch)
+    return found(name, where="launcher", folder=folder)(launch)

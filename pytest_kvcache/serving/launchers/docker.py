@@ -164,7 +164,7 @@ class DockerLauncher:
             return self.start(handle.component, logs)
         self._session.end_processes([handle.leader])
         with containers.daemon(handle.host) as client:
-            client.containers.get(handle.id).remove(force=True)
+            client.containers.get(handle.id).remove(force=True, v=True)
         remove_folders(handle.component)
         return self.start(handle.component, logs)
 
