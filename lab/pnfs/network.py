@@ -42,6 +42,14 @@ def inside(namespace: str, argv: Sequence[str]) -> list[str]:
     return ["nsenter", f"--net={_NAMED / namespace}", *argv]
 
 
+def is_inside(namespace: str) -> bool:
+    """Return whether this process is in a namespace."""
+    try:
+        return Path("/proc/self/ns/net").samefile(_NAMED / namespace)
+    except OSError:
+        return False
+
+
 def pids(namespace: str) -> list[int]:
     """Return the processes in a namespace; none where it is not there."""
     if not exists(namespace):

@@ -139,7 +139,7 @@ def measure(
                 folder,
                 label=f"{pair.label} {boot}",
                 tell=state.gpus.append,
-                leaders=lambda: tuple(state.run.journal.record.leaders),
+                leaders=lambda: state.run.leaders,
             ) as watch,
         ):
             probes = BootProbes(arm, pair, folder / PROBES)
@@ -250,7 +250,7 @@ def run_plan(
         ),
         probed=probed,
         gpus=gpus_during,
-        leaders=lambda: tuple(state.run.journal.record.leaders),
+        leaders=lambda: state.run.leaders,
         most_other_work=arm.profile.rules.other_work,
         slo=arm.profile.gates.slo,
         told=state.progress.load,

@@ -32,7 +32,7 @@ _FILES_LAYOUT = "LAYOUT_NFSV4_1_FILES"
 #: Operations that may go to a data server.
 _OF_DATA = frozenset({"READ", "READ_PLUS", "WRITE", "COMMIT"})
 #: Operations of the client as a whole, which the rows of every mount of a server contain.
-_OF_CLIENT = frozenset({
+OF_CLIENT = frozenset({
     "NULL", "SETCLIENTID", "SETCLIENTID_CONFIRM", "RENEW", "EXCHANGE_ID", "CREATE_SESSION", "DESTROY_SESSION",
     "DESTROY_CLIENTID", "SEQUENCE", "GET_LEASE_TIME", "RECLAIM_COMPLETE", "SECINFO_NO_NAME",
     "BIND_CONN_TO_SESSION",
@@ -216,7 +216,7 @@ def _of_neighbours(before: Reading, after: Reading) -> list[dict[str, Operation]
         except RunError:
             continue
         own = _not_of_data(grown) if mount.layout else grown
-        found.append({name: operation for name, operation in own.items() if name not in _OF_CLIENT})
+        found.append({name: operation for name, operation in own.items() if name not in OF_CLIENT})
     return found
 
 
