@@ -109,8 +109,8 @@ def together(readings: Sequence[StorageReading]) -> StorageReading:
     """Return the readings of several mounts of one export as one, as if its users shared a mount.
 
     Args:
-        readings: In the order in which they were taken. All mounts send by the same transports, so that the last reading
-            has the counters of the others at its own moment.
+        readings: In the order in which they were taken. All mounts send by the same transports, so that the last
+            reading has the counters of the others at its own moment.
 
     Raises:
         RunError: The mounts list different files, or one of them is no NFS mount.
@@ -130,6 +130,7 @@ def together(readings: Sequence[StorageReading]) -> StorageReading:
 def _summed(mounts: Sequence[Reading]) -> Reading:
     last = mounts[-1]
     names = {name for each in mounts for name in each.operations}
+    here = {(each.source, each.point) for each in mounts}
     return Reading(
         source=_one([each.source for each in mounts]),
         point=Path(" + ".join(str(each.point) for each in mounts)),
@@ -143,9 +144,7 @@ def _summed(mounts: Sequence[Reading]) -> Reading:
         bytes={name: sum(each.bytes.get(name, 0) for each in mounts) for name in last.bytes},
         transports=last.transports,
         operations={name: _operation(name, mounts) for name in names},
-        neighbours=tuple(
-            m for m in last.neighbours if (m.source, m.point) not in {(x.source, x.point) for x in mounts}
-        ),
+        neighbours=tuple(m for m in last.neighbours if (m.source, m.point) not in here),
         read_at_s=last.read_at_s,
     )
 

@@ -1,7 +1,7 @@
 """Measures on the lab: `python -m lab.pnfs.perf [PYTEST ARGUMENTS]` brings one up and runs pytest in its namespace.
 
-The whole session runs there: vLLM, router and load on the namespace's loopback, LMCache in the guest. Nothing is routed out
-of it. While it runs, no session outside of the namespace measures on this machine's processors.
+The whole session runs there: vLLM, router and load on the namespace's loopback, LMCache in the guest. Nothing is routed
+out of it. While it runs, no session outside of the namespace measures on this machine's processors.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python -P lab/pnfs/storage_told.py '{"what": "account", "folders": ["/mnt/kv/run", …], "out": "/lab/files/NAME", …}'
 
-It is started by its path, and imports what it needs for the question alone: under User-Mode Linux a second of imports is
-five. The answer is a file of JSON. `of_guest.py` asks, on the host.
+It is started by its path, and imports only what it needs for the question: under User-Mode Linux a second of imports
+is five. The answer is a file of JSON. `of_guest.py` asks, on the host.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ class PnfsLabTier(TierModel):
         return f"{self.name} ({SHORT_LABEL})"
 
     def unavailable(self, ctx: TierContext) -> str | None:
-        """Return why the tier cannot run: no lab, a session outside of its namespace, or another mount than required."""
+        """Return why the tier cannot run: no lab, a session outside of its namespace, another mount."""
         try:
             lab = attached()
             if ctx.profile.lmcache_mode != "mp":
@@ -76,7 +76,8 @@ class PnfsLabTier(TierModel):
                 return f"{ctx.profile.servers} servers need a mount each, and the lab has {', '.join(lab.mounts)}"
             for row in _mounts(lab, self.require):
                 if row["unmet"]:
-                    return f'{row["folder"]} is not what require = "{self.require}" asks for: {row["unmet"]}; {row["todo"]}'
+                    wanted = f'require = "{self.require}"'
+                    return f"{row['folder']} is not what {wanted} asks for: {row['unmet']}; {row['todo']}"
         except KvCacheError as error:
             return " ".join(str(error).split())
         return None
@@ -120,7 +121,7 @@ def attached() -> Lab:
     lab = Lab.attach()
     if not network.is_inside(lab.namespace):
         raise SetupError(
-            f"this session runs outside of the lab's network namespace {lab.namespace}, where nothing reaches the guest",
+            f"this session is outside of the lab's network namespace {lab.namespace}, and cannot reach the guest",
             where=f"lab {lab.id}",
             todo="python -m lab.pnfs.perf, or put `python -m lab.pnfs enter` before the command",
         )

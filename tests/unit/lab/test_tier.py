@@ -242,7 +242,7 @@ def test_outside_of_the_namespace(
     monkeypatch.setattr(network, "is_inside", lambda _: False)
     found = the_tier(known).unavailable(context(known.profile("pnfs-lab"), tmp_path))
     assert found is not None
-    assert "outside of the lab's network namespace kvlab-abc123" in found
+    assert "is outside of the lab's network namespace kvlab-abc123" in found
     assert "python -m lab.pnfs.perf" in found
 
 
@@ -296,11 +296,11 @@ def test_a_borrowed_process_counts_and_is_not_ended(tmp_path: Path, kvcache_home
     run = RunSession(kvcache_home, tmp_path / "runs", print)
     guest = Leader(1, 1, "console.log")
     run.borrow_process(guest)
-    assert run.leaders == (guest,)
+    assert list(run.leaders) == [guest]
     assert run.journal.record.leaders == []
     run.return_process(guest)
     run.return_process(guest)
-    assert run.leaders == ()
+    assert list(run.leaders) == []
     run.close()
 
 
