@@ -10,7 +10,7 @@ WORKFLOWS = $(wildcard .github/workflows/*.yml docs/ci/github*.yml)
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help perf article test unit sessions engine-test versions faults docker-test pnfs-lab pnfs-lab-wrong pnfs-lab-netem bench report-test footprint power docs lint workflows format setup clean
+.PHONY: help perf article test unit sessions engine-test versions faults docker-test pnfs-lab pnfs-lab-wrong pnfs-lab-netem pnfs-lab-perf pnfs-lab-test bench report-test footprint power docs lint workflows format setup clean
 .DELETE_ON_ERROR:
 
 help: ## Print these targets
@@ -19,8 +19,12 @@ help: ## Print these targets
 perf: setup ## One boot of every tier that this machine has (BOOTS=6: six), for baselines that need more; compare with the others
 	$(BIN)/pytest -m perf --record-baselines --kv-boots $(BOOTS) --benchmark-disable tests/perf
 
-article: setup ## The article's four scenarios at three context lengths, one boot each: its chart and its table
+article: setup ## The article's four scenarios at three context lengths, one boot each: its chart and its table (PNFS=lab: with the pNFS lab)
+ifeq ($(PNFS),lab)
+	$(BIN)/python -m lab.pnfs.perf --target article --memory-mib 6144
+else
 	$(BIN)/pytest -m perf --kv-profile cpu-article --kv-boots 1 --record-baselines --benchmark-disable tests/perf
+endif
 
 # Sessions of stubs wait as much as they compute: more than twice as many workers as processors keep those busy.
 WORKERS = -n $$(($$(getconf _NPROCESSORS_ONLN) * 2 + 1)) --maxprocesses 16 --dist worksteal --durations=10
@@ -52,6 +56,12 @@ pnfs-lab: $(READY) ## A real pNFS-over-RDMA mount in a guest, proved by the doct
 
 pnfs-lab-wrong: $(READY) ## Every wrong mount, arranged in that guest: each is refused or invalid for its own reason (six minutes)
 	$(BIN)/python -m lab.pnfs wrong
+
+pnfs-lab-perf: setup ## The perf tests on that guest: LMCache on its mount, vLLM beside it; correctness, not performance (five minutes)
+	$(BIN)/python -m lab.pnfs.perf --target perf
+
+pnfs-lab-test: setup ## A short session on that guest, whose account must hold to the byte (root; ten minutes)
+	$(BIN)/pytest tests/lab
 
 pnfs-lab-netem: setup ## What delay, loss and a slow link in that guest make of `doctor --bench` (ten minutes)
 	$(BIN)/python -m lab.pnfs netem
