@@ -52,13 +52,12 @@ CHANGES = (
     Change(
         _LAYOUTS,
         "\n\t/* Do not allow a IOMODE_READ segment",
-        "\tif (ff_fallback)\n\t\tfl->flags &= ~FF_FLAGS_NO_IO_THRU_MDS;\n"
-        "\n\t/* Do not allow a IOMODE_READ segment",
+        "\tif (ff_fallback)\n\t\tfl->flags &= ~FF_FLAGS_NO_IO_THRU_MDS;\n\n\t/* Do not allow a IOMODE_READ segment",
     ),
     Change(
         _LAYOUTS,
         'netid, FF_NETID_LEN + 1, "tcp");\n\t\tda->netaddr.netid_len = 3;',
-        'netid, FF_NETID_LEN + 1, "%s",\n\t\t\t ff_netid[0] > \'-\' ? ff_netid : rqstp->rq_xprt->xpt_class->xcl_name);\n'
+        "netid, FF_NETID_LEN + 1, \"%s\",\n\t\t\t ff_netid[0] > '-' ? ff_netid : rqstp->rq_xprt->xpt_class->xcl_name);\n"
         "\t\tda->netaddr.netid_len = strlen(da->netaddr.netid);\n"
         "\t\tif (ff_server[0] > '-')\n\t\t\tstrscpy(addr, ff_server, sizeof(addr));",
     ),

@@ -1,10 +1,10 @@
 """A lab that is up: its namespace, its guest, its mounts, and their end.
 
-    with Lab.up() as lab:
-        lab.show(folder, writable=True)
-        server = lab.exec(["lmcache", "server", …], env={…}, log=folder / "lmcache.log")
-        subprocess.run(lab.inside(["curl", f"http://{lab.guest_address}:8080/"]))
-        server.stop()
+with Lab.up() as lab:
+lab.show(folder, writable=True)
+server = lab.exec(["lmcache", "server", …], env={…}, log=folder / "lmcache.log")
+subprocess.run(lab.inside(["curl", f"http://{lab.guest_address}:8080/"]))
+server.stop()
 """
 
 from __future__ import annotations
@@ -211,7 +211,8 @@ def _start(settings: LabSettings, *, detached: bool, say: Say) -> tuple[Lab, sub
         encoding="utf-8",
         start_new_session=True,
     )
-    assert keeper.stdin is not None and keeper.stdout is not None
+    assert keeper.stdin is not None
+    assert keeper.stdout is not None
     try:
         keeper.stdin.write(json.dumps(told) + "\n")
         keeper.stdin.flush()

@@ -75,7 +75,9 @@ def mirror(suite: str) -> str:
     raise SetupError(f"no mirror of {suite} is named", where="/etc/apt/sources.list.d", todo="name one there")
 
 
-def run(argv: Sequence[str], *, cwd: Path | None = None, env: Mapping[str, str] | None = None, log: Path | None = None) -> None:
+def run(
+    argv: Sequence[str], *, cwd: Path | None = None, env: Mapping[str, str] | None = None, log: Path | None = None
+) -> None:
     """Run a program of the build.
 
     Raises:
@@ -102,6 +104,5 @@ def run(argv: Sequence[str], *, cwd: Path | None = None, env: Mapping[str, str] 
 
 
 def _environment(env: Mapping[str, str] | None = None) -> dict[str, str]:
-
 
     return {**os.environ, "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive", **(env or {})}

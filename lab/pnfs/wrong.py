@@ -84,7 +84,9 @@ def faults(outcomes: Sequence[Outcome], arrangements: Sequence[Arrangement] = AL
         elif not each.said:
             found[each.name] = "not caught"
         elif taken != [each.name]:
-            found[each.name] = f"taken for {', '.join(taken)}" if taken else f"without its reason, {reasons[each.name].pattern!r}"
+            found[each.name] = (
+                f"taken for {', '.join(taken)}" if taken else f"without its reason, {reasons[each.name].pattern!r}"
+            )
     return found
 
 

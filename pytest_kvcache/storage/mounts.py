@@ -114,7 +114,10 @@ def mount_of(path: Path, *, proc: Path | None = None) -> Mount:
         row = next((row for row in rows if row.number == number), None) or _walked(rows, path.resolve())
         if row is None:
             raise FileNotFoundError(f"no mount holds {path}")
-        found, stats = replace(row.mount, automounter=_automounter(rows, row), hides=_hidden(rows, row)), proc / "mountstats"
+        found, stats = (
+            replace(row.mount, automounter=_automounter(rows, row), hides=_hidden(rows, row)),
+            proc / "mountstats",
+        )
         if not (found.is_nfs and stats.exists()):
             return found
         # Both tables list the mounts in one order, so that of several upon each other each has its own counters.

@@ -93,7 +93,8 @@ def running(tmp_path: Path) -> Iterator[Running]:
         encoding="utf-8",
         start_new_session=True,
     )
-    assert keeper.stdin is not None and keeper.stdout is not None
+    assert keeper.stdin is not None
+    assert keeper.stdout is not None
     with keeper:
         keeper.stdin.write(json.dumps(told) + "\n")
         keeper.stdin.flush()
@@ -119,11 +120,16 @@ def kill(pid: int) -> None:
 def test_a_lab_that_is_up_has_a_namespace_with_processes(running: Running) -> None:
     """While a lab is up its namespace has the guest's processes and one wire, which the host's own namespace has not."""
     assert len(network.pids(running.namespace)) >= 2
-    inner = subprocess.run(network.inside(running.namespace, ["ip", "-o", "link"]), capture_output=True, text=True, check=True)
+    inner = subprocess.run(
+        network.inside(running.namespace, ["ip", "-o", "link"]), capture_output=True, text=True, check=True
+    )
     assert "tap0" in inner.stdout
     assert "tap0" not in subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True).stdout
-    routes = subprocess.run(network.inside(running.namespace, ["ip", "route"]), capture_output=True, text=True, check=True)
-    assert routes.stdout.split() and "default" not in routes.stdout
+    routes = subprocess.run(
+        network.inside(running.namespace, ["ip", "route"]), capture_output=True, text=True, check=True
+    )
+    assert routes.stdout.split()
+    assert "default" not in routes.stdout
     assert record.living(running.runs) == [running.folder]
 
 
