@@ -38,6 +38,7 @@ RUN_JSON = {
     "faults": "Why no verdict may rest on the run; an empty list for a valid one.",
     "gpus": "What the samples of the GPUs say; only where servers are given GPUs.",
     "label": "The tier as outputs show it, with the words stand-in where it is one.",
+    "launcher": "What booted the servers, and where they ran.",
     "load": "What the load process says of itself.",
     "other_work": "How much of the processors was used by the run, by the kernel and by others.",
     "proof": "The ledger of prompt tokens, counters before and after, expected hits, and where TTFT went.",

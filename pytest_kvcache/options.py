@@ -23,6 +23,7 @@ _GROUP = "KV cache offloading (pytest-kvcache)"
 
 _INI = {
     "kv_profile": "profile that perf tests run (see kvcache.toml)",
+    "kv_launcher": "what boots the servers: process, docker, or another registered launcher (default: the profile's)",
     "kv_engine": "environment with vLLM and LMCache, or image:REPO[:TAG], in place of the one that `setup` makes",
     "kv_config": "the kvcache.toml to use (default: the nearest one, from rootdir upwards)",
     "kv_runs": "folder of results (default: .kvcache/runs beside kvcache.toml, else in rootdir)",
@@ -175,6 +176,7 @@ def from_config(config: pytest.Config) -> Options:
         strict=_strict(config),
         against=_against(config, update),
         image_mounts=found.image_mounts,
+        launcher=found.launcher,
     )
 
 

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from pytest_kvcache.config.profile import Profile
 from pytest_kvcache.engine.base import BaseEngine
-from pytest_kvcache.engine.image import ImageEngine
 from pytest_kvcache.engine.models import model_folder
 from pytest_kvcache.home import home
 from pytest_kvcache.runs.session import RunSession
-from pytest_kvcache.serving.launchers.base import Launcher
-from pytest_kvcache.serving.launchers.docker import DockerLauncher
-from pytest_kvcache.serving.launchers.process import ProcessLauncher
+from pytest_kvcache.serving.launchers import catalogue as launchers
+from pytest_kvcache.serving.launchers.base import Launch, Launcher
 from pytest_kvcache.serving.offload import TierPlan
-from pytest_kvcache.serving.tier import Tier, TierContext
+from pytest_kvcache.serving.tier import Tier, TierContext, tier_launcher
 from pytest_kvcache.telemetry.allotment import allotment
 
 
@@ -50,31 +49,30 @@ class Arm:
 
     @property
     def launched_by(self) -> str:
-        """How its servers run: `process` or `docker`."""
-        return "docker" if isinstance(self.engine, ImageEngine) else "process"
+        """How its servers run: the launcher's name, as `process` or `docker`."""
+        return launchers.chosen(tier_launcher(self.tier) or self.profile.launcher, self.engine)
 
     def __str__(self) -> str:
         """The engine, how it runs, and what is in it."""
         versions = ", ".join(f"{name} {version}" for name, version in self.engine.versions.items())
         return f"{self.engine.where} ({self.launched_by}): {versions}"
 
-    def launcher(self, run: RunSession, tier_plan: TierPlan) -> Launcher:
-        """Return what starts its servers.
+    def launcher(
+        self, run: RunSession, tier_plan: TierPlan, say: Callable[[str], None], folder: Path | None
+    ) -> Launcher:
+        """Return what boots its servers.
 
         Args:
             run: The present one.
-            tier_plan: Its folders are seen by containers, too.
+            tier_plan: With what storage.
+            say: Writes a line to the terminal.
+            folder: Folder of the project's `kvcache.toml`, which may have a launcher of its own.
+
+        Raises:
+            ConfigError: The launcher does not fit the engine.
         """
-        if not isinstance(self.engine, ImageEngine):
-            return ProcessLauncher(run)
-        return DockerLauncher(
-            run,
-            self.engine,
-            gpus=self.profile.gpus_per_server > 0,
-            allotted=allotment(os.environ) is not None,
-            reads=[self.model] if self.model else [],
-            writes=tier_plan.folders,
-        )
+        launch = Launch(run, self.engine, self.profile, tier_plan, self.model, allotment(os.environ), say)
+        return launchers.make(self.launched_by, launch, folder)
 
     def context(self, run: RunSession, boot: str) -> TierContext:
         """Return what the tier may use while it plans.

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -24,14 +23,12 @@ from pytest_kvcache.load.stopping import StopRule
 from pytest_kvcache.probes.probe import Probed
 from pytest_kvcache.proof.gpus import GpuLoad
 from pytest_kvcache.proof.judge import ServedCaches
-from pytest_kvcache.runs import signals
 from pytest_kvcache.serving import pair as pairs
+from pytest_kvcache.serving.launchers.base import Launcher
 from pytest_kvcache.serving.offload import TierPlan
 from pytest_kvcache.serving.pair import ServingPair
-from pytest_kvcache.serving.plan import build_plan
 from pytest_kvcache.storage import bucket as buckets
 from pytest_kvcache.telemetry import canary, revision
-from pytest_kvcache.telemetry.allotment import allotment
 from pytest_kvcache.telemetry.gpu.readings import Span
 from pytest_kvcache.verdict.procedure import Boot
 
@@ -75,21 +72,21 @@ def booted(arm: Arm, state: PerfState, tier_plan: TierPlan, *, logs: Path) -> It
     Raises:
         BootError: It did not start.
     """
-    for folder in tier_plan.folders:
-        with signals.deferred():
-            state.run.own_folder(folder)
-            folder.mkdir(parents=True, exist_ok=True)
-    plan = build_plan(
-        arm.profile,
-        tier_plan,
-        tools=arm.engine,
-        model=_linked_model(arm, state),
-        port=state.run.ports.take,
-        scratch=state.run.scratch,
-        gpus=allotment(os.environ),
-    )
-    launcher = arm.launcher(state.run, tier_plan)
-    state.progress.phase(f"{tier_plan.label}{_named(arm)}", f"booting {arm.profile.servers} servers")
+    launcher = arm.launcher(state.run, tier_plan, state.say, state.settings.catalogue.folder)
+    try:
+        with _started(arm, state, launcher, logs=logs) as pair:
+            yield pair
+    finally:
+        launcher.clear()
+        _remove_objects(arm, state, tier_plan)
+
+
+@contextlib.contextmanager
+def _started(arm: Arm, state: PerfState, launcher: Launcher, *, logs: Path) -> Iterator[ServingPair]:
+    """Start a pair, and stop it."""
+    launcher.prepare()
+    plan = launcher.plan()
+    state.progress.phase(f"{plan.tier.label}{_named(arm)}", f"booting {arm.profile.servers} servers")
     try:
         pair = pairs.boot(plan, launcher, logs, timeout_s=arm.profile.boot_timeout_s, waiting=state.progress.waiting)
     except KvCacheError as error:
@@ -101,15 +98,10 @@ def booted(arm: Arm, state: PerfState, tier_plan: TierPlan, *, logs: Path) -> It
         state.run.note_shared_memory()
         state.say(f"{pair.label}{_named(arm)}: {arm.profile.servers} servers ready in {pair.boot_s:.0f} s")
         state.listener.booted(arm, logs, pair, "")
-        yield pair
+        yield replace(pair, launched=launcher.describe())
     finally:
         state.progress.rest()
         launcher.stop(list(pair.handles))
-        for folder in tier_plan.folders:
-            shutil.rmtree(folder, ignore_errors=True)
-            if folder.exists():
-                state.say(f"could not remove {folder}: is its file system read-only? Remove it by hand")
-        _remove_objects(arm, state, tier_plan)
 
 
 def measure(
@@ -168,7 +160,9 @@ def measure(
             "machine": machine_name(state.hardware),
             "commit": revision.commit(state.settings.options.rootdir),
         }
+        launched = dict(pair.launched)
         more = {"canary": result.canary, "environment": environment.facts(os.environ), "session": measured_by}
+        more["launcher"] = launched
         for run in result.runs.values():
             runner.add_facts(run.folder, more)
     finally:
@@ -180,7 +174,7 @@ def measure(
 def _remove_objects(arm: Arm, state: PerfState, tier_plan: TierPlan) -> None:
     if tier_plan.bucket is None:
         return
-    left = buckets.remove(tier_plan.bucket, model=_linked_model(arm, state), salt=tier_plan.salt)
+    left = buckets.remove(tier_plan.bucket, model=arm.model_id, salt=tier_plan.salt)
     if left:
         state.say(left)
 
@@ -273,18 +267,3 @@ def _position(arm: Arm, length: int) -> int:
 
 def _named(arm: Arm) -> str:
     return f" [{arm.name}]" if arm.name else ""
-
-
-def _linked_model(arm: Arm, state: PerfState) -> str:
-    """Return what vLLM gets for the model: its name, or the name of a link in its working folder.
-
-    LMCache's keys begin with the model as vLLM was given it. Its S3 adapter makes "//…" of an absolute path, and every
-    store fails, silently but for its log: so no tier ever sees an absolute one.
-    """
-    folder = arm.model
-    if folder is None:
-        return arm.profile.model
-    link = state.run.scratch / folder.name
-    if not link.is_symlink():
-        link.symlink_to(folder)
-    return folder.name

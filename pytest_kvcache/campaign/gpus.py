@@ -17,7 +17,7 @@ from pytest_kvcache.runs import processes, signals
 from pytest_kvcache.runs.files import replace_whole
 from pytest_kvcache.runs.processes import Leader
 from pytest_kvcache.serving.component import Component
-from pytest_kvcache.serving.launchers.base import Handle, Launcher
+from pytest_kvcache.serving.launchers.base import Handle, Starter
 from pytest_kvcache.telemetry.gpu import readings
 from pytest_kvcache.telemetry.gpu.readings import Readings, Span
 from pytest_kvcache.telemetry.gpu.summary import summarize
@@ -126,7 +126,7 @@ def named(components: Iterable[Component]) -> tuple[str, ...]:
 @contextlib.contextmanager
 def watched(
     identifiers: Sequence[str] | None,
-    launcher: Launcher,
+    launcher: Starter,
     folder: Path,
     *,
     label: str,
@@ -160,7 +160,7 @@ def watched(
             tell(BootGpus(label, found))
 
 
-def _started(identifiers: Sequence[str] | None, launcher: Launcher, folder: Path) -> GpuWatch:
+def _started(identifiers: Sequence[str] | None, launcher: Starter, folder: Path) -> GpuWatch:
     argv = (*SAMPLER, str((folder / LINES).resolve()), *(identifiers or ()))
     try:
         handle = launcher.start(Component(name="gpus", argv=argv, stage="load"), folder / "logs")

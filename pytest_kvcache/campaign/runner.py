@@ -35,7 +35,7 @@ from pytest_kvcache.serving.claim import Claim
 from pytest_kvcache.serving.component import Component
 from pytest_kvcache.serving.diagnosis.diagnose import diagnose_file, failed_storage
 from pytest_kvcache.serving.launchers.base import Handle
-from pytest_kvcache.serving.launchers.process import ProcessLauncher
+from pytest_kvcache.serving.launchers.process import ProcessStarter
 from pytest_kvcache.serving.pair import ServingPair
 from pytest_kvcache.telemetry import counters, other_work
 from pytest_kvcache.telemetry.gpu.readings import Span
@@ -100,7 +100,7 @@ class RunResult:
 def run_load(
     pair: ServingPair,
     plan: LoadPlan,
-    launcher: ProcessLauncher,
+    launcher: ProcessStarter,
     *,
     tier: str,
     folder: Path,
@@ -250,7 +250,7 @@ def _last_line(log: Path) -> str:
     return lines[-1].decode(errors="replace") if lines else ""
 
 
-def _end(handle: Handle, launcher: ProcessLauncher) -> None:
+def _end(handle: Handle, launcher: ProcessStarter) -> None:
     """Let a load process that still runs save its rows, then end it."""
     with signals.deferred():
         if handle.exit_code() is None:

@@ -13,7 +13,8 @@ from pytest_kvcache.config.profile import Profile
 from pytest_kvcache.engine import image
 from pytest_kvcache.engine.container import BindMount, parse_mount
 from pytest_kvcache.errors import ConfigError
-from pytest_kvcache.serving.tier import Tier
+from pytest_kvcache.serving.launchers import catalogue as launchers
+from pytest_kvcache.serving.tier import Tier, tier_launcher
 from pytest_kvcache.telemetry import revision as revisions
 from pytest_kvcache.telemetry.hardware import usable_gpus
 from pytest_kvcache.tiers import catalogue
@@ -48,6 +49,10 @@ class Settings:
         """Number of declared gates: all tiers and contexts, whatever this session selects (docs/verdicts.md)."""
         return len(self.catalogue.tiers) * len(self.profile.workload.context_tokens) * len(self.profile.judged)
 
+    def launched(self, profile: Profile) -> Profile:
+        """Return a profile with the launcher that was asked for in place of its own."""
+        return with_launcher(profile, self.options.launcher)
+
     def asked_by_name(self, tier: Tier) -> bool:
         """Whether --tier names it: then it must run, and not be skipped."""
         return tier.name in self.options.tiers
@@ -61,7 +66,7 @@ def resolve(options: Options) -> Settings:
     """
     known = catalogue.load(options.config)
     default = GPU_PROFILE if usable_gpus(os.environ) else CPU_PROFILE
-    profile = known.profile(options.profile or default)
+    profile = with_launcher(known.profile(options.profile or default), options.launcher)
     profile.workload.check()
     _check_gains(profile, known)
     _check_against(options)
@@ -69,6 +74,7 @@ def resolve(options: Options) -> Settings:
         if engine is not None and engine.startswith(image.PREFIX):
             image.check(engine.removeprefix(image.PREFIX))
     tiers = tuple(known.select(options.tiers, option=options.tier_option))
+    _check_launchers(profile, tiers, known, options)
     return Settings(
         options=options,
         catalogue=known,
@@ -77,6 +83,19 @@ def resolve(options: Options) -> Settings:
         other=_other(options, profile.name, tiers),
         mounts=tuple(parse_mount(text, "kv_image_mounts") for text in options.image_mounts),
     )
+
+
+def with_launcher(profile: Profile, name: str | None) -> Profile:
+    """Return a profile with another launcher, or as it is where `name` is None."""
+    return profile if name is None else profile.model_copy(update={"launcher": name})
+
+
+def _check_launchers(profile: Profile, tiers: Sequence[Tier], known: Catalogue, options: Options) -> None:
+    named = "--kv-launcher" if options.launcher else f"profiles.{profile.name}.launcher"
+    wanted = {profile.launcher: named, **{tier_launcher(tier): f"tiers.{tier.name}.launcher" for tier in tiers}}
+    for name, where in wanted.items():
+        if name is not None:
+            launchers.found(name, where=where, folder=known.folder)
 
 
 def _check_gains(profile: Profile, known: Catalogue) -> None:

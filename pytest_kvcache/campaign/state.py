@@ -24,7 +24,7 @@ from pytest_kvcache.home import home
 from pytest_kvcache.runs import processes
 from pytest_kvcache.runs.machine import PROCESSORS, MachineLock
 from pytest_kvcache.runs.session import RunSession
-from pytest_kvcache.serving.launchers.process import ProcessLauncher
+from pytest_kvcache.serving.launchers.process import ProcessStarter
 from pytest_kvcache.serving.tier import Tier
 from pytest_kvcache.telemetry.allotment import allotment, dealt
 from pytest_kvcache.telemetry.hardware import hardware, unique_names
@@ -133,9 +133,9 @@ class PerfState:
         self._claim.acquire(self.settings.options.wait_s, self.say)
 
     @cached_property
-    def launcher(self) -> ProcessLauncher:
+    def launcher(self) -> ProcessStarter:
         """Starts processes of this run, the load's among them."""
-        return ProcessLauncher(self.run)
+        return ProcessStarter(self.run)
 
     @cached_property
     def hardware(self) -> dict[str, str]:
@@ -155,7 +155,7 @@ class PerfState:
             return None
         if self.settings.other is not None:
             (other,) = self.settings.other.select([tier.name])
-            return Arm("B", self.engine, self.settings.other.profile(self.profile.name), other)
+            return Arm("B", self.engine, self.settings.launched(self.settings.other.profile(self.profile.name)), other)
         return Arm("B", self.other_engine, self.profile, tier)
 
     @cached_property

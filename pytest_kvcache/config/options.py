@@ -33,6 +33,7 @@ class Options:
         tier_option: How the option that names tiers is spelled: another plugin may have taken `--tier`.
         update_option: How the option that stores baselines anew is spelled, for the same reason.
         wait_s: For how long another session that measures on the same GPUs or processors is waited for (s).
+        launcher: What boots the servers; None for what the profile says.
     """
 
     rootdir: Path
@@ -51,3 +52,4 @@ class Options:
     tier_option: str = "--tier"
     update_option: str = "--update-baselines"
     wait_s: float = DEFAULT_WAIT_S
+    launcher: str | None = None

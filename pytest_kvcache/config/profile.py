@@ -46,6 +46,10 @@ class Profile(Strict):
     )
     l1_size_gb: PositiveFloat = Field(default=100, description="CPU RAM of each LMCache (L1)")
     chunk_tokens: PositiveInt = Field(default=256, description="LMCache's chunk size")
+    launcher: str | None = Field(
+        default=None,
+        description="what boots the servers; by default `process`, and `docker` where the engine is an image",
+    )
     boot_timeout_s: PositiveFloat = Field(default=900, description="time in which the whole pair must be ready")
     workload: AnyWorkload = Field(description="what is sent; its keys depend on its `kind`")
     rules: Rules = Field(default=Rules(), description="how a change is judged")

@@ -23,7 +23,7 @@ from pytest_kvcache.paths import expanded
 FILE_NAME = "kvcache.toml"
 #: Options whose value is a path; each has an ini key behind it.
 PATHS = ("kv_config", "kv_runs", "kv_baselines", "kv_engine")
-TEXTS = ("kv_profile",)
+TEXTS = ("kv_profile", "kv_launcher")
 #: Begins the name of a container image, in the place of an engine's folder.
 _IMAGE = "image:"
 #: What may be named in the place of the engine to compare with.
@@ -63,6 +63,7 @@ class Located:
         baselines: Folder of baselines.
         engine: Folder of an engine environment, or `image:…`; None for the one that `setup` makes.
         profile: Named, or None for the default of this machine.
+        launcher: Named, or None for what the profile says.
         image_mounts: What containers of images get, of the ini file and of options.
     """
 
@@ -72,6 +73,7 @@ class Located:
     baselines: Path
     engine: str | None
     profile: str | None
+    launcher: str | None
     image_mounts: tuple[str, ...]
 
 
@@ -98,6 +100,7 @@ def locate(project: Project) -> Located:
         baselines=Path(found["kv_baselines"] or top / "baselines"),
         engine=found["kv_engine"],
         profile=_text("kv_profile", project).value or None,
+        launcher=_text("kv_launcher", project).value or None,
         image_mounts=_mounts(project),
     )
 

@@ -14,7 +14,7 @@ from pytest_kvcache.check import Finding, Status
 from pytest_kvcache.errors import BootError
 from pytest_kvcache.runs.session import RunSession
 from pytest_kvcache.serving import pair
-from pytest_kvcache.serving.launchers.process import ProcessLauncher
+from pytest_kvcache.serving.launchers.process import ProcessStarter
 from pytest_kvcache.serving.offload import TierPlan
 from pytest_kvcache.serving.plan import ServingPlan
 from pytest_kvcache.storage import bucket as buckets
@@ -52,7 +52,7 @@ def bench_plan(plan: TierPlan, adapter: Mapping[str, Any], python: str, session:
     for folder in plan.folders:
         session.own_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
-    launcher, logs = ProcessLauncher(session), session.scratch
+    launcher, logs = ProcessStarter(session), session.scratch
     storage = ServingPlan(plan, plan.storage, base_url="", model="", server_urls={}, metrics_urls={})
     try:
         served = pair.boot(storage, launcher, logs, timeout_s=_START_LIMIT_S)

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pytest_kvcache.serving.component import Component
+from pytest_kvcache.serving.places import Place
 
 
-def router(program: str, *, workers: Sequence[str], port: int, metrics_port: int, max_inflight: int) -> Component:
+def router(place: Place, *, workers: Sequence[str], port: int, metrics_port: int, max_inflight: int) -> Component:
     """Return the component of the router.
 
     Args:
-        program: Path of `vllm-router`.
+        place: Where it runs.
         workers: Base URLs of the servers, without /v1.
-        port: Port to listen on, at 127.0.0.1.
-        metrics_port: Port of the router's Prometheus endpoint, at 127.0.0.1.
+        port: Port to listen on.
+        metrics_port: Port of the router's Prometheus endpoint.
         max_inflight: Requests that may be under way before the router refuses more.
 
     Retries and the circuit breaker are off: a failed request must show as failed, on the server that failed it.
@@ -22,12 +23,12 @@ def router(program: str, *, workers: Sequence[str], port: int, metrics_port: int
     return Component(
         name="router",
         argv=(
-            program,
-            "--host", "127.0.0.1",
+            place.tools.program("vllm-router"),
+            "--host", place.host,
             "--port", str(port),
             "--policy", "round_robin",
             "--worker-urls", *workers,
-            "--prometheus-host", "127.0.0.1",
+            "--prometheus-host", place.host,
             "--prometheus-port", str(metrics_port),
             "--worker-startup-check-interval", "1",
             "--max-concurrent-requests", str(max_inflight),
@@ -36,5 +37,6 @@ def router(program: str, *, workers: Sequence[str], port: int, metrics_port: int
             "--log-level", "warning",
         ),
         stage="balancer",
-        ready_url=f"http://127.0.0.1:{port}/health",
+        ready_url=f"{place.url(port)}/health",
+        place=place.name,
     )  # fmt: skip

@@ -23,6 +23,7 @@ class Component:
         files: Content of each text file to write before the start, by path.
         folders: Folders made empty before the start, closed to other users, and removed after the end.
         ready_url: URL that answers 200 once the program is ready; None where a running process is enough.
+        place: Name of the place where it runs (`serving/places.py`); "" for this machine.
         ready_any_status: Whether any HTTP answer of `ready_url` counts (an S3 server answers 403 to a stranger).
     """
 
@@ -34,4 +35,5 @@ class Component:
     files: Mapping[Path, str] = field(default_factory=dict)
     folders: tuple[Path, ...] = ()
     ready_url: str | None = None
+    place: str = ""
     ready_any_status: bool = False

@@ -14,6 +14,7 @@ from pytest_kvcache.engine import floors
 from pytest_kvcache.serving.component import Component
 from pytest_kvcache.serving.names import lmcache_name
 from pytest_kvcache.serving.offload import Offload
+from pytest_kvcache.serving.places import Place, bracketed
 from pytest_kvcache.telemetry import internal_api
 
 #: Beginning of the names of the sockets of LMCache's internal API servers.
@@ -21,14 +22,13 @@ SOCKET = "api"
 
 
 def lmcache_server(
-    lmcache: str,
+    place: Place,
     *,
     index: int,
     profile: Profile,
     offload: Offload,
     port: int,
     http_port: int,
-    versions: Mapping[str, str],
     gpus: Sequence[str],
     env: Mapping[str, str],
     secret_env: Mapping[str, str],
@@ -36,28 +36,28 @@ def lmcache_server(
     """Return the component of the LMCache server beside the `index`-th vLLM (multi-process mode).
 
     Args:
-        lmcache: Path of the program `lmcache`.
+        place: Where it runs.
         index: Number of the vLLM server in the pair, from 0.
         profile: Profile with the sizes of L1 and of a chunk.
         offload: The tier's L2 adapter, if any.
-        port: Port for vLLM's connector, at 127.0.0.1.
-        http_port: Port for health, metrics and control, at 127.0.0.1.
-        versions: Versions of the engine; options that an older LMCache lacks and does not need are left out.
+        port: Port for vLLM's connector.
+        http_port: Port for health, metrics and control.
         gpus: GPUs of its vLLM server, whose memory the LMCache server maps.
         env: More environment variables.
         secret_env: Credentials that the L2 adapter reads.
     """
+    # Options that an older LMCache lacks and does not need are left out.
     argv = [
-        lmcache, "server",
-        "--host", "127.0.0.1",
+        place.tools.program("lmcache"), "server",
+        "--host", place.host,
         "--port", str(port),
-        "--http-host", "127.0.0.1",
+        "--http-host", place.host,
         "--http-port", str(http_port),
         "--l1-size-gb", f"{profile.l1_size_gb:g}",
         "--chunk-size", str(profile.chunk_tokens),
         "--eviction-policy", "LRU",
     ]  # fmt: skip
-    if floors.has(floors.SUPPORTED_TRANSFER_MODE, versions):
+    if floors.has(floors.SUPPORTED_TRANSFER_MODE, place.tools.versions):
         argv += ["--supported-transfer-mode", "auto"]
     if offload.l2_adapter is not None:
         argv += ["--l2-adapter", json.dumps(offload.l2_adapter, separators=(",", ":"))]
@@ -73,16 +73,17 @@ def lmcache_server(
             **env,
         },
         secret_env=secret_env,
-        ready_url=f"http://127.0.0.1:{http_port}/healthcheck",
+        ready_url=f"{place.url(http_port)}/healthcheck",
+        place=place.name,
     )
 
 
-def mp_connector(port: int) -> dict[str, Any]:
-    """Return vLLM's `--kv-transfer-config` for an LMCache server at 127.0.0.1:`port`."""
+def mp_connector(host: str, port: int) -> dict[str, Any]:
+    """Return vLLM's `--kv-transfer-config` for an LMCache server at an address and port."""
     return {
         "kv_connector": "LMCacheMPConnector",
         "kv_role": "kv_both",
-        "kv_connector_extra_config": {"lmcache.mp.host": "tcp://127.0.0.1", "lmcache.mp.port": port},
+        "kv_connector_extra_config": {"lmcache.mp.host": f"tcp://{bracketed(host)}", "lmcache.mp.port": port},
     }
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from pytest_kvcache.runs import signals
 from pytest_kvcache.serving.component import Component, Stage
 from pytest_kvcache.serving.diagnosis.diagnose import diagnose_file
 from pytest_kvcache.serving.diagnosis.endings import KILLED
-from pytest_kvcache.serving.launchers.base import Handle, Launcher
+from pytest_kvcache.serving.launchers.base import Handle, Starter
 from pytest_kvcache.serving.plan import ServingPlan
 
 _STAGES: tuple[Stage, ...] = ("storage", "servers", "balancer")
@@ -31,11 +31,13 @@ class ServingPair:
         plan: Plan that was started.
         handles: Handle of each component, in the order of the start.
         boot_s: Time from the first start to the last readiness (s).
+        launched: Where and how its components run (`Launcher.describe`).
     """
 
     plan: ServingPlan
     handles: tuple[Handle, ...]
     boot_s: float
+    launched: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def base_url(self) -> str:
@@ -71,7 +73,7 @@ class ServingPair:
 
 def boot(
     plan: ServingPlan,
-    launcher: Launcher,
+    launcher: Starter,
     logs: Path,
     *,
     timeout_s: float,

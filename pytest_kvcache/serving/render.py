@@ -20,7 +20,8 @@ from pytest_kvcache.runs import containers
 from pytest_kvcache.serving import versions as older
 from pytest_kvcache.serving.component import Component
 from pytest_kvcache.serving.launchers.docker import container_of
-from pytest_kvcache.serving.plan import EngineTools, ServingPlan, build_plan
+from pytest_kvcache.serving.places import EngineTools, Place, all_at
+from pytest_kvcache.serving.plan import ServingPlan, build_plan
 from pytest_kvcache.serving.tier import Tier, TierContext
 from pytest_kvcache.telemetry.allotment import allotment
 
@@ -67,15 +68,9 @@ def render(
     )
     reason = tier.unavailable(context)
     tools: EngineTools = engine or _ProgramsOfPath()
-    plan = build_plan(
-        profile,
-        tier.plan(context),
-        tools=tools,
-        model=Path(profile.model).name if _is_folder(profile) else profile.model,
-        port=lambda: next(ports),
-        scratch=_SCRATCH,
-        gpus=allotment(environ),
-    )
+    model = Path(profile.model).name if _is_folder(profile) else profile.model
+    place = Place(tools=tools, model=model, port=lambda: next(ports), scratch=_SCRATCH)
+    plan = build_plan(profile, tier.plan(context), all_at(place, profile, allotment(environ)))
     if refused := older.refusals(tools.versions, profile, plan.tier.offload):
         missing, todo = older.missing_features(refused, tools.versions)
         reason = reason or f"{missing}; {todo}"

@@ -72,6 +72,12 @@ class Tier(Protocol):
         """Return what the tier adds to the pair."""
 
 
+def tier_launcher(tier: Tier) -> str | None:
+    """Return the launcher that a tier needs, None where any will do: a kind may have the key `launcher`."""
+    name = getattr(tier, "launcher", None)
+    return name if isinstance(name, str) else None
+
+
 @runtime_checkable
 class CheckedTier(Protocol):
     """A tier with checks of its own; of a kind without this method only the availability is checked."""

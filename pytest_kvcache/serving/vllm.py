@@ -10,16 +10,16 @@ from pytest_kvcache.config.profile import Profile
 from pytest_kvcache.engine import floors
 from pytest_kvcache.serving.component import Component
 from pytest_kvcache.serving.names import server_name
+from pytest_kvcache.serving.places import LOOPBACK, Place
 
 
 def vllm_server(
-    launch: tuple[str, ...],
+    place: Place,
     *,
     index: int,
     profile: Profile,
     port: int,
     connector: Mapping[str, object] | None,
-    versions: Mapping[str, str],
     gpus: Sequence[str],
     env: Mapping[str, str],
     secret_env: Mapping[str, str],
@@ -29,22 +29,23 @@ def vllm_server(
     """Return the component of one vLLM server.
 
     Args:
-        launch: Command that starts vLLM's OpenAI server with the model; requests use the profile's name of the model.
+        place: Where it runs, with the model's name there; requests use the profile's name of the model.
         index: Number of the server in the pair, from 0.
         profile: Model, dtype, sizes and more arguments.
-        port: Port to listen on, at 127.0.0.1.
+        port: Port to listen on.
         connector: The `--kv-transfer-config` JSON, None for vLLM alone.
-        versions: Versions of the engine; options that an older vLLM lacks are left out.
         gpus: GPUs of this server, as `CUDA_VISIBLE_DEVICES` names them; without any it serves on the CPU.
         env: More environment variables.
         secret_env: Credentials that an in-process LMCache needs.
         files: Files to write before the start (LMCache's YAML).
         folders: Folders to make before the start (for LMCache's counters and sockets).
     """
+    # Options that an older vLLM lacks are left out.
+    versions = place.tools.versions
     argv = [
-        *launch,
+        *place.tools.vllm_launch(place.model),
         "--served-model-name", profile.served_name,
-        "--host", "127.0.0.1",
+        "--host", place.host,
         "--port", str(port),
         "--dtype", profile.dtype,
     ]  # fmt: skip
@@ -76,8 +77,8 @@ def vllm_server(
             # GPUs of a run are sampled, count in the order of the PCI bus.
             **({"CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if gpus else {}),
             # Internal sockets listen on these addresses; the default is the first outward address.
-            "VLLM_HOST_IP": "127.0.0.1",
-            "VLLM_LOOPBACK_IP": "127.0.0.1",
+            "VLLM_HOST_IP": LOOPBACK,
+            "VLLM_LOOPBACK_IP": LOOPBACK,
             "VLLM_NO_USAGE_STATS": "1",
             "DO_NOT_TRACK": "1",
             # The probes empty the prefix cache (/reset_prefix_cache), an endpoint of the developer mode.
@@ -87,5 +88,6 @@ def vllm_server(
         secret_env=secret_env,
         files=files,
         folders=folders,
-        ready_url=f"http://127.0.0.1:{port}/health",
+        ready_url=f"{place.url(port)}/health",
+        place=place.name,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
 from pytest_kvcache.serving.tier import TierContext
 from pytest_kvcache.strict import Strict
@@ -15,6 +15,9 @@ class TierModel(Strict):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: FolderName
+    launcher: str | None = Field(
+        default=None, description="what boots the servers of this tier, in place of what the profile or an option says"
+    )
 
     def label(self, ctx: TierContext) -> str:  # noqa: ARG002 - part of the protocol
         """Return the tier's name; tiers with a stand-in override this."""

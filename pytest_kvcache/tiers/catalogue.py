@@ -47,6 +47,11 @@ class Catalogue:
     tiers: Mapping[str, Tier]
     source: Path | None
 
+    @property
+    def folder(self) -> Path | None:
+        """Folder of the user's file."""
+        return None if self.source is None else self.source.absolute().parent
+
     def profile(self, name: str) -> Profile:
         """Return the profile `name`.
 

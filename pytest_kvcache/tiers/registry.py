@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from pydantic import BaseModel
+
+from pytest_kvcache import project_code
 
 GROUP = "pytest_kvcache.tiers"
 
@@ -29,17 +29,7 @@ def imported(kind: str, folder: Path | None) -> type[BaseModel]:
     Raises:
         ValueError: The class cannot be imported, or is no tier kind.
     """
-    module, _, name = kind.partition(":")
-    path = [] if folder is None else [str(folder)]
-    sys.path[:0] = path
-    importlib.invalidate_caches()
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except Exception as error:  # the file may raise anything
-        raise ValueError(f"{kind!r} cannot be imported: {type(error).__name__}: {error}") from error
-    finally:
-        for each in path:
-            sys.path.remove(each)
+    found = project_code.imported(kind, folder)
     if not (isinstance(found, type) and issubclass(found, BaseModel) and hasattr(found, "plan")):
         raise ValueError(f"{kind!r} is no class derived from pytest_kvcache.TierModel")
     return found

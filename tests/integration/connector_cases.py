@@ -284,7 +284,8 @@ def engines(block: int) -> None:
             engine.post_init()
             built.append(engine)
         built[0].store(tokens, kvcaches=at.ours, slot_mapping=at.slots(ids, len(tokens)), offset=0, req_id="r")
-        wait(lambda: len([p for p in Path(folder).rglob("*") if p.is_file()]) >= whole // at.chunk)
+        # LMCache writes `….tmp` and renames it: only then is the chunk there for another server.
+        wait(lambda: len([p for p in Path(folder).rglob("*.data") if p.is_file()]) >= whole // at.chunk)
         rest = at.blocks(at.theirs, at.others(other[: whole // block]))
         found = built[1].retrieve(tokens, kvcaches=at.theirs, slot_mapping=at.slots(other, len(tokens)), req_id="r")
         for name in ("one", "two"):
@@ -295,7 +296,7 @@ def engines(block: int) -> None:
 
 
 def wait(until: Callable[[], bool]) -> None:
-    """Wait for LMCache's writers, at most 20 s."""
+    """Wait for LMCache's writers, at most 60 s."""
     import time
 
     end = time.monotonic() + 60

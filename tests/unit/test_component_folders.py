@@ -10,14 +10,14 @@ import pytest
 
 from pytest_kvcache.runs.session import RunSession
 from pytest_kvcache.serving.component import Component
-from pytest_kvcache.serving.launchers.process import ProcessLauncher
+from pytest_kvcache.serving.launchers.process import ProcessStarter
 
 
 @pytest.mark.parametrize("boots", [1, 2])
 def test_a_folder_of_its_own_for_each_start(tmp_path: Path, kvcache_home: Path, boots: int) -> None:
     """It is empty when the program starts, nobody else can enter it, and it is gone when the program has ended."""
     session = RunSession(kvcache_home, tmp_path / "runs", print)
-    launcher = ProcessLauncher(session)
+    launcher = ProcessStarter(session)
     own = session.scratch / "lmcache-0"
     code = f"import os, time; print(os.listdir({str(own)!r})); open({str(own / 'x.db')!r}, 'w'); time.sleep(60)"
     component = Component("vllm-0", (sys.executable, "-c", code), "servers", folders=(own,))

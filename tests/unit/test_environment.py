@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_kvcache.config import environment
-from pytest_kvcache.serving.plan import build_plan
 from pytest_kvcache.serving.render import render
+from tests.placed import planned_here
 from tests.unit.test_tiers import CATALOGUE, KEYS, QWEN, TINY, context
 
 GONE = (
@@ -78,11 +78,11 @@ def test_what_the_product_sets_no_profile_sets(tmp_path: Path) -> None:
     for profile, mode, tier in product((TINY, QWEN), ("in-process", "mp"), ("gpu", "cpu", "s3", "pnfs")):
         bare = profile.model_copy(update={"env": {}, "lmcache_mode": mode})
         plan = CATALOGUE.tiers[tier].plan(context(tmp_path, bare))
-        made = build_plan(bare, plan, tools=Tools(), model="m", port=iter(range(1, 99)).__next__, scratch=tmp_path)
+        made = planned_here(bare, plan, Tools(), port=iter(range(1, 99)).__next__, scratch=tmp_path)
         ours = {name for c in made.components if c.stage == "servers" for name in c.env}
         assert ours - dict(environment.refusals(ours)).keys() == set()
         odd = bare.model_copy(update={"env": dict.fromkeys(ours, "odd")})
-        again = build_plan(odd, plan, tools=Tools(), model="m", port=iter(range(1, 99)).__next__, scratch=tmp_path)
+        again = planned_here(odd, plan, Tools(), port=iter(range(1, 99)).__next__, scratch=tmp_path)
         for before, after in zip(made.components, again.components, strict=True):
             assert {name: after.env[name] for name in before.env} == dict(before.env)
 

@@ -20,8 +20,9 @@ from pytest_kvcache.errors import SetupError
 from pytest_kvcache.preflight import engine as engines
 from pytest_kvcache.serving import versions as older
 from pytest_kvcache.serving.offload import Offload
-from pytest_kvcache.serving.plan import ServingPlan, build_plan
+from pytest_kvcache.serving.plan import ServingPlan
 from pytest_kvcache.serving.render import render
+from tests.placed import planned_here
 from tests.stubs.engine import make_engine, toml
 from tests.unit.test_tiers import CATALOGUE, QWEN, Tools, context
 
@@ -126,7 +127,7 @@ def planned(versions: dict[str, str], tmp_path: Path, profile: Profile = MP, tie
     """Return the plan of a pair of an engine of these versions."""
     ctx = context(tmp_path, profile)
     (chosen,) = CATALOGUE.select([tier])
-    return build_plan(profile, chosen.plan(ctx), tools=Tools(versions), model="m", port=ctx.port, scratch=tmp_path)
+    return planned_here(profile, chosen.plan(ctx), Tools(versions), port=ctx.port, scratch=tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ import yaml
 from pydantic import ValidationError
 
 from pytest_kvcache.config.profile import Profile
-from pytest_kvcache.serving.plan import build_plan
 from pytest_kvcache.serving.render import render
 from pytest_kvcache.serving.tier import TierContext
 from pytest_kvcache.storage import mounts
@@ -23,6 +22,7 @@ from pytest_kvcache.tiers import catalogue
 from pytest_kvcache.tiers.fs import FsTier
 from pytest_kvcache.tiers.l2 import L2Tier
 from pytest_kvcache.tiers.s3 import S3Tier
+from tests.placed import planned_here
 
 CATALOGUE = catalogue.load(None)
 TINY, MP, QWEN = (CATALOGUE.profile(name) for name in ("cpu-tiny", "cpu-tiny-mp", "qwen3-8b"))
@@ -137,7 +137,7 @@ class Tools:
 def test_everything_binds_to_loopback_on_its_own_port(tmp_path: Path, profile: Profile, tier: FsTier) -> None:
     """No component listens beyond loopback, no two share a port, and no secret is on a command line."""
     ctx = context(tmp_path, profile)
-    plan = build_plan(profile, tier.plan(ctx), tools=Tools(), model="m", port=ctx.port, scratch=tmp_path)
+    plan = planned_here(profile, tier.plan(ctx), Tools(), port=ctx.port, scratch=tmp_path)
     words = [w for c in plan.components for w in c.argv]
     hosts = [words[i + 1] for i, w in enumerate(words) if w in {"--host", "--http-host", "--prometheus-host"}]
     ports = [words[i + 1] for i, w in enumerate(words) if w.endswith("port") and w.startswith("--")]
@@ -155,7 +155,7 @@ def test_an_lmcache_inside_vllm_is_a_component_that_can_be_read() -> None:
     ports = iter(range(9000, 9100))
     ctx = context(Path("/s"), profile)
     tier = CATALOGUE.tiers["cpu"].plan(ctx)
-    plan = build_plan(profile, tier, tools=Tools(), model="m", port=lambda: next(ports), scratch=Path("/s"))
+    plan = planned_here(profile, tier, Tools(), port=lambda: next(ports), scratch=Path("/s"))
     inside = {name: url for name, url in plan.metrics_urls.items() if name.startswith("lmcache")}
     assert list(inside) == ["lmcache-0", "lmcache-0.1", "lmcache-1", "lmcache-1.1"]
     assert inside["lmcache-1.1"] == "http+unix://%2Fs%2Flmcache-1%2Fapi_2/metrics"
@@ -212,7 +212,7 @@ def test_servers_on_one_folder_write_in_folders_of_their_own(
     """Each LMCache server that writes files gets a temporary folder of its own; what the user has set stays."""
     ctx = context(tmp_path, MP)
     tier = L2Tier(name="v", kind="lmcache-l2", adapter=adapter)
-    plan = build_plan(MP, tier.plan(ctx), tools=Tools(), model="m", port=ctx.port, scratch=tmp_path)
+    plan = planned_here(MP, tier.plan(ctx), Tools(), port=ctx.port, scratch=tmp_path)
     lines = [c.argv for c in plan.components if c.name.startswith("lmcache")]
     found = [json.loads(argv[argv.index("--l2-adapter") + 1]) for argv in lines]
     assert [each.get("relative_tmp_dir") for each in found] == own

@@ -21,10 +21,18 @@ from pytest_kvcache.engine.image import ImageEngine
 from pytest_kvcache.errors import BootError, ConfigError
 from pytest_kvcache.runs import containers, processes, signals
 from pytest_kvcache.runs.processes import Leader, leader_of
-from pytest_kvcache.runs.session import RunSession
 from pytest_kvcache.serving.component import Component
-from pytest_kvcache.serving.launchers.base import Handle, no_proxy, prepared_log, remove_folders
-from pytest_kvcache.serving.launchers.process import ProcessLauncher
+from pytest_kvcache.serving.launchers.base import (
+    Handle,
+    Launch,
+    make_folders,
+    no_proxy,
+    prepared_log,
+    remove_folders,
+    remove_tier_folders,
+)
+from pytest_kvcache.serving.launchers.process import ProcessStarter, placed_here
+from pytest_kvcache.serving.plan import ServingPlan, build_plan
 
 #: Script that sends its output to the log, reads secrets from a file, removes the file and becomes the program.
 _START = (
@@ -120,28 +128,53 @@ class DockerLauncher:
     """Starts containers that belong to a run, and processes of this machine for programs that the image lacks.
 
     Args:
-        session: Records each container and process before anything can go wrong.
-        engine: The image.
-        gpus: Whether servers get GPUs.
-        allotted: Whether a server's container sees its own GPUs only.
-        reads: Files and folders that components read (the model).
-        writes: Folders that components write in (the tier's).
+        launch: The boot; its engine is an image.
+
+    Raises:
+        ConfigError: The engine is no image.
     """
 
-    def __init__(
-        self,
-        session: RunSession,
-        engine: ImageEngine,
-        *,
-        gpus: bool,
-        reads: Sequence[Path],
-        writes: Sequence[Path],
-        allotted: bool = False,
-    ) -> None:
-        self._session, self._engine, self._gpus, self._allotted = session, engine, gpus, allotted
-        scratch = same_path(session.scratch, writable=True)
-        self._mounts = (scratch, *map(same_path, reads), *(same_path(path, writable=True) for path in writes))
-        self._processes = ProcessLauncher(session)
+    name = "docker"
+
+    def __init__(self, launch: Launch) -> None:
+        if not isinstance(launch.engine, ImageEngine):
+            raise ConfigError(
+                f"launcher docker starts containers, and the engine is no image: {launch.engine.where}",
+                where="launcher",
+                todo="name an image: --kv-engine=image:REPO:TAG",
+            )
+        self._launch, self._session, self._engine = launch, launch.run, launch.engine
+        scratch = same_path(launch.run.scratch, writable=True)
+        reads = [same_path(launch.model)] if launch.model else []
+        self._mounts = (scratch, *reads, *(same_path(path, writable=True) for path in launch.tier.folders))
+        self._processes = ProcessStarter(launch.run)
+
+    def plan(self) -> ServingPlan:
+        """Return the plan of a pair that listens on loopback, since its containers have this machine's network."""
+        return build_plan(self._launch.profile, self._launch.tier, placed_here(self._launch))
+
+    def prepare(self) -> None:
+        """Make the tier's folders, which containers then mount."""
+        make_folders(self._launch)
+
+    def restart(self, handle: Handle, logs: Path) -> Handle:
+        """End one component and start it anew, in a container of its own."""
+        if not isinstance(handle, ContainerHandle):
+            self._processes.stop([handle])
+            return self.start(handle.component, logs)
+        self._session.end_processes([handle.leader])
+        with containers.daemon(handle.host) as client:
+            client.containers.get(handle.id).remove(force=True, v=True)
+        remove_folders(handle.component)
+        return self.start(handle.component, logs)
+
+    def describe(self) -> Mapping[str, str]:
+        """Return the image and the daemon's address."""
+        return {"name": self.name, "engine": self._engine.where, "image": self._engine.image_id}
+
+    def clear(self) -> None:
+        """Remove the tier's folders."""
+        remove_tier_folders(self._launch)
 
     def start(self, component: Component, logs: Path) -> Handle:
         """Start `component`; its output, and that of all processes it starts, goes to `logs`/NAME.log.
@@ -161,8 +194,8 @@ class DockerLauncher:
             scratch=self._session.scratch,
             mounts=self._mounts,
             labels={containers.LABEL: self._session.id},
-            gpus=self._gpus,
-            allotted=self._allotted,
+            gpus=self._launch.profile.gpus_per_server > 0,
+            allotted=self._launch.gpus is not None,
         )
         host = self._session.own_containers()
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,17 @@ from pytest_kvcache.runs import signals
 from pytest_kvcache.runs.processes import Leader, leader_of
 from pytest_kvcache.runs.session import RunSession
 from pytest_kvcache.serving.component import Component
-from pytest_kvcache.serving.launchers.base import Handle, no_proxy, prepared_log, remove_folders
+from pytest_kvcache.serving.launchers.base import (
+    Handle,
+    Launch,
+    make_folders,
+    no_proxy,
+    prepared_log,
+    remove_folders,
+    remove_tier_folders,
+)
+from pytest_kvcache.serving.places import Place, Placement, all_at
+from pytest_kvcache.serving.plan import ServingPlan, build_plan
 
 
 @dataclass(frozen=True)
@@ -37,7 +48,7 @@ class ProcessHandle:
         return self.popen.poll()
 
 
-class ProcessLauncher:
+class ProcessStarter:
     """Starts processes that belong to a run.
 
     Args:
@@ -82,3 +93,49 @@ class ProcessLauncher:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 handle.popen.wait(timeout=1.0)  # collects the exit code of a process that has ended
             remove_folders(handle.component)
+
+
+class ProcessLauncher(ProcessStarter):
+    """Boots a pair as processes of this machine.
+
+    Args:
+        launch: The boot.
+    """
+
+    name = "process"
+
+    def __init__(self, launch: Launch) -> None:
+        super().__init__(launch.run)
+        self._launch = launch
+
+    def plan(self) -> ServingPlan:
+        """Return the plan of a pair that listens on loopback."""
+        return build_plan(self._launch.profile, self._launch.tier, placed_here(self._launch))
+
+    def prepare(self) -> None:
+        """Make the tier's folders."""
+        make_folders(self._launch)
+
+    def restart(self, handle: Handle, logs: Path) -> Handle:
+        """End one component and start it anew."""
+        self.stop([handle])
+        return self.start(handle.component, logs)
+
+    def describe(self) -> Mapping[str, str]:
+        """Return the place of the engine."""
+        return {"name": self.name, "engine": self._launch.engine.where}
+
+    def clear(self) -> None:
+        """Remove the tier's folders."""
+        remove_tier_folders(self._launch)
+
+
+def placed_here(launch: Launch) -> Placement:
+    """Return the placement of a boot whose components all run on this machine.
+
+    Raises:
+        ConfigError: Too few GPUs are allotted.
+    """
+    run = launch.run
+    place = Place(tools=launch.engine, model=launch.linked_model(), port=run.ports.take, scratch=run.scratch)
+    return all_at(place, launch.profile, launch.gpus)

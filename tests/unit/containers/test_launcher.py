@@ -19,11 +19,14 @@ from pytest_kvcache.runs import containers, journal, processes
 from pytest_kvcache.runs.journal import Journal
 from pytest_kvcache.runs.session import RunSession
 from pytest_kvcache.serving.component import Component
-from pytest_kvcache.serving.launchers.base import Handle
+from pytest_kvcache.serving.launchers.base import Handle, Launch
 from pytest_kvcache.serving.launchers.docker import DockerLauncher
+from pytest_kvcache.serving.offload import TierPlan
+from pytest_kvcache.tiers import catalogue
 from tests.stubs.docker import StubContainer, StubDocker
 
 SLEEP = Component("sleep", ("sleep", "60"), "servers")
+CATALOGUE = catalogue.load(None)
 
 
 @pytest.fixture
@@ -37,7 +40,13 @@ def session(kvcache_home: Path, tmp_path: Path) -> Iterator[RunSession]:
 @pytest.fixture
 def launcher(session: RunSession, daemon: StubDocker) -> DockerLauncher:
     """A launcher for the stub image."""
-    return DockerLauncher(session, inspect_image("kv:1", (), None), gpus=False, reads=[], writes=[])
+    return DockerLauncher(launch(session, gpus=0))
+
+
+def launch(session: RunSession, *, gpus: int) -> Launch:
+    """Return a boot of the stub image, whose servers have so many GPUs."""
+    profile = CATALOGUE.profiles["cpu-tiny"].model_copy(update={"gpus_per_server": gpus})
+    return Launch(session, inspect_image("kv:1", (), None), profile, TierPlan("gpu"))
 
 
 def ended(handle: Handle) -> int:
@@ -137,7 +146,7 @@ def test_what_runs_here_is_a_process(
 
 def test_a_daemon_that_refuses(session: RunSession, daemon: StubDocker, tmp_path: Path) -> None:
     """The daemon's own words are the boot's failure, and the container that it made is removed."""
-    launcher = DockerLauncher(session, inspect_image("kv:1", (), None), gpus=True, reads=[], writes=[])
+    launcher = DockerLauncher(launch(session, gpus=1))
     with pytest.raises(BootError, match=r"image:kv:1: sleep did not start: docker: could not select device driver"):
         launcher.start(SLEEP, tmp_path)
     launcher.stop([])

@@ -1,0 +1,1 @@
+"""What every launcher must do, whatever it starts: one suite for all of them."""

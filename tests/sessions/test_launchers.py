@@ -1,0 +1,128 @@
+"""Launchers pass the conformance suite, with stub programs; which one boots is the user's choice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from fnmatch import fnmatch
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+
+from pytest_kvcache.engine.named import engine_named
+from pytest_kvcache.errors import ConfigError
+from pytest_kvcache.serving.launchers import catalogue as launchers
+from pytest_kvcache.tiers import catalogue
+from tests.conformance.launchers import WHILE_UP, Boot, Case, booted, leaves_nothing, starts_cold
+from tests.projects import Project, configure, run, run_folder
+from tests.stubs.docker import StubDocker
+from tests.stubs.engine import toml
+
+
+def case(name: str, engine: str, tmp_path: Path, home: Path) -> Case:
+    """Return a launcher with stub programs."""
+    config = tmp_path / "kvcache.toml"
+    config.write_text(toml())
+    return Case(name, engine_named(engine), catalogue.load(config).profile("stub"), home, tmp_path)
+
+
+@pytest.mark.parametrize("check", WHILE_UP.values(), ids=WHILE_UP)
+@pytest.mark.parametrize(("name", "engine"), [("process", ""), ("docker", "image:kv:1")], ids=["process", "docker"])
+def test_a_pair_that_is_up(  # noqa: PLR0917 - fixtures
+    check: Callable[[Boot], None],
+    name: str,
+    engine: str,
+    stub_engine: Path,
+    daemon: StubDocker,
+    tmp_path: Path,
+    kvcache_home: Path,
+) -> None:
+    """Each launcher passes each check, with a stub of the daemon for containers; afterwards nothing is left."""
+    with booted(case(name, engine or str(stub_engine), tmp_path, kvcache_home)) as boot:
+        check(boot)
+    leaves_nothing(boot)
+    assert daemon.all == []
+
+
+@pytest.mark.parametrize(("name", "engine"), [("process", ""), ("docker", "image:kv:1")], ids=["process", "docker"])
+def test_a_second_boot(  # noqa: PLR0917 - fixtures
+    name: str, engine: str, stub_engine: Path, daemon: StubDocker, tmp_path: Path, kvcache_home: Path
+) -> None:
+    """Storage is fresh for each boot."""
+    starts_cold(case(name, engine or str(stub_engine), tmp_path, kvcache_home))
+    assert daemon.all == []
+
+
+#: A launcher that a project has itself: it counts what it starts.
+OWN = """
+from pytest_kvcache.serving.launchers.process import ProcessLauncher
+
+
+class Counting(ProcessLauncher):
+    name = "counting"
+    started = 0
+
+    def start(self, component, logs):
+        type(self).started += 1
+        return super().start(component, logs)
+
+    def describe(self):
+        return {"name": self.name, "started": str(self.started)}
+"""
+
+
+def add_launcher(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    """Have a launcher registered as an installed package would."""
+    point = EntryPoint(name, value, launchers.GROUP)
+    known = {**launchers.launchers(), name: point}
+    monkeypatch.setattr(launchers, "launchers", lambda: known)
+
+
+@pytest.mark.parametrize("by", ["option", "ini", "profile", "tier", "class"])
+def test_a_launcher_of_ones_own(project: Project, monkeypatch: pytest.MonkeyPatch, by: str) -> None:
+    """It boots the pair, by option, ini key, profile or tier, registered or not, and its name is compared."""
+    project.makepyfile(own_launcher=OWN)
+    project.syspathinsert()
+    add_launcher(monkeypatch, "counting", "own_launcher:Counting")
+    more = 'launcher = "counting"\n' if by == "profile" else ""
+    own = {"tier": '[tiers.gpu]\nlauncher = "counting"\n', "class": '[tiers.gpu]\nlauncher = "own_launcher:Counting"\n'}
+    text = toml(more=own.get(by, ""))
+    configure(project, text.replace("gpus_per_server = 0\n", f"gpus_per_server = 0\n{more}"))
+    if by == "ini":
+        ini = project.path / "pyproject.toml"
+        ini.write_text(ini.read_text().rstrip() + '\nkv_launcher = "counting"\n')
+    run(
+        project, *(["--kv-launcher=counting"] if by == "option" else []), "--tier=gpu", "--record-baselines"
+    ).assert_outcomes(passed=3)
+    (facts,) = (json.loads(path.read_text()) for path in run_folder(project).rglob("run.json"))
+    assert facts["launcher"] == {"name": "counting", "started": "3"}
+    assert facts["comparability"]["serving.launcher"] == ("own_launcher:Counting" if by == "class" else "counting")
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("slurm", "--kv-launcher: unknown launcher 'slurm'; known: *docker, process*"),
+        ("docker", "launcher: launcher docker starts containers, and the engine is no image*"),
+        ("gone", "--kv-launcher: launcher 'gone' cannot be imported*no_such_module*"),
+        ("no_such_module:X", "--kv-launcher: 'no_such_module:X' cannot be imported*"),
+    ],
+)
+def test_a_launcher_that_cannot_be(project: Project, monkeypatch: pytest.MonkeyPatch, name: str, told: str) -> None:
+    """It is refused before anything boots, in one line."""
+    if name == "gone":
+        add_launcher(monkeypatch, name, "no_such_module:Launcher")
+    configure(project, toml())
+    result = run(project, f"--kv-launcher={name}", "--tier=gpu")
+    assert result.ret != pytest.ExitCode.OK
+    assert any(fnmatch(line, f"*{told}") for line in result.outlines + result.errlines)
+    assert not list((project.path / ".kvcache").rglob("vllm-*.log"))
+
+
+def test_a_folder_of_programs_is_for_no_image(daemon: StubDocker, tmp_path: Path, kvcache_home: Path) -> None:
+    """The launcher of processes says what to take for an image."""
+    with pytest.raises(
+        ConfigError, match=r"the engine is an image: image:kv:1\n  -> leave the launcher out, or take docker"
+    ):
+        starts_cold(case("process", "image:kv:1", tmp_path, kvcache_home))
