@@ -11,8 +11,8 @@ from lab.pnfs import host, packages
 INIT = Path(__file__).parent / "guest" / "first.sh"
 #: `python3` brings the libraries that a Python of the host links to; `autofs` makes the automount that expires.
 PACKAGES = (
-    "autofs", "ibverbs-providers", "iproute2", "kmod", "libnuma1", "nfs-common", "nfs-kernel-server", "procps", "python3",
-    "rdma-core", "rpcbind",
+    "autofs", "ibverbs-providers", "iproute2", "kmod", "libnuma1", "nfs-common", "nfs-kernel-server", "procps",
+    "python3", "rdma-core", "rpcbind",
 )  # fmt: skip
 _TOOLS = {"mmdebstrap": ("mmdebstrap",)}
 

@@ -31,7 +31,7 @@ class Mount:
         options: Mount options, `vers=` and `proto=` among them for NFS.
         nfs: The mount's own counters and properties, None where it is not NFS.
         automounter: The automounter's place that it is mounted on (`autofs at /mnt, timeout 60 s`), "" for none.
-        hides: The NFS mount that lies below it, at the folder that was asked for (`server:/kv at /mnt/kv`), "" for none.
+        hides: The NFS mount that it lies upon, at the same folder (`server:/kv at /mnt/kv`), "" for none.
     """
 
     point: Path

@@ -118,7 +118,7 @@ def kill(pid: int) -> None:
 
 
 def test_a_lab_that_is_up_has_a_namespace_with_processes(running: Running) -> None:
-    """While a lab is up its namespace has the guest's processes and one wire, which the host's own namespace has not."""
+    """While a lab is up its namespace has the guest's processes and one wire, and the host's own has neither."""
     assert len(network.pids(running.namespace)) >= 2
     inner = subprocess.run(
         network.inside(running.namespace, ["ip", "-o", "link"]), capture_output=True, text=True, check=True
@@ -149,7 +149,7 @@ def test_nothing_is_left_however_a_lab_ends(running: Running, how: str) -> None:
 
 
 def test_the_next_lab_cleans_up_after_one_that_was_killed_whole(running: Running) -> None:
-    """Where all of a lab's keeper is killed at once, the guest ends too, and the next lab removes the rest and says so."""
+    """Where a lab's whole keeper is killed at once, the guest ends too; the next lab removes the rest and says so."""
     pids = network.pids(running.namespace)
     second = running.second()
     os.kill(running.keeper.pid, signal.SIGSTOP)  # so that it cannot clean up before it is killed
