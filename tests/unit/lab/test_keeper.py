@@ -143,7 +143,8 @@ def test_nothing_is_left_however_a_lab_ends(running: Running, how: str) -> None:
     elif how == "SIGTERM":
         os.kill(second, signal.SIGTERM)
     else:
-        kill({"first half": running.keeper.pid, "second half": second, "guest": pids[-1]}[how])
+        kernel = next(pid for pid in pids if "kernel" in Path(f"/proc/{pid}/comm").read_text())
+        kill({"first half": running.keeper.pid, "second half": second, "guest": kernel}[how])
     assert comes_true(lambda: not network.exists(running.namespace) and not running.folder.exists())
     assert comes_true(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
 
