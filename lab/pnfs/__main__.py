@@ -54,7 +54,9 @@ def _up(args: argparse.Namespace) -> int:
     """Bring a lab up, which stays until `down`."""
     start = time.monotonic()
     lab = Lab.up_detached(_settings(args), say=_say)
-    _say(f"lab {lab.id} is up after {time.monotonic() - start:.1f} s: namespace {lab.namespace}, {', '.join(lab.mounts)}")
+    _say(
+        f"lab {lab.id} is up after {time.monotonic() - start:.1f} s: namespace {lab.namespace}, {', '.join(lab.mounts)}"
+    )
     return 0
 
 
@@ -161,7 +163,9 @@ def _of_down(parser: argparse.ArgumentParser) -> None:
 
 def _of_command(parser: argparse.ArgumentParser) -> None:
     _of_lab(parser)
-    parser.add_argument("--limit", type=float, default=3600.0, metavar="S", help="longest time for a command in the guest")
+    parser.add_argument(
+        "--limit", type=float, default=3600.0, metavar="S", help="longest time for a command in the guest"
+    )
     parser.add_argument("argv", nargs=argparse.REMAINDER, metavar="COMMAND")
 
 
@@ -170,8 +174,12 @@ def _of_build(parser: argparse.ArgumentParser) -> None:
 
 
 def _of_wrong(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--only", action="append", default=[], metavar="NAME", help="an arrangement, or `control`; repeatable")
-    parser.add_argument("--captures", type=Path, metavar="FOLDER", help="write what was told, and the kernel's tables, there")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="NAME", help="an arrangement, or `control`; repeatable"
+    )
+    parser.add_argument(
+        "--captures", type=Path, metavar="FOLDER", help="write what was told, and the kernel's tables, there"
+    )
 
 
 def _of_netem(parser: argparse.ArgumentParser) -> None:

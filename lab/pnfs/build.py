@@ -80,7 +80,9 @@ def _files(*paths: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
-def _once(target: Path, inputs: Mapping[str, str], make: Callable[[Path, Path, Say], None], work: Path, say: Say) -> None:
+def _once(
+    target: Path, inputs: Mapping[str, str], make: Callable[[Path, Path, Say], None], work: Path, say: Say
+) -> None:
     """Make something that is there whole or not at all, and note what it was made from."""
     if target.exists():
         return

@@ -133,7 +133,11 @@ class Guest:
         target = str(log) if log else f"{GUEST_CONTROL}/logs/{name}.log"
         there = log or self.control / "logs" / f"{name}.log"
         lines = [f"export {key}={shlex.quote(value)}" for key, value in (env or {}).items()]
-        lines += [f"exec >>{shlex.quote(target)} 2>&1", f"cd {shlex.quote(cwd)} || exit 126", f"exec {shlex.join(argv)}"]
+        lines += [
+            f"exec >>{shlex.quote(target)} 2>&1",
+            f"cd {shlex.quote(cwd)} || exit 126",
+            f"exec {shlex.join(argv)}",
+        ]
         files.write_text(self.control / "queue" / f"{name}.sh", "\n".join([*lines, ""]))
         return GuestProcess(self, name, there)
 
@@ -160,9 +164,7 @@ class Guest:
             raise
         output = process.log.read_text(encoding="utf-8", errors="replace") if process.log.exists() else ""
         if check and code:
-            raise RunError(
-                f"ended with {code}: {tail(process.log)}", where=f"`{shlex.join(argv):.120}` in the guest"
-            )
+            raise RunError(f"ended with {code}: {tail(process.log)}", where=f"`{shlex.join(argv):.120}` in the guest")
         return Done(code, output)
 
     def shell(self, script: str, *, limit_s: float = 60.0, check: bool = True) -> str:
@@ -202,7 +204,9 @@ class Guest:
             RunError: It has ended.
         """
         if not self._is_alive():
-            raise RunError("has ended", where="the lab's guest", todo="see its console in the lab's folder, if it is there")
+            raise RunError(
+                "has ended", where="the lab's guest", todo="see its console in the lab's folder, if it is there"
+            )
 
 
 def tail(path: Path, lines: int = 3) -> str:

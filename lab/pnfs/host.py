@@ -25,7 +25,7 @@ _SERIES = {"bookworm": "6.1"}
 
 @dataclass(frozen=True)
 class Release:
-    """The Debian release of the host, which the guest's programs come from too: the host's Python runs in the guest.
+    """The host's Debian release, of which the guest's programs are too: the host's Python runs in the guest.
 
     Args:
         name: Name of the release (`bookworm`).
@@ -46,11 +46,9 @@ def lacking(*, build: bool) -> list[str]:
     if platform.machine() != "x86_64":
         lines.append(f"an x86-64 processor: this one is {platform.machine()}, which no lab was tried on")
     if os.geteuid() != 0:
-        lines.append("root: namespaces and tap devices are made by root alone; run it with sudo")
+        lines.append("root: only root makes namespaces and tap devices; run it with sudo")
     if not _is_device(_TUN):
-        lines.append(
-            f"{_TUN}: sudo modprobe tun; in a container: docker run --privileged, or --device {_TUN} --cap-add ALL"
-        )
+        lines.append(f"{_TUN}: sudo modprobe tun; in a container: docker run --privileged")
     programs = {**_TO_RUN, **(_TO_BUILD if build else {})}
     lines += [
         f"{program}: sudo apt-get install -y {package}"
@@ -61,8 +59,8 @@ def lacking(*, build: bool) -> list[str]:
         lines.append(f"{_HEADER}: sudo apt-get install -y libc6-dev")
     if build and _codename() not in _SERIES:
         lines.append(
-            f"Debian {' or '.join(_SERIES)}: the guest's programs and kernel come from the host's own release, and this "
-            f"host is {_codename() or 'no Debian'}; run it in a container of debian:12 (docs/pnfs-lab.md)"
+            f"Debian {' or '.join(_SERIES)}: programs and kernel of the guest come from the host's own release, this "
+            f"host is {_codename() or 'no Debian'}: run it in a container of debian:12 (docs/pnfs-lab.md)"
         )
     return lines
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from lab.pnfs import network, record
-from lab.pnfs.folders import GUEST_CONTROL, control_of
+from lab.pnfs.folders import control_of
 from lab.pnfs.guest import tail
 from lab.pnfs.record import Held
 from lab.pnfs.settings import TAP, LabSettings

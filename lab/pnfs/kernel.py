@@ -33,8 +33,8 @@ class Change:
 
 
 _LAYOUTS = "fs/nfsd/flexfilelayout.c"
-#: The one thing that is changed is the *server's* flexfiles layout, which is a test of the kernel's own makers: it sends
-#: clients back to itself, and always by the netid `tcp`. It is to name the transport by which the client came; the
+#: The one thing that is changed is the *server's* flexfiles layout, a test of the kernel's own makers: it sends clients
+#: back to itself, and always by the netid `tcp`. It is to name the transport by which the client came; the
 #: server's transports are called `tcp` and `rdma`, which are the very netids. The parameters make servers that hand out
 #: layouts which lead nowhere, for the table of wrong mounts. The client, which is what is tested, is as Debian has it.
 CHANGES = (
@@ -52,13 +52,13 @@ CHANGES = (
     Change(
         _LAYOUTS,
         "\n\t/* Do not allow a IOMODE_READ segment",
-        "\tif (ff_fallback)\n\t\tfl->flags &= ~FF_FLAGS_NO_IO_THRU_MDS;\n"
-        "\n\t/* Do not allow a IOMODE_READ segment",
+        "\tif (ff_fallback)\n\t\tfl->flags &= ~FF_FLAGS_NO_IO_THRU_MDS;\n\n\t/* Do not allow a IOMODE_READ segment",
     ),
     Change(
         _LAYOUTS,
         'netid, FF_NETID_LEN + 1, "tcp");\n\t\tda->netaddr.netid_len = 3;',
-        'netid, FF_NETID_LEN + 1, "%s",\n\t\t\t ff_netid[0] > \'-\' ? ff_netid : rqstp->rq_xprt->xpt_class->xcl_name);\n'
+        'netid, FF_NETID_LEN + 1, "%s",\n'
+        "\t\t\t ff_netid[0] > '-' ? ff_netid : rqstp->rq_xprt->xpt_class->xcl_name);\n"
         "\t\tda->netaddr.netid_len = strlen(da->netaddr.netid);\n"
         "\t\tif (ff_server[0] > '-')\n\t\t\tstrscpy(addr, ff_server, sizeof(addr));",
     ),

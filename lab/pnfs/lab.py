@@ -1,10 +1,10 @@
 """A lab that is up: its namespace, its guest, its mounts, and their end.
 
-    with Lab.up() as lab:
-        lab.show(folder, writable=True)
-        server = lab.exec(["lmcache", "server", …], env={…}, log=folder / "lmcache.log")
-        subprocess.run(lab.inside(["curl", f"http://{lab.guest_address}:8080/"]))
-        server.stop()
+with Lab.up() as lab:
+lab.show(folder, writable=True)
+server = lab.exec(["lmcache", "server", …], env={…}, log=folder / "lmcache.log")
+subprocess.run(lab.inside(["curl", f"http://{lab.guest_address}:8080/"]))
+server.stop()
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from lab.pnfs import build, network, record
 from lab.pnfs.folders import GUEST_CONTROL, control_of, runs
@@ -87,7 +88,7 @@ class Lab:
             argv: The command; programs and files are those of the guest.
             env: Its variables, beside PATH, HOME and LANG.
             cwd: Its folder in the guest.
-            log: File of the host to append its output to, below a folder shown as writable; by default one of the lab's.
+            log: File of the host to append its output to, below a folder shown as writable; by default the lab's.
         """
         return self.guest.start(argv, env=env, cwd=cwd, log=log.absolute() if log else None)
 
@@ -140,9 +141,7 @@ class Lab:
         try:
             yield lab
         finally:
-            assert keeper.stdin is not None
-            keeper.stdin.close()
-            _wait(keeper)
+            _end(keeper)
 
     @classmethod
     def up_detached(cls, settings: LabSettings | None = None, *, say: Say = print) -> Lab:
@@ -211,18 +210,13 @@ def _start(settings: LabSettings, *, detached: bool, say: Say) -> tuple[Lab, sub
         encoding="utf-8",
         start_new_session=True,
     )
-    assert keeper.stdin is not None and keeper.stdout is not None
     try:
-        keeper.stdin.write(json.dumps(told) + "\n")
-        keeper.stdin.flush()
-        answer = json.loads(keeper.stdout.readline() or "{}")
+        answer = _ask(keeper, told)
     except BaseException:
-        keeper.stdin.close()
-        _wait(keeper)
+        _end(keeper)
         raise
     if "ready" not in answer:
-        keeper.stdin.close()
-        _wait(keeper)
+        _end(keeper)
         raise SetupError(
             answer.get("error", "ended before the guest was up"),
             where=answer.get("where", "lab"),
@@ -243,7 +237,20 @@ def _repository() -> Path:
     return Path(__file__).parents[2]
 
 
-def _wait(keeper: subprocess.Popen[str]) -> None:
+def _ask(keeper: subprocess.Popen[str], told: Mapping[str, Any]) -> dict[str, Any]:
+    """Tell a keeper what to make, and return its answer; {} where it ended instead."""
+    if keeper.stdin is None or keeper.stdout is None:
+        raise ValueError("the keeper was started without pipes")
+    keeper.stdin.write(json.dumps(told) + "\n")
+    keeper.stdin.flush()
+    answer: dict[str, Any] = json.loads(keeper.stdout.readline() or "{}")
+    return answer
+
+
+def _end(keeper: subprocess.Popen[str]) -> None:
+    """Have a keeper take its lab down, and wait for it."""
+    if keeper.stdin is not None:
+        keeper.stdin.close()
     try:
         keeper.wait(_DOWN_LIMIT_S)
     except subprocess.TimeoutExpired:

@@ -57,7 +57,9 @@ def all_of_them(lab: Lab, say: Callable[[str], None], *, bench: bool) -> int:
         for result in doctor.findings(lab, lab.mounts[0], bench=bench):
             if result.name in {"writable", "layouts", "LMCache's adapter"}:
                 failed = failed or result.finding.status == "fail"
-                lines.append(f"| {impairment.name} | {result.name} | {result.finding.status} | {result.finding.found} |")
+                lines.append(
+                    f"| {impairment.name} | {result.name} | {result.finding.status} | {result.finding.found} |"
+                )
                 say(f"{impairment.name}: {result.name}: {result.finding.status}: {result.finding.found}")
     impair(lab, ALL[0])
     for line in lines:

@@ -35,13 +35,12 @@ def download(names: Sequence[str], folder: Path) -> dict[str, Path]:
         SetupError: A package could not be downloaded.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    found = {}
-    for name, version in versions(names).items():
-        pattern = f"{name}_{version.replace(':', '%3a')}_*.deb"
-        if not list(folder.glob(pattern)):
-            run(["apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", f"{name}={version}"], cwd=folder)
-        found[name] = next(folder.glob(pattern))
-    return found
+    known = versions(names)
+    patterns = {name: f"{name}_{version.replace(':', '%3a')}_*.deb" for name, version in known.items()}
+    missing = [f"{name}={known[name]}" for name, pattern in patterns.items() if not list(folder.glob(pattern))]
+    if missing:
+        run(["apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", *missing], cwd=folder)
+    return {name: next(folder.glob(pattern)) for name, pattern in patterns.items()}
 
 
 def tools(wanted: Mapping[str, Sequence[str]], folder: Path, downloads: Path) -> Path:
@@ -68,14 +67,16 @@ def mirror(suite: str) -> str:
         for block in re.split(r"\n\s*\n", path.read_text(encoding="utf-8", errors="replace")):
             fields = dict(re.findall(r"^(\w[\w-]*):\s*(.*)$", block, re.MULTILINE))
             if suite in fields.get("Suites", "").split():
-                return fields["URIs"].split()[0]
+                return str(fields["URIs"]).split()[0]
             line = re.search(rf"^deb\s+(?:\[[^]]*\]\s+)?(\S+)\s+{suite}\s", block, re.MULTILINE)
             if line:
-                return line[1]
+                return str(line[1])
     raise SetupError(f"no mirror of {suite} is named", where="/etc/apt/sources.list.d", todo="name one there")
 
 
-def run(argv: Sequence[str], *, cwd: Path | None = None, env: Mapping[str, str] | None = None, log: Path | None = None) -> None:
+def run(
+    argv: Sequence[str], *, cwd: Path | None = None, env: Mapping[str, str] | None = None, log: Path | None = None
+) -> None:
     """Run a program of the build.
 
     Raises:
@@ -102,6 +103,5 @@ def run(argv: Sequence[str], *, cwd: Path | None = None, env: Mapping[str, str] 
 
 
 def _environment(env: Mapping[str, str] | None = None) -> dict[str, str]:
-
 
     return {**os.environ, "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive", **(env or {})}

@@ -177,7 +177,9 @@ def clean_up_after_the_dead(runs: Path, say: Callable[[str], None]) -> None:
             continue
         if held is not None:
             left = clean(held)
-            say(f"cleaned up after lab {folder.name}, which was killed" + (f"; left: {', '.join(left)}" if left else ""))
+            say(
+                f"cleaned up after lab {folder.name}, which was killed" + (f"; left: {', '.join(left)}" if left else "")
+            )
 
 
 def raise_max_map_count(held: Held, count: int) -> None:

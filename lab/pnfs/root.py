@@ -11,8 +11,8 @@ from lab.pnfs import host, packages
 INIT = Path(__file__).parent / "guest" / "first.sh"
 #: `python3` brings the libraries that a Python of the host links to; `autofs` makes the automount that expires.
 PACKAGES = (
-    "autofs", "ibverbs-providers", "iproute2", "kmod", "libnuma1", "nfs-common", "nfs-kernel-server", "procps", "python3",
-    "rdma-core", "rpcbind",
+    "autofs", "ibverbs-providers", "iproute2", "kmod", "libnuma1", "nfs-common", "nfs-kernel-server", "procps",
+    "python3", "rdma-core", "rpcbind",
 )  # fmt: skip
 _TOOLS = {"mmdebstrap": ("mmdebstrap",)}
 
@@ -33,8 +33,10 @@ def build(target: Path, work: Path, say: Callable[[str], None]) -> None:
     usr = packages.tools(_TOOLS, work / "tools", work / "downloads")
     program = shutil.which("mmdebstrap") or str(usr / "bin" / "mmdebstrap")
     options = ["--mode=root", "--variant=minbase", '--aptopt=APT::Install-Recommends "false"']
-    argv = ["perl", program, *options, f"--include={','.join(PACKAGES)}", suite, str(target), packages.mirror(suite)]
-    packages.run(argv, log=work / "root.log")
+    # In a mount namespace of its own: of a build that is killed no /proc or /dev stays mounted below the folder, which
+    # the next build removes.
+    argv = [program, *options, f"--include={','.join(PACKAGES)}", suite, str(target), packages.mirror(suite)]
+    packages.run(["unshare", "--mount", "perl", *argv], log=work / "root.log")
     # The host's own init is never started: this one is, by its name on the kernel's command line.
     first = target / "sbin" / "lab-init"
     shutil.copy(INIT, first)

@@ -40,8 +40,8 @@ class Outcome:
 
     @property
     def said(self) -> str:
-        """The reasons, in one line; "" where a run would have counted."""
-        return "; ".join([*([f"refused: {self.refused}"] if self.refused else []), *self.invalid])
+        """What decides: why nothing is booted, else why the load does not count; "" where a run would have counted."""
+        return self.refused or "; ".join(self.invalid)
 
 
 def look(lab: Lab, arrangement: Arrangement | None) -> Outcome:
@@ -84,18 +84,23 @@ def faults(outcomes: Sequence[Outcome], arrangements: Sequence[Arrangement] = AL
         elif not each.said:
             found[each.name] = "not caught"
         elif taken != [each.name]:
-            found[each.name] = f"taken for {', '.join(taken)}" if taken else f"without its reason, {reasons[each.name].pattern!r}"
+            found[each.name] = (
+                f"taken for {', '.join(taken)}" if taken else f"without its reason, {reasons[each.name].pattern!r}"
+            )
     return found
 
 
 def table(outcomes: Sequence[Outcome], wrong: Mapping[str, str]) -> list[str]:
     """Return the table as Markdown."""
     what = {arrangement.name: arrangement.what for arrangement in ALL}
-    lines = ["| arrangement | what is wrong | what was said | |", "|---|---|---|---|"]
+    lines = ["| arrangement | what is wrong | before a boot | after a window | |", "|---|---|---|---|---|"]
     for each in outcomes:
         name = each.name or "control"
-        said = (each.said or "; ".join(each.findings) or "a run would count").replace("|", "/")
-        lines.append(f"| {name} | {what.get(name, 'nothing')} | {said} | {wrong.get(name, 'right')} |")
+        refused = f"refused: {each.refused}" if each.refused else "all checks pass"
+        judged = "; ".join(each.invalid or each.findings)
+        judged = f"{'invalid' if each.invalid else 'counts'}{': ' if judged else ''}{judged}"
+        cells = [name, what.get(name, "nothing"), refused, judged, wrong.get(name, "right")]
+        lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
     return lines
 
 

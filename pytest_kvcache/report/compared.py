@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import special
 
 from pytest_kvcache.report.series import FIGURES, Figure
 
@@ -179,7 +179,7 @@ def _interval(logs: np.ndarray) -> tuple[float, float | None, float | None]:
     middle = float(logs.mean())
     if len(logs) < 2:
         return math.exp(middle), None, None
-    half = float(stats.t.ppf((1 + _LEVEL) / 2, len(logs) - 1) * logs.std(ddof=1) / math.sqrt(len(logs)))
+    half = float(special.stdtrit(len(logs) - 1, (1 + _LEVEL) / 2) * logs.std(ddof=1) / math.sqrt(len(logs)))
     return math.exp(middle), math.exp(middle - half), math.exp(middle + half)
 
 
@@ -192,7 +192,7 @@ def _ratio(new: np.ndarray, old: np.ndarray) -> tuple[float, float | None, float
     if whole == 0:
         return math.expm1(effect), math.expm1(effect), math.expm1(effect)
     freedom = whole**2 / sum(part**2 / (len(side) - 1) for part, side in zip(parts, (new, old), strict=True))
-    half = float(stats.t.ppf((1 + _LEVEL) / 2, freedom)) * math.sqrt(whole)
+    half = float(special.stdtrit(freedom, (1 + _LEVEL) / 2)) * math.sqrt(whole)
     return math.expm1(effect), math.expm1(effect - half), math.expm1(effect + half)
 
 

@@ -60,7 +60,6 @@ class FolderAccount:
             raise self._unreadable(error) from None
         return StorageReading(files, size, mount=_counted(found))
 
-
     def _unreadable(self, error: OSError) -> RunError:
         """Return the error of a folder that cannot be read, with the reason where it is known."""
         where = str(self.folder)
@@ -71,7 +70,9 @@ class FolderAccount:
             found = self.mount(self.folder)
             if found.hides and not found.is_nfs:
                 todo = f"umount {found.point}, and find out who mounts there"
-                return RunError(f"{found.describe()} at {found.point} hides the mount of {found.hides}", where=where, todo=todo)
+                return RunError(
+                    f"{found.describe()} at {found.point} hides the mount of {found.hides}", where=where, todo=todo
+                )
         todo = "is it still mounted, and nothing else at work there?"
         return RunError(f"cannot be listed: {error.strerror or error}", where=where, todo=todo)
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from pytest_kvcache.check import Finding
 from pytest_kvcache.storage import data_path, mount_delta, rdma
-from pytest_kvcache.storage.mounts import mount_of
 from pytest_kvcache.storage.mount_delta import Delta
+from pytest_kvcache.storage.mounts import mount_of
 from pytest_kvcache.storage.mountstats import Reading
 from pytest_kvcache.storage.rdma import Link
 from pytest_kvcache.storage.requirement import Require

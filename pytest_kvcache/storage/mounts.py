@@ -31,7 +31,7 @@ class Mount:
         options: Mount options, `vers=` and `proto=` among them for NFS.
         nfs: The mount's own counters and properties, None where it is not NFS.
         automounter: The automounter's place that it is mounted on (`autofs at /mnt, timeout 60 s`), "" for none.
-        hides: The NFS mount that lies below it, at the folder that was asked for (`server:/kv at /mnt/kv`), "" for none.
+        hides: The NFS mount that it lies upon, at the same folder (`server:/kv at /mnt/kv`), "" for none.
     """
 
     point: Path
@@ -114,7 +114,10 @@ def mount_of(path: Path, *, proc: Path | None = None) -> Mount:
         row = next((row for row in rows if row.number == number), None) or _walked(rows, path.resolve())
         if row is None:
             raise FileNotFoundError(f"no mount holds {path}")
-        found, stats = replace(row.mount, automounter=_automounter(rows, row), hides=_hidden(rows, row)), proc / "mountstats"
+        found, stats = (
+            replace(row.mount, automounter=_automounter(rows, row), hides=_hidden(rows, row)),
+            proc / "mountstats",
+        )
         if not (found.is_nfs and stats.exists()):
             return found
         # Both tables list the mounts in one order, so that of several upon each other each has its own counters.

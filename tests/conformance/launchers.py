@@ -1,6 +1,6 @@
 """The conformance suite of launchers: what holds of a boot of any launcher, as one function for each check.
 
-A check gets a `Case`, boots a pair of it, and asserts. The pair is on the tier `pnfs (stand-in)` in multi-process mode,
+A check gets a `Boot` of a `Case` and asserts. The pair is on the tier `pnfs (stand-in)` in multi-process mode,
 so that each launcher starts LMCache servers, vLLM servers and a balancer, makes a folder, and passes a secret on.
 """
 
@@ -73,20 +73,24 @@ class Boot:
     """A boot of a case.
 
     Args:
+        case: The case.
         launcher: Its launcher.
         pair: The running pair.
         run: The run that owns it.
         logs: Folder of the logs.
+        handles: What runs now.
     """
 
+    case: Case
     launcher: Launcher
     pair: ServingPair
     run: RunSession
     logs: Path
+    handles: list[Handle]
 
     def handle(self, name: str) -> Handle:
         """Return a component's handle."""
-        return next(handle for handle in self.pair.handles if handle.component.name == name)
+        return next(handle for handle in self.handles if handle.component.name == name)
 
 
 @contextlib.contextmanager
@@ -99,131 +103,128 @@ def booted(case: Case) -> Iterator[Boot]:
         try:
             launcher.prepare()
             pair = pairs.boot(launcher.plan(), launcher, logs, timeout_s=case.boot_s)
+            handles = list(pair.handles)
             try:
-                yield Boot(launcher, pair, run, logs)
+                yield Boot(case, launcher, pair, run, logs, handles)
             finally:
-                launcher.stop(list(pair.handles))
+                launcher.stop(handles)
         finally:
             launcher.clear()
     finally:
         run.close()
 
 
-def boots(case: Case) -> None:
-    """All components are ready, and the balancer has a server behind it."""
-    with booted(case) as boot:
-        boot.pair.check_alive()
-        assert [handle.component.name for handle in boot.pair.handles] == [c.name for c in boot.pair.plan.components]
-        for url in boot.pair.plan.server_urls.values():
-            assert _status(f"{url}/health") == 200
-        assert _status(f"{boot.pair.base_url.removesuffix('/v1')}/health") == 200
+def boots(boot: Boot) -> None:
+    """All components are ready, and a question to the balancer is answered."""
+    boot.pair.check_alive()
+    assert [handle.component.name for handle in boot.pair.handles] == [c.name for c in boot.pair.plan.components]
+    for url in boot.pair.plan.server_urls.values():
+        assert _status(f"{url}/health") == 200
+    asked = {"model": boot.pair.model, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 1}
+    with requests.Session() as session:
+        session.trust_env = False
+        answer = session.post(
+            f"{boot.pair.base_url}/chat/completions", json={**asked, **boot.pair.extra_body, "stream": True}, timeout=60
+        )
+    assert answer.status_code == 200
+    assert "data: [DONE]" in answer.text
 
 
-def counts(case: Case) -> None:
+def counts(boot: Boot) -> None:
     """Every address of counters that the plan names answers, from this machine."""
-    with booted(case) as boot:
-        assert set(boot.pair.plan.metrics_urls) == {"vllm-0", "vllm-1", "lmcache-0", "lmcache-1"}
-        for url in boot.pair.plan.metrics_urls.values():
-            assert _status(url) == 200
+    assert set(boot.pair.plan.metrics_urls) == {"vllm-0", "vllm-1", "lmcache-0", "lmcache-1"}
+    for url in boot.pair.plan.metrics_urls.values():
+        assert _status(url) == 200
 
 
-def logs(case: Case) -> None:
-    """Each component has a log of its own in the run's folder, which is kept, and what it wrote is in it."""
-    with booted(case) as boot:
-        names = {component.name for component in boot.pair.plan.components}
+def logs(boot: Boot) -> None:
+    """Each component has a log of its own in the run's folder on this machine."""
+    names = {component.name for component in boot.pair.plan.components}
     assert {path.stem for path in boot.logs.glob("*.log")} >= names
 
 
-def tells_a_kill(case: Case) -> None:
-    """A component that was killed is found out, with the signal, by name."""
-    with booted(case) as boot:
-        handle = boot.handle("vllm-1")
-        (case.kill or _kill)(handle)
-        deadline = time.monotonic() + _ENDS_S
-        while handle.exit_code() is None and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert handle.exit_code() == -signal.SIGKILL
-        with pytest.raises(BootError, match=r"vllm-1 ended while serving.*SIGKILL"):
-            boot.pair.check_alive()
-        assert boot.handle("vllm-0").exit_code() is None
-
-
-def restarts_one(case: Case) -> None:
-    """One component is ended and started anew at its address; the others are not touched, and its log goes on."""
-    with booted(case) as boot:
-        others = [handle for handle in boot.pair.handles if handle.component.name != "vllm-0"]
-        before = boot.handle("vllm-0")
-        size = before.log.stat().st_size
-        again = boot.launcher.restart(before, boot.logs)
-        try:
-            url = boot.pair.plan.server_urls["vllm-0"]
-            deadline = time.monotonic() + case.boot_s
-            while _status(f"{url}/health") != 200 and time.monotonic() < deadline:
-                time.sleep(0.1)
-            assert _status(f"{url}/health") == 200
-            assert again.exit_code() is None
-            assert [handle.exit_code() for handle in others] == [None] * len(others)
-            assert again.log == before.log
-            assert again.log.stat().st_size >= size
-        finally:
-            boot.launcher.stop([again])
-
-
-def leaves_nothing(case: Case) -> None:
-    """After the stop no process, no listener and no folder of the boot is there; results and logs are."""
-    with booted(case) as boot:
-        assert _processes(boot.run)
-        urls = [*boot.pair.plan.server_urls.values(), *boot.pair.plan.metrics_urls.values(), boot.pair.base_url]
-        folders = boot.pair.plan.tier.folders
-    assert _processes(boot.run) == []
-    assert [url for url in urls if _listens(url)] == []
-    assert [folder for folder in (*folders, boot.run.scratch) if folder.exists()] == []
-    assert boot.logs.exists()
-
-
-def starts_afresh(case: Case) -> None:
-    """A second boot of the same run's kind starts with an empty folder of the tier."""
-    with booted(case) as boot:
-        (folder,) = boot.pair.plan.tier.folders
-    with booted(case) as boot:
-        assert list(folder.iterdir()) == []
-
-
-def keeps_secrets(case: Case) -> None:
-    """No command line, no log, no result and no description has a secret that components got."""
-    with booted(case) as boot:
-        lines = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
-        assert [line for line in lines if SECRET in line] == []
-        assert SECRET not in str(boot.launcher.describe())
-    for path in (*boot.run.folder.rglob("*"), *case.home.rglob("*")):
-        if path.is_file() and not path.is_symlink():
-            assert SECRET.encode() not in path.read_bytes()
-
-
-def describes_itself(case: Case) -> None:
+def describes_itself(boot: Boot) -> None:
     """The record of a run's environment has the launcher's name, and only texts."""
-    with booted(case) as boot:
-        described = boot.launcher.describe()
-    assert described["name"] == case.name
+    described = boot.launcher.describe()
+    assert described["name"] == boot.case.name
     assert all(isinstance(value, str) for item in described.items() for value in item)
 
 
-#: Every check by its name, in the order of the table.
-CHECKS: Mapping[str, Callable[[Case], None]] = {
+def keeps_secrets(boot: Boot) -> None:
+    """No command line, log, result or description has a secret that components got, while they run."""
+    lines = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
+    assert [line for line in lines if SECRET in line] == []
+    assert SECRET not in str(boot.launcher.describe())
+    for path in (*boot.run.folder.rglob("*"), *boot.case.home.rglob("*.json")):
+        if path.is_file() and not path.is_symlink():
+            assert SECRET.encode() not in path.read_bytes(), path
+
+
+def restarts_one(boot: Boot) -> None:
+    """One component is ended and started anew at its address; the others are not touched, and its log goes on."""
+    before = boot.handle("vllm-0")
+    others = [handle for handle in boot.handles if handle is not before]
+    size = before.log.stat().st_size
+    again = boot.launcher.restart(before, boot.logs)
+    boot.handles[boot.handles.index(before)] = again
+    url = f"{boot.pair.plan.server_urls['vllm-0']}/health"
+    _until(lambda: _status(url) == 200, boot.case.boot_s)
+    assert again.exit_code() is None
+    assert [handle.exit_code() for handle in others] == [None] * len(others)
+    assert again.log == before.log
+    assert again.log.stat().st_size >= size
+
+
+def tells_a_kill(boot: Boot) -> None:
+    """A component that was killed is found out, with the signal, by name."""
+    handle = boot.handle("vllm-1")
+    (boot.case.kill or _kill)(handle)
+    _until(lambda: handle.exit_code() is not None, _ENDS_S)
+    assert handle.exit_code() == -signal.SIGKILL
+    with pytest.raises(BootError, match=r"vllm-1 ended while serving.*SIGKILL"):
+        boot.pair.check_alive()
+    assert boot.handle("vllm-0").exit_code() is None
+
+
+def leaves_nothing(boot: Boot) -> None:
+    """Once a boot has ended, no process, listener or folder of it is there; its logs are."""
+    urls = [*boot.pair.plan.server_urls.values(), *boot.pair.plan.metrics_urls.values(), boot.pair.base_url]
+    assert _processes(boot.run) == []
+    assert [url for url in urls if _listens(url)] == []
+    assert [folder for folder in (*boot.pair.plan.tier.folders, boot.run.scratch) if folder.exists()] == []
+    assert boot.logs.exists()
+
+
+def starts_cold(case: Case) -> None:
+    """A boot after another one finds an empty folder of the tier, whatever the first has left in it."""
+    with booted(case) as boot:
+        (folder,) = boot.pair.plan.tier.folders
+        (folder / "left").write_text("by the first")
+    with booted(case):
+        assert list(folder.iterdir()) == []
+
+
+#: What must hold while a pair is up, in this order: the last two change it.
+WHILE_UP: Mapping[str, Callable[[Boot], None]] = {
     "boots": boots,
     "metrics": counts,
     "logs": logs,
-    "kill": tells_a_kill,
-    "restart one": restarts_one,
-    "teardown": leaves_nothing,
-    "cold start": starts_afresh,
-    "secrets": keeps_secrets,
     "describe": describes_itself,
+    "secrets": keeps_secrets,
+    "restart one": restarts_one,
+    "kill": tells_a_kill,
 }
 
 
 def _kill(handle: Handle) -> None:
     psutil.Process(handle.leader.pid).send_signal(signal.SIGKILL)  # type: ignore[attr-defined]
+
+
+def _until(holds: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def _status(url: str) -> int:

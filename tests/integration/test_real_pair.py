@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import math
 import os
 import re
 import signal
@@ -58,12 +58,16 @@ class Served:
 
 
 def shm_of(project: Project) -> list[Path]:
-    """Return the shared memory that the project's processes use, and the semaphores that were made since they started.
+    """Return the shared memory that the project's processes use, with the semaphores that they have mapped.
 
-    Semaphores are taken from the folder and not from the plugin's own search, which is what is being tested.
+    Semaphores are read from the processes' maps and not by the plugin's own search, which is what is being tested.
     """
-    oldest = min((p.create_time() for p in ours(project.path)), default=math.inf)
-    semaphores = [p for p in Path("/dev/shm").glob("sem.mp-*") if p.stat().st_ctime >= oldest]
+    mapped = set()
+    for process in ours(project.path):
+        with contextlib.suppress(OSError):
+            lines = Path(f"/proc/{process.pid}/maps").read_text(encoding="utf-8").splitlines()
+            mapped |= {line.split(maxsplit=5)[5] for line in lines if "/dev/shm/sem.mp-" in line}
+    semaphores = [Path(name) for name in sorted(mapped) if not name.endswith("(deleted)")]
     return [*semaphores, *(Path(name) for name in processes.shared_memory(ours(project.path)))]
 
 

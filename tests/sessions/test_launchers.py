@@ -14,7 +14,7 @@ from pytest_kvcache.engine.named import engine_named
 from pytest_kvcache.errors import ConfigError
 from pytest_kvcache.serving.launchers import catalogue as launchers
 from pytest_kvcache.tiers import catalogue
-from tests.conformance.launchers import CHECKS, Case
+from tests.conformance.launchers import WHILE_UP, Boot, Case, booted, leaves_nothing, starts_cold
 from tests.projects import Project, configure, run, run_folder
 from tests.stubs.docker import StubDocker
 from tests.stubs.engine import toml
@@ -27,16 +27,30 @@ def case(name: str, engine: str, tmp_path: Path, home: Path) -> Case:
     return Case(name, engine_named(engine), catalogue.load(config).profile("stub"), home, tmp_path)
 
 
-@pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)
-def test_processes(check: Callable[[Case], None], stub_engine: Path, tmp_path: Path, kvcache_home: Path) -> None:
-    """The launcher `process` passes each check."""
-    check(case("process", str(stub_engine), tmp_path, kvcache_home))
+@pytest.mark.parametrize("check", WHILE_UP.values(), ids=WHILE_UP)
+@pytest.mark.parametrize(("name", "engine"), [("process", ""), ("docker", "image:kv:1")], ids=["process", "docker"])
+def test_a_pair_that_is_up(  # noqa: PLR0917 - fixtures
+    check: Callable[[Boot], None],
+    name: str,
+    engine: str,
+    stub_engine: Path,
+    daemon: StubDocker,
+    tmp_path: Path,
+    kvcache_home: Path,
+) -> None:
+    """Each launcher passes each check, with a stub of the daemon for containers; afterwards nothing is left."""
+    with booted(case(name, engine or str(stub_engine), tmp_path, kvcache_home)) as boot:
+        check(boot)
+    leaves_nothing(boot)
+    assert daemon.all == []
 
 
-@pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)
-def test_containers(check: Callable[[Case], None], daemon: StubDocker, tmp_path: Path, kvcache_home: Path) -> None:
-    """The launcher `docker` passes each check with a stub of the daemon, and leaves it no container."""
-    check(case("docker", "image:kv:1", tmp_path, kvcache_home))
+@pytest.mark.parametrize(("name", "engine"), [("process", ""), ("docker", "image:kv:1")], ids=["process", "docker"])
+def test_a_second_boot(  # noqa: PLR0917 - fixtures
+    name: str, engine: str, stub_engine: Path, daemon: StubDocker, tmp_path: Path, kvcache_home: Path
+) -> None:
+    """Storage is fresh for each boot."""
+    starts_cold(case(name, engine or str(stub_engine), tmp_path, kvcache_home))
     assert daemon.all == []
 
 
@@ -111,4 +125,4 @@ def test_a_folder_of_programs_is_for_no_image(daemon: StubDocker, tmp_path: Path
     with pytest.raises(
         ConfigError, match=r"the engine is an image: image:kv:1\n  -> leave the launcher out, or take docker"
     ):
-        CHECKS["boots"](case("process", "image:kv:1", tmp_path, kvcache_home))
+        starts_cold(case("process", "image:kv:1", tmp_path, kvcache_home))

@@ -93,7 +93,8 @@ def running(tmp_path: Path) -> Iterator[Running]:
         encoding="utf-8",
         start_new_session=True,
     )
-    assert keeper.stdin is not None and keeper.stdout is not None
+    assert keeper.stdin is not None
+    assert keeper.stdout is not None
     with keeper:
         keeper.stdin.write(json.dumps(told) + "\n")
         keeper.stdin.flush()
@@ -117,13 +118,18 @@ def kill(pid: int) -> None:
 
 
 def test_a_lab_that_is_up_has_a_namespace_with_processes(running: Running) -> None:
-    """While a lab is up its namespace has the guest's processes and one wire, which the host's own namespace has not."""
+    """While a lab is up its namespace has the guest's processes and one wire, and the host's own has neither."""
     assert len(network.pids(running.namespace)) >= 2
-    inner = subprocess.run(network.inside(running.namespace, ["ip", "-o", "link"]), capture_output=True, text=True, check=True)
+    inner = subprocess.run(
+        network.inside(running.namespace, ["ip", "-o", "link"]), capture_output=True, text=True, check=True
+    )
     assert "tap0" in inner.stdout
     assert "tap0" not in subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True).stdout
-    routes = subprocess.run(network.inside(running.namespace, ["ip", "route"]), capture_output=True, text=True, check=True)
-    assert routes.stdout.split() and "default" not in routes.stdout
+    routes = subprocess.run(
+        network.inside(running.namespace, ["ip", "route"]), capture_output=True, text=True, check=True
+    )
+    assert routes.stdout.split()
+    assert "default" not in routes.stdout
     assert record.living(running.runs) == [running.folder]
 
 
@@ -137,13 +143,14 @@ def test_nothing_is_left_however_a_lab_ends(running: Running, how: str) -> None:
     elif how == "SIGTERM":
         os.kill(second, signal.SIGTERM)
     else:
-        kill({"first half": running.keeper.pid, "second half": second, "guest": pids[-1]}[how])
+        kernel = next(pid for pid in pids if "kernel" in Path(f"/proc/{pid}/comm").read_text())
+        kill({"first half": running.keeper.pid, "second half": second, "guest": kernel}[how])
     assert comes_true(lambda: not network.exists(running.namespace) and not running.folder.exists())
     assert comes_true(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
 
 
 def test_the_next_lab_cleans_up_after_one_that_was_killed_whole(running: Running) -> None:
-    """Where all of a lab's keeper is killed at once, the guest ends too, and the next lab removes the rest and says so."""
+    """Where a lab's whole keeper is killed at once, the guest ends too; the next lab removes the rest and says so."""
     pids = network.pids(running.namespace)
     second = running.second()
     os.kill(running.keeper.pid, signal.SIGSTOP)  # so that it cannot clean up before it is killed

@@ -50,7 +50,8 @@ def test_a_record_that_cannot_be_read_is_kept(tmp_path: Path) -> None:
     said: list[str] = []
     record.clean_up_after_the_dead(tmp_path / "runs", said.append)
     assert held.folder.exists()
-    assert len(said) == 1 and "record.json: cannot be read" in said[0]
+    assert len(said) == 1
+    assert "record.json: cannot be read" in said[0]
 
 
 def test_a_raised_sysctl_is_put_back(tmp_path: Path, own_sysctl: Path) -> None:

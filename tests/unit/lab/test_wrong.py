@@ -40,19 +40,19 @@ def test_each_wrong_mount_has_its_own_reason(seen: list[Outcome], expected: dict
 
 
 def test_the_first_failed_check_is_why_a_mount_is_refused() -> None:
-    """What a window told becomes the reason of the check that failed, and the faults of the window."""
+    """The check that failed decides, since nothing is booted then; the window's own faults are kept beside it."""
     checks: list[dict[str, Any]] = [
         {"name": "mount", "status": "pass", "found": "fine", "todo": ""},
         {"name": "layouts", "status": "fail", "found": "reason A", "todo": ""},
     ]
     found = outcome("a", {"checks": checks, "faults": ["reason C"], "findings": []})
-    assert found.said == "refused: layouts: reason A; reason C"
+    assert (found.said, found.invalid) == ("layouts: reason A", ("reason C",))
 
 
 def test_the_table_is_markdown() -> None:
-    """Each row has name, what is wrong, what was said, and whether that is right; a pipe in it ends no cell."""
+    """Each row has name, what is wrong, what checks and window say, and whether that is right; a pipe ends no cell."""
     (_, _, row) = table([said("plain-rdma", "a | b")], {"plain-rdma": "not caught"})
-    assert row == "| plain-rdma | NFS over RDMA, without pNFS | a / b | not caught |"
+    assert row == "| plain-rdma | NFS over RDMA, without pNFS | all checks pass | invalid: a / b | not caught |"
 
 
 def test_arrangements_have_names_and_reasons_of_their_own() -> None:
