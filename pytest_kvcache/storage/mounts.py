@@ -138,7 +138,7 @@ def _automounter(rows: Sequence[_Row], row: _Row) -> str:
 def _hidden(rows: Sequence[_Row], row: _Row, path: Path) -> str:
     """Return the NFS mount at or above a path that another mount lies over, in words; "" for none.
 
-    A mount whose point holds the path as deep as that of the one on which the kernel came out, or deeper, was not met on
+    A mount whose point holds the path as deep as the point on which the kernel came out, or deeper, was not met on
     the way: something lies over it, or over a folder above it.
     """
     depth = len(row.mount.point.parts)
