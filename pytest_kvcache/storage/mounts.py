@@ -31,7 +31,8 @@ class Mount:
         options: Mount options, `vers=` and `proto=` among them for NFS.
         nfs: The mount's own counters and properties, None where it is not NFS.
         automounter: The automounter's place that it is mounted on (`autofs at /mnt, timeout 60 s`), "" for none.
-        hides: The NFS mount that it lies upon, at the same folder (`server:/kv at /mnt/kv`), "" for none.
+        hides: The NFS mount that would hold the path if this one did not lie over it (`server:/kv at /mnt/kv`), "" for
+            none.
     """
 
     point: Path
@@ -114,10 +115,9 @@ def mount_of(path: Path, *, proc: Path | None = None) -> Mount:
         row = next((row for row in rows if row.number == number), None) or _walked(rows, path.resolve())
         if row is None:
             raise FileNotFoundError(f"no mount holds {path}")
-        found, stats = (
-            replace(row.mount, automounter=_automounter(rows, row), hides=_hidden(rows, row)),
-            proc / "mountstats",
-        )
+        hides = _hidden(rows, row, path.absolute())
+        found = replace(row.mount, automounter=_automounter(rows, row), hides=hides)
+        stats = proc / "mountstats"
         if not (found.is_nfs and stats.exists()):
             return found
         # Both tables list the mounts in one order, so that of several upon each other each has its own counters.
@@ -135,12 +135,23 @@ def _automounter(rows: Sequence[_Row], row: _Row) -> str:
     return "" if timeout == "0" else f"autofs at {below.mount.point}, timeout {timeout} s"
 
 
-def _hidden(rows: Sequence[_Row], row: _Row) -> str:
-    """Return the NFS mount that a mount lies directly upon, at the same folder, in words; "" for none."""
-    below = next((other for other in rows if other.number == row.parent and other is not row), None)
-    if below is None or not below.mount.is_nfs or below.mount.point != row.mount.point:
-        return ""
-    return f"{below.mount.source} at {below.mount.point}"
+def _hidden(rows: Sequence[_Row], row: _Row, path: Path) -> str:
+    """Return the NFS mount at or above a path that another mount lies over, in words; "" for none.
+
+    A mount whose point holds the path as deep as the point on which the kernel came out, or deeper, was not met on
+    the way: something lies over it, or over a folder above it.
+    """
+    depth = len(row.mount.point.parts)
+    holding = [
+        other.mount
+        for other in rows
+        if other is not row
+        and other.mount.is_nfs
+        and path.is_relative_to(other.mount.point)
+        and len(other.mount.point.parts) >= depth
+    ]
+    found = max(holding, key=lambda mount: len(mount.point.parts), default=None)
+    return f"{found.source} at {found.point}" if found else ""
 
 
 def read_table(path: Path) -> str:
