@@ -21,8 +21,9 @@ from lab.pnfs.settings import LabSettings
 from pytest_kvcache.errors import KvCacheError
 from pytest_kvcache.runs.machine import PROCESSORS, MachineLock
 
-CONFIG = Path(__file__).with_name("kvcache.toml")
 REPOSITORY = Path(__file__).parents[2]
+#: Not in the package's own folder, whose modules would hide others of their names.
+CONFIG = REPOSITORY / "lab" / "kvcache.toml"
 #: Not beside those of real storage.
 BASELINES = REPOSITORY / ".kvcache" / "pnfs-lab" / "baselines"
 _WAIT_S = 3600.0

@@ -1,6 +1,6 @@
 """The tier of the lab: LMCache servers in the guest, each on a mount of its own of the one export.
 
-It is a table of a `kvcache.toml` (`lab/pnfs/kvcache.toml`): `kind = "lab.pnfs.tier:PnfsLabTier"`.
+It is a table of a `kvcache.toml` (`lab/kvcache.toml`): `kind = "lab.pnfs.tier:PnfsLabTier"`.
 """
 
 from __future__ import annotations

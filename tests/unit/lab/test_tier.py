@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -195,6 +197,15 @@ def test_the_lab_is_data_of_this_project_alone() -> None:
     assert not (perf.REPOSITORY / "kvcache.toml").exists()
     for path in (perf.REPOSITORY / "pytest_kvcache").rglob("*.py"):
         assert "lab.pnfs" not in path.read_text(encoding="utf-8"), path
+
+
+def test_a_session_finds_the_tier() -> None:
+    """The table's class is found in a process that has imported nothing of the lab, from whatever folder it runs in."""
+    code = "import sys; from pathlib import Path; from pytest_kvcache.tiers import catalogue; "
+    code += "print(catalogue.load(Path(sys.argv[1])).tiers['pnfs-lab'].launcher)"
+    argv = [sys.executable, "-c", code, str(perf.CONFIG)]
+    done = subprocess.run(argv, env=perf.environment(""), cwd="/", capture_output=True, encoding="utf-8", check=False)
+    assert done.stdout.strip() == "lab.pnfs.launcher:LabLauncher", done.stderr
 
 
 def test_the_launcher_is_found_by_the_tier(known: catalogue.Catalogue) -> None:
