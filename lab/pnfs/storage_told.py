@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from pytest_kvcache.errors import RunError
@@ -44,9 +45,9 @@ def mounts(told: Mapping[str, Any]) -> list[dict[str, str]]:
 def checks(told: Mapping[str, Any]) -> list[dict[str, str]]:
     """Return what the tier `fs` checks of each folder before a boot."""
     from pytest_kvcache.preflight import fs  # noqa: PLC0415
-    from pytest_kvcache.preflight.kvsize import Stored  # noqa: PLC0415
 
-    require, need = told["require"], Stored(**told["need"]) if told["need"] else None
+    require = told["require"]
+    need: Any = SimpleNamespace(**told["need"]) if told["need"] else None  # a `kvsize.Stored`, whose module is large
     found = []
     for folder in map(Path, told["folders"]):
         looks: dict[str, Callable[[], Any]] = {

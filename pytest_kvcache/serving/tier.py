@@ -92,7 +92,6 @@ class PlacedTier(Protocol):
         """
 
 
-@runtime_checkable
 class CheckedTier(Protocol):
     """A tier with checks of its own; of a kind without this method only the availability is checked."""
 

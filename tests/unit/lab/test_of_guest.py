@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lab.pnfs import of_guest, storage_told
+from lab.pnfs import of_guest, perf, storage_told
 from lab.pnfs.of_guest import together
+from pytest_kvcache.check import Finding
 from pytest_kvcache.errors import RunError
+from pytest_kvcache.preflight.kvsize import Stored
 from pytest_kvcache.proof.storage import compare_readings
 from pytest_kvcache.proof.storage_account import LmcacheAccount
 from pytest_kvcache.storage.account import MountReading, StorageReading
@@ -183,10 +187,12 @@ class _Guest:
     """A lab whose guest is this process: it runs the program's own function, in place of a guest."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.asked = folder, 0
+        self.folder, self.asked, self.ended = folder, 0, False
 
     def run(self, argv: list[str], **_: object) -> None:
         self.asked += 1
+        if self.ended:
+            raise RunError("has ended", where="the lab's guest", todo="see its console")
         told: dict[str, Any] = json.loads(argv[-1])
         answer = json.dumps(storage_told.main(told), default=str)
         (self.folder / Path(told["out"]).name).write_text(answer)
@@ -198,13 +204,30 @@ class _Guest:
 def test_checks_are_asked_for_once(tmp_path: Path) -> None:
     """All checks of all mounts are carried out by one program in the guest, each by its own name."""
     guest = _Guest(tmp_path)
-    found = of_guest.checks(guest, [str(tmp_path), "/proc"], "none", None)  # type: ignore[arg-type]
-    assert guest.asked == 0
+    found = of_guest.checks(guest, [str(tmp_path), "/proc"], "none", Stored(10**15, 1))  # type: ignore[arg-type]
     said = {each.name: each.inspect() for each in found}
     assert guest.asked == 1
     assert said[f"writable, {tmp_path}"].status == "pass"
     assert said["writable, /proc"].status == "fail"
+    assert said[f"space, {tmp_path}"].status == "fail"
     assert {each.name.partition(",")[0] for each in found if each.blocking} == {"writable", "layouts", "space"}
+
+
+def test_checks_without_an_answer(tmp_path: Path) -> None:
+    """A guest that cannot carry the checks out keeps a pair from being booted, with its own words."""
+    guest = _Guest(tmp_path)
+    guest.ended = True
+    (check,) = of_guest.checks(guest, ["/mnt/kv"], "none", None)  # type: ignore[arg-type]
+    assert check.blocking
+    assert check.inspect() == Finding("fail", "has ended", "see its console")
+
+
+def test_the_guests_program_is_light() -> None:
+    """The program of the guest imports no library that takes seconds: each takes User-Mode Linux five times as long."""
+    code = "import sys; from pytest_kvcache.preflight import fs; "
+    code += "from pytest_kvcache.storage import folder; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-P", "-c", code], env=perf.environment(""), capture_output=True, check=True)
+    assert not {"numpy", "pandas", "scipy", "pydantic"} & {*done.stdout.decode().split()}
 
 
 def test_an_error_of_the_guest_is_one_here(tmp_path: Path) -> None:
