@@ -59,6 +59,8 @@ class PnfsLabTier(TierModel):
         default="pnfs-rdma", description="what the guest's mounts must be; else the tier cannot run"
     )
 
+    o_direct: bool = Field(default=False, description="whether LMCache reads and writes past the guest's page cache")
+
     def label(self, ctx: TierContext) -> str:  # noqa: ARG002 - part of the protocol
         """Return the name, with what no figure of the lab says."""
         return f"{self.name} ({SHORT_LABEL})"
@@ -97,11 +99,19 @@ class PnfsLabTier(TierModel):
         folders = tuple(map(own.of, range(len(mounts))))
         return TierPlan(
             label=self.label(ctx),
-            offload=Offload(l2_adapter={"type": "fs", "base_path": own, "relative_tmp_dir": OWN_TMP}),
+            offload=Offload(
+                l2_adapter={
+                    "type": "fs",
+                    "base_path": own,
+                    "relative_tmp_dir": OWN_TMP,
+                    **({"use_odirect": True} if self.o_direct else {}),
+                }
+            ),
             facts={
                 "storage": "fs",
                 "mount": ", ".join(found),
                 "lab": f"{SHORT_LABEL}; a mount for each server, {settings.memory_mib} MiB of guest",
+                "o_direct": str(self.o_direct).lower(),
                 "stand_in": "true",
             },
             storage_account=of_guest.GuestAccount(lab, folders, self.require) if lab else None,

@@ -142,6 +142,7 @@ def test_each_server_has_a_mount_of_its_own(known: catalogue.Catalogue, up: UpLa
         cache, server = components[f"lmcache-{index}"], components[f"vllm-{index}"]
         adapter = json.loads(cache.argv[cache.argv.index("--l2-adapter") + 1])
         assert adapter["base_path"] == f"{mount}/kvcache-run1-boot-1-pnfs-lab"
+        assert adapter["use_odirect"] is True
         connector = json.loads(server.argv[server.argv.index("--kv-transfer-config") + 1])["kv_connector_extra_config"]
         assert connector["lmcache.mp.host"] == f"tcp://{GUEST_ADDRESS}"
         ports.append((connector["lmcache.mp.port"], int(cache.argv[cache.argv.index("--port") + 1])))
@@ -186,7 +187,7 @@ def test_no_real_mounts_baseline_is_compared(known: catalogue.Catalogue, up: UpL
         for storage, how in ((facts, the_tier(known).launcher or ""), (real, "process"))
     ]
     differ = {name for name in {*keys[0], *keys[1]} if keys[0].get(name) != keys[1].get(name)}
-    assert differ == {"storage.lab", "storage.stand_in", "serving.launcher"}
+    assert differ == {"storage.lab", "storage.o_direct", "storage.stand_in", "serving.launcher"}
     assert keys[0]["storage.mount"] == keys[1]["storage.mount"] == PNFS
 
 
