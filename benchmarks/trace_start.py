@@ -5,7 +5,10 @@
 The trace has the shape of Mooncake's conversation trace: 12,031 requests in an hour, prompts with a mean of about
 12,000 tokens and a longest of 126,000, in blocks of 512 tokens, of which two fifths begin other prompts too. It is made
 from a seed. It is sent to the server of `benchmarks.client`, which answers each request with a few chunks; a stand-in
-of the tokenizer counts words. "Late" is when the last byte of a request left, less when it was due.
+of the tokenizer counts words. "Late" is when the last byte of a request left, less when it was due; "begun" is when the
+sender gave the first byte to the kernel, less when it was due. Between them lies what the network and the server take
+to accept a request of up to a megabyte. `floor` is how late a bare timer beside it was (`benchmarks/floor.py`): a
+request that was late while a processor of the machine did not run is told apart.
 
 `script` is the time and the largest memory of a process that makes the script; `before the clock` adds what is made
 before the clock starts. Needs a C compiler.
@@ -14,11 +17,15 @@ before the clock starts. Needs a C compiler.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
 import itertools
 import json
 import math
+import os
 import random
 import resource
+import struct
 import subprocess
 import sys
 import tempfile
@@ -26,7 +33,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
+
 from benchmarks.client.run import build
+from benchmarks.floor import Floor
+from pytest_kvcache.client.connection import Connection
+from pytest_kvcache.client.exchange import Exchange
 from pytest_kvcache.load import worker
 from pytest_kvcache.load.plan import LoadPlan
 from pytest_kvcache.load.table import to_frame
@@ -35,6 +48,7 @@ from pytest_kvcache.workload.mooncake import MooncakeTrace
 from pytest_kvcache.workload.script import Message
 
 BLOCK, LONGEST, MEAN, HOUR_MS = 512, 126_000, 12_000, 3_600_000
+_BEGUN = struct.Struct("=dd")
 _SPREAD = 1.3  # of the logarithm of the lengths
 _VOCABULARY = tuple("".join(letters) for letters in itertools.product("bcdfg", "aeiou", "klmnp", "aeiou"))
 
@@ -101,8 +115,40 @@ def make_script(trace: Path) -> None:
     print(f"script: {len(script.conversations)} requests in {took_s:.1f} s, {peak_mib():.0f} MiB at most")
 
 
+class Begun:
+    """When the sending processes began to write each request: they tell it to a pipe, which costs them microseconds.
+
+    It holds some 65,000 requests.
+    """
+
+    def __init__(self) -> None:
+        self._read, self._write = os.pipe()
+        fcntl.fcntl(self._write, fcntl.F_SETPIPE_SZ, 1 << 20)
+        os.set_blocking(self._read, False)
+        os.set_blocking(self._write, False)
+        write, begin = self._write, Connection.begin
+
+        def noted(connection: Connection, exchange: Exchange) -> None:
+            os.write(write, _BEGUN.pack(exchange.due_s, time.monotonic()))
+            begin(connection, exchange)
+
+        setattr(Connection, "begin", noted)  # noqa: B010 - for this process and those that it forks
+
+    def late_s(self, due_s: pd.Series[float]) -> np.ndarray:
+        """Return how late each request was begun that was due at these times (CLOCK_MONOTONIC)."""
+        data = b""
+        with contextlib.suppress(BlockingIOError):
+            while piece := os.read(self._read, 1 << 20):
+                data += piece
+        told = np.frombuffer(data).reshape(-1, 2)
+        told = told[np.argsort(told[:, 0], kind="stable")]
+        at = np.clip(np.searchsorted(told[:, 0], due_s.to_numpy() - 1e-6), 0, len(told) - 1)
+        return np.asarray(told[at, 1] - due_s.to_numpy())
+
+
 def send(trace: Path, folder: Path, *, speed: float, seconds: float, workers: int) -> None:
     """Send the trace, and print how late its requests left."""
+    begun = Begun()
     program, ports = build(folder), PortLeases(folder / "ports")
     port = ports.take()
     server = subprocess.Popen([str(program), str(port), "8", "20000", "10000"])
@@ -120,21 +166,38 @@ def send(trace: Path, folder: Path, *, speed: float, seconds: float, workers: in
             rows=folder / "rows.parquet",
             summary=folder / "facts.json",
         )
-        outcome = worker.carry_out(plan, lambda line: said.append((time.monotonic() - begun_s, line)))
+        with Floor() as floor:
+            outcome = worker.carry_out(plan, lambda line: said.append((time.monotonic() - begun_s, line)))
     finally:
         server.terminate()
         server.wait()
         ports.release()
     clock_s = next(at_s for at_s, line in said if line.startswith(worker.CLOCK_STARTS))
     rows = to_frame(outcome.rows)
-    late_ms = (rows["actual_start_s"] - rows["due_s"]).dropna() * 1e3
+    rows = rows[rows["actual_start_s"].notna()].copy()
+    asked = len(outcome.rows)
+    start_s = outcome.started_monotonic_s
+    rows["late_ms"] = (rows["actual_start_s"] - rows["due_s"]) * 1e3
+    rows["begun_ms"] = begun.late_s(rows["due_s"] + start_s) * 1e3
+    rows["stall_ms"] = [
+        1e3 * floor.stall_s(start_s + due_s, start_s + left_s)
+        for due_s, left_s in zip(rows["due_s"], rows["actual_start_s"], strict=True)
+    ]
     children_mib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     print(f"before the clock: {clock_s:.1f} s, {peak_mib():.0f} MiB at most; a load process {children_mib:.0f} MiB")
-    for name, each in ((f"all {len(late_ms)} of {len(rows)}", late_ms), ("the first 95", late_ms[:95])):
-        p50, p99 = each.quantile(0.5), each.quantile(0.99)
-        print(
-            f"late, {name}: p50 {p50:.3f} ms, p99 {p99:.3f} ms, max {each.max():.3f} ms, {(each > 5).sum()} over 5 ms"
-        )
+    print(f"senders with real-time priority: {outcome.real_time_senders}; {floor.line()}")
+    for name, some in ((f"all {len(rows)} of {asked}", rows), ("the first 95", rows[:95])):
+        for what in ("begun", "late"):
+            each = some[f"{what}_ms"]
+            p50, p99 = each.quantile(0.5), each.quantile(0.99)
+            over = some[each > 5]
+            told = int((over["stall_ms"] > over[f"{what}_ms"] / 2).sum())
+            print(
+                f"{what}, {name}: p50 {p50:.3f} ms, p99 {p99:.3f} ms, max {each.max():.3f} ms, {len(over)} over 5 ms"
+                + (f" ({told} while a processor did not run)" if len(over) else "")
+            )
+    latest = rows.nlargest(5, "late_ms")[["due_s", "intended_prompt_tokens", "begun_ms", "late_ms", "stall_ms"]]
+    print(f"the latest:\n{latest.round(3).to_string(index=False)}")
 
 
 def main() -> None:

@@ -27,6 +27,7 @@ FILES = {
 RUN_JSON = {
     "account": "Prompt tokens by source, those that were expected, and what was stored and loaded, as the exact gate "
     "compares them.",
+    "balancer": "What stood in front of the servers: kind, policy, version, and the time that it adds to a request.",
     "boot_s": "Seconds from the first process to a pair that is ready.",
     "canary": "How fast the machine was beside the load: seconds of a matrix product and of a storage read.",
     "commands": "The command line of each component.",

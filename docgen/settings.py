@@ -11,6 +11,8 @@ from annotated_types import Ge, Gt, Le, Lt, MultipleOf
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from pytest_kvcache.config.attach import Attach, Kubernetes
+from pytest_kvcache.config.balancer import Balancer
 from pytest_kvcache.config.gates import Gates, ServiceLevel
 from pytest_kvcache.config.profile import Profile
 from pytest_kvcache.config.rules import Rules
@@ -47,17 +49,32 @@ class Key:
 
 
 def keys(model: type[BaseModel]) -> list[Key]:
-    """Return the keys of a model in their order, without `name`, which the table's own name is, and without `kind`."""
-    return [_key(name, field) for name, field in model.model_fields.items() if name not in {"name", "kind"}]
+    """Return the keys of a model in their order, without `name`, which the table's own name is.
+
+    A `kind` that the model itself has is left out, and one that is to be chosen is not.
+    """
+    fields = model.model_fields.items()
+    return [
+        _key(name, field)
+        for name, field in fields
+        if name not in {"name", "tier"} and (name != "kind" or _is_chosen(field))
+    ]
+
+
+def _is_chosen(field: FieldInfo) -> bool:
+    return get_origin(field.annotation) is Literal and len(get_args(field.annotation)) > 1
 
 
 def tables() -> Mapping[str, type[BaseModel]]:
     """Return the model of every kind of table that has the same keys in every project, by the table's name."""
     return {
         "[profiles.NAME]": Profile,
+        "[profiles.NAME.balancer]": Balancer,
         "[profiles.NAME.rules]": Rules,
         "[profiles.NAME.gates]": Gates,
         "[profiles.NAME.gates.slo]": ServiceLevel,
+        "[attach.TIER]": Attach,
+        "[attach.TIER.kubernetes]": Kubernetes,
     }
 
 

@@ -20,7 +20,7 @@ from pytest_kvcache.campaign.settings import Settings
 from pytest_kvcache.campaign.state import PerfState
 from pytest_kvcache.errors import BaselineError, ConfigError, RunError
 from pytest_kvcache.report import benchmark as rows_of_benchmark
-from pytest_kvcache.report import header, progress
+from pytest_kvcache.report import header, progress, pulling
 from pytest_kvcache.report.github import GithubReport
 from pytest_kvcache.report.session import SessionReport
 from pytest_kvcache.runs import signals
@@ -90,8 +90,9 @@ def activate(config: pytest.Config, items: Sequence[pytest.Item]) -> PerfState:
                 gains.check_baselines(state, wanted)
             if chosen.options.update != "none":
                 store.check_writable(chosen.options.baselines)
+            pulling.pull_images(chosen, _stream(config), say, verbosity=config.get_verbosity())
             state.claim_machine()
-        except (BaselineError, RunError) as error:
+        except (BaselineError, ConfigError, RunError) as error:
             raise pytest.UsageError(str(error)) from None
     config.stash[KEY] = state
     config.stash[hooks.KEY] = state.listener = hooks.Hooks(config, state)
@@ -111,9 +112,18 @@ def activate(config: pytest.Config, items: Sequence[pytest.Item]) -> PerfState:
 
 
 def _stream(config: pytest.Config) -> TextIO | None:
-    """Return what pytest's terminal writes to, which no test captures; None without one."""
+    """Return what pytest's terminal writes to, past all capturing; None without one."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
-    return reporter._tw._file if reporter is not None else None  # it has no public name
+    if reporter is None:
+        return None
+    file: TextIO = reporter._tw._file  # it has no public name
+    capture = config.pluginmanager.get_plugin("capturemanager")
+    with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
+        if not file.isatty():
+            return file
+        own = open(os.dup(file.fileno()), "w", encoding=file.encoding, errors=file.errors)  # noqa: PTH123, SIM115
+    config.add_cleanup(own.close)
+    return own
 
 
 def _print(config: pytest.Config, line: str) -> None:

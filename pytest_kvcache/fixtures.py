@@ -60,20 +60,20 @@ def kv_profile(request: pytest.FixtureRequest) -> Profile:
 def kv_tier(request: pytest.FixtureRequest) -> Tier:
     """The tier of this test. If the tier cannot run here, the test is skipped, or fails where --tier names the tier."""
     state = _state(request)
-    from pytest_kvcache import perf, values  # noqa: PLC0415 - heavy
+    from pytest_kvcache import tier_check, values  # noqa: PLC0415 - heavy
 
-    with perf.told_plainly():
+    with tier_check.told_plainly():
         name = values.given(request, [tier.name for tier in state.settings.tiers])
-    return perf.usable(name, state)
+    return tier_check.usable(name, state)
 
 
 @pytest.fixture
 def kv_context(request: pytest.FixtureRequest) -> int:
     """The length of the user context (tokens); the test runs once for each context length of the profile."""
     state = _state(request)
-    from pytest_kvcache import perf, values  # noqa: PLC0415 - heavy
+    from pytest_kvcache import tier_check, values  # noqa: PLC0415 - heavy
 
-    with perf.told_plainly():
+    with tier_check.told_plainly():
         return values.context(values.given(request, state.profile.workload.context_tokens), state.profile)
 
 
@@ -81,9 +81,9 @@ def kv_context(request: pytest.FixtureRequest) -> int:
 def kv_gate(request: pytest.FixtureRequest) -> AnyGate:
     """A gate; the test runs once for each: TTFT, processing speed, decode throughput and the profile's own gates."""
     state = _state(request)
-    from pytest_kvcache import perf, values  # noqa: PLC0415 - heavy
+    from pytest_kvcache import tier_check, values  # noqa: PLC0415 - heavy
 
-    with perf.told_plainly():
+    with tier_check.told_plainly():
         known = [gate.short for gate in values.gates(state.profile)]
         tier = values.tier_name(request)
         return values.gate(values.given(request, known), state.profile, tier)
@@ -91,15 +91,15 @@ def kv_gate(request: pytest.FixtureRequest) -> AnyGate:
 
 @pytest.fixture(scope="session")
 def vllm_pair(kv_tier: Tier, kv_profile: Profile, request: pytest.FixtureRequest) -> Iterator[ServingPair]:
-    """A pair of vLLM servers on the tier, behind a round-robin router, for tests that send requests themselves.
+    """A pair of vLLM servers on the tier, behind the balancer of the profile, for tests that send requests themselves.
 
     The pair is booted once for each tier. Its OpenAI endpoint is `vllm_pair.base_url`, its model `vllm_pair.model`.
     """
     state = _state(request)
-    from pytest_kvcache import perf  # noqa: PLC0415 - heavy
+    from pytest_kvcache import perf, tier_check  # noqa: PLC0415 - heavy
 
-    perf.check_profile(kv_profile, state)
-    with perf.shared_pair(perf.usable(kv_tier, state), state) as pair:
+    tier_check.check_profile(kv_profile, state)
+    with perf.shared_pair(tier_check.usable(kv_tier, state), state) as pair:
         yield pair
 
 
@@ -111,10 +111,10 @@ def multi_round_qa(kv_tier: Tier, kv_profile: Profile, request: pytest.FixtureRe
     contexts that the session's tests ask for.
     """
     state = _state(request)
-    from pytest_kvcache import activation, perf  # noqa: PLC0415 - heavy
+    from pytest_kvcache import activation, perf, tier_check  # noqa: PLC0415 - heavy
 
-    perf.check_profile(kv_profile, state)
-    tier = perf.usable(kv_tier, state)
+    tier_check.check_profile(kv_profile, state)
+    tier = tier_check.usable(kv_tier, state)
     return perf.MeasureTier(state, tier, activation.selected_contexts(request.session.items, tier))
 
 
@@ -122,9 +122,9 @@ def multi_round_qa(kv_tier: Tier, kv_profile: Profile, request: pytest.FixtureRe
 def kv_measure(kv_profile: Profile, request: pytest.FixtureRequest) -> Measure:
     """Measure any tier with `kv_measure(tier="pnfs", context_tokens=2000)`, to compare tiers with each other."""
     state = _state(request)
-    from pytest_kvcache import activation, perf  # noqa: PLC0415 - heavy
+    from pytest_kvcache import activation, perf, tier_check  # noqa: PLC0415 - heavy
 
-    perf.check_profile(kv_profile, state)
+    tier_check.check_profile(kv_profile, state)
     return perf.Measure(state, lambda tier: activation.selected_contexts(request.session.items, tier))
 
 
@@ -132,9 +132,9 @@ def kv_measure(kv_profile: Profile, request: pytest.FixtureRequest) -> Measure:
 def kv_load(kv_tier: Tier, vllm_pair: ServingPair, request: pytest.FixtureRequest) -> LoadPair:
     """Send a workload of your own to `vllm_pair`: `kv_load(workload)` returns its figures and requests."""
     state = _state(request)
-    from pytest_kvcache import perf  # noqa: PLC0415 - heavy
+    from pytest_kvcache import perf, tier_check  # noqa: PLC0415 - heavy
 
-    return perf.LoadPair(state, perf.usable(kv_tier, state), vllm_pair)
+    return perf.LoadPair(state, tier_check.usable(kv_tier, state), vllm_pair)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from pytest_kvcache.config.options import Options, UpdateMode
+    from pytest_kvcache.config.options import Options, PullMode, UpdateMode
 
 MARKER = "perf"
 #: Short names of options, with destination and action. Other plugins may have taken them; the long names always work.
@@ -23,7 +23,8 @@ _GROUP = "KV cache offloading (pytest-kvcache)"
 
 _INI = {
     "kv_profile": "profile that perf tests run (see kvcache.toml)",
-    "kv_launcher": "what boots the servers: process, docker, or another registered launcher (default: the profile's)",
+    "kv_launcher": "what boots the servers: process, docker, attach (they stand already), or another registered one "
+    "(default: the profile's)",
     "kv_engine": "environment with vLLM and LMCache, or image:REPO[:TAG], in place of the one that `setup` makes",
     "kv_config": "the kvcache.toml to use (default: the nearest one, from rootdir upwards)",
     "kv_runs": "folder of results (default: .kvcache/runs beside kvcache.toml, else in rootdir)",
@@ -84,6 +85,32 @@ def add_options(parser: pytest.Parser) -> None:
         help="file or folder that containers of an image get, beside those of the ini key; repeatable",
     )
     group.addoption(
+        "--kv-pull",
+        default=None,
+        metavar="WHEN",
+        help="fetch the image of an engine from its registry: never (default), missing, or always (finds moved tags)",
+    )
+    group.addoption(
+        "--kv-base-url",
+        default="",
+        metavar="URL",
+        help="with --kv-launcher attach: router of --tier's deployment, with /v1 (default: kvcache.toml's)",
+    )
+    group.addoption(
+        "--kv-server-url",
+        action="append",
+        default=[],
+        metavar="[NAME=]URL",
+        help="a vLLM server of that deployment, without /v1; repeatable",
+    )
+    group.addoption(
+        "--kv-metrics-url",
+        action="append",
+        default=[],
+        metavar="NAME=URL",
+        help="a Prometheus endpoint of that deployment, such as lmcache-0=http://host:8080/metrics; repeatable",
+    )
+    group.addoption(
         "--kv-strict", action="store_true", default=None, help="inconclusive and incomparable fail (default in CI)"
     )
     group.addoption("--kv-no-strict", action="store_false", dest="kv_strict", help="they do not, in CI either")
@@ -91,6 +118,7 @@ def add_options(parser: pytest.Parser) -> None:
         group.addoption("--" + name.replace("_", "-"), default=None, metavar="VALUE", help=text)
         parser.addini(name, help=text, default="")
     parser.addini("kv_wait", help="as --kv-wait", default="")
+    parser.addini("kv_pull", help="as --kv-pull", default="")
     parser.addini("kv_image_mounts", type="linelist", default=[], help="as --kv-image-mount, one a line")
 
 
@@ -151,7 +179,7 @@ def from_config(config: pytest.Config) -> Options:
         ConfigError: A value is no path, or names a configuration file that is not there.
     """
     from pytest_kvcache.config import project  # noqa: PLC0415 - only where perf tests were asked for
-    from pytest_kvcache.config.options import Options  # noqa: PLC0415 - only where perf tests were asked for
+    from pytest_kvcache.config.options import Addresses, Options  # noqa: PLC0415 - only where perf tests were asked for
 
     _check_rootdir(config)
     found = project.locate(project.of_config(config))
@@ -176,7 +204,13 @@ def from_config(config: pytest.Config) -> Options:
         strict=_strict(config),
         against=_against(config, update),
         image_mounts=found.image_mounts,
+        pull=_pull(config),
         launcher=found.launcher,
+        addresses=Addresses(
+            base_url=config.getoption("kv_base_url"),
+            server_urls=tuple(config.getoption("kv_server_url")),
+            metrics_urls=tuple(config.getoption("kv_metrics_url")),
+        ),
     )
 
 
@@ -200,6 +234,15 @@ def _wait_s(config: pytest.Config) -> float:
     if not 0 <= wait_s < float("inf"):
         raise pytest.UsageError(f"--kv-wait must be 0 or more seconds, not {wait_s}")
     return wait_s
+
+
+def _pull(config: pytest.Config) -> PullMode:
+    given = config.getoption("kv_pull") or config.getini("kv_pull") or "never"
+    modes: tuple[PullMode, ...] = ("never", "missing", "always")
+    for mode in modes:
+        if given == mode:
+            return mode
+    raise pytest.UsageError(f"kv_pull must be one of {', '.join(modes)}, not {given!r}")
 
 
 def _strict(config: pytest.Config) -> bool:

@@ -16,7 +16,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 
 from benchmarks.client import loads
-from pytest_kvcache.client import framing, wire
+from pytest_kvcache.client import event_stream, framing, wire
 
 BODY = json.dumps(
     {"model": "stub", "messages": [{"role": "user", "content": "hi " * 2000}], "max_tokens": 100, "stream": True}
@@ -60,7 +60,7 @@ def ours(port: int, due: list[float], limit_s: float) -> list[Answer]:
         line.submit(wire.Exchange(payload, due_s=at, deadline_s=due[-1] + limit_s, done=done.append))
     line.run()
     line.close()
-    return [(e.due_s, e.sent_s or 0.0, framing.events(e.pieces)) for e in done if not e.failed]
+    return [(e.due_s, e.sent_s or 0.0, event_stream.events(e.pieces)) for e in done if not e.failed]
 
 
 async def at_their_times(

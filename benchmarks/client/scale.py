@@ -22,7 +22,7 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.client import clients, run
-from pytest_kvcache.client import framing, wire
+from pytest_kvcache.client import event_stream, framing, wire
 from pytest_kvcache.client.open_files import raise_open_files
 from pytest_kvcache.runs.ports import PortLeases
 
@@ -51,7 +51,7 @@ def hold(port: int, due: list[float], all_open_s: float, limit_s: float) -> dict
     line.run()
     found["end_kb"], found["cpu_s"] = resident_kb() - before_kb, clients.cpu_s() - before_s
     line.close()
-    answers = [(e.due_s, e.sent_s or 0.0, framing.events(e.pieces)) for e in done if not e.failed]
+    answers = [(e.due_s, e.sent_s or 0.0, event_stream.events(e.pieces)) for e in done if not e.failed]
     found["rows"] = [row for answer in answers if (row := clients.row(*answer)) is not None]
     found["failed"] = sorted({e.failed for e in done if e.failed})
     return found

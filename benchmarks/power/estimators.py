@@ -25,8 +25,8 @@ STALL_S = 10.0
 
 def _plain(rows: pd.DataFrame) -> pd.Series[float]:
     done = rows[rows["status"] == "ok"]
-    logs: pd.Series[float] = np.log((done["first_token_s"] - done["actual_start_s"]).astype("float64"))
-    return logs
+    ttft_s = (done["first_token_s"] - done["actual_start_s"]).astype("float64")
+    return pd.Series(np.log(ttft_s.to_numpy()), index=ttft_s.index)
 
 
 def _session_medians(rows: pd.DataFrame) -> float:

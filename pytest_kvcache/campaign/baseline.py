@@ -155,6 +155,8 @@ class BaselineCampaign:
         count = len(cell.boots)
         if run.faults:
             return CellVerdict("invalid", reasons=tuple(run.faults), boots=count, fixed_boots=count)
+        if run.foreign:
+            return CellVerdict("incomparable", reasons=run.foreign, boots=count, fixed_boots=count)
         if cell.stored is not None and self._state.settings.options.update == "missing":
             evidence = Evidence(cell.boots, run.comparability, self._hash(cell))
             different = procedure.incomparable(evidence, cell.stored, self._policy)
@@ -245,7 +247,9 @@ class BaselineCampaign:
         return write
 
     def _cell(self, length: int) -> Cell:
-        return Cell(self._arm.profile.name, machine_name(self._state.hardware), self._arm.tier.name, length)
+        return Cell(
+            self._arm.profile.name, machine_name(self._state.hardware_of(self._arm.tier)), self._arm.tier.name, length
+        )
 
     def _read(self, cell: Cell, *, lenient: bool) -> StoredCell | None:
         if lenient:  # a damaged file is what an update repairs

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pytest_kvcache.campaign.arm import Arm
 from pytest_kvcache.load.plan import LoadPlan
 from pytest_kvcache.probes.client import PairClient
 from pytest_kvcache.probes.judge import ProbeRules
 from pytest_kvcache.probes.probe import Probed, Probes
+from pytest_kvcache.probes.standing import StandingClient
 from pytest_kvcache.runs.files import write_json
 from pytest_kvcache.serving.pair import ServingPair
 
@@ -23,25 +25,36 @@ class BootProbes:
         arm: What is served.
         pair: Freshly booted.
         facts: File for what was found.
+        salt: Makes the sentinels new to the caches of a deployment, which are not emptied; "" for a booted pair.
     """
 
-    def __init__(self, arm: Arm, pair: ServingPair, facts: Path) -> None:
+    def __init__(self, arm: Arm, pair: ServingPair, facts: Path, *, salt: str = "") -> None:
         self._pair, self._facts = pair, facts
         self._found: Probed | None = None
         profile, plan = arm.profile, pair.plan
-        client = PairClient(
-            server_urls=plan.server_urls,
-            metrics_urls=plan.metrics_urls,
-            model=plan.model,
-            chunk_tokens=profile.chunk_tokens,
-            extra_body=plan.extra_body,
+        common: dict[str, Any] = {
+            "server_urls": plan.server_urls,
+            "metrics_urls": plan.metrics_urls,
+            "model": plan.model,
+            "chunk_tokens": profile.chunk_tokens,
+            "extra_body": plan.extra_body,
+        }
+        standing = plan.standing
+        client = (
+            PairClient(**common)
+            if standing is None
+            else StandingClient(**common, authorization=standing.authorization, salt=salt)
         )
         rules = ProbeRules(
             plan.tier.claim,
             chunk_tokens=profile.chunk_tokens,
             tolerance=profile.rules.logprob_tolerance,
         )
-        self._probes = Probes(client, rules, plan.tier.folders) if profile.rules.probes else None
+        self._why_not = "probes = false" if not profile.rules.probes else ""
+        if standing is not None and not plan.server_urls:
+            self._why_not = "the deployment's servers are not named, and each must be asked for itself"
+        folders = plan.tier.folders if standing is None else ()
+        self._probes = None if self._why_not else Probes(client, rules, folders, standing=standing is not None)
 
     def probe(self) -> Probed:
         """Return what speaks against a load that is sent now.
@@ -50,7 +63,7 @@ class BootProbes:
             BootError: A component died under the probes.
         """
         if self._probes is None:
-            return Probed(unchecked=("cold start, cross-instance hits and integrity: probes = false",))
+            return Probed(unchecked=(f"cold start, cross-instance hits and integrity: {self._why_not}",))
         if self._found is None:
             self._found = self._probes.boot()
         else:

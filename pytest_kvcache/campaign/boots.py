@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
-from pytest_kvcache.campaign import gpus, runner
+from pytest_kvcache.campaign import balancing, gpus, runner
 from pytest_kvcache.campaign.arm import Arm
 from pytest_kvcache.campaign.boot_probes import BootProbes, shortened_if_faulty
 from pytest_kvcache.campaign.comparability import comparability, machine_name
@@ -25,7 +27,7 @@ from pytest_kvcache.proof.gpus import GpuLoad
 from pytest_kvcache.proof.judge import ServedCaches
 from pytest_kvcache.serving import pair as pairs
 from pytest_kvcache.serving.launchers.base import Launcher
-from pytest_kvcache.serving.offload import TierPlan
+from pytest_kvcache.serving.offload import TierPlan, salt_of
 from pytest_kvcache.serving.pair import ServingPair
 from pytest_kvcache.storage import bucket as buckets
 from pytest_kvcache.telemetry import canary, revision
@@ -56,7 +58,7 @@ class BootResult:
     def judged(self, length: int) -> Boot:
         """Return the boot as decisions see it, at one context length."""
         run = self.runs[length]
-        return Boot(run.estimates, self.canary, run.faults, run.account)
+        return Boot(run.estimates, self.canary, run.faults, run.account, run.foreign)
 
 
 @contextlib.contextmanager
@@ -86,7 +88,8 @@ def _started(arm: Arm, state: PerfState, launcher: Launcher, *, logs: Path) -> I
     """Start a pair, and stop it."""
     launcher.prepare()
     plan = launcher.plan()
-    state.progress.phase(f"{plan.tier.label}{_named(arm)}", f"booting {arm.profile.servers} servers")
+    what = f"booting {arm.profile.servers} servers" if plan.standing is None else "attaching"
+    state.progress.phase(f"{plan.tier.label}{_named(arm)}", what)
     try:
         pair = pairs.boot(plan, launcher, logs, timeout_s=arm.profile.boot_timeout_s, waiting=state.progress.waiting)
     except KvCacheError as error:
@@ -96,7 +99,7 @@ def _started(arm: Arm, state: PerfState, launcher: Launcher, *, logs: Path) -> I
         state.progress.rest()
     try:
         state.run.note_shared_memory()
-        state.say(f"{pair.label}{_named(arm)}: {arm.profile.servers} servers ready in {pair.boot_s:.0f} s")
+        state.say(f"{pair.label}{_named(arm)}: {_ready(arm, pair)}")
         state.listener.booted(arm, logs, pair, "")
         yield replace(pair, launched=launcher.describe())
     finally:
@@ -126,8 +129,10 @@ def measure(
     boot = state.campaign.next_boot(arm.tier.name, f"{arm.name.lower()}boot")
     folder = state.tier_folder(arm.tier.name) / boot
     folder.mkdir()
-    tier_plan = arm.tier.plan(arm.context(state.run, boot))
-    readings = canary.read([_existing(f) for f in tier_plan.folders]) if arm.profile.rules.canary else {}
+    tier_plan = arm.tier_plan(state.run, boot)
+    # What the client's machine computes in which time says nothing of a deployment.
+    reads = arm.profile.rules.canary and arm.standing is None
+    readings = canary.read([_existing(f) for f in tier_plan.folders]) if reads else {}
     result = BootResult(readings)
     started = time.monotonic()
     try:
@@ -142,14 +147,17 @@ def measure(
                 leaders=lambda: state.run.leaders,
             ) as watch,
         ):
-            probes = BootProbes(arm, pair, folder / PROBES)
+            salt = salt_of(f"{state.run.id}-{arm.tier.name}-{boot}") if arm.standing is not None else ""
+            probes = BootProbes(arm, pair, folder / PROBES, salt=salt)
+            balancer: dict[str, Any] = {}
             for length in contexts:
                 where = f"{pair.label} {boot}, context {length}"
                 if arm.profile.rules.probes:
                     state.progress.phase(where, "probing caches, storage and answers")
                 probed = probes.probe()
+                balancer = balancing.cost(arm, state, pair)
                 state.progress.phase(where, "warming up and filling caches")
-                plan = _plan(arm, pair, folder / f"context-{length}", length, stop.get(length))
+                plan = _plan(arm, pair, folder / f"context-{length}", length, stop.get(length), salt=salt)
                 result.runs[length] = run_plan(
                     arm, state, pair, shortened_if_faulty(plan, probed), probed=probed, gpus_during=watch.during
                 )
@@ -157,12 +165,16 @@ def measure(
             result.canary = canary.read_after(readings)
         measured_by = {
             "profile": arm.profile.name,
-            "machine": machine_name(state.hardware),
+            "machine": machine_name(state.hardware_of(arm.tier)),
             "commit": revision.commit(state.settings.options.rootdir),
         }
-        launched = dict(pair.launched)
-        more = {"canary": result.canary, "environment": environment.facts(os.environ), "session": measured_by}
-        more["launcher"] = launched
+        more = {
+            "balancer": balancer,
+            "canary": result.canary,
+            "environment": environment.facts(os.environ),
+            "session": measured_by,
+            "launcher": dict(pair.launched),
+        }
         for run in result.runs.values():
             runner.add_facts(run.folder, more)
     finally:
@@ -183,17 +195,30 @@ def _existing(folder: Path) -> Path:
     return next(each for each in (folder, *folder.parents) if each.is_dir())
 
 
-def _plan(arm: Arm, pair: ServingPair, folder: Path, length: int, stop: StopRule | None) -> LoadPlan:
+def _ready(arm: Arm, pair: ServingPair) -> str:
+    standing = pair.plan.standing
+    if standing is None:
+        return f"{arm.profile.servers} servers ready in {pair.boot_s:.0f} s"
+    servers = f"{len(standing.server_urls)} servers" if standing.server_urls else "servers unknown"
+    return f"attached to {standing.base_url} ({servers}): caches are as others left them, every prompt has a new salt"
+
+
+def _plan(arm: Arm, pair: ServingPair, folder: Path, length: int, stop: StopRule | None, *, salt: str) -> LoadPlan:
     return LoadPlan(
         base_url=pair.base_url,
+        turn_urls=pair.plan.turn_urls,
+        names_users=pair.plan.balancer.promises == "user",
         model=pair.model,
         workload=arm.profile.workload,
         context_tokens=length,
         # The same in every boot, so that all boots send the same bytes.
         first_user=(_position(arm, length) + 1) * USERS_APART,
         extra_body=pair.plan.extra_body,
-        tokenizer_url=next(iter(pair.plan.server_urls.values())),
+        tokenizer_url=pair.plan.tokenizer_url,
         metrics_urls=pair.plan.metrics_urls,
+        api_key_env="" if arm.standing is None else arm.standing.settings.api_key_env,
+        salt=salt,
+        counters_lag_s=pair.plan.counters_lag_s,
         stop=stop,
         rows=folder / runner.ROWS,
         summary=folder / runner.LOAD,
@@ -237,9 +262,12 @@ def run_plan(
             arm.profile,
             context_tokens=plan.context_tokens,
             model_id=arm.model_id,
-            hardware=state.hardware,
+            hardware=state.hardware_of(arm.tier),
             storage=pair.plan.tier.facts,
             launcher=arm.launched_by,
+            balancer={} if arm.standing is not None else balancing.keys_of(arm.profile.balancer, arm.engine),
+            image=arm.pinned_image,
+            deployed=arm.standing is not None,
         ),
         versions=arm.engine.versions,
         served=ServedCaches(
@@ -251,7 +279,8 @@ def run_plan(
         probed=probed,
         gpus=gpus_during,
         leaders=lambda: state.run.leaders,
-        most_other_work=arm.profile.rules.other_work,
+        # Servers that the run has not started are no strangers where they are on this machine.
+        most_other_work=arm.profile.rules.other_work if arm.standing is None else math.inf,
         slo=arm.profile.gates.slo,
         told=state.progress.load,
     )

@@ -152,7 +152,9 @@ def check_baselines(state: PerfState, wanted: Mapping[Gain, Sequence[int]]) -> N
 
 
 def _read(state: PerfState, tier: str, context: int) -> StoredCell | None:
-    cell = Cell(state.profile.name, machine_name(state.hardware), tier, context)
+    cell = Cell(
+        state.profile.name, machine_name(state.hardware_of(state.settings.catalogue.tiers[tier])), tier, context
+    )
     return store.read(state.settings.options.baselines, cell)
 
 

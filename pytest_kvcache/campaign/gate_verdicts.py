@@ -48,12 +48,15 @@ def _judged(
     profile: Profile, runs: Sequence[RunResult], tokens: Callable[[TokenGate], GateVerdict]
 ) -> Iterator[GateVerdict]:
     faults = tuple(f"boot {number}: {fault}" for number, run in enumerate(runs, start=1) for fault in run.faults)
+    others = tuple(f"boot {number}: {line}" for number, run in enumerate(runs, start=1) for line in run.foreign)
     declared = profile.declared_gates
     figures = _figures(runs, profile.gates.slo) if any(isinstance(each, Limit) for each in declared) else {}
     finished = sum(int((run.rows["status"] == "ok").sum()) for run in runs)
     for gate in declared:
         if faults:
             yield GateVerdict(gate, "invalid", faults[0], faults[1:])
+        elif others:
+            yield GateVerdict(gate, "incomparable", others[0], others[1:])
         elif isinstance(gate, Limit):
             yield told_limit(gate, decide_limit(gate, figures, requests=finished))
         else:

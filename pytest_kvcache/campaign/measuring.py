@@ -62,7 +62,7 @@ def shared_pair(state: PerfState, tier: Tier) -> Iterator[ServingPair]:
         with state.campaign.booting(tier.name):
             stack.enter_context(state.run.leaving_nothing())
             arm, boot = arm_of(tier, state), state.campaign.next_boot(tier.name, "pair")
-            plan = tier.plan(arm.context(state.run, boot))
+            plan = arm.tier_plan(state.run, boot)
             logs = state.tier_folder(tier.name) / boot / "logs"
             pair = stack.enter_context(boots.booted(arm, state, plan, logs=logs))
         with state.campaign.sharing(tier.name):
@@ -71,7 +71,7 @@ def shared_pair(state: PerfState, tier: Tier) -> Iterator[ServingPair]:
 
 def arm_of(tier: Tier, state: PerfState) -> Arm:
     """Return the session's engine and profile with a tier."""
-    return Arm("", state.engine, state.profile, tier)
+    return Arm("", state.engine_of(tier), state.profile, tier)
 
 
 def _key(state: PerfState, tier: Tier, context_tokens: int) -> CellKey:

@@ -16,6 +16,7 @@ from pytest_kvcache.serving.tier import Tier
 from pytest_kvcache.workload.base import Workload
 from pytest_kvcache.workload.prepared import Prepared
 from pytest_kvcache.workload.registry import workload_kinds
+from pytest_kvcache.workload.salted import salted_script
 from pytest_kvcache.workload.tokens import ServedTokenizer
 
 _NOT_LOOKED_AT = "on a pair that tests share"
@@ -40,20 +41,27 @@ def load(state: PerfState, tier: Tier, pair: ServingPair, workload: Workload, co
         known = ", ".join(map(str, workload.context_tokens))
         raise ConfigError(f"{context_tokens} is none of the workload's context_tokens: {known}", where="kv_load")
     workload.check()
-    boot = pair.handles[0].log.parent.parent
+    boot = pair.logs.parent
     number = 1 + sum(1 for _ in boot.glob("load-*"))
     folder = boot / f"load-{number}"
     folder.mkdir()
     first_user = number * boots.USERS_APART  # loads on one pair share no user's text
-    tokenizer_url = next(iter(pair.plan.server_urls.values()))
+    tokenizer_url, standing = pair.plan.tokenizer_url, pair.plan.standing
+    salt = f"{state.run.id}-{boot.name}-{number}" if standing is not None else ""
     if not _is_registered(workload):
-        served = ServedTokenizer(tokenizer_url, pair.model, compat_helps=workload.HAS_COMPAT)
+        authorization = standing.authorization if standing is not None else ""
+        served = ServedTokenizer(
+            tokenizer_url, pair.model, authorization=authorization, compat_helps=workload.HAS_COMPAT
+        )
         tokenizer = served if workload.needs_tokenizer else None
-        script = workload.script(context_tokens, tokenizer, first_user=first_user)
+        script = salted_script(workload, context_tokens, tokenizer, salt=salt, first_user=first_user)
+        salt = ""
         workload = Prepared.of(workload, script, context_tokens=context_tokens, file=folder / "script.pickle")
     arm = measuring.arm_of(tier, state)
     plan = LoadPlan(
         base_url=pair.base_url,
+        turn_urls=pair.plan.turn_urls,
+        names_users=pair.plan.balancer.promises == "user",
         model=pair.model,
         workload=workload,
         context_tokens=context_tokens,
@@ -61,6 +69,9 @@ def load(state: PerfState, tier: Tier, pair: ServingPair, workload: Workload, co
         extra_body=pair.plan.extra_body,
         tokenizer_url=tokenizer_url,
         metrics_urls=pair.plan.metrics_urls,
+        api_key_env=standing.settings.api_key_env if standing is not None else "",
+        salt=salt,
+        counters_lag_s=pair.plan.counters_lag_s,
         rows=folder / runner.ROWS,
         summary=folder / runner.LOAD,
     )

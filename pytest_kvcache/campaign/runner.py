@@ -5,16 +5,18 @@ from __future__ import annotations
 import functools
 import json
 import math
+import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from pytest_kvcache.campaign.balancing import routing_of
 from pytest_kvcache.config.gates import ServiceLevel
 from pytest_kvcache.errors import RunError
 from pytest_kvcache.load import validity
@@ -75,6 +77,7 @@ class RunResult:
         disturbances: Of the suspicions, those that say that other programs had a part of the machine: such a run
             becomes no baseline.
         left_out: What of the workload's file was not sent, for people.
+        foreign: Why the run cannot be compared with any other: others used the deployment at the same time.
     """
 
     tier: str
@@ -95,6 +98,7 @@ class RunResult:
     account: TokenAccount | None = None
     disturbances: tuple[str, ...] = ()
     left_out: str = ""
+    foreign: tuple[str, ...] = ()
 
 
 def run_load(
@@ -131,7 +135,10 @@ def run_load(
         name="load",
         argv=(sys.executable, "-m", "pytest_kvcache.load.worker", str(plan_file)),
         stage="load",
+        # A key's variable may be one that processes of a run do not inherit.
+        secret_env={name: os.environ[name] for name in (plan.api_key_env,) if name in os.environ},
     )
+    standing = pair.plan.standing
     facts_so_far = functools.partial(
         _facts, pair, plan, tier=tier, comparability=dict(comparability), versions=dict(versions)
     )
@@ -156,6 +163,10 @@ def run_load(
             todo="read the log above",
         )
     rows, load = read(plan.rows), facts["load"]
+    moved: Sequence[str] = ()
+    if standing is not None:
+        rows["server"] = rows["server"].replace(standing.aliases)
+        moved = standing.moved()
     proof = judge(
         rows,
         load["counters_before"],
@@ -165,6 +176,8 @@ def run_load(
         context_tokens=plan.context_tokens,
         first_user=plan.first_user,
         beyond_tokens=load["beyond_tokens"],
+        routing=routing_of(pair.plan, load),
+        shared=None if standing is None else standing.settings.other_traffic,
     )
     proof = proof.with_storage(_storage(pair, served, proof.ledger, before, _look(pair, plan)))
     start_s: float = load["started_monotonic_s"]
@@ -173,7 +186,13 @@ def run_load(
     if figures["finished"] and watch.found.own_s:
         figures["cpu_s_per_request"] = watch.found.own_s / figures["finished"]
     figures |= slo.figures(rows, duration_s=_duration_s(plan, load)) if slo else {}
-    faults = [*seen.faults, *probed.faults, *_faults(rows, plan, load, proof), *_storage_errors(pair, served, proof)]
+    faults = [
+        *moved,
+        *seen.faults,
+        *probed.faults,
+        *_faults(rows, plan, load, proof),
+        *_storage_errors(pair, served, proof),
+    ]
     disturbances = [*watch.found.suspicions(most_other_work), *seen.disturbances]
     suspicions = [*validity.suspicions(rows, plan.workload), *proof.findings, *seen.suspicions, *disturbances]
     more: dict[str, Any] = {"estimates": _finite(figures), "faults": faults, "suspicions": suspicions}
@@ -206,6 +225,7 @@ def run_load(
         account=account,
         disturbances=tuple(disturbances),
         left_out=load.get("left_out", ""),
+        foreign=() if proof.others is None else proof.others.lines,
     )
 
 
@@ -302,7 +322,7 @@ def _storage_errors(pair: ServingPair, served: ServedCaches, proof: Proof) -> li
     logs = {handle.component.name: handle.log for handle in pair.handles}
     for server, moved in proof.ledger.transfers.items():
         failed = bool(moved.l2_unstored or moved.failed_loads or proof.storage.check.faults)
-        if not failed and not counted_as_stored:
+        if not logs or (not failed and not counted_as_stored):  # a deployment's logs are not here
             continue
         beside = counters.lmcache_beside(server)
         name = beside if beside in logs else server

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from pytest_kvcache.campaign import deployments
 from pytest_kvcache.config import project
+from pytest_kvcache.config.attach import Attach
 from pytest_kvcache.config.options import Options
 from pytest_kvcache.config.profile import Profile
 from pytest_kvcache.engine import image
 from pytest_kvcache.engine.container import BindMount, parse_mount
+from pytest_kvcache.engine.named import name_of
 from pytest_kvcache.errors import ConfigError
 from pytest_kvcache.serving.launchers import catalogue as launchers
 from pytest_kvcache.serving.tier import Tier, tier_launcher
@@ -22,6 +25,8 @@ from pytest_kvcache.tiers.catalogue import Catalogue
 from pytest_kvcache.verdict.paired import PAIRS_AT_LOOK
 
 CPU_PROFILE, GPU_PROFILE = "cpu-tiny", "qwen3-8b"
+#: Launcher of deployments that stand.
+ATTACH = "attach"
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,7 @@ class Settings:
         tiers: Those to run, in order.
         other: The catalogue of `--kv-against git:…`, None without.
         mounts: What containers of an image get from this machine.
+        attached: Deployment that stands for a tier, by the tier's name; empty where pairs are booted.
     """
 
     options: Options
@@ -43,6 +49,22 @@ class Settings:
     tiers: tuple[Tier, ...]
     other: Catalogue | None = None
     mounts: tuple[BindMount, ...] = ()
+    attached: Mapping[str, Attach] = field(default_factory=dict)
+
+    @property
+    def attaches(self) -> bool:
+        """Whether deployments that stand are measured, and nothing is booted."""
+        return self.profile.launcher == ATTACH
+
+    def deployment(self, tier: Tier) -> Attach:
+        """Return the deployment that stands for a tier.
+
+        Raises:
+            ConfigError: None was named.
+        """
+        if tier.name not in self.attached:
+            raise deployments.missing(tier.name)
+        return self.attached[tier.name]
 
     @property
     def family(self) -> int:
@@ -52,6 +74,19 @@ class Settings:
     def launched(self, profile: Profile) -> Profile:
         """Return a profile with the launcher that was asked for in place of its own."""
         return with_launcher(profile, self.options.launcher)
+
+    def engine_of(self, profile: Profile) -> str | None:
+        """Return the name of the engine that serves a profile, None for the one that `setup` makes."""
+        return name_of(self.options.engine, profile)
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """The names of all images that the session boots, without `image:`."""
+        engines = [self.engine_of(self.profile), self.options.against]
+        if self.other is not None:
+            engines.append(self.engine_of(self.other.profile(self.profile.name)))
+        named = (name.removeprefix(image.PREFIX) for name in engines if name and name.startswith(image.PREFIX))
+        return tuple(dict.fromkeys(named))
 
     def asked_by_name(self, tier: Tier) -> bool:
         """Whether --tier names it: then it must run, and not be skipped."""
@@ -70,19 +105,27 @@ def resolve(options: Options) -> Settings:
     profile.workload.check()
     _check_gains(profile, known)
     _check_against(options)
-    for engine in (options.engine, options.against):
-        if engine is not None and engine.startswith(image.PREFIX):
-            image.check(engine.removeprefix(image.PREFIX))
     tiers = tuple(known.select(options.tiers, option=options.tier_option))
     _check_launchers(profile, tiers, known, options)
-    return Settings(
+    deployments.check_options(options, attaches=profile.launcher == ATTACH)
+    attached: Mapping[str, Attach] = {}
+    if profile.launcher == ATTACH:
+        attached = deployments.named(
+            options.addresses, known, tiers, asked=options.tiers, tier_option=options.tier_option
+        )
+    settings = Settings(
         options=options,
         catalogue=known,
         profile=profile,
         tiers=tiers,
         other=_other(options, profile.name, tiers),
         mounts=tuple(parse_mount(text, "kv_image_mounts") for text in options.image_mounts),
+        attached=attached,
     )
+    look = image.check if options.pull == "never" else image.find
+    for text in settings.images:
+        look(text, gpus=profile.gpus_per_server > 0)
+    return settings
 
 
 def with_launcher(profile: Profile, name: str | None) -> Profile:
@@ -96,6 +139,12 @@ def _check_launchers(profile: Profile, tiers: Sequence[Tier], known: Catalogue, 
     for name, where in wanted.items():
         if name is not None:
             launchers.found(name, where=where, folder=known.folder)
+        if name == ATTACH != profile.launcher:
+            raise ConfigError(
+                "attach holds for a session: pairs that are booted beside it would not be told from others' traffic",
+                where=where,
+                todo="leave it out, and name the tiers that stand with --kv-launcher attach --tier NAME",
+            )
 
 
 def _check_gains(profile: Profile, known: Catalogue) -> None:

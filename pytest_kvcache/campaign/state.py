@@ -10,17 +10,21 @@ from pathlib import Path
 
 from pytest_kvcache.campaign.arm import Arm
 from pytest_kvcache.campaign.campaign import Campaign
+from pytest_kvcache.campaign.deployments import authorization_of
 from pytest_kvcache.campaign.gpus import BootGpus
 from pytest_kvcache.campaign.listener import Listener, Nobody
 from pytest_kvcache.campaign.progress import Progress, Silent
 from pytest_kvcache.campaign.settings import Settings
 from pytest_kvcache.config import environment
 from pytest_kvcache.config.profile import Profile
+from pytest_kvcache.deployment import standing
 from pytest_kvcache.engine import setup
+from pytest_kvcache.engine.attached import AttachedEngine
 from pytest_kvcache.engine.base import BaseEngine
 from pytest_kvcache.engine.named import engine_named
 from pytest_kvcache.errors import ConfigError, SetupError
 from pytest_kvcache.home import home
+from pytest_kvcache.probes.balancer_latency import BalancerLatency
 from pytest_kvcache.runs import processes
 from pytest_kvcache.runs.machine import PROCESSORS, MachineLock
 from pytest_kvcache.runs.session import RunSession
@@ -29,6 +33,7 @@ from pytest_kvcache.serving.tier import Tier
 from pytest_kvcache.telemetry.allotment import allotment, dealt
 from pytest_kvcache.telemetry.hardware import hardware, unique_names
 from pytest_kvcache.telemetry.memory import MemoryWatch
+from pytest_kvcache.tiers.none import NoTier
 from pytest_kvcache.verdict.paired import PairedVerdict
 from pytest_kvcache.verdict.procedure import CellVerdict
 
@@ -53,6 +58,7 @@ class PerfState:
         gpus: What the GPUs of each boot did.
         stopping: By profile, engine and whether it offloads, why no pair should be booted.
         cautions_told: Cautions that were told, each once.
+        balancers: What each balancer of the session costs, by its kind, policy and engine.
         engine_minutes: For which pairs were running.
         fixed_minutes: That designs without looks would have taken for the same verdicts.
         peak_memory_bytes: Of the run, once it is closed.
@@ -73,11 +79,13 @@ class PerfState:
         self.gpus: list[BootGpus] = []
         self.stopping: dict[tuple[str, str, bool], tuple[str, ...]] = {}
         self.cautions_told: set[str] = set()
+        self.balancers: dict[str, BalancerLatency] = {}
         self.engine_minutes = 0.0
         self.fixed_minutes = 0.0
         self.peak_memory_bytes = 0
         self._memory: MemoryWatch | None = None
         self._claim: MachineLock | None = None
+        self._attached: dict[str, AttachedEngine] = {}
 
     @property
     def profile(self) -> Profile:
@@ -92,8 +100,9 @@ class PerfState:
             ConfigError: Its image cannot be used here.
             SetupError: There is none, or it cannot be used.
         """
-        if self.settings.options.engine is not None:
-            return engine_named(self.settings.options.engine, self.settings.mounts)
+        name = self.settings.engine_of(self.profile)
+        if name is not None:
+            return engine_named(name, self.settings.mounts)
         found = setup.installed(home())
         if found is None:
             raise SetupError(
@@ -112,6 +121,28 @@ class PerfState:
         self._memory = MemoryWatch(lambda: processes.members(run.leaders))
         return run
 
+    def engine_of(self, tier: Tier) -> BaseEngine:
+        """Return what serves a tier: the session's engine, or the deployment that stands for the tier.
+
+        Raises:
+            BootError: Servers of the deployment cannot be found.
+            ConfigError: No deployment was named for the tier.
+            SetupError: There is no engine.
+        """
+        if not self.settings.attaches:
+            return self.engine
+        if tier.name not in self._attached:
+            wanted = self.settings.deployment(tier)
+            inside = self.profile.lmcache_mode == "in-process" and not isinstance(tier, NoTier)
+            found = standing.find(wanted, lmcache_inside=inside, authorization=authorization_of(wanted, os.environ))
+            self._attached[tier.name] = AttachedEngine(found)
+        return self._attached[tier.name]
+
+    def hardware_of(self, tier: Tier) -> dict[str, str]:
+        """Return the machine that serves a tier: this one, or what is known of a deployment."""
+        engine = self.engine_of(tier) if self.settings.attaches else None
+        return engine.standing.known() if isinstance(engine, AttachedEngine) else self.hardware
+
     def claim_machine(self) -> None:
         """Take what servers run on, so that no other session measures beside this one.
 
@@ -120,7 +151,7 @@ class PerfState:
         Raises:
             RunError: Another session has it, for longer than is to be waited.
         """
-        profiles = [self.profile]
+        profiles = [self.profile] if not self.settings.attaches else []
         if self.settings.other is not None:
             profiles.append(self.settings.other.profile(self.profile.name))
         names: list[str] = []
@@ -129,6 +160,8 @@ class PerfState:
             with contextlib.suppress(ConfigError):
                 servers = dealt(allotment(os.environ), servers=profile.servers, each=each)
                 names += unique_names([name for gpus in servers for name in gpus]) if each else [PROCESSORS]
+        if self.settings.attaches:  # the load is sent from here, and other sessions' loads would delay it
+            names = [PROCESSORS]
         self._claim = MachineLock(names)
         self._claim.acquire(self.settings.options.wait_s, self.say)
 
@@ -155,12 +188,18 @@ class PerfState:
             return None
         if self.settings.other is not None:
             (other,) = self.settings.other.select([tier.name])
-            return Arm("B", self.engine, self.settings.launched(self.settings.other.profile(self.profile.name)), other)
+            profile = self.settings.launched(self.settings.other.profile(self.profile.name))
+            return Arm("B", self.other_engine, profile, other)
         return Arm("B", self.other_engine, self.profile, tier)
 
     @cached_property
     def other_engine(self) -> BaseEngine:
-        """The engine of --kv-against."""
+        """The engine of --kv-against; of a revision of kvcache.toml, the one that its profile names."""
+        if self.settings.other is not None:
+            name = self.settings.engine_of(self.settings.other.profile(self.profile.name))
+            if name is None or name == self.settings.engine_of(self.profile):
+                return self.engine
+            return engine_named(name, self.settings.mounts)
         return engine_named(self.settings.options.against or "", self.settings.mounts)
 
     def note_decided(self, verdict: CellVerdict | PairedVerdict, fixed_minutes: float) -> None:

@@ -15,6 +15,7 @@ import ssl
 import struct
 import time
 
+from pytest_kvcache.client.addresses import Address
 from pytest_kvcache.client.exchange import Exchange
 from pytest_kvcache.client.framing import StreamedAnswer
 
@@ -73,10 +74,10 @@ class Connection:
     """One socket, and the exchange that is under way on it.
 
     Args:
-        address: Address and port of the server.
+        address: Of the server.
         clock: Converts the kernel's stamps.
         tls: TLS settings for https; None for http.
-        host: Name that the server's certificate must have.
+        host: Name that the server's certificate must have; an address without its zone.
 
     Raises:
         OSError: The connection cannot be opened.
@@ -100,9 +101,8 @@ class Connection:
         "waits_to_send",
     )
 
-    def __init__(self, address: tuple[str, int], clock: WallClock, tls: ssl.SSLContext | None, host: str) -> None:
-        family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        self.sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    def __init__(self, address: Address, clock: WallClock, tls: ssl.SSLContext | None, host: str) -> None:
+        self.sock = socket.socket(address.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         self.fd = self.sock.fileno()
         self.exchange: Exchange | None = None
         self.answer = StreamedAnswer([])
@@ -120,7 +120,7 @@ class Connection:
             self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
             self._tls = tls.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        code = self.sock.connect_ex(address)
+        code = self.sock.connect_ex(address.place)
         if code not in {0, errno.EINPROGRESS}:
             self.sock.close()
             raise OSError(code, os.strerror(code))

@@ -26,6 +26,7 @@ class Exchange:
         stall_s: The exchange is given up when nothing arrives for so long, counted from the send and from each arrival.
             Any bytes of the answer count, an SSE comment that keeps the connection alive as much as a token. None sets
             no such limit.
+        place: Which of the wire's servers gets it.
         sent_s: When the last byte of the request left, by the kernel's stamp; where the kernel gives no stamp, when the
             kernel had taken that byte.
         pieces: The data that arrived, each piece with its arrival; interim responses (1xx) are left out.
@@ -40,6 +41,7 @@ class Exchange:
     done: Callable[[Exchange], None]
     stall_s: float | None = None
     fetch: Callable[[], bytes] | None = None
+    place: int = 0
     sent_s: float | None = None
     pieces: Pieces = field(default_factory=list)
     failed: str = ""

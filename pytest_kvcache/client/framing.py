@@ -1,4 +1,4 @@
-"""Turns the received pieces of a streamed answer into its events: HTTP/1.1 and server-sent events as far as needed."""
+"""HTTP/1.1 as far as a client of streams needs it: requests, heads of answers, and bodies without their framing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import NamedTuple
 
 #: Received data in order, each piece with its arrival (s, CLOCK_MONOTONIC).
 Pieces = list[tuple[float, bytes]]
@@ -14,15 +13,11 @@ Pieces = list[tuple[float, bytes]]
 #: A longer head, or a longer line of chunk framing, is taken for something that is not HTTP.
 HEAD_MAX_BYTES = 64 * 1024
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] +(\d{3})(?: .*)?", re.DOTALL)
-_SIZE = re.compile(rb"[0-9a-fA-F]{1,15}")
+_SIZE = re.compile(rb"0*[0-9a-fA-F]{1,15}")
 _LENGTH = re.compile(rb"\d{1,18}")
-_LINE_END = re.compile(rb"\r\n|\r|\n")
 #: A head's lines may end in LF alone, and so may the head (RFC 9112, 2.2).
 _HEAD_LINE_END, _HEAD_END = re.compile(rb"\r?\n"), re.compile(rb"\r?\n\r?\n")
 _FOLD = re.compile(rb"\r?\n[ \t]+")
-_BOM = b"\xef\xbb\xbf"
-#: The last event of a stream of the OpenAI API.
-DONE = b"[DONE]"
 
 
 def request(host: str, path: str, body: bytes, headers: Mapping[str, str] = MappingProxyType({})) -> bytes:
@@ -251,95 +246,3 @@ def body_pieces(pieces: Pieces) -> Iterator[tuple[float, bytes]]:  # noqa: PLR09
                 rest, left = after, size + 2
         if out:
             yield at, b"".join(out)
-
-
-def events(pieces: Pieces) -> Iterator[tuple[float, bytes]]:
-    """Yield the data of each server-sent event, with its arrival (s); `typed_events` says how they are read.
-
-    Raises:
-        ValueError: The framing is broken.
-    """
-    return ((event.arrived_s, event.data) for event in typed_events(pieces))
-
-
-class Event(NamedTuple):
-    """A server-sent event. Times are those of the pieces of the answer (s).
-
-    Args:
-        began_s: When the piece came that has the first byte of its first line of data.
-        arrived_s: When the end of its last line of data came.
-        kind: Its type, empty for a message.
-        data: Its data.
-    """
-
-    began_s: float
-    arrived_s: float
-    kind: bytes
-    data: bytes
-
-
-class _Line(NamedTuple):
-    began_s: float
-    ended_s: float
-    text: bytes
-
-
-def typed_events(pieces: Pieces) -> Iterator[Event]:
-    """Yield each server-sent event.
-
-    By the rules for event streams of the HTML standard (WHATWG, "Server-sent events", 9.2.5 and 9.2.6): lines end in CR
-    LF, LF or CR; a byte order mark may begin the stream; lines of data are joined by LF; comments and fields other than
-    `event` and `data` mean nothing here. Three things that servers do are taken too: a stream that ends in `[DONE]`
-    without a further line, events without an empty line between them, where each line of data is one whole object, and
-    any space around data. Events without data are left out.
-
-    An event arrived when the end of its last line of data did, also where that end is a CR whose LF came in a later
-    piece, or where the empty line came later.
-
-    Raises:
-        ValueError: The framing is broken.
-    """
-    data: list[_Line] = []
-    kind = b""
-    for line in _lines(pieces):
-        if not line.text:
-            yield from _dispatched(kind, data)
-            data, kind = [], b""
-        name, _, value = line.text.partition(b":")
-        if name == b"data":
-            data.append(line._replace(text=value.strip()))
-        elif name == b"event":
-            kind = value.removeprefix(b" ")
-    # What has no empty line behind it was cut off, but for the end of the stream and for objects that stand alone.
-    if data and (data[-1].text == DONE or (len(data) > 1 and _are_whole(data))):
-        yield from _dispatched(kind, data)
-
-
-def _dispatched(kind: bytes, data: list[_Line]) -> Iterator[Event]:
-    kind = b"" if kind == b"message" else kind
-    if len(data) > 1 and _are_whole(data):
-        for line in data:
-            yield Event(line.began_s, line.ended_s, kind, line.text)
-    elif text := b"\n".join(line.text for line in data).strip():
-        yield Event(data[0].began_s, data[-1].ended_s, kind, text)
-
-
-def _are_whole(data: list[_Line]) -> bool:
-    """Return whether each line is an object of its own: parts of one would have a comma or a colon between them."""
-    return all(text == DONE or (text[:1] == b"{" and text[-1:] == b"}") for _, _, text in data)
-
-
-def _lines(pieces: Pieces) -> Iterator[_Line]:
-    """Yield each line of the body without its end, with the arrival of that end (s); then what has no end."""
-    rest, began, at, after_cr, first = b"", 0.0, 0.0, False, True
-    for at, piece in body_pieces(pieces):
-        fresh = piece[1:] if after_cr and piece[:1] == b"\n" else piece
-        after_cr = piece[-1:] == b"\r"
-        if not rest:
-            began = at
-        *whole, rest = _LINE_END.split(rest + fresh)
-        for line in whole:
-            yield _Line(began, at, line.removeprefix(_BOM) if first else line)
-            first, began = False, at
-    if rest:
-        yield _Line(began, at, rest.removeprefix(_BOM) if first else rest)

@@ -27,13 +27,14 @@ from pytest_kvcache.client.exchange import ENDED, Exchange
 from pytest_kvcache.client.framing import Pieces
 from pytest_kvcache.client.wire import Wire
 
-#: What is submitted: number, bytes of the payload that follows, due_s, deadline_s, and stall_s or NaN.
-_SUBMITTED = struct.Struct("=QQddd")
+#: What is submitted: number, bytes of the payload that follows, place, due_s, deadline_s, and stall_s or NaN.
+_SUBMITTED = struct.Struct("=QQQddd")
 _LENGTH = struct.Struct("=Q")
 _READ = 1 << 18
 #: A request is fetched and handed over so long before it is due (s): whatever this process does meanwhile, the other
-#: one has opened a connection and sends it in time.
-_AHEAD_S = 0.25
+#: one has opened a connection and sends it in time. It is longer than what a run has from its children's start to the
+#: first requests: on a machine that is busy these are handed over at once, before all later ones are noted.
+_AHEAD_S = 0.75
 #: So many pieces of an answer are handed over between two looks at the sockets of the streams.
 _SLICE = 128
 
@@ -82,7 +83,7 @@ class _Desk:
         received += data
         at = 0
         while len(received) - at >= _SUBMITTED.size:
-            number, size, due_s, deadline_s, stall_s = _SUBMITTED.unpack_from(received, at)
+            number, size, place, due_s, deadline_s, stall_s = _SUBMITTED.unpack_from(received, at)
             begin = at + _SUBMITTED.size
             if len(received) - begin < size:
                 break
@@ -93,6 +94,7 @@ class _Desk:
                 deadline_s,
                 functools.partial(self._take_back, number),
                 None if math.isnan(stall_s) else stall_s,
+                place=place,
             )
             self._wire.submit(exchange)
         del received[:at]
@@ -165,7 +167,8 @@ class RemoteWire:
         stall_s = math.nan if exchange.stall_s is None else exchange.stall_s
         try:
             # In two pieces, so that no prompt is copied. The other process reads at all times.
-            self._end.sendall(_SUBMITTED.pack(number, len(payload), exchange.due_s, exchange.deadline_s, stall_s))
+            times = (exchange.due_s, exchange.deadline_s, stall_s)
+            self._end.sendall(_SUBMITTED.pack(number, len(payload), exchange.place, *times))
             self._end.sendall(payload)
         except OSError:
             pass  # the other process is gone, or this one was stopped: `run` sees the end of the socket

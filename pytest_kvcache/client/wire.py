@@ -12,68 +12,62 @@ All of it runs in one thread, on epoll and without locks.
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import ctypes.util
 import gc
 import heapq
 import itertools
-import os
 import select
-import socket
 import ssl
-import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from pytest_kvcache.client import framing
+from pytest_kvcache.client import event_stream
+from pytest_kvcache.client.addresses import answering
 from pytest_kvcache.client.connection import Connection, WallClock
+from pytest_kvcache.client.event_stream import DONE
 from pytest_kvcache.client.exchange import CLOSED, ENDED, MALFORMED, NO_CONNECTION, STALLED, TIMED_OUT, Exchange
-from pytest_kvcache.client.framing import DONE
 from pytest_kvcache.client.open_files import raise_open_files
+from pytest_kvcache.client.timer import Timer
 
 __all__ = ["CLOSED", "ENDED", "MALFORMED", "NO_CONNECTION", "STALLED", "TIMED_OUT", "Exchange", "Wire"]
 
-_TIMERSPEC = struct.Struct("@qqqq")
-_TFD_NONBLOCK, _TFD_CLOEXEC, _TFD_TIMER_ABSTIME = os.O_NONBLOCK, os.O_CLOEXEC, 1
 #: Connections are opened this long before they are needed (s).
 _OPEN_AHEAD_S = 0.05
 _BATCH = 8
 #: A kept connection that closes this soon (s) after a request was sent had been closed before the request was read.
 _AT_ONCE_S = 0.25
-#: An address on which nobody answers for so long is passed over where the name has another one (s).
-_ANSWERS_S = 2.0
 #: How long a stream that came to its last event may keep its connection open (s).
 _DONE_S = 1.0
+#: The last event has not more bytes than this, also where each of them is a chunk of its own.
+_GLANCED = 64
 _READABLE = select.EPOLLIN | select.EPOLLRDHUP
-
-_libc = ctypes.CDLL(ctypes.util.find_library("c"), use_errno=True)
 
 
 class Wire:
-    """Sends exchanges to one server.
+    """Sends exchanges to one server, or each to the one that its `place` names.
 
     Args:
-        host: Name or address of the server.
+        host: Name or address of the server; a link-local address with its zone behind a `%`.
         port: TCP port of the server.
         tls: TLS settings for https; None for http.
+        more: Host and port of further servers, whose places count from 1.
     """
 
-    def __init__(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
-        self._host, self._tls = host, tls
-        self._address = _answering(host, port)
+    def __init__(
+        self, host: str, port: int, tls: ssl.SSLContext | None = None, more: Sequence[tuple[str, int]] = ()
+    ) -> None:
+        self._tls = tls
+        self._servers = [(each.partition("%")[0], answering(each, number)) for each, number in ((host, port), *more)]
         raise_open_files()
         self._clock = WallClock()
         self._epoll = select.epoll()
-        self._timer = _libc.timerfd_create(time.CLOCK_MONOTONIC, _TFD_NONBLOCK | _TFD_CLOEXEC)
-        if self._timer < 0:
-            raise OSError(ctypes.get_errno(), "timerfd_create")
-        self._epoll.register(self._timer, select.EPOLLIN)
-        self._armed_s = -1.0
+        self._timer = Timer()
+        self._epoll.register(self._timer.fd, select.EPOLLIN)
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._connections: dict[int, Connection] = {}
-        self._idle: list[Connection] = []
-        self._reserved = 0
+        #: By place: idle connections, and how many requests are about to need one.
+        self._idle: list[list[Connection]] = [[] for _ in self._servers]
+        self._reserved = [0 for _ in self._servers]
         #: Exchanges that are not over, each with its connection once it has one.
         self._under_way: dict[Exchange, Connection | None] = {}
         #: What else is watched: what to call when a file is readable, and when it is writable.
@@ -83,7 +77,7 @@ class Wire:
     def submit(self, exchange: Exchange) -> None:
         """Send `exchange` when it is due."""
         self._under_way[exchange] = None
-        self.call_at(exchange.due_s - _OPEN_AHEAD_S, self._reserve)
+        self.call_at(exchange.due_s - _OPEN_AHEAD_S, lambda: self._reserve(exchange.place))
         self.call_at(exchange.due_s, lambda: self._send(exchange))
         self.call_at(exchange.deadline_s, lambda: self._expire(exchange))
 
@@ -129,7 +123,7 @@ class Wire:
             connection.sock.close()
         self._connections.clear()
         self._epoll.close()
-        os.close(self._timer)
+        self._timer.close()
 
     def _turn(self) -> None:
         heap = self._heap
@@ -137,11 +131,8 @@ class Wire:
             heapq.heappop(heap)[2]()
         if not self._under_way and not self._watched:
             return
-        if heap and heap[0][0] != self._armed_s:
-            self._armed_s = heap[0][0]
-            seconds, fraction = divmod(max(self._armed_s, 0.0), 1.0)
-            spec = _TIMERSPEC.pack(0, 0, int(seconds), max(int(fraction * 1e9), 1))
-            _libc.timerfd_settime(self._timer, _TFD_TIMER_ABSTIME, spec, None)
+        if heap:
+            self._timer.arm(heap[0][0])
         # The timer ends this wait; the limit of 1 s is there for a signal that arrives just before the wait.
         events = self._epoll.poll(1.0, _BATCH)
         self._clock.compare()
@@ -153,9 +144,7 @@ class Wire:
                         action()
                 continue
             if connection is None:
-                self._armed_s = -1.0
-                with contextlib.suppress(BlockingIOError):
-                    os.read(self._timer, 8)
+                self._timer.read()
                 continue
             if event & select.EPOLLERR:
                 connection.read_send_stamps()
@@ -164,14 +153,15 @@ class Wire:
             if event & ~select.EPOLLOUT and self._connections.get(fd) is connection:
                 self._receive(connection)
 
-    def _reserve(self) -> None:
-        self._reserved += 1
-        if self._reserved > len(self._idle):
+    def _reserve(self, place: int) -> None:
+        self._reserved[place] += 1
+        if self._reserved[place] > len(self._idle[place]):
             with contextlib.suppress(OSError):  # the send tries again, and reports what fails then
-                self._idle.append(self._open())
+                self._idle[place].append(self._open(place))
 
-    def _open(self) -> Connection:
-        connection = Connection(self._address, self._clock, self._tls, self._host)
+    def _open(self, place: int) -> Connection:
+        host, address = self._servers[place]
+        connection = Connection(address, self._clock, self._tls, host)
         self._connections[connection.fd] = connection
         self._epoll.register(connection.fd, _READABLE)
         connection.shake_hands()
@@ -179,9 +169,11 @@ class Wire:
         return connection
 
     def _send(self, exchange: Exchange) -> None:
-        self._reserved = max(0, self._reserved - 1)
+        place = exchange.place
+        self._reserved[place] = max(0, self._reserved[place] - 1)
         if exchange in self._under_way:
-            self._begin(exchange, self._idle.pop if self._idle else self._open)
+            idle = self._idle[place]
+            self._begin(exchange, idle.pop if idle else lambda: self._open(place))
 
     def _begin(self, exchange: Exchange, connect: Callable[[], Connection]) -> None:
         try:
@@ -260,14 +252,15 @@ class Wire:
     def _release(self, connection: Connection, exchange: Exchange, *, keeps: bool) -> None:
         connection.exchange, connection.used = None, True
         if keeps and exchange.sent_s is not None:
-            self._idle.append(connection)
+            self._idle[exchange.place].append(connection)
         else:
             self._drop(connection)
         self._finish(exchange)
 
     def _drop(self, connection: Connection, kind: str = "", why: str = "") -> None:
-        with contextlib.suppress(ValueError):
-            self._idle.remove(connection)
+        for idle in self._idle:
+            with contextlib.suppress(ValueError):
+                idle.remove(connection)
         if self._connections.pop(connection.fd, None) is not None:
             connection.sock.close()
         exchange, connection.exchange = connection.exchange, None
@@ -284,7 +277,7 @@ class Wire:
             # took the request and closed later may have acted on it, and a POST is not sent again then (RFC 9110,
             # 9.2.2).
             exchange.resent, exchange.sent_s = True, None
-            self._begin(exchange, self._open)
+            self._begin(exchange, lambda: self._open(exchange.place))
         else:
             self._finish(exchange, failed=f"{kind}: {why}")
 
@@ -294,7 +287,7 @@ class Wire:
         if connection is None:
             return
         with contextlib.suppress(ValueError):
-            if any(event == DONE for _, event in framing.events(exchange.pieces)):
+            if any(event == DONE for _, event in event_stream.events(exchange.pieces)):
                 self._release(connection, exchange, keeps=False)
 
     def _watch(self, exchange: Exchange, last_s: float, stall_s: float) -> None:
@@ -329,23 +322,14 @@ class Wire:
         exchange.done(exchange)
 
 
-def _answering(host: str, port: int) -> tuple[str, int]:
-    """Return the first of a host's addresses on which somebody listens; the first of all where nobody does.
-
-    A name may have several: `localhost` is often ::1 before 127.0.0.1, and a server listens on one of them.
-
-    Raises:
-        OSError: The name has no address.
-    """
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    addresses = [(str(each[4][0]), int(each[4][1])) for each in found]
-    for address in addresses if len(addresses) > 1 else ():
-        with contextlib.suppress(OSError), socket.create_connection(address, timeout=_ANSWERS_S):
-            return address
-    return addresses[0]
-
-
 def _may_be_done(exchange: Exchange, data: bytes) -> bool:
     """Return whether the last event may have come with `data`; most pieces can be told at a glance."""
-    before = exchange.pieces[-2][1][-8:] if len(exchange.pieces) > 1 and len(data) < len(DONE) + 8 else b""
-    return DONE in before + data
+    if DONE in data:
+        return True
+    last = data[-_GLANCED:]
+    if DONE[-1:] not in last:
+        return False
+    if len(data) < _GLANCED:
+        # It may have come in many small pieces, with the framing of chunks between its bytes.
+        last = b"".join(piece for _, piece in exchange.pieces[-_GLANCED:])[-_GLANCED:]
+    return all(byte in last for byte in DONE)

@@ -8,24 +8,29 @@ import os
 import secrets
 import tempfile
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
 from pytest_kvcache import preflight
-from pytest_kvcache.campaign.settings import CPU_PROFILE, GPU_PROFILE
+from pytest_kvcache.campaign import deployments
+from pytest_kvcache.campaign.settings import ATTACH, CPU_PROFILE, GPU_PROFILE
 from pytest_kvcache.check import Check, CheckResult, Finding
 from pytest_kvcache.commands.located import add_project_arguments, located
+from pytest_kvcache.config.attach import Attach
+from pytest_kvcache.config.options import Addresses
+from pytest_kvcache.config.profile import Profile
+from pytest_kvcache.deployment.standing import find
 from pytest_kvcache.engine import floors, setup
 from pytest_kvcache.engine.base import BaseEngine
 from pytest_kvcache.engine.container import BindMount, parse_mount
 from pytest_kvcache.engine.environment import on_path
 from pytest_kvcache.engine.image import ImageEngine
-from pytest_kvcache.engine.named import engine_named
-from pytest_kvcache.errors import ConfigError, SetupError
+from pytest_kvcache.engine.named import engine_named, name_of
+from pytest_kvcache.errors import BootError, ConfigError, SetupError
 from pytest_kvcache.home import home
-from pytest_kvcache.preflight import adapter, machine
+from pytest_kvcache.preflight import adapter, deployment, machine
 from pytest_kvcache.preflight import engine as engines
 from pytest_kvcache.runs.ports import free_ports
 from pytest_kvcache.runs.session import RunSession
@@ -51,6 +56,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kv-profile", metavar="NAME", help="default: as pytest would take")
     add_project_arguments(parser)
     parser.add_argument("--kv-engine", metavar="ENGINE", help="folder, or image:… (default: the one `setup` makes)")
+    parser.add_argument("--kv-launcher", metavar="NAME", help="attach: check deployments that stand, and nothing here")
+    parser.add_argument("--kv-base-url", default="", metavar="URL", help="as for pytest")
+    parser.add_argument("--kv-server-url", action="append", default=[], metavar="[NAME=]URL", help="as for pytest")
+    parser.add_argument("--kv-metrics-url", action="append", default=[], metavar="NAME=URL", help="as for pytest")
     parser.add_argument("--kv-image-mount", action="append", default=[], metavar="MOUNT", help="as for pytest")
     parser.add_argument("--import", dest="imports", action="store_true", help="import vLLM and LMCache too (slow)")
     parser.add_argument("--bench", action="store_true", help="time storage through LMCache's own adapter (20 s a tier)")
@@ -71,10 +80,14 @@ def run(args: argparse.Namespace, say: Say) -> int:
     source = str(place.config or "built in")
     profile = known.profile(place.profile or (GPU_PROFILE if usable_gpus(os.environ) else CPU_PROFILE))
     tiers = known.select(args.tier)
+    if (place.launcher or profile.launcher) == ATTACH:
+        addresses = Addresses(args.kv_base_url, tuple(args.kv_server_url), tuple(args.kv_metrics_url))
+        attached = deployments.named(addresses, known, tiers, asked=args.tier)
+        return _tell(_of_deployments(attached, tiers, profile), profile, source, args, say)
     offloads = any(not isinstance(tier, NoTier) for tier in tiers)
     results = [preflight.run("machine", check) for check in machine.checks(profile, offloads=offloads)]
     mounts = [parse_mount(text, "--kv-image-mount") for text in place.image_mounts]
-    engine, found = _engine(place.engine, mounts)
+    engine, found = _engine(name_of(place.engine, profile), mounts)
     results.append(found)
     if engine is not None:
         checks = engines.checks(engine, profile, imports=args.imports, offloads=offloads)
@@ -96,6 +109,37 @@ def run(args: argparse.Namespace, say: Say) -> int:
         results += [result for tier in tiers for result in preflight.of_tier(tier, context)]
         if args.bench and engine is not None and floors.has(floors.ADAPTER_BENCH, engine.versions):
             results += _bench(tiers, context, engine, say) if not isinstance(engine, ImageEngine) else [_NOT_TIMED]
+    return _tell(results, profile, source, args, say)
+
+
+def _of_deployments(attached: Mapping[str, Attach], tiers: Sequence[Tier], profile: Profile) -> list[CheckResult]:
+    """Return what is found of each tier's deployment."""
+    results = []
+    for tier in tiers:
+        if tier.name not in attached:
+            continue
+        wanted, offloads = attached[tier.name], not isinstance(tier, NoTier)
+        try:
+            standing = find(
+                wanted,
+                lmcache_inside=offloads and profile.lmcache_mode == "in-process",
+                authorization=deployments.authorization_of(wanted, os.environ),
+            )
+        except BootError as error:
+            results.append(
+                CheckResult(f"tier {tier.name}", "pods", Finding("fail", f"{error.where}: {error.what}", error.todo))
+            )
+            continue
+        if standing.pods:
+            pods = ", ".join(f"{pod.name} on {pod.node}" for pod in standing.pods.values())
+            results.append(CheckResult(f"tier {tier.name}", "pods", Finding("pass", pods)))
+        checks = deployment.checks(standing, profile, offloads=offloads)
+        results += [preflight.run(f"tier {tier.name}", check) for check in checks]
+    return results
+
+
+def _tell(results: Sequence[CheckResult], profile: Profile, source: str, args: argparse.Namespace, say: Say) -> int:
+    """Print what was found, and return the exit code."""
     counts = {status: sum(r.finding.status == status for r in results) for status in ("pass", "warn", "fail")}
     if args.json:
         rows = [{"subject": r.subject, "check": r.name, **asdict(r.finding)} for r in results]

@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from pytest_kvcache.errors import ConfigError, ResultsError
-from pytest_kvcache.interop import boots, llmd, prometheus
+from pytest_kvcache.interop import boots, llmd, otlp, prometheus
 from pytest_kvcache.interop.boots import LeftLoad
 from pytest_kvcache.load import records
 from pytest_kvcache.paths import argument
@@ -24,6 +24,13 @@ Say = Callable[[str], None]
 _TOGETHER: dict[str, tuple[str, Callable[[Sequence[LeftLoad]], str]]] = {
     "prometheus": (".prom", prometheus.text),
     "openmetrics": (".om", prometheus.openmetrics_text),
+    "otlp": (".otlp.json", otlp.text),
+}
+#: What `--push` does with the figures of a format.
+_PUSHED: dict[str, Callable[..., None]] = {
+    "prometheus": prometheus.push,
+    "openmetrics": prometheus.push,
+    "otlp": otlp.push,
 }
 _NEWEST = "0.2"
 _LLMD = {"llm-d": _NEWEST, **{f"llm-d-{version}": version for version in llmd.VERSIONS}}
@@ -46,9 +53,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--context", action="append", default=[], type=int, metavar="TOKENS", help="only this length; repeatable"
     )
     parser.add_argument(
-        "--push", metavar="URL", help="of a Pushgateway: the figures go there (with --to prometheus or openmetrics)"
+        "--push",
+        "--endpoint",
+        metavar="URL",
+        help="of a Pushgateway (with --to prometheus or openmetrics), or of a collector that takes OTLP over HTTP "
+        "(with --to otlp): the figures go there",
     )
-    parser.add_argument("--job", default="pytest-kvcache", metavar="NAME", help="group of --push (%(default)s)")
+    parser.add_argument(
+        "--job", default=otlp.JOB, metavar="NAME", help="group of --push, or service.name of OTLP (%(default)s)"
+    )
 
 
 def run(args: argparse.Namespace, say: Say) -> int:
@@ -59,8 +72,8 @@ def run(args: argparse.Namespace, say: Say) -> int:
         ResultsError: There is no valid load, or a file of one cannot be read.
         OSError: A file cannot be written.
     """
-    if args.push and (args.to not in _TOGETHER or args.output):
-        raise ConfigError("goes with --to prometheus or openmetrics, and without --output", where="--push")
+    if args.push and (args.to not in _PUSHED or args.output):
+        raise ConfigError(f"goes with --to {', '.join(_PUSHED)}, and without --output", where="--push")
     for folder in args.runs:
         if not folder.is_dir():
             raise ConfigError("is no folder of a run", where=str(folder), todo="name a folder of .kvcache/runs")
@@ -68,7 +81,7 @@ def run(args: argparse.Namespace, say: Say) -> int:
     for line in left_out:
         print(f"left out: {line}", file=sys.stderr)
     if args.push:
-        prometheus.push(loads, args.push, job=args.job)
+        _PUSHED[args.to](loads, args.push, job=args.job)
         say(f"pushed {len(loads)} loads")
         return 0
     if args.to in _TOGETHER:

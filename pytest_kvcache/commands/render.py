@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 from pytest_kvcache.commands.located import add_project_arguments, located
 from pytest_kvcache.engine.container import parse_mount
-from pytest_kvcache.engine.named import engine_named
+from pytest_kvcache.engine.named import engine_named, name_of
+from pytest_kvcache.serving.charts.values import FORMATS, render_values
 from pytest_kvcache.serving.render import render
 from pytest_kvcache.tiers import catalogue
 
@@ -22,6 +23,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_project_arguments(parser)
     parser.add_argument("--kv-engine", metavar="ENGINE", help="folder, or image:REPO[:TAG]: name its programs")
     parser.add_argument("--kv-image-mount", action="append", default=[], metavar="MOUNT", help="as for pytest")
+    parser.add_argument(
+        "--format",
+        choices=("script", *FORMATS),
+        default="script",
+        help="a shell script, or the values file of a Helm chart for a deployment that --kv-launcher attach measures",
+    )
+    parser.add_argument(
+        "--image", default="", metavar="REPO:TAG", help="image of a chart's servers, with vLLM and LMCache"
+    )
     parser.add_argument("--json", action="store_true", help="for programs: components with argv, env and files")
 
 
@@ -35,9 +45,14 @@ def run(args: argparse.Namespace, say: Say) -> int:
     found = located(args)
     known = catalogue.load(found.config)
     (tier,) = known.select([args.tier])
+    if args.format != "script":
+        say(render_values(args.format, known.profile(args.kv_profile), tier, args.image, os.environ))
+        return 0
     mounts = [parse_mount(text, "--kv-image-mount") for text in found.image_mounts]
-    engine = engine_named(found.engine, mounts) if found.engine else None
+    profile = known.profile(args.kv_profile)
+    name = name_of(found.engine, profile)
+    engine = engine_named(name, mounts) if name else None
     if not args.json:
         say(f"# configuration: {found.config or 'built in'}")
-    say(render(known.profile(args.kv_profile), tier, engine, os.environ, as_json=args.json))
+    say(render(profile, tier, engine, os.environ, as_json=args.json))
     return 0

@@ -117,7 +117,7 @@ def _print_tables(rows: pd.DataFrame, against: tuple[str, ...], left_out: list[s
             text = compared.table(found).to_string(index=False)
             told = f", in brackets the {compared.INTERVAL}" if any(each.low is not None for each in found) else ""
             say(f"\nagainst {other}{told}:\n{text}")
-    for best in series.best_tables(table, against=against):
+    for best in compared.best_tables(rows, against=against):
         say(f"\n{best}")
     for line in left_out:
         say(f"\nleft out: {line}")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pytest_kvcache.config.profile import Profile
+from pytest_kvcache.config.profile import CPU_BLOCK, GPU_BLOCK, Profile
 from pytest_kvcache.config.vllm_args import kv_dtype, value_of
 from pytest_kvcache.verdict.interim import resolution
 from pytest_kvcache.verdict.metrics import DEFAULT_METRICS
 from pytest_kvcache.verdict.rounds import can_stop_early
 
-#: vLLM's own block size, where nothing says another one and the model needs none: its CPU build, and GPUs.
-_CPU_BLOCK, _GPU_BLOCK = 128, 16
 #: Formats of a KV cache that keep what the model computed.
 _WHOLE_FORMATS = frozenset({"auto", "float32", "float", "float16", "half", "bfloat16"})
 
@@ -25,7 +23,7 @@ def cautions(profile: Profile, *, offloads: bool) -> list[str]:
         offloads: Whether a tier with LMCache is meant.
     """
     found = []
-    block = _GPU_BLOCK if profile.gpus_per_server else _CPU_BLOCK
+    block = GPU_BLOCK if profile.gpus_per_server else CPU_BLOCK
     if offloads and value_of(profile.vllm_args, "--block-size") is None and profile.chunk_tokens % block:
         found.append(
             f"chunk_tokens {profile.chunk_tokens} is no whole number of vLLM's blocks, {block} tokens where nothing "

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import Any
 
 
@@ -217,5 +218,6 @@ def _row(rows: Iterable[Names], name: str) -> Names | None:
     return next((row for row in rows if row.has(name)), None)
 
 
-def _among(name: str, patterns: Iterable[str]) -> bool:
+@lru_cache(maxsize=4096)
+def _among(name: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)

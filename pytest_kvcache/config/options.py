@@ -9,6 +9,31 @@ from typing import Literal
 #: Longer than a gate's boots take on GPUs, shorter than the limit of a job of most CI services.
 DEFAULT_WAIT_S = 1800.0
 UpdateMode = Literal["none", "missing", "all"]
+#: `never`; only an image that is not there; or always, which finds a tag that has moved.
+PullMode = Literal["never", "missing", "always"]
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Where a deployment is, as the command line says it.
+
+    Args:
+        base_url: URL of the router, with /v1; "" for that of kvcache.toml.
+        server_urls: URLs of its vLLM servers, as `[NAME=]URL`.
+        metrics_urls: Prometheus endpoints of its components, as `NAME=URL`.
+    """
+
+    base_url: str = ""
+    server_urls: tuple[str, ...] = ()
+    metrics_urls: tuple[str, ...] = ()
+
+    def by_option(self) -> dict[str, object]:
+        """Return the values by the names of their options."""
+        return {
+            "--kv-base-url": self.base_url,
+            "--kv-server-url": self.server_urls,
+            "--kv-metrics-url": self.metrics_urls,
+        }
 
 
 @dataclass(frozen=True)
@@ -29,11 +54,13 @@ class Options:
         against: An engine environment, `image:…`, or `git:REVISION` of the configuration, to compare with in place of
             baselines.
         image_mounts: What containers of images get from this machine, as `SOURCE[:TARGET][:ro|rw]`.
+        pull: Whether an image is fetched from its registry.
         allow_suspect: Whether boots that had other work beside them may become baselines.
         tier_option: How the option that names tiers is spelled: another plugin may have taken `--tier`.
         update_option: How the option that stores baselines anew is spelled, for the same reason.
         wait_s: For how long another session that measures on the same GPUs or processors is waited for (s).
         launcher: What boots the servers; None for what the profile says.
+        addresses: Of a deployment that stands.
     """
 
     rootdir: Path
@@ -48,8 +75,10 @@ class Options:
     strict: bool
     against: str | None
     image_mounts: tuple[str, ...]
+    pull: PullMode = "never"
     allow_suspect: bool = False
     tier_option: str = "--tier"
     update_option: str = "--update-baselines"
     wait_s: float = DEFAULT_WAIT_S
     launcher: str | None = None
+    addresses: Addresses = Addresses()

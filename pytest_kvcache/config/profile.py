@@ -8,9 +8,12 @@ from typing import Literal, Self
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationInfo, field_validator, model_validator
 
 from pytest_kvcache.config import environment, refused_args
+from pytest_kvcache.config.balancer import Balancer
 from pytest_kvcache.config.gates import Gates
+from pytest_kvcache.config.image_reference import parse_reference
 from pytest_kvcache.config.rules import Rules
 from pytest_kvcache.config.vllm_args import number_of
+from pytest_kvcache.errors import ConfigError
 from pytest_kvcache.strict import Strict, as_path
 from pytest_kvcache.verdict.cells import FolderName
 from pytest_kvcache.verdict.gates import TokenGate
@@ -21,6 +24,8 @@ from pytest_kvcache.workload.registry import AnyWorkload
 
 #: Name that asks for the small random-weight Qwen3 made on the spot (`engine/tiny_model.py`).
 TINY_MODEL = "tiny-qwen3"
+#: vLLM's own block size (tokens), where nothing says another one and the model needs none: its CPU build, and GPUs.
+CPU_BLOCK, GPU_BLOCK = 128, 16
 
 
 class Profile(Strict):
@@ -29,7 +34,7 @@ class Profile(Strict):
     name: FolderName
     description: str = Field(default="", description="what the profile is for, in a line")
     model: str = Field(description=f"Hugging Face id, a folder, or {TINY_MODEL!r}")
-    servers: PositiveInt = Field(default=2, description="vLLM servers behind the router")
+    servers: PositiveInt = Field(default=2, description="vLLM servers behind the balancer")
     gpus_per_server: int = Field(default=1, ge=0, description="0 serves on the CPU")
     dtype: str = Field(default="auto", description="vLLM's --dtype")
     max_model_len: PositiveInt | None = Field(
@@ -40,6 +45,11 @@ class Profile(Strict):
     )
     vllm_args: tuple[str, ...] = Field(default=(), description="more arguments of every vLLM server")
     env: dict[str, str] = Field(default_factory=dict, description="environment of vLLM and LMCache")
+    image: str | None = Field(
+        default=None,
+        description="container image with vLLM and LMCache, pinned as NAME@sha256:DIGEST or named by a tag; the digest "
+        "that it has is a comparability key. `--kv-engine` and `kv_engine` come over it",
+    )
     lmcache_mode: Literal["in-process", "mp"] = Field(
         default="in-process",
         description="LMCache inside vLLM (LMCacheConnectorV1), or a server beside it (LMCacheMPConnector)",
@@ -50,6 +60,7 @@ class Profile(Strict):
         default=None,
         description="what boots the servers; by default `process`, and `docker` where the engine is an image",
     )
+    balancer: Balancer = Field(default=Balancer(), description="what stands in front of the servers")
     boot_timeout_s: PositiveFloat = Field(default=900, description="time in which the whole pair must be ready")
     workload: AnyWorkload = Field(description="what is sent; its keys depend on its `kind`")
     rules: Rules = Field(default=Rules(), description="how a change is judged")
@@ -94,6 +105,16 @@ class Profile(Strict):
     def _folder_as_written(cls, value: str, info: ValidationInfo) -> str:
         # Anything else may be the name of a model.
         return str(as_path(value, info)) if value.startswith(("~", "$", "./", "../")) else value
+
+    @field_validator("image")
+    @classmethod
+    def _image_is_a_name(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                parse_reference(value, where="image")
+            except ConfigError as error:
+                raise ValueError(error.what) from None
+        return value
 
     @field_validator("vllm_args")
     @classmethod
@@ -145,6 +166,13 @@ class Profile(Strict):
         return math.prod(size or 1 for size in sizes) if any(sizes) else None
 
     @model_validator(mode="after")
+    def _balancer_fits(self) -> Self:
+        ports = self.balancer.server_ports
+        if ports and len(ports) != self.servers:
+            raise ValueError(f"balancer.server_ports: {len(ports)} ports for {self.servers} servers")
+        return self
+
+    @model_validator(mode="after")
     def _yardsticks_are_there(self) -> Self:
         named = (
             {m.key for m in self.judged} | {g.metric.key for g in self.gates.declared_gains()} | {*self.gates.limits}
@@ -184,6 +212,19 @@ class Profile(Strict):
     def ranks(self) -> int:
         """Worker processes of each vLLM server: as `vllm_args` say, else one on each of its GPUs."""
         return self._written_ranks() or max(self.gpus_per_server, 1)
+
+    @property
+    def block_tokens(self) -> int:
+        """VLLM's block size (tokens): as `vllm_args` say, else its own for the device."""
+        return number_of(self.vllm_args, "--block-size", GPU_BLOCK if self.gpus_per_server else CPU_BLOCK)
+
+    def server_port(self, index: int) -> int | None:
+        """Return the port of the `index`-th server where a balancer that runs already must know it, else None."""
+        return self.balancer.server_ports[index] if self.balancer.server_ports else None
+
+    def with_vllm_args(self, more: tuple[str, ...]) -> Self:
+        """Return the profile with more arguments for vLLM, which a run itself gives."""
+        return self.model_copy(update={"vllm_args": (*self.vllm_args, *more)}) if more else self
 
     @property
     def tensor_parallel_args(self) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
@@ -58,11 +59,25 @@ def endpoint(text: str, *, where: str, key: str = "") -> Endpoint:
         hide(password or user)
         authorization = f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}"
         hide(authorization.partition(" ")[2])
-    netloc = (f"[{host}]" if ":" in host else host) + (f":{port}" if port else "")
+    if ":" in host:
+        address, mark, zone = host.partition("%")
+        # Whatever way it was written, it is kept as RFC 6874 has it: programs read a `%` alone in several ways.
+        host = f"[{address}{mark and '%25'}{zone.removeprefix('25')}]"
+    netloc = host + (f":{port}" if port else "")
     return Endpoint(urlunsplit((url.scheme, netloc, url.path, url.query, "")), authorization)
 
 
 _TODO = "give scheme, host and, where it is not the usual one, port: http://localhost:8000/v1"
+
+
+def host_of(url: SplitResult) -> str:
+    """Return the name or address of an endpoint's URL as the system resolves it: a zone stands behind a `%`."""
+    return (url.hostname or "").replace("%25", "%", 1)
+
+
+def host_header(url: SplitResult) -> str:
+    """Return what the header `Host` has: name and port, and no zone, which says nothing to others (RFC 6874)."""
+    return re.sub(r"%[^\]]*", "", url.netloc.rpartition("@")[2])
 
 
 def below(url: str, path: str) -> str:
@@ -87,14 +102,19 @@ def target(url: SplitResult) -> str:
     return (url.path or "/") + (f"?{url.query}" if url.query else "")
 
 
-def read_key(name: str, environ: Mapping[str, str]) -> str:
+def read_key(name: str, environ: Mapping[str, str], *, where: str = "--api-key-env") -> str:
     """Return the API key in an environment variable, without the line end that files of secrets have.
+
+    Args:
+        name: Name of the variable.
+        environ: The environment.
+        where: The option or key that names the variable, for errors.
 
     Raises:
         ConfigError: The variable is not set, is empty, or holds what no header may hold; the key is not in the error.
     """
     value = environ.get(name)
-    where = f"--api-key-env {name}"
+    where = f"{where} {name}"
     if value is None:
         raise ConfigError("is not set", where=where, todo=f"export {name}, or name the variable that has the key")
     key = value.strip()

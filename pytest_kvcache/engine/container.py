@@ -85,6 +85,9 @@ class Container:
         labels: Labels to find the container by.
         gpus: NVIDIA GPUs that the container sees, by number, UUID or MIG name; `all` for all of the machine, of
             which CUDA_VISIBLE_DEVICES chooses, as for a process.
+        maps_root: Whether the container's root is this user, as of a rootless daemon; there, this user's number would
+            be a stranger's.
+        pinned: Whether the container is kept to the processors of this process, which needs a daemon that can do it.
     """
 
     image: str
@@ -95,6 +98,8 @@ class Container:
     workdir: Path | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     gpus: tuple[str, ...] = ()
+    maps_root: bool = False
+    pinned: bool = True
 
     def sdk(self) -> dict[str, Any]:
         """Return the arguments of the SDK's `containers.create`."""
@@ -115,8 +120,8 @@ class Container:
             "ipc_mode": "host",
             "pid_mode": "host",
             "userns_mode": "host",
-            "user": _user(),
-            "cpuset_cpus": _cpus(),
+            "user": self._user,
+            "cpuset_cpus": _cpus() if self.pinned else None,
             "cap_drop": ["ALL"],
             "security_opt": ["no-new-privileges"],
         }
@@ -128,8 +133,8 @@ class Container:
             inherits: Names of variables that the container takes from the environment of whoever runs the command.
         """
         words = ["docker", "run", "--rm", "--network", "host", "--ipc", "host", "--pid", "host", "--userns", "host"]
-        words += ["--user", _user(), "--cpuset-cpus", _cpus(), "--cap-drop", "ALL"]
-        words += ["--security-opt", "no-new-privileges"]
+        words += ["--user", self._user, *(["--cpuset-cpus", _cpus()] if self.pinned else [])]
+        words += ["--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
         options: dict[str, Sequence[str]] = {
             # Docker reads the value of --gpus as a line of CSV.
             "--gpus": []
@@ -146,10 +151,10 @@ class Container:
         words += [word for flag, values in options.items() for value in values for word in (flag, value)]
         return (*words, "--entrypoint", self.argv[0], self.image, *self.argv[1:])
 
-
-def _user() -> str:
-    """Return this user and group: the program's files are then this user's, and its processes can be seen and ended."""
-    return f"{os.getuid()}:{os.getgid()}"
+    @property
+    def _user(self) -> str:
+        """This user and group: the program's files are then this user's, and its processes can be seen and ended."""
+        return "0:0" if self.maps_root else f"{os.getuid()}:{os.getgid()}"
 
 
 def _cpus() -> str:

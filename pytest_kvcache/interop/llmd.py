@@ -15,17 +15,14 @@ from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
-import numpy as np
-
 from pytest_kvcache.errors import ResultsError
+from pytest_kvcache.interop import llmd_results
 from pytest_kvcache.interop.boots import LeftLoad, workload_kind
 from pytest_kvcache.interop.statistics import Distributions, distributions
 from pytest_kvcache.redaction import redacted
 
 VERSIONS = ("0.1", "0.2", "0.2.1")
 TOOL = "pytest-kvcache"
-_PERCENTS = (0.1, 1, 5, 10, 25, 50, 75, 90, 95, 99, 99.9)
-_QUANTILES = {f"p{percent}".replace(".", "p"): percent for percent in _PERCENTS}
 #: Makes the same identifier of the same load, whoever exports it.
 _NAMESPACE = uuid.UUID("6f3f3c0e-6f0a-5f0b-9c58-0d8f6a4f8a11")
 _SERVER = re.compile(r"vllm-\d+")
@@ -79,12 +76,12 @@ def _version_0_1(load: LeftLoad, found: Distributions) -> dict[str, Any]:
         "scenario": scenario,
         "metrics": {
             "time": {"duration": duration_s} | ({} if start is None else {"start": start, "stop": start + duration_s}),
-            "requests": _requests(found),
-            "latency": _latency(found),
+            "requests": llmd_results.requests(found),
+            "latency": llmd_results.latency(found),
             "throughput": {
                 "input_tokens_per_sec": float(found.prompt_tokens.sum()) / found.elapsed_s,
                 "output_tokens_per_sec": float(found.generated_tokens.sum()) / found.elapsed_s,
-                "total_tokens_per_sec": _tokens(found) / found.elapsed_s,
+                "total_tokens_per_sec": llmd_results.tokens(found) / found.elapsed_s,
                 "requests_per_sec": len(found.ttft_s) / found.elapsed_s,
             },
         },
@@ -101,13 +98,13 @@ def _version_0_2(load: LeftLoad, found: Distributions, version: str) -> dict[str
     results: dict[str, Any] = {
         "request_performance": {
             "aggregate": {
-                "requests": _requests(found),
-                "latency": _latency(found),
+                "requests": llmd_results.requests(found),
+                "latency": llmd_results.latency(found),
                 "throughput": {
-                    "input_token_rate": _rate("tokens/s", found.prompt_tokens.sum(), found),
-                    "output_token_rate": _rate("tokens/s", found.generated_tokens.sum(), found),
-                    "total_token_rate": _rate("tokens/s", _tokens(found), found),
-                    "request_rate": _rate("queries/s", len(found.ttft_s), found),
+                    "input_token_rate": llmd_results.rate("tokens/s", found.prompt_tokens.sum(), found),
+                    "output_token_rate": llmd_results.rate("tokens/s", found.generated_tokens.sum(), found),
+                    "total_token_rate": llmd_results.rate("tokens/s", llmd_results.tokens(found), found),
+                    "request_rate": llmd_results.rate("queries/s", len(found.ttft_s), found),
                 },
             }
         }
@@ -214,50 +211,6 @@ def _load(load: LeftLoad, found: Distributions) -> dict[str, Any]:
         "standardized": standardized,
         "native": {"config": workload},
     }
-
-
-def _requests(found: Distributions) -> dict[str, Any]:
-    return {
-        "total": found.sent,
-        "failures": found.failed,
-        "incomplete": found.incomplete,
-        "input_length": _statistics("count", found.prompt_tokens) or {"units": "count", "mean": 0.0},
-        "output_length": _statistics("count", found.generated_tokens) or {"units": "count", "mean": 0.0},
-    }
-
-
-def _latency(found: Distributions) -> dict[str, Any]:
-    every = {
-        "time_to_first_token": _statistics("s", found.ttft_s),
-        "normalized_time_per_output_token": _statistics("s/token", found.normalized_tpot_s),
-        "time_per_output_token": _statistics("s/token", found.tpot_s),
-        "inter_token_latency": _statistics("s/token", found.itl_s),
-        "request_latency": _statistics("s", found.e2el_s),
-    }
-    return {name: each for name, each in every.items() if each}
-
-
-def _statistics(units: str, values: np.ndarray) -> dict[str, Any]:
-    """Return mean, spread and quantiles; empty where there is no value."""
-    if not len(values):
-        return {}
-    quantiles = np.percentile(values, list(_QUANTILES.values()))
-    return {
-        "units": units,
-        "mean": float(values.mean()),
-        "stddev": float(values.std()),
-        "min": float(values.min()),
-        **{name: float(value) for name, value in zip(_QUANTILES, quantiles, strict=True)},
-        "max": float(values.max()),
-    }
-
-
-def _rate(units: str, amount: float, found: Distributions) -> dict[str, Any]:
-    return {"units": units, "mean": float(amount) / found.elapsed_s}
-
-
-def _tokens(found: Distributions) -> float:
-    return float(found.prompt_tokens.sum() + found.generated_tokens.sum())
 
 
 def _span(load: LeftLoad, found: Distributions) -> tuple[float | None, float]:

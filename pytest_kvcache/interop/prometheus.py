@@ -72,7 +72,7 @@ def registry(loads: Iterable[LeftLoad]) -> CollectorRegistry:
         ResultsError: A table of requests cannot be read.
     """
     found = CollectorRegistry()
-    found.register(_Figures(_families(list(loads))))
+    found.register(_Figures(families(list(loads))))
     return found
 
 
@@ -129,7 +129,8 @@ def _authorizing(authorization: str) -> Callable[..., Callable[[], None]]:
     return handler
 
 
-def _families(loads: Sequence[LeftLoad]) -> list[Metric]:
+def families(loads: Sequence[LeftLoad]) -> list[Metric]:
+    """Return the figures of all loads, a family for each name; raises as `registry` does."""
     gauges: dict[str, GaugeMetricFamily] = {}
     info = InfoMetricFamily(_PREFIX + "load", "What was measured.")
     started = GaugeMetricFamily(
@@ -140,7 +141,7 @@ def _families(loads: Sequence[LeftLoad]) -> list[Metric]:
         "itl": (_ITL_BOUNDS, "Time between two streamed chunks."),
         "e2el": (_TTFT_BOUNDS, "Time from the send to the last token."),
     }
-    families = {
+    spread = {
         name: HistogramMetricFamily(f"{_PREFIX}{name}_seconds", help_, labels=_LABELS, unit="seconds")
         for name, (_, help_) in histograms.items()
     }
@@ -157,8 +158,8 @@ def _families(loads: Sequence[LeftLoad]) -> list[Metric]:
         info.add_metric([], dict(zip(_LABELS, labels, strict=True)) | _described(load))
         rows = distributions(load.rows())
         for name, values in (("ttft", rows.ttft_s), ("itl", rows.itl_s), ("e2el", rows.e2el_s)):
-            families[name].add_metric(labels, _buckets(values, histograms[name][0]), sum_value=float(values.sum()))
-    return [info, started, *families.values(), *gauges.values()]
+            spread[name].add_metric(labels, _buckets(values, histograms[name][0]), sum_value=float(values.sum()))
+    return [info, started, *spread.values(), *gauges.values()]
 
 
 def metric_name(key: str) -> str:

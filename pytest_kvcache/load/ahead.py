@@ -28,7 +28,7 @@ Key = tuple[int, int]
 HELD_BYTES = 64 << 20
 _MOST = 1000
 #: A request that is due so soon (s) is made whatever is held.
-_SOON_S = 1.0
+_SOON_S = 1.5
 #: Later than any time (s).
 _LAST_S = 1e15
 _WANTED = struct.Struct("!qq")
@@ -60,7 +60,8 @@ def first_requests(
     while begins and total < held_bytes and len(made) < _MOST:
         _, _, conversation = heapq.heappop(begins)
         turn, user = conversation.turns[0], conversation.user
-        payload = made[key_of(user, turn)] = encoder.encode((), turn, user if user_header else None)
+        named = user if user_header else None
+        payload = made[key_of(user, turn)] = encoder.encode((), turn, named, encoder.place(user, turn))
         total += len(payload)
     return made
 
@@ -172,7 +173,9 @@ class Ahead:
             self._socket.sendall(_WANTED.pack(*key))
 
     def _made(self, key: Key) -> bytes:
-        return self._encoder.encode((), self._turns[key], key[0] if self._user_header else None)
+        turn, user = self._turns[key], key[0]
+        named = user if self._user_header else None
+        return self._encoder.encode((), turn, named, self._encoder.place(user, turn))
 
     def _receive(self) -> None:
         """Take what the maker made, until it ends."""

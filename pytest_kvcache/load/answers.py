@@ -7,7 +7,7 @@ import json
 import math
 from typing import Any
 
-from pytest_kvcache.client import framing, wire
+from pytest_kvcache.client import event_stream, framing, wire
 from pytest_kvcache.client.wire import Exchange
 from pytest_kvcache.load import records
 from pytest_kvcache.load.records import RequestRecord
@@ -132,10 +132,10 @@ class _Reader:
 
     def read(self, exchange: Exchange) -> bool:
         """Read all events; return whether the stream came to its end."""
-        for began, at, kind, event in framing.typed_events(exchange.pieces):
+        for began, at, kind, event in event_stream.typed_events(exchange.pieces):
             self.saw_event = True
             self._began_s = began - self._start_s
-            if event == framing.DONE:
+            if event == event_stream.DONE:
                 return True
             text = event.decode(errors="replace")  # as the standard decodes a stream
             if kind == b"error":

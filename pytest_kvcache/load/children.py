@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 
 from pytest_kvcache.client import remote
 from pytest_kvcache.client.wire import Wire
+from pytest_kvcache.endpoint.address import host_of
 from pytest_kvcache.endpoint.certificates import tls_context
 from pytest_kvcache.errors import RunError
 from pytest_kvcache.load.ahead import Key
@@ -47,10 +48,11 @@ def connected(plan: LoadPlan) -> Iterator[Wire]:
         RunError: The server's name has no address.
         ConfigError: The environment names certificates that are not there.
     """
-    url = urlsplit(plan.base_url)
-    secure = url.scheme == "https"
+    secure = urlsplit(plan.base_url).scheme == "https"
+    urls = [urlsplit(url) for url in plan.urls]
+    (host, port), *more = [(host_of(url), url.port or (443 if secure else 80)) for url in urls]
     try:
-        wire = Wire(url.hostname or "", url.port or (443 if secure else 80), tls_context() if secure else None)
+        wire = Wire(host, port, tls_context() if secure else None, more)
     except OSError as error:
         raise RunError(f"cannot be reached: {error.strerror or error}", where=plan.base_url) from None
     try:

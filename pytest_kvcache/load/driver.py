@@ -19,7 +19,7 @@ from pytest_kvcache.load.records import RequestRecord
 from pytest_kvcache.workload.script import Conversation, Message, Turn
 
 #: A request that is still to be made is asked for at the latest so long before it is due (s).
-_ASK_S = 0.9
+_ASK_S = 1.4
 
 
 @dataclass
@@ -96,15 +96,21 @@ class Driver:
             progress.failed += 1
         self._ended.append(record)
 
-    def at_once(self, turns: Iterable[Turn]) -> list[RequestRecord]:
-        """Send `turns` together, now, and return their rows when all are answered."""
+    def at_once(self, turns: Iterable[Turn], user: int | None = None) -> list[RequestRecord]:
+        """Send `turns` together, now, and return their rows when all are answered.
+
+        Args:
+            turns: What to send.
+            user: Whose they are, for a request that is part of a conversation; None for one that is not.
+        """
         now = time.monotonic()
         rows = []
         for turn in turns:
-            row = RequestRecord(user=0, round=turn.round, intended_start_s=0.0)
+            row = RequestRecord(user=user or 0, round=turn.round, intended_start_s=0.0)
             rows.append(row)
-            payload = self.encoder.encode((), turn, None)
-            self._submit(payload, None, now, functools.partial(_settle_only, row, now))
+            place = self.encoder.place(user or 0, turn)
+            payload = self.encoder.encode((), turn, user if self.user_header else None, place)
+            self._submit(payload, None, now, functools.partial(_settle_only, row, now), place)
         self.wire.run()
         return rows
 
@@ -144,11 +150,14 @@ class Driver:
         fetch: Callable[[], bytes] | None,
         due_s: float,
         done: Callable[[Exchange], None],
+        place: int,
     ) -> None:
         # Nothing is retried: a failure is a result.
         workload = self.plan.workload
         deadline_s = due_s + workload.request_timeout_s
-        self.wire.submit(Exchange(payload, due_s, deadline_s, done, stall_s=workload.token_timeout_s, fetch=fetch))
+        self.wire.submit(
+            Exchange(payload, due_s, deadline_s, done, stall_s=workload.token_timeout_s, fetch=fetch, place=place)
+        )
 
 
 def _settle_only(row: RequestRecord, start_s: float, exchange: Exchange) -> None:
@@ -205,13 +214,14 @@ class _User:
     def _submit(self, turn: Turn, due_s: float) -> None:
         driver, user = self._driver, self._conversation.user
         done = functools.partial(self._answered, turn)
+        place = driver.encoder.place(user, turn)
         if self._conversation.answers_return:
             # The prompt is put together as soon as it can be, never when it is due.
-            payload = driver.encoder.encode(self._history, turn, user if driver.user_header else None)
-            driver._submit(payload, None, due_s, done)
+            payload = driver.encoder.encode(self._history, turn, user if driver.user_header else None, place)
+            driver._submit(payload, None, due_s, done, place)
             return
         self._ahead.want(key_of(user, turn), due_s)
-        driver._submit(b"", functools.partial(self._fetched, turn), due_s, done)
+        driver._submit(b"", functools.partial(self._fetched, turn), due_s, done, place)
 
     def _fetched(self, turn: Turn) -> bytes:
         """Return the request of a turn that is due now, and have that of the turn after it made meanwhile."""

@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 from pytest_kvcache.client import framing
-from pytest_kvcache.endpoint.address import below, target
+from pytest_kvcache.endpoint.address import below, host_header, target
 from pytest_kvcache.load.plan import LoadPlan
+from pytest_kvcache.load.turns import turn_of
 from pytest_kvcache.workload.script import LateText, Message, Turn
 
 #: Encoded texts that are made late are kept up to this size (bytes), since the blocks of long prefixes come again soon.
@@ -20,15 +21,13 @@ class Encoder:
     """Turns prompts into requests. Each text is encoded once, however many prompts it is part of.
 
     Args:
-        plan: Gives URL, model and further fields of the requests.
+        plan: Gives URLs, model and further fields of the requests.
         headers: More HTTP headers, by name.
     """
 
     def __init__(self, plan: LoadPlan, headers: dict[str, str]) -> None:
-        self._host, self._path = (
-            urlsplit(plan.base_url).netloc,
-            target(urlsplit(below(plan.base_url, "chat/completions"))),
-        )
+        chats = [urlsplit(below(url, "chat/completions")) for url in plan.urls]
+        self._targets = [(host_header(chat), target(chat)) for chat in chats]
         self._plan, self._headers = plan, headers
         self._texts: dict[str, bytes] = {}
         self._late: OrderedDict[LateText, bytes] = OrderedDict()
@@ -42,8 +41,12 @@ class Encoder:
                     if isinstance(part, str):
                         self._text(part)
 
-    def encode(self, history: Iterable[Message], turn: Turn, user: int | None) -> bytes:
-        """Return the whole request of a turn."""
+    def place(self, user: int, turn: Turn) -> int:
+        """Return which of the plan's URLs a turn of a user goes to."""
+        return turn_of(user, turn.round, len(self._targets))
+
+    def encode(self, history: Iterable[Message], turn: Turn, user: int | None, place: int = 0) -> bytes:
+        """Return the whole request of a turn to the plan's URL number `place`, which names `user` unless it is None."""
         messages = b",".join(self._message(m) for m in (*history, *turn.messages))
         rest: dict[str, object] = {
             "model": self._plan.model,
@@ -57,7 +60,8 @@ class Encoder:
         rest |= self._plan.extra_body
         body = b'{"messages":[' + messages + b"]," + json.dumps(rest).encode()[1:]
         headers = self._headers if user is None else {**self._headers, "x-user-id": str(user)}
-        return framing.request(self._host, self._path, body, headers)
+        host, path = self._targets[place]
+        return framing.request(host, path, body, headers)
 
     def _message(self, message: Message) -> bytes:
         content = b" ".join(

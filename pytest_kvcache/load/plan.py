@@ -17,6 +17,9 @@ class LoadPlan(Strict):
 
     Args:
         base_url: Address of the endpoint, with /v1.
+        turn_urls: Addresses of servers with /v1 over which the client takes turns (`turns.py`), `base_url` the first of
+            them; empty where all requests go to `base_url`.
+        names_users: Whether each request names its user in `x-user-id`, whatever the workload says.
         model: Name of the model that requests carry.
         workload: The workload with its parameters.
         context_tokens: Length of the user context of this run, one of the workload's.
@@ -25,6 +28,8 @@ class LoadPlan(Strict):
         metrics_urls: Prometheus endpoints to read before and after the run, by component.
         api_key_env: Environment variable with the API key; the key itself is in no file.
         extra_body: More fields of each request, of the same size in every boot.
+        salt: Makes every prompt new to caches that cannot be emptied; "" for prompts as the workload has them.
+        counters_lag_s: How long counters may lag behind what they count (s); they are read so much later.
         report_s: How often progress is printed.
         stop: When the run may end before its time; None for never.
         rows: Where the table of requests goes (Parquet).
@@ -32,6 +37,8 @@ class LoadPlan(Strict):
     """
 
     base_url: str
+    turn_urls: tuple[str, ...] = ()
+    names_users: bool = False
     model: str
     workload: AnyWorkload
     context_tokens: PositiveInt
@@ -40,7 +47,14 @@ class LoadPlan(Strict):
     metrics_urls: dict[str, str] = Field(default_factory=dict)
     api_key_env: str = ""
     extra_body: dict[str, Any] = Field(default_factory=dict)
+    salt: str = ""
+    counters_lag_s: float = Field(default=0.0, ge=0)
     report_s: PositiveInt = 30
     stop: StopRule | None = None
     rows: Path
     summary: Path
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """Where requests go."""
+        return self.turn_urls or (self.base_url,)

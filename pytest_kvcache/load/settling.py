@@ -14,14 +14,18 @@ _POLL_S = 0.2
 
 
 def settled(
-    metrics_urls: Mapping[str, str], *, hurry: Callable[[], bool] = lambda: False
+    metrics_urls: Mapping[str, str], *, hurry: Callable[[], bool] = lambda: False, lag_s: float = 0.0
 ) -> tuple[dict[str, Counters], float]:
     """Return the counters by component once no store is under way, and how many stores did not end in 10 s.
 
     Args:
         metrics_urls: Prometheus endpoints by component.
         hurry: Returns whether to wait no longer.
+        lag_s: How long counters may lag behind what they count (s): they are read so much later.
     """
+    lagged_s = time.monotonic() + lag_s
+    while time.monotonic() < lagged_s and not hurry():
+        time.sleep(min(_POLL_S, max(0.0, lagged_s - time.monotonic())))
     until_s = time.monotonic() + _SETTLE_S
     while under_way(found := scrape_all(metrics_urls)) and time.monotonic() < until_s and not hurry():
         time.sleep(_POLL_S)

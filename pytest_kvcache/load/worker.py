@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,9 @@ from pytest_kvcache.load.settling import settled
 from pytest_kvcache.runs import signals
 from pytest_kvcache.runs.files import write_json
 from pytest_kvcache.showable import make_showable
+from pytest_kvcache.workload.salted import salted_script
 from pytest_kvcache.workload.script import Script, Turn
-from pytest_kvcache.workload.tokens import ServedTokenizer
+from pytest_kvcache.workload.tokens import ServedTokenizer, Tokenizer
 
 #: Time for children to start, and for each to note when its conversations begin, before the clock starts (s).
 _LEAD_S, _LEAD_EACH_S = 0.5, 1e-4
@@ -61,6 +63,7 @@ class WorkerOutcome:
         beyond_tokens: Prompt tokens of requests that were sent after those rounds.
         left_out: What of the workload's file was not sent, for people.
         unsettled_stores: Stores into the shared storage that were under way when counters were read.
+        primed_on: Name of the server that answered each request of the priming, in order; "" where it does not say.
         counters_before: Counters by component, read when the clock was about to start.
         counters_after: Counters by component, read after the last answer and the stores that followed it.
     """
@@ -78,6 +81,7 @@ class WorkerOutcome:
     beyond_tokens: int = 0
     unsettled_stores: float = 0.0
     left_out: str = ""
+    primed_on: list[str] = field(default_factory=list)
     counters_before: dict[str, dict[str, float]] = field(default_factory=dict)
     counters_after: dict[str, dict[str, float]] = field(default_factory=dict)
 
@@ -116,13 +120,14 @@ def carry_out(plan: LoadPlan, say: Callable[[str], None], *, authorization: str 
     with _Stop() as stop:
         try:
             script = _script(plan, authorization)
+            user_header = script.user_header or plan.names_users
             outcome.left_out = script.left_out
             if script.left_out:
                 say(f"left out: {script.left_out}")
             encoder = Encoder(plan, {"Authorization": authorization} if authorization else {})
             encoder.prepare(_all_turns(script))
-            first = first_requests(script.conversations, encoder, user_header=script.user_header)
-            outcome.warmup_errors = _before_the_clock(plan, script, encoder, stop, say)
+            first = first_requests(script.conversations, encoder, user_header=user_header)
+            outcome.warmup_errors, outcome.primed_on = _before_the_clock(plan, script, encoder, stop, say)
         except _Interrupted:
             say("interrupted before the clock started: nothing was measured")
             outcome.interrupted = True
@@ -130,7 +135,8 @@ def carry_out(plan: LoadPlan, say: Callable[[str], None], *, authorization: str 
             write_json(plan.summary, outcome.facts())
             return outcome
         # A store of the priming that ends in the run would be counted as one of the run's.
-        outcome.counters_before, before = settled(plan.metrics_urls, hurry=lambda: stop.asked)
+        read = partial(settled, plan.metrics_urls, hurry=lambda: stop.asked, lag_s=plan.counters_lag_s)
+        outcome.counters_before, before = read()
         count = outcome.workers = plan.workload.worker_count(script)
         lead_s = _LEAD_S + _LEAD_EACH_S * len(script.conversations) / count
         start_s = outcome.started_monotonic_s = time.monotonic() + lead_s
@@ -144,7 +150,7 @@ def carry_out(plan: LoadPlan, say: Callable[[str], None], *, authorization: str 
                     plan,
                     script.conversations[i::count],
                     encoder,
-                    script.user_header,
+                    user_header,
                     start_s,
                     first,
                     None if script.concurrency is None else len(range(i, script.concurrency, count)),
@@ -159,7 +165,7 @@ def carry_out(plan: LoadPlan, say: Callable[[str], None], *, authorization: str 
         outcome.rows, outcome.lost_workers = children.rows, children.lost
         outcome.stopped_after_rounds, outcome.beyond_tokens = children.stopped_after_rounds, children.beyond_tokens
         outcome.elapsed_s = time.monotonic() - start_s
-        outcome.counters_after, after = settled(plan.metrics_urls, hurry=lambda: stop.asked)
+        outcome.counters_after, after = read()
         outcome.unsettled_stores = before + after
         outcome.interrupted = stop.asked
         records.save(outcome.rows, plan.rows)
@@ -168,11 +174,11 @@ def carry_out(plan: LoadPlan, say: Callable[[str], None], *, authorization: str 
 
 
 def _script(plan: LoadPlan, authorization: str) -> Script:
-    tokenizer = None
+    tokenizer: Tokenizer | None = None
     if plan.workload.needs_tokenizer:
         helps = plan.workload.HAS_COMPAT
         tokenizer = ServedTokenizer(plan.tokenizer_url, plan.model, authorization=authorization, compat_helps=helps)
-    return plan.workload.script(plan.context_tokens, tokenizer, first_user=plan.first_user)
+    return salted_script(plan.workload, plan.context_tokens, tokenizer, salt=plan.salt, first_user=plan.first_user)
 
 
 def _all_turns(script: Script) -> Iterator[Turn]:
@@ -184,24 +190,28 @@ def _all_turns(script: Script) -> Iterator[Turn]:
 
 def _before_the_clock(
     plan: LoadPlan, script: Script, encoder: Encoder, stop: _Stop, say: Callable[[str], None]
-) -> list[str]:
-    count, rows = len(script.priming), []
+) -> tuple[list[str], list[str]]:
+    """Send warm-up and priming; return what failed, and the server that answered each request of the priming."""
+    count, primed = len(script.priming), []
+    # A script that was changed after it was made may have another priming than its users are of.
+    users = script.primed_users if len(script.primed_users) == count else (None,) * count
     with connected(plan) as wire:
         stop.on(wire.stop)
-        driver = Driver(plan, encoder, wire, user_header=False)
-        rows += driver.at_once(script.warm_up)
+        driver = Driver(plan, encoder, wire, user_header=plan.names_users)
+        rows = driver.at_once(script.warm_up)
         told_s = time.monotonic()
-        for number, turn in enumerate(script.priming, start=1):
+        for number, (turn, user) in enumerate(zip(script.priming, users, strict=True), start=1):
             if stop.asked:
                 break
-            rows += driver.at_once([turn])
+            primed += driver.at_once([turn], user)
             if time.monotonic() - told_s > _TOLD_S:
                 told_s = time.monotonic()
                 say(f"filling caches: {number} of {count} prompts")
     stop.raise_if_asked()
-    errors = [f"{row.status}: {row.error}" for row in rows if row.status != records.OK]
+    errors = [f"{row.status}: {row.error}" for row in (*rows, *primed) if row.status != records.OK]
     more = len(errors) - _LISTED
-    return [*errors[:_LISTED], *([f"and {more} more"] if more > 0 else [])]
+    listed = [*errors[:_LISTED], *([f"and {more} more"] if more > 0 else [])]
+    return listed, [row.server for row in primed]
 
 
 class _Interrupted(BaseException):

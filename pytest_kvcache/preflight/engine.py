@@ -8,17 +8,15 @@ from collections.abc import Iterable
 from pytest_kvcache.check import Check, Finding
 from pytest_kvcache.config.profile import Profile
 from pytest_kvcache.engine.base import BaseEngine
-from pytest_kvcache.errors import SetupError
-from pytest_kvcache.preflight import connector
+from pytest_kvcache.engine.daemon import check_gpus
+from pytest_kvcache.engine.image import ImageEngine
+from pytest_kvcache.errors import ConfigError, SetupError
+from pytest_kvcache.preflight import balancer, connector
 from pytest_kvcache.serving import versions as older
 from pytest_kvcache.serving.offload import Offload
 
 _IMPORT = "import torch, vllm, lmcache"
 _IMPORT_LIMIT_S = 300.0
-ROUTER = "vllm-router"
-_HELP_LIMIT_S = 60.0
-#: Options by which the two programs with the name `vllm-router` are told apart.
-_OURS, _PRODUCTION_STACK = "--worker-urls", ("--static-backends", "--routing-logic")
 
 
 def checks(engine: BaseEngine, profile: Profile, *, imports: bool, offloads: bool) -> list[Check]:
@@ -33,10 +31,22 @@ def checks(engine: BaseEngine, profile: Profile, *, imports: bool, offloads: boo
     found = [
         Check("versions", lambda: versions(engine, profile, offloads=offloads)),
         Check("programs", lambda: programs(engine, profile, offloads=offloads), blocking=True),
+        *balancer.checks(engine, profile),
     ]
+    if isinstance(engine, ImageEngine) and profile.gpus_per_server:
+        found.append(Check("GPUs of containers", lambda: gpus_of_containers(engine), blocking=True))
     if connector.needed(engine, profile, offloads=offloads):
         found.append(Check("connector", lambda: connector.installed(engine), blocking=True))
     return [*found, Check("import", lambda: importable(engine))] if imports else found
+
+
+def gpus_of_containers(engine: ImageEngine) -> Finding:
+    """Look at whether the daemon can give GPUs to containers."""
+    try:
+        check_gpus(engine.daemon, where=engine.where)
+    except ConfigError as error:
+        return Finding("fail", error.what, error.todo)
+    return Finding("pass", str(engine.daemon))
 
 
 def versions(engine: BaseEngine, profile: Profile, *, offloads: bool) -> Finding:
@@ -94,8 +104,8 @@ def check_floors(engine: BaseEngine, profile: Profile, offload: Offload | None) 
 
 
 def programs(engine: BaseEngine, profile: Profile, *, offloads: bool) -> Finding:
-    """Look at whether the programs that a pair is started with are there, and are the right ones."""
-    wanted = [ROUTER]
+    """Look at whether the programs that a pair is started with are there."""
+    wanted: list[str] = [balancer.ROUTER] if profile.balancer.kind == balancer.ROUTER else []
     if not engine.is_cpu_build:
         wanted.append("vllm")
     if offloads and profile.lmcache_mode == "mp":
@@ -108,45 +118,10 @@ def programs(engine: BaseEngine, profile: Profile, *, offloads: bool) -> Finding
             f"{', '.join(missing)} missing",
             "pip install 'pytest-kvcache[engine]' there, or `pytest-kvcache setup`",
         )
-    asked = router(engine)
-    if asked.status == "fail":
-        return asked
     strange = [str(path) for name, path in found.items() if not engine.owns(name)]
     if strange:
         return Finding("warn", f"not from {engine.where}: {', '.join(strange)}", "install them into it")
-    return Finding("pass", ", ".join(wanted))
-
-
-def router(engine: BaseEngine) -> Finding:
-    """Look at whose `vllm-router` is there: another project has a program of that name, with other options.
-
-    The router of vllm-project/router takes `--worker-urls`. The router of vllm-project/production-stack, a Python
-    package with the same name, takes `--static-backends` and `--routing-logic` (`parsers/parser.py`). The version
-    numbers of the two overlap, so the program itself is asked.
-    """
-    program = engine.find(ROUTER)
-    if program is None:
-        return Finding("fail", f"{ROUTER} missing", "pip install 'pytest-kvcache[engine]' there")
-    try:
-        done = engine.call([str(program), "--help"], timeout_s=_HELP_LIMIT_S)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return Finding("fail", f"{program} --help: {error}", f"pip install --force-reinstall {ROUTER} there")
-    text = done.stdout + done.stderr
-    if _OURS in text:
-        return Finding("pass", f"{program} has {_OURS}")
-    if any(flag in text for flag in _PRODUCTION_STACK):
-        return Finding(
-            "fail",
-            f"{program} is the router of vLLM's production-stack: its options are {' and '.join(_PRODUCTION_STACK)}",
-            f"pip uninstall {ROUTER} there, and pip install 'pytest-kvcache[engine]', whose {ROUTER} is that of "
-            "vllm-project/router",
-        )
-    last = (text.strip().splitlines() or ["it says nothing"])[-1][:200]
-    return Finding(
-        "fail",
-        f"{program} does not know {_OURS}: {last}",
-        f"pip install --force-reinstall 'pytest-kvcache[engine]' there; its {ROUTER} is that of vllm-project/router",
-    )
+    return Finding("pass", ", ".join(wanted) or "vLLM alone")
 
 
 def importable(engine: BaseEngine) -> Finding:

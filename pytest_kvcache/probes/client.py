@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, overload
 
 import requests
 
+from pytest_kvcache.endpoint.certificates import verification
 from pytest_kvcache.errors import KvCacheError
 from pytest_kvcache.probes import answers
 from pytest_kvcache.probes.answers import ProbeAnswer
@@ -64,6 +65,7 @@ class PairClient:
         model: Model name that requests carry.
         chunk_tokens: LMCache's chunk size.
         extra_body: More fields of each request.
+        authorization: Value of the header of that name, "" for none.
     """
 
     server_urls: Mapping[str, str]
@@ -71,6 +73,7 @@ class PairClient:
     model: str
     chunk_tokens: int
     extra_body: Mapping[str, Any]
+    authorization: str = field(default="", repr=False)
 
     @property
     def servers(self) -> tuple[str, ...]:
@@ -79,7 +82,7 @@ class PairClient:
 
     def tokenizer(self) -> Tokenizer:
         """Return the tokenizer of the first server."""
-        return ServedTokenizer(next(iter(self.server_urls.values())), self.model)
+        return ServedTokenizer(next(iter(self.server_urls.values())), self.model, authorization=self.authorization)
 
     def counters(self, server: str) -> dict[str, Counters]:
         """Return the counters of a server and of the LMCache beside it, by component.
@@ -248,7 +251,9 @@ class PairClient:
         try:
             with requests.Session() as session:
                 session.trust_env = False
-                response = session.post(url, json=body, timeout=_REQUEST_TIMEOUT_S)
+                session.verify = verification(url)
+                headers = {"Authorization": self.authorization} if self.authorization else {}
+                response = session.post(url, json=body, headers=headers, timeout=_REQUEST_TIMEOUT_S)
             if absent_ok and response.status_code == 404:
                 return None
             if response.status_code != 200:

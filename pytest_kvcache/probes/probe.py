@@ -43,7 +43,7 @@ class Probed:
         if self.faults:
             return f"probes: {len(self.faults)} faults in {self.took_s:.1f} s"
         across = next((each for each in self.answers if each.step is Step.ACROSS), None)
-        parts = ["cold start"]
+        parts = ["new to all caches" if any("a salt in" in line for line in self.unchecked) else "cold start"]
         if across is not None:
             answer = across.served.answer
             parts.append(
@@ -93,10 +93,13 @@ class Probes:
         pair: The pair, freshly booted.
         rules: Settings by which answers are judged.
         folders: Folders of a storage that is the run's own: no file may be in them yet.
+        standing: Whether the pair was there before, is others' too, and so is never emptied.
     """
 
-    def __init__(self, pair: ProbedPair, rules: ProbeRules, folders: Sequence[Path] = ()) -> None:
-        self._pair, self._rules, self._folders = pair, rules, folders
+    def __init__(
+        self, pair: ProbedPair, rules: ProbeRules, folders: Sequence[Path] = (), *, standing: bool = False
+    ) -> None:
+        self._pair, self._rules, self._folders, self._standing = pair, rules, folders, standing
         self._sentinels: tuple[Sentinel, ...] = ()
         self._known: dict[str, ProbeAnswer] = {}
 
@@ -104,7 +107,7 @@ class Probes:
         """Probe a fresh pair, and leave its device caches and L1 empty."""
         started = time.monotonic()
         try:
-            faults = [*_not_empty(self._folders), *self._used()]
+            faults = [] if self._standing else [*_not_empty(self._folders), *self._used()]
             self._sentinels = sentinels(
                 self._pair.tokenizer(), self._pair.servers, chunk_tokens=self._rules.chunk_tokens
             )
@@ -123,7 +126,7 @@ class Probes:
     def between(self) -> Probed:
         """Empty device caches and L1 between two loads, and check that they are empty."""
         started = time.monotonic()
-        if not self._sentinels:
+        if not self._sentinels or self._standing:
             return Probed()
         try:
             return self._judged(steps.emptied(self._pair, self._sentinels), started)
@@ -137,13 +140,15 @@ class Probes:
         if judge(first, {}, rules):
             return  # a storage that was not empty stores nothing that it already has, so that later steps prove nothing
         yield steps.again(pair, made)
-        yield steps.reloaded(pair, made)
+        if not self._standing:
+            yield steps.reloaded(pair, made)
         if len(pair.servers) > 1:
             longest = max(each.served.answer.prompt_tokens for each in first)
             yield steps.across(
                 pair, made, stored_chunks=longest // rules.chunk_tokens if rules.claim is Claim.L2 else 0
             )
-        yield steps.emptied(pair, made)
+        if not self._standing:
+            yield steps.emptied(pair, made)
 
     def _judged(self, answers: Sequence[SentinelAnswer], started_s: float) -> Probed:
         largest: dict[str, float] = {}
@@ -161,6 +166,9 @@ class Probes:
 
     def _unchecked(self, answers: Sequence[SentinelAnswer]) -> Iterable[str]:
         rules = self._rules
+        if self._standing:
+            yield "a cold start: the deployment stood before; a salt in every prompt stands in its place"
+            yield "what L1 gives back, and that caches are empty between contexts: nothing of a deployment is emptied"
         if len(self._pair.servers) < 2:
             yield "whether servers share what they store: there is one server"
         longest = max((each.served.answer.prompt_tokens for each in answers), default=0)

@@ -46,7 +46,14 @@ _LOAD_FAILURES = {
 }
 
 
-def check_claim(claim: Claim, ledger: Ledger, expectable: Expectable = Expectable()) -> ClaimCheck:
+def check_claim(
+    claim: Claim,
+    ledger: Ledger,
+    expectable: Expectable = Expectable(),
+    *,
+    idle_is_fault: bool = True,
+    routed_here: bool = True,
+) -> ClaimCheck:
     """Compare a tier's claim with the ledger of a run.
 
     Failures (stores, loads, dropped events) are faults whatever the workload; hits are asked for only where the
@@ -56,14 +63,18 @@ def check_claim(claim: Claim, ledger: Ledger, expectable: Expectable = Expectabl
         claim: Claim of the tier.
         ledger: Ledger of the run.
         expectable: Hits that the workload can have.
+        idle_is_fault: Whether a server without a request breaks what the balancer promises.
+        routed_here: Whether the run's own router spreads the requests; another one may leave a server out.
     """
     tokens = ledger.total
-    found = [*_routing(ledger)]
+    idle = _routing(ledger)
+    found = [*idle] if idle_is_fault and routed_here else []
+    elsewhere = [] if routed_here else [*idle]
     if claim is Claim.DEVICE:
-        return ClaimCheck((*found, *_no_offload(ledger)))
+        return ClaimCheck((*found, *_no_offload(ledger)), tuple(elsewhere))
     for name, moved in ledger.transfers.items():
         found += _failures(name, moved)
-    unchecked = []
+    unchecked = [*elsewhere]
     if expectable.l1 and (claim is Claim.L1 or expectable.l2):
         unchecked.append(f"hits in {claim.upper()} were not asked for: {expectable.l1}")
     elif claim is Claim.L1:

@@ -11,11 +11,13 @@ import pandas as pd
 from pytest_kvcache.proof import claims, expected_hits
 from pytest_kvcache.proof.balance import balance, client_tokens
 from pytest_kvcache.proof.breakdown import components
-from pytest_kvcache.proof.claims import Expectable
+from pytest_kvcache.proof.claims import ClaimCheck, Expectable
 from pytest_kvcache.proof.expected_hits import Expected, Hierarchy
 from pytest_kvcache.proof.hit_differences import hit_differences, warm_start_faults
 from pytest_kvcache.proof.ledger import Ledger, Tokens, build_ledger
 from pytest_kvcache.proof.oracle_requests import expectable_from_rows, oracle_requests
+from pytest_kvcache.proof.other_traffic import OtherTraffic, identity, other_traffic
+from pytest_kvcache.proof.routing import IN_TURN, Routing, RoutingCheck, check_routing, idle_is_fault
 from pytest_kvcache.proof.storage_account import AccountProof
 from pytest_kvcache.serving.claim import Claim
 from pytest_kvcache.telemetry import counters
@@ -56,6 +58,9 @@ class Proof:
         findings: Where measured hits are far from expected ones, a line each.
         figures: Figures to be stored with those of the run: shares by source, parts of TTFT.
         storage: The storage's own account, compared with LMCache's.
+        routing: Balancer of the run.
+        routed: Where it sent the requests.
+        others: What others did on a deployment in the time of the run; None where the servers were the run's own.
     """
 
     ledger: Ledger
@@ -65,6 +70,9 @@ class Proof:
     findings: tuple[str, ...] = ()
     figures: Mapping[str, float] = field(default_factory=dict)
     storage: AccountProof = field(default_factory=AccountProof)
+    routing: Routing = field(default_factory=Routing)
+    routed: RoutingCheck = field(default_factory=RoutingCheck)
+    others: OtherTraffic | None = None
 
     def with_storage(self, storage: AccountProof) -> Proof:
         """Return the proof with the storage's own account."""
@@ -87,6 +95,8 @@ class Proof:
             "findings": list(self.findings),
             "figures": dict(self.figures),
             "storage": self.storage.facts(),
+            "routing": self.routed.facts(self.routing),
+            **({} if self.others is None else {"other_traffic": self.others.facts()}),
         }
 
 
@@ -100,6 +110,8 @@ def judge(
     context_tokens: int,
     first_user: int = 0,
     beyond_tokens: float = 0.0,
+    routing: Routing = IN_TURN,
+    shared: float | None = None,
 ) -> Proof:
     """Return what the counters of a run prove.
 
@@ -112,6 +124,9 @@ def judge(
         context_tokens: Context length of the run (tokens).
         first_user: Number before that of the first user.
         beyond_tokens: Prompt tokens of requests that were sent and are not in `rows`.
+        routing: Balancer of the run.
+        shared: Share of the prompt tokens that others may send to these servers; None where they are the run's own, so
+            that any difference between counters and answers is a fault.
     """
     unread = counters.faults(before, after)
     before, after = counters.ranks_as_one(before), counters.ranks_as_one(after)
@@ -128,17 +143,34 @@ def judge(
         first_user=first_user,
         device=device_cache(after),
         size=size,
+        routing=routing,
     )
-    checked = claims.check_claim(served.claim, ledger, can)
-    unbalanced = balance(ledger, client_tokens(rows, beyond_tokens=beyond_tokens), beyond_tokens=beyond_tokens)
+    routed = check_routing(rows, routing)
+    if shared is None:
+        others = None
+        unbalanced = balance(ledger, client_tokens(rows, beyond_tokens=beyond_tokens), beyond_tokens=beyond_tokens)
+        unchecked: tuple[str, ...] = ()
+    else:
+        others = other_traffic(rows, before, after, tolerance=shared, beyond_tokens=beyond_tokens)
+        same = identity(rows, before, after, frozenset(ledger.servers))
+        unbalanced = [*same.faults, *others.faults]
+        unchecked = (*others.unchecked, *same.unchecked)
+    if shared is not None and not ledger.servers:
+        checked = ClaimCheck(unchecked=(f"that KV came from {served.claim}: no counters of a server are read",))
+    else:
+        idle = idle_is_fault(routed.requests, routing.promises)
+        checked = claims.check_claim(served.claim, ledger, can, idle_is_fault=idle, routed_here=shared is None)
     leftovers = warm_start_faults(whole.servers, ledger) if whole is not None and served.claim is Claim.L2 else []
     return Proof(
         ledger,
         expected=whole.servers if whole is not None else {},
-        faults=(*leftovers, *unbalanced, *checked.faults),
-        unchecked=checked.unchecked,
+        faults=(*leftovers, *unbalanced, *routed.faults, *checked.faults),
+        unchecked=(*routed.unchecked, *checked.unchecked, *unchecked),
         findings=tuple(hit_differences(whole.servers, ledger)) if whole is not None else (),
         figures=ledger.as_figures() | components(rows, grown),
+        routing=routing,
+        routed=routed,
+        others=others,
     )
 
 
@@ -151,12 +183,13 @@ def _expected(
     first_user: int,
     device: DeviceCache | None,
     size: float | None,
+    routing: Routing,
 ) -> tuple[Expected | None, Expectable]:
     """Return the hits of an LRU hierarchy, None where prompts or sizes are unknown, and which hits can be expected."""
     unknown = expectable_from_rows(rows, served.chunk_tokens, device.tokens if device else None)
     if not isinstance(workload, MultiRoundQa) or workload.mode != "exact" or device is None:
         return None, unknown
-    asks = oracle_requests(rows, workload, context_tokens, first_user)
+    asks = oracle_requests(rows, workload, context_tokens, first_user, routing)
     if not asks:
         return None, unknown
     caches = Hierarchy(

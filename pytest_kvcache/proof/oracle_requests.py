@@ -6,16 +6,20 @@ import pandas as pd
 
 from pytest_kvcache.proof.claims import Expectable
 from pytest_kvcache.proof.expected_hits import OracleRequest
+from pytest_kvcache.proof.routing import IN_TURN, Routing, primed_servers
 from pytest_kvcache.workload.multi_round import MultiRoundQa
 
 
 def oracle_requests(
-    rows: pd.DataFrame, workload: MultiRoundQa, context_tokens: int, first_user: int
+    rows: pd.DataFrame,
+    workload: MultiRoundQa,
+    context_tokens: int,
+    first_user: int,
+    routing: Routing = IN_TURN,
 ) -> list[OracleRequest]:
     """Return the requests of an exact multi-round run for the oracle, with those sent before the clock started.
 
-    The requests before the clock were sent to the servers in turn, one by one, so the last of them went to the server
-    before the one that answered the first measured request.
+    Each has the server that answered it, whatever the balancer's policy is.
     """
     sent = rows[rows["server"].ne("") & rows["prompt_tokens"].notna()].sort_values("actual_start_s")
     turn = list(dict.fromkeys(sent["server"]))
@@ -27,10 +31,10 @@ def oracle_requests(
             each.user,
             workload.prompt_tokens(context_tokens, each.round),
             workload.answer_tokens,
-            turn[(i - len(due)) % len(turn)],
+            server,
             measured=False,
         )
-        for i, each in enumerate(due)
+        for each, server in zip(due, primed_servers(routing, turn, len(due)), strict=True)
     ]
     columns = (sent[name] for name in ("user", "prompt_tokens", "generated_tokens", "server"))
     return primed + [OracleRequest(int(u), int(p), int(g), str(s)) for u, p, g, s in zip(*columns, strict=True)]

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
-from pytest_kvcache.report.series import FIGURES, Figure
+from pytest_kvcache.report.series import FIGURES, YARDSTICKS, Figure
 
 #: How the intervals are named wherever they are shown.
 INTERVAL = "95 % t interval over boots, of logarithms"
@@ -155,6 +155,19 @@ def best_table(found: Sequence[Change]) -> pd.DataFrame:
     return pd.DataFrame(
         list(cells.values()), columns=["tier", *(figure.short for figure in FIGURES)], dtype=object
     ).fillna("-")
+
+
+def best_tables(rows: pd.DataFrame, *, against: Iterable[str] = YARDSTICKS) -> list[str]:
+    """Return `best_table` as outputs print it, a text for each of `against` that there is something to hold against.
+
+    Args:
+        rows: Of `series.read`.
+        against: Labels of the other tiers.
+    """
+    found = {label: changes(rows, against=label) for label in against}
+    return [
+        f"at best, against {label}:\n{best_table(each).to_string(index=False)}" for label, each in found.items() if each
+    ]
 
 
 def _groups(rows: pd.DataFrame) -> list[tuple[str, int, pd.DataFrame]]:

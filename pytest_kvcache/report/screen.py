@@ -15,10 +15,9 @@ from rich.text import Text
 
 from pytest_kvcache.campaign.result import CellResult
 from pytest_kvcache.proof.ledger import Tokens
-from pytest_kvcache.report.rows import change_of, gate_of, making_of, status
-from pytest_kvcache.verdict.estimate import Estimates
+from pytest_kvcache.report import cells
+from pytest_kvcache.report.rows import status
 from pytest_kvcache.verdict.gates import GateVerdict
-from pytest_kvcache.verdict.procedure import share
 
 #: Cells of a bar that shows where prompt tokens came from.
 _BAR = 8
@@ -77,16 +76,16 @@ def table(results: Sequence[CellResult], *, width: int, colour: bool, glyphs: bo
         row = [
             Text(result.cell.tier + ("*" if _stands_in(result) else "")),
             Text(str(result.context_tokens)),
-            Text(_seconds(e, "ttft_p50_s")),
-            Text(_seconds(e, "ttft_p99_s")),
+            Text(cells.seconds(e, "ttft_p50_s")),
+            Text(cells.seconds(e, "ttft_p99_s")),
         ]
         if with_change:
-            row += [Text(_rounded(e, key)) for key in ("tokens_per_s", "decode_tokens_per_s")]
+            row += [Text(cells.whole(e, key)) for key in ("tokens_per_s", "decode_tokens_per_s")]
         if with_bar:
             row.append(Text(bar(result.runs[-1].proof.ledger.total, glyphs=glyphs)))
         found = status(result, None)
         if with_change:
-            row.append(Text(change(result)))
+            row.append(Text(cells.change(result)))
         row.append(Text(outcome(result), style=_STYLES.get(found, "")))
         shown.add_row(*row)
     lines = _render(shown, width=width, colour=colour)
@@ -104,36 +103,19 @@ def bar(tokens: Tokens, *, glyphs: bool) -> str:
     merged: dict[str, float] = {}
     for part, sign in parts:
         merged[sign] = merged.get(sign, 0.0) + part
-    cells = {sign: max(1, math.floor(part * _BAR)) for sign, part in merged.items() if part > 0}
-    while sum(cells.values()) < _BAR:
-        sign = max(cells, key=lambda each: merged[each] * _BAR - cells[each])
-        cells[sign] += 1
-    while sum(cells.values()) > _BAR:
-        sign = max((each for each in cells if cells[each] > 1), key=lambda each: cells[each] - merged[each] * _BAR)
-        cells[sign] -= 1
-    return "".join(sign * count for sign, count in cells.items())
-
-
-def change(result: CellResult) -> str:
-    """Return the change of the gate that decides, worse-positive, with its interval; "-" where nothing is compared."""
-    if (moved := change_of(result, None)) is not None:
-        name = moved.metric.short or moved.metric.key
-        return f"{name} {share(moved.effect):+z.0%}" if moved.effect is not None else f"{name} ?"
-    gate = gate_of(result, None)
-    if gate is None:
-        return "-"
-    text = f"{gate.metric.short or gate.metric.key} {share(gate.effect):+z.0%}"
-    return f"{text} [{_percent(share(gate.lower))}, {_percent(share(gate.upper))}]"
+    shown = {sign: max(1, math.floor(part * _BAR)) for sign, part in merged.items() if part > 0}
+    while sum(shown.values()) < _BAR:
+        sign = max(shown, key=lambda each: merged[each] * _BAR - shown[each])
+        shown[sign] += 1
+    while sum(shown.values()) > _BAR:
+        sign = max((each for each in shown if shown[each] > 1), key=lambda each: shown[each] - merged[each] * _BAR)
+        shown[sign] -= 1
+    return "".join(sign * count for sign, count in shown.items())
 
 
 def outcome(result: CellResult) -> str:
-    """Return the verdict of a cell in a word or two: how many boots a baseline in the making has, and a suspicion."""
-    word = status(result, None)
-    if (making := making_of(result, None)) is not None:
-        word = f"{word} {making.boots}/{making.needed}"
-    elif word == "recorded" and result.write is not None:
-        word = f"{word} {len(result.write.new.boots)}"
-    return f"{word} !" if result.suspicions else word
+    """Return the verdict of a cell in a word or two, with a mark where its times are doubtful."""
+    return f"{cells.verdict(result)} !" if result.suspicions else cells.verdict(result)
 
 
 def attention(results: Sequence[CellResult]) -> Iterator[str]:
@@ -170,21 +152,6 @@ def _legend(results: Sequence[CellResult], *, with_bar: bool, glyphs: bool) -> l
 
 def _stands_in(result: CellResult) -> bool:
     return result.label != result.cell.tier
-
-
-def _seconds(figures: Estimates, key: str) -> str:
-    value = figures.get(key, math.nan)
-    return "-" if math.isnan(value) else f"{value:.3f}" if value < 10 else f"{value:.1f}"
-
-
-def _rounded(figures: Estimates, key: str) -> str:
-    value = figures.get(key, math.nan)
-    return "-" if math.isnan(value) else f"{value:.0f}"
-
-
-def _percent(value: float) -> str:
-    """Return a bound of an interval; one that nobody would read to the end is shortened."""
-    return f"{value:+z.0%}" if value < 10 else f"x{value + 1:.0f}" if value < 1e3 else "..."
 
 
 def _render(shown: Table, *, width: int, colour: bool) -> list[str]:

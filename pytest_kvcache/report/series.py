@@ -2,13 +2,12 @@
 
 The article has one chart (aggregate processing speed against length of user context, a line a scenario) and one table
 (the pNFS tier against GPU only and against GPU + CPU: most that processing speed, mean TTFT and decode throughput per
-request gained over all lengths). `chart.py` draws the first from this table; `best` gives the second.
+request gained over all lengths). `chart.py` draws the first from this table; `compared.py` makes the second.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -206,51 +205,3 @@ def means(rows: pd.DataFrame) -> pd.DataFrame:
     return result.sort_values(
         ["label", "context_tokens"], key=lambda column: column.map(order) if column.name == "label" else column
     ).reset_index(drop=True)
-
-
-def is_imported(label: str) -> bool:
-    """Return whether a label is that of another tool's result, as `pytest-kvcache import` writes it."""
-    return re.search(r" \(imported: [a-z-]+\)( \([AB]\))?$", label) is not None
-
-
-def best(table: pd.DataFrame, *, against: str) -> pd.DataFrame:
-    """Return the most that each tier gained over another, for each figure, over all contexts that both have.
-
-    Args:
-        table: Of `means`.
-        against: Label of the other tier.
-
-    Returns:
-        A row a tier of ours: `tier`, then each figure's best change with the context at which it was; no row where
-        there is nothing to compare.
-    """
-    table = table[~table["label"].map(is_imported).astype(bool)]
-    base = table[table["label"] == against].set_index("context_tokens")
-    lines = []
-    for label, rows in table[table["label"] != against].groupby("label", sort=False):
-        shared = rows.set_index("context_tokens")
-        shared = shared.loc[shared.index.intersection(base.index)]
-        line = {"tier": str(label)}
-        for figure in FIGURES:
-            change = (shared[figure.key] / base.loc[shared.index, figure.key] - 1).dropna()
-            if not change.empty:
-                at = change.idxmax() if figure.higher_is_better else change.idxmin()
-                line[figure.short] = f"{change[at]:+z.0%} (at {at})"
-        if len(line) > 1:
-            lines.append(line)
-    return pd.DataFrame(lines)
-
-
-def best_tables(table: pd.DataFrame, *, against: Iterable[str] = YARDSTICKS) -> list[str]:
-    """Return `best` as outputs print it, a text for each of `against` that there is something to hold against.
-
-    Args:
-        table: Of `means`.
-        against: Labels of the other tiers.
-    """
-    found = {label: best(table, against=label) for label in against}
-    return [
-        f"at best, against {label}:\n{rows.to_string(index=False, na_rep='-')}"
-        for label, rows in found.items()
-        if not rows.empty
-    ]

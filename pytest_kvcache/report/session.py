@@ -15,7 +15,8 @@ from pytest_kvcache.campaign.result import CellResult
 from pytest_kvcache.campaign.state import PerfState
 from pytest_kvcache.errors import ConfigError, KvCacheError
 from pytest_kvcache.report import benchmark as rows_of_benchmark
-from pytest_kvcache.report import chart, header, screen, series, terminal, verdict_file
+from pytest_kvcache.report import chart, compared, header, screen, series, terminal, verdict_file
+from pytest_kvcache.report.balancer import balancer_lines
 from pytest_kvcache.report.gpus import gpu_lines
 from pytest_kvcache.report.html import document
 from pytest_kvcache.report.ledger import LedgerRow, ledger_table, storage_table
@@ -120,6 +121,7 @@ class SessionReport:
         if table := storage_table(rows):
             yield f"what the storage says of it:\n{table}"
         yield "\n".join(terminal.probe_lines(results))
+        yield "\n".join(balancer_lines(results, state.balancers))
         unchecked = [
             f"not proved: {r.label}, context {r.context_tokens}: {line}" for r, p in proofs for line in p.unchecked
         ]
@@ -146,7 +148,7 @@ class SessionReport:
         folder = self._state.run.folder
         try:
             measured = series.read([folder])
-            yield from series.best_tables(series.means(measured))
+            yield from compared.best_tables(measured)
             yield f"chart: {chart.draw(measured, folder / 'chart.svg')}"
         except (ConfigError, OSError) as error:
             yield f"no chart: {error}"

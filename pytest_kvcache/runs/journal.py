@@ -38,7 +38,8 @@ class Record:
         leaders: First process of each component.
         folders: Folders to remove, with all content.
         shared_memory: Shared-memory files by inode.
-        docker: The daemon that may have containers with the run's label, "" where no daemon was asked.
+        docker: The daemon that may have containers with the run's label (`containers.address`), "" where none was
+            asked.
         version: Version of this layout.
     """
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import random
+import secrets
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -33,7 +34,7 @@ class PortLeases:
         Raises:
             RunError: No port is left.
         """
-        for port in random.sample(_RANGE, len(_RANGE)):
+        for port in _shuffled():
             lock = FileLock(self._folder / f"{port}.lock")
             try:
                 lock.acquire(timeout=0)
@@ -55,12 +56,18 @@ class PortLeases:
 def free_ports(count: int) -> list[int]:
     """Return up to `count` ports on which nothing listens just now; none of them is leased."""
     found: list[int] = []
-    for port in random.sample(_RANGE, len(_RANGE)):
+    for port in _shuffled():
         if len(found) == count:
             break
         if _is_free(port):
             found.append(port)
     return found
+
+
+def _shuffled() -> Iterator[int]:
+    """Yield all ports of the range, beginning anywhere, in steps of more than a pair's ports."""
+    start, step = secrets.randbelow(len(_RANGE)), 1009  # no divisor of the number of ports
+    return (_RANGE[(start + count * step) % len(_RANGE)] for count in range(len(_RANGE)))
 
 
 def _is_free(port: int) -> bool:

@@ -65,9 +65,9 @@ def members(leaders: Iterable[Leader]) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            if process.status() == psutil.STATUS_ZOMBIE or process.pid == os.getpid():
+            if process.pid == os.getpid() or not (_writes_to(process.pid, logs) or _in_session(process, sessions)):
                 continue
-            if _writes_to(process.pid, logs) or _in_session(process, sessions):
+            if process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found
 

@@ -97,7 +97,7 @@ class RunSession:
             The address of the daemon that is to make them.
 
         Raises:
-            ConfigError: DOCKER_HOST is no Unix socket, so that the daemon may be another machine's.
+            ConfigError: DOCKER_HOST or the docker context cannot be used.
         """
         if not self.journal.record.docker:
             self.journal.note_docker(containers.address())

@@ -32,12 +32,14 @@ class ServingPair:
         handles: Handle of each component, in the order of the start.
         boot_s: Time from the first start to the last readiness (s).
         launched: Where and how its components run (`Launcher.describe`).
+        logs: Folder of the components' logs.
     """
 
     plan: ServingPlan
     handles: tuple[Handle, ...]
     boot_s: float
     launched: Mapping[str, str] = field(default_factory=dict)
+    logs: Path = Path()
 
     @property
     def base_url(self) -> str:
@@ -103,7 +105,7 @@ def boot(
     except BaseException:
         launcher.stop(handles)
         raise
-    return ServingPair(plan=plan, handles=tuple(handles), boot_s=time.monotonic() - started)
+    return ServingPair(plan=plan, handles=tuple(handles), boot_s=time.monotonic() - started, logs=logs)
 
 
 def _of_stage(plan: ServingPlan, stage: Stage, handles: list[Handle]) -> list[Component]:

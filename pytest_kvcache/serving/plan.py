@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pytest_kvcache.config.balancer import Balancer
 from pytest_kvcache.config.profile import Profile
+from pytest_kvcache.deployment.standing import Standing
+from pytest_kvcache.endpoint.address import without_version
 from pytest_kvcache.serving import lmcache
 from pytest_kvcache.serving import versions as older
-from pytest_kvcache.serving.balancer import router
+from pytest_kvcache.serving.balancers import kinds as balancers
+from pytest_kvcache.serving.balancers.base import Front
 from pytest_kvcache.serving.component import Component
 from pytest_kvcache.serving.names import lmcache_name, server_name
 from pytest_kvcache.serving.offload import TierPlan
@@ -17,7 +21,8 @@ from pytest_kvcache.serving.places import Placement
 from pytest_kvcache.serving.vllm import vllm_server
 from pytest_kvcache.telemetry import internal_api
 
-_MAX_INFLIGHT = 8192
+#: LMCache inside vLLM hands its sums to Prometheus once in 10 s.
+LMCACHE_COUNTS_EVERY_S = 11.0
 
 
 @dataclass(frozen=True)
@@ -27,13 +32,18 @@ class ServingPlan:
     Args:
         tier: Plan of the tier that the pair serves with.
         components: Components in the order of their stages.
-        base_url: URL of the balancer with /v1, to which a workload sends its requests.
+        base_url: URL of the balancer with /v1, to which a workload sends its requests; without a balancer the first of
+            `turn_urls`.
         model: The model name that requests carry.
         server_urls: Base URL of each vLLM server by name, without /v1.
         metrics_urls: Prometheus endpoint of each vLLM and LMCache by component name; an LMCache inside vLLM has one for
             each rank (`lmcache-0`, `lmcache-0.1`).
         extra_body: Fields that each request must carry (`TierPlan.request_fields`).
         lacks: What the engine does not tell because it is older, a line each.
+        balancer: The balancer as the profile asks for it.
+        turn_urls: Without a balancer the URL of each server with /v1, over which the client takes turns; else empty.
+        balancer_metrics_url: What the balancer says of itself, "" where nothing.
+        standing: Deployment that was there before, with all of its caches; None for a pair that the run has booted.
     """
 
     tier: TierPlan
@@ -44,6 +54,21 @@ class ServingPlan:
     metrics_urls: dict[str, str]
     extra_body: dict[str, Any] = field(default_factory=dict)
     lacks: tuple[str, ...] = ()
+    balancer: Balancer = field(default_factory=Balancer)
+    turn_urls: tuple[str, ...] = ()
+    balancer_metrics_url: str = ""
+    standing: Standing | None = None
+
+    @property
+    def tokenizer_url(self) -> str:
+        """Base URL of what has vLLM's tokenizer API: the first server, or the balancer where none is known."""
+        return next(iter(self.server_urls.values()), without_version(self.base_url))
+
+    @property
+    def counters_lag_s(self) -> float:
+        """How long counters may lag behind (s): LMCache inside a vLLM that stands counts every 10 s."""
+        shared = len(set(self.metrics_urls.values())) < len(self.metrics_urls)
+        return LMCACHE_COUNTS_EVERY_S if shared else 0.0
 
 
 def build_plan(profile: Profile, tier: TierPlan, placement: Placement) -> ServingPlan:
@@ -92,12 +117,12 @@ def build_plan(profile: Profile, tier: TierPlan, placement: Placement) -> Servin
             connector = lmcache.in_process_connector(server_name(index), versions)
             for rank in range(profile.ranks):
                 metrics[lmcache_name(index, rank)] = internal_api.metrics_url(own / lmcache.SOCKET, rank)
-        vllm_port = place.port()
+        vllm_port = profile.server_port(index) or place.port()
         components.append(
             vllm_server(
                 place,
                 index=index,
-                profile=profile,
+                profile=profile.with_vllm_args(balancers.server_args(profile.balancer, place.scratch, index)),
                 port=vllm_port,
                 connector=connector,
                 gpus=gpus,
@@ -109,24 +134,21 @@ def build_plan(profile: Profile, tier: TierPlan, placement: Placement) -> Servin
         )
         urls[server_name(index)] = place.url(vllm_port)
         metrics[server_name(index)] = f"{place.url(vllm_port)}/metrics"
-    front = placement.balancer
-    router_port = front.port()
-    components.append(
-        router(
-            front,
-            workers=list(urls.values()),
-            port=router_port,
-            metrics_port=front.port(),
-            max_inflight=_MAX_INFLIGHT,
-        )
-    )
+    at = placement.balancer
+    front = Front(urls, at.host, at.port, at.scratch, at.tools, profile.served_name, profile.block_tokens)
+    balanced = balancers.plan(profile.balancer, front)
+    if balanced.component is not None:
+        components.append(replace(balanced.component, place=at.name))
     return ServingPlan(
         tier=tier,
         components=tuple(components),
-        base_url=f"{front.url(router_port)}/v1",
+        base_url=balanced.base_urls[0],
         model=profile.served_name,
         server_urls=urls,
         metrics_urls=metrics,
         extra_body=tier.request_fields(in_process=profile.lmcache_mode == "in-process"),
         lacks=tuple(older.losses(versions, profile, tier.offload)),
+        balancer=profile.balancer,
+        turn_urls=balanced.base_urls if profile.balancer.kind == "none" else (),
+        balancer_metrics_url=balanced.metrics_url,
     )

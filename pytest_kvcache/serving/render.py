@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pytest_kvcache.config import environment
+from pytest_kvcache.config.balancer import MEANINGS
 from pytest_kvcache.config.cautions import cautions
 from pytest_kvcache.config.profile import TINY_MODEL, Profile
 from pytest_kvcache.engine.base import BaseEngine
@@ -136,6 +137,8 @@ def _json(plan: ServingPlan, reason: str | None, away: Mapping[str, str]) -> str
             "lacks": list(plan.lacks),
             "withheld": dict(away),
             "base_url": plan.base_url,
+            "balancer": plan.balancer.model_dump(mode="json"),
+            "turn_urls": list(plan.turn_urls),
             "extra_body": plan.extra_body,
             "folders": [str(folder) for folder in plan.tier.folders],
             "components": components,
@@ -146,7 +149,7 @@ def _json(plan: ServingPlan, reason: str | None, away: Mapping[str, str]) -> str
 
 def _script(profile: Profile, plan: ServingPlan, reason: str | None, away: Mapping[str, str]) -> str:
     lines = [f"# profile {profile.name}, tier {plan.tier.label}: what a run starts, in this order."]
-    lines += [f"# {_RUN} stands for the run's id; ports are chosen free at each run. Requests go to {plan.base_url}."]
+    lines += [f"# {_RUN} stands for the run's id; ports are chosen free at each run. {_where(plan)}"]
     if plan.extra_body:
         lines.append(f"# Every request carries {json.dumps(plan.extra_body)}, other ones in each boot.")
     if reason:
@@ -167,6 +170,15 @@ def _script(profile: Profile, plan: ServingPlan, reason: str | None, away: Mappi
             *_component(component),
         ]
     return "\n".join(lines)
+
+
+def _where(plan: ServingPlan) -> str:
+    """Return where requests go, and by which policy."""
+    promised = MEANINGS[plan.balancer.promises]
+    if plan.turn_urls:
+        return f"No balancer: the client takes turns over {' and '.join(plan.turn_urls)}."
+    counters = f" Its counters: {plan.balancer_metrics_url}." if plan.balancer_metrics_url else ""
+    return f"Requests go to {plan.base_url} ({plan.balancer.label}: {promised}).{counters}"
 
 
 def _component(component: Component) -> list[str]:

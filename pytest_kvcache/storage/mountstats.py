@@ -6,6 +6,7 @@ count from the mount on and start again with a remount, so that only the differe
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ _DEVICE = re.compile(
 )
 _LAYOUT = re.compile(r"\bpnfs=(?P<layout>not configured|[^,\n]+)")
 _OPERATION = re.compile(r"[ \t]*(?P<name>[A-Z][A-Z0-9_]*):((?: [0-9]+)+)[ \t]*")
+_NUMBER = re.compile("-?[0-9]{1,20}")
 _OCTAL = re.compile(rb"\\([0-3][0-7]{2})")
 
 #: Positions of the last three of the 27 event counters (`enum nfs_stat_eventcounters` of linux/nfs_iostat.h); older
@@ -217,24 +219,28 @@ def _block(head: re.Match[str], lines: list[str]) -> Reading:
         if operation:
             operations[operation["name"]] = Operation(*(int(x) for x in operation.group(2).split()[:9]))
         elif key == "xprt":
-            kind, *numbers = value.split()
-            transports.append(Transport(kind, tuple(int(x) for x in numbers)))
+            kind, _, numbers = value.strip(" \t").partition(" ")
+            transports.append(Transport(kind, _numbers(numbers)))
         else:
             fields[key] = value.strip(" \t")
     layout = _LAYOUT.search(fields.get("nfsv4", ""))
     driver = layout["layout"].strip() if layout else ""
     options = parse_options(fields.get("opts", ""))
-    counts = [int(x) for x in fields.get("bytes", "").split()]
     return Reading(
         source=unescape(head["source"]),
         point=Path(unescape(head["point"])),
         fstype=head["fstype"],
         options=options,
-        age_s=int(fields.get("age", "0")),
+        age_s=whole(fields.get("age", "")),
         layout="" if driver == "not configured" else driver,
         flavor=options.get("sec", ""),
-        events=tuple(int(x) for x in fields.get("events", "").split()),
-        bytes=dict(zip(COUNTED_BYTES, counts, strict=False)),
+        events=_numbers(fields.get("events", "")),
+        bytes=dict(zip(COUNTED_BYTES, _numbers(fields.get("bytes", "")), strict=False)),
         transports=tuple(transports),
         operations=operations,
     )
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """Return the numbers up to the first word that is none: what a newer kernel may add, nobody knows."""
+    return tuple(map(int, itertools.takewhile(_NUMBER.fullmatch, text.split())))

@@ -61,16 +61,25 @@ def scrape_all(urls: Mapping[str, str]) -> dict[str, Counters]:
     """Return the counters of every component by its name.
 
     The counters of an LMCache inside vLLM are taken from its internal API server, which is a component of its own.
-    vLLM's own endpoint has them too: they are left out there, or they would be counted twice.
+    vLLM's own endpoint has them too: they are left out there, or they would be counted twice. So they are where a vLLM
+    and the LMCache inside it have one endpoint, which is read once for both.
     """
-    found = {name: scrape(url) for name, url in urls.items()}
-    if not any(map(internal_api.is_internal, urls.values())):
+    pages = {url: scrape(url) for url in dict.fromkeys(urls.values())}
+    found = {name: pages[url] for name, url in urls.items()}
+    shared = len(pages) < len(urls)
+    if shared:
+        found = {name: _inside_only(own) if name.startswith("lmcache") else own for name, own in found.items()}
+    if not shared and not any(map(internal_api.is_internal, urls.values())):
         return found
-    return {name: own if internal_api.is_internal(urls[name]) else _engine_only(own) for name, own in found.items()}
+    return {name: _engine_only(own) if name.startswith("vllm") else own for name, own in found.items()}
 
 
 def _engine_only(counters: Counters) -> Counters:
     return {key: value for key, value in counters.items() if not key.startswith(_INSIDE)}
+
+
+def _inside_only(counters: Counters) -> Counters:
+    return {key: value for key, value in counters.items() if not key.startswith("vllm:")}
 
 
 def _get(url: str, timeout_s: float) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from pytest_kvcache.config.attach import Attach
 from pytest_kvcache.config.profile import Profile
 from pytest_kvcache.errors import ConfigError
 from pytest_kvcache.serving.tier import Tier
@@ -18,7 +19,7 @@ from pytest_kvcache.tiers.registry import imported, tier_kinds
 from pytest_kvcache.workload.registry import DEFAULT_KIND, workload_kinds
 
 _BUILTIN = Path(__file__).parents[1] / "config" / "builtin.toml"
-_SECTIONS = ("profiles", "tiers")
+_SECTIONS = ("profiles", "tiers", "attach")
 #: Messages in the words of TOML, by pydantic's type of error.
 _WANTED = {
     "tuple_type": "must be a list",
@@ -41,11 +42,13 @@ class Catalogue:
         profiles: Profiles by name.
         tiers: Tiers by name, in the order in which they run.
         source: The user's file, or None where only the built-in ones are known.
+        attach: Deployments that stand, by the name of the tier that each serves.
     """
 
     profiles: Mapping[str, Profile]
     tiers: Mapping[str, Tier]
     source: Path | None
+    attach: Mapping[str, Attach] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path | None:
@@ -132,7 +135,8 @@ def laid_over(user: Table, *, source: Path | None, where: str) -> Catalogue:
     folder = source.absolute().parent if source else None
     profiles = _profiles(_table(builtin, "profiles", where), _table(user, "profiles", where), where, folder)
     tiers = _tiers(_table(builtin, "tiers", where), _table(user, "tiers", where), where, folder)
-    return Catalogue(profiles=profiles, tiers=tiers, source=source)
+    attach = _deployments(_table(user, "attach", where), tiers, where, folder)
+    return Catalogue(profiles=profiles, tiers=tiers, source=source, attach=attach)
 
 
 def _read(path: Path) -> bytes:
@@ -182,12 +186,13 @@ def _profiles(builtin: Table, user: Table, where: str, folder: Path | None) -> d
 
 
 def _without_other_kind(base: Table, over: Table) -> Table:
-    """Return `base` without its workload where `over` has a workload of another kind, which has other keys."""
-    new, old = (t.get("workload") for t in (over, base))
-    if not isinstance(new, dict) or not isinstance(old, dict):
-        return base
-    other = new.get("kind", old.get("kind")) != old.get("kind")
-    return {k: v for k, v in base.items() if k != "workload"} if other else base
+    """Return `base` without its workload or balancer where `over` has one of another kind, which has other keys."""
+    gone = set()
+    for key in ("workload", "balancer"):
+        new, old = (t.get(key) for t in (over, base))
+        if isinstance(new, dict) and isinstance(old, dict) and new.get("kind", old.get("kind")) != old.get("kind"):
+            gone.add(key)
+    return {k: v for k, v in base.items() if k not in gone}
 
 
 def _profile(name: str, table: Table, key: str, folder: Path | None) -> Profile:
@@ -211,6 +216,18 @@ def _tiers(builtin: Table, user: Table, where: str, folder: Path | None) -> dict
         model, keys = _tier_model(table, f"{key}.kind", folder)
         tiers[name] = validate(model, {"name": name, **keys}, key, folder)
     return tiers
+
+
+def _deployments(user: Table, tiers: Mapping[str, Tier], where: str, folder: Path | None) -> dict[str, Attach]:
+    found = {}
+    for name, table in user.items():
+        key = f"{where}: {dotted('attach', name)}"
+        if name not in tiers:
+            raise ConfigError(f"is no tier; known: {', '.join(tiers)}", where=key, todo="[attach.TIER] names a tier")
+        if "tier" in table:
+            raise ConfigError("unknown key; the table's own name is the tier", where=f"{key}.tier")
+        found[name] = validate(Attach, {"tier": name, **table}, key, folder)
+    return found
 
 
 def _tier_model(table: Table, key: str, folder: Path | None) -> tuple[type[Any], Table]:
@@ -249,7 +266,7 @@ def validate(model: type[M], data: Table, where: str, folder: Path | None = None
 def _finding(model: type[BaseModel], loc: tuple[int | str, ...], error: Any, where: str) -> str:
     key = dotted(*loc)
     if error["type"] == "extra_forbidden":
-        allowed = ", ".join(sorted(_fields_at(model, loc[:-1]) - {"name"}))
+        allowed = ", ".join(sorted(_fields_at(model, loc[:-1]) - {"name", "tier"}))
         return f"{where}.{key}: unknown key; allowed: {allowed}"
     if error["type"] == "literal_error":
         return f"{where}.{key}: {error['input']!r:.80} is not allowed; allowed: {error['ctx']['expected']}"

@@ -166,7 +166,7 @@ def _faults(gain: Gain, pairs: Sequence[BootPair]) -> tuple[str, ...]:
     lines = []
     for number, pair in enumerate(pairs, start=1):
         for name, boot in ((gain.over, pair.a), (gain.tier, pair.b)):
-            lines += [f"pair {number}, {name}: {fault}" for fault in boot.faults]
+            lines += [f"pair {number}, {name}: {fault}" for fault in (*boot.faults, *boot.foreign)]
             if not 0 < boot.figures.get(gain.metric.key, math.nan) < math.inf:
                 lines.append(f"pair {number}, {name}: {gain.metric.label} could not be measured")
     return tuple(lines)

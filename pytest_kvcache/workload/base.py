@@ -19,12 +19,17 @@ from pytest_kvcache.workload.tokens import Tokenizer
 _CHUNKS_A_WORKER = 20_000
 #: Length of the answer to a plain warm-up request (tokens).
 _WARM_UP_ANSWER = 8
+#: Description of the key `seed`, for the kinds that make texts.
+SEED = "number that all texts follow from"
 #: A run has no more seconds, users or requests.
 MOST = 10_000_000
 
 
 class Workload(Strict):
     """The keys that every kind has, and the methods that it implements or may override.
+
+    A key that says nothing to a kind does not stand here: each kind declares its own, such as `seed` where texts are
+    made.
 
     The descriptions name in brackets the option of LMCache's `multi-round-qa.py` that has the same meaning.
     """
@@ -47,7 +52,7 @@ class Workload(Strict):
 
     #: Flags of `pytest-kvcache load` that decide what a run of this kind sends, each with the key that it sets. A kind
     #: lists no flag for a key that its requests do not depend on: `load` refuses all flags of other kinds.
-    FLAGS: ClassVar[Mapping[str, str]] = {"seed": "seed", "warmup_requests": "warmup_requests"}
+    FLAGS: ClassVar[Mapping[str, str]] = {"warmup_requests": "warmup_requests"}
 
     #: Whether the kind has a mode "compat", which needs no tokenizer.
     HAS_COMPAT: ClassVar[bool] = False
@@ -57,7 +62,6 @@ class Workload(Strict):
         min_length=1, description="lengths of the user context, one test each [--user-history-prompt]"
     )
     duration_s: PositiveFloat = Field(le=MOST, description="no request is started later than this [--time]")
-    seed: int = Field(default=0, description="number that all texts follow from")
     ignore_eos: bool = Field(default=True, description="answers are exactly as long as was asked for")
     warmup_requests: int = Field(default=10, ge=0, lt=100_000, description="requests sent before the clock starts")
     request_timeout_s: PositiveFloat = Field(

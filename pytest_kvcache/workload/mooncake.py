@@ -18,7 +18,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from pytest_kvcache.errors import ConfigError, RunError
 from pytest_kvcache.strict import UserPath
-from pytest_kvcache.workload.base import Workload
+from pytest_kvcache.workload.base import SEED, Workload
 from pytest_kvcache.workload.script import Conversation, Script, Turn
 from pytest_kvcache.workload.tokens import Tokenizer, texts
 from pytest_kvcache.workload.trace_prompts import Prompts
@@ -44,6 +44,7 @@ class MooncakeTrace(Workload):
 
     FLAGS: ClassVar[Mapping[str, str]] = {
         **Workload.FLAGS,
+        "seed": "seed",
         "trace": "path",
         "trace_format": "trace_format",
         "speed": "speed",
@@ -53,6 +54,7 @@ class MooncakeTrace(Workload):
     }
 
     kind: Literal["mooncake-trace"] = "mooncake-trace"
+    seed: int = Field(default=0, description=SEED)
     path: UserPath = Field(description="the trace file")
     trace_format: FormatName = Field(default="mooncake", description="which tool's rows the trace has")
     speed: PositiveFloat = Field(default=1.0, description="a speed of 2 sends twice as fast as the trace was taken")

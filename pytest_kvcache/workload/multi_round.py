@@ -21,6 +21,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from pytest_kvcache.errors import RunError
 from pytest_kvcache.workload import reference
+from pytest_kvcache.workload.base import SEED
 from pytest_kvcache.workload.schedule import Due
 from pytest_kvcache.workload.script import Conversation, Message, Script, Turn
 from pytest_kvcache.workload.steady import SteadyWorkload
@@ -38,6 +39,7 @@ class MultiRoundQa(SteadyWorkload):
 
     FLAGS: ClassVar[Mapping[str, str]] = {
         **SteadyWorkload.FLAGS,
+        "seed": "seed",
         "shared_system_prompt": "shared_prompt_tokens",
         "answer_len": "answer_tokens",
         "mode": "mode",
@@ -48,6 +50,7 @@ class MultiRoundQa(SteadyWorkload):
     mode: Literal["exact", "compat"] = Field(
         default="exact", description="prepared prompts of exact length, or what LMCache's script sends"
     )
+    seed: int = Field(default=0, description=f"{SEED} (exact only)")
     shared_prompt_tokens: int = Field(ge=0, description="prompt that all users share [--shared-system-prompt]")
     question_tokens: PositiveInt = Field(default=32, description="what a round adds besides its answer (exact only)")
     answer_tokens: PositiveInt = Field(description="length of an answer [--answer-len]")
@@ -62,9 +65,15 @@ class MultiRoundQa(SteadyWorkload):
     )
 
     @model_validator(mode="after")
-    def _yardsticks_are_exact(self) -> Self:
-        if self.yardsticks and self.mode != "exact":
-            raise ValueError('yardsticks need mode = "exact"')
+    def _says_nothing_in_vain(self) -> Self:
+        if self.mode == "compat":
+            for key in ("yardsticks", "question_tokens", "seed"):
+                usual = type(self).model_fields[key].default
+                if getattr(self, key) != usual:
+                    raise ValueError(
+                        f'{key} says nothing in mode = "compat", which sends what the original sends: leave it out, or '
+                        f"at {usual}"
+                    )
         return self
 
     @property

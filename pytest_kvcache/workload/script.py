@@ -90,6 +90,7 @@ class Script:
         warm_up: Requests that are sent all at once before the clock starts; their answers are thrown away.
         priming: Requests that are sent one after the other after the warm-up, so that the caches hold what they would
             hold if the run had begun long ago.
+        primed_users: Number of the user of each request of `priming`; empty where these are no user's.
         user_header: Whether each request names its user in `x-user-id`.
         left_out: What of the workload's file is not sent, for people; "" for nothing.
         concurrency: So many conversations are under way at a time, in order; None where each begins at its time.
@@ -98,6 +99,7 @@ class Script:
     conversations: tuple[Conversation, ...]
     warm_up: tuple[Turn, ...] = ()
     priming: tuple[Turn, ...] = ()
+    primed_users: tuple[int, ...] = ()
     user_header: bool = False
     left_out: str = ""
     concurrency: int | None = None

@@ -39,7 +39,7 @@ class ShareGpt(SteadyWorkload):
     NOT_COMPARED: ClassVar[frozenset[str]] = SteadyWorkload.NOT_COMPARED | {"path"}
     GENERATOR: ClassVar[int] = 2
     FLAGS: ClassVar[Mapping[str, str]] = {
-        **{flag: key for flag, key in SteadyWorkload.FLAGS.items() if key != "seed"},
+        **SteadyWorkload.FLAGS,
         "sharegpt": "path",
         "answer_len": "answer_tokens",
         "init_user_id": "skip_conversations",

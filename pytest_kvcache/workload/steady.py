@@ -71,8 +71,10 @@ class SteadyWorkload(Workload):
         turns: dict[int, list[Turn]] = {}
         for due in self.due(first_user=first_user):
             turns.setdefault(due.user, []).append(turn(due))
+        before = list(self.due(first_user=first_user, before=True))
         return Script(
             tuple(Conversation(user, tuple(own)) for user, own in turns.items()),
             warm_up,
-            priming=tuple(turn(due) for due in self.due(first_user=first_user, before=True)),
+            priming=tuple(map(turn, before)),
+            primed_users=tuple(due.user for due in before),
         )

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import docker
 import pytest
 
 from pytest_kvcache.engine.environment import Engine
@@ -55,12 +54,8 @@ def _cannot_run() -> str:
 
 
 @pytest.fixture(scope="session")
-def image(real_engine: Path) -> Iterator[Image]:
-    """Debian's base with the libraries of an engine; the engine itself (3.6 GB) and its Python are mounted."""
-    prefix = Engine(real_engine, {}).call(
-        [str(real_engine / "bin" / "python"), "-c", "import sys; print(sys.base_prefix)"], timeout_s=30
-    )
-    path = f"PATH={real_engine}/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+def archive() -> Iterator[Path]:
+    """Debian's base with the libraries of an engine, as a file to import."""
     with tempfile.TemporaryDirectory(prefix="kvc-image-") as folder:
         base, archive = Path(folder) / "base", Path(folder) / "base.tar"
         subprocess.run(
@@ -69,9 +64,27 @@ def image(real_engine: Path) -> Iterator[Image]:
             stdout=subprocess.DEVNULL,
         )
         subprocess.run(["tar", "-C", str(base), "-cf", str(archive), "."], check=True)
-        repository, tag = _NAME.split(":")
-        api = docker.APIClient(base_url=containers.address())
-        api.import_image_from_file(str(archive), repository=repository, tag=tag, changes=[f"ENV {path}"])
-    yield Image(_NAME, (real_engine, Path(prefix.stdout.strip())))
-    api.remove_image(_NAME)
-    api.close()
+        shutil.rmtree(base)
+        yield archive
+
+
+def imported(archive: Path, address: str, real_engine: Path) -> Image:
+    """Return the image of Debian's base at a daemon; the engine itself (3.6 GB) and its Python are mounted."""
+    prefix = Engine(real_engine, {}).call(
+        [str(real_engine / "bin" / "python"), "-c", "import sys; print(sys.base_prefix)"], timeout_s=30
+    )
+    path = f"PATH={real_engine}/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    repository, tag = _NAME.split(":")
+    with containers.daemon(address) as client:
+        client.api.import_image_from_file(str(archive), repository=repository, tag=tag, changes=[f"ENV {path}"])
+        if not client.images.list(_NAME):  # Podman does not take the tag
+            client.images.get(repository).tag(repository, tag)
+    return Image(_NAME, (real_engine, Path(prefix.stdout.strip())))
+
+
+@pytest.fixture(scope="session")
+def image(archive: Path, real_engine: Path) -> Iterator[Image]:
+    """The image at the machine's own daemon."""
+    yield imported(archive, containers.address(), real_engine)
+    with containers.daemon(containers.address()) as client:
+        client.images.remove(_NAME)

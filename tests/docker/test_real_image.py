@@ -28,6 +28,12 @@ COMPONENTS = {"vllm-0", "vllm-1", "lmcache-0", "lmcache-1", "router"}
 @pytest.fixture
 def image_project(project: Project, image: Image) -> Project:
     """A user's project with the engine in an image and a short workload."""
+    with_image(project, image)
+    return project
+
+
+def with_image(project: Project, image: Image) -> None:
+    """Have a project use an image."""
     mounts = json.dumps([str(path) for path in image.mounts])
     project.makepyprojecttoml(
         f"""
@@ -38,7 +44,6 @@ def image_project(project: Project, image: Image) -> Project:
         """
     )
     configure(project, SHORT.format(mode=BESIDE, more=""))
-    return project
 
 
 @pytest.fixture
@@ -56,13 +61,13 @@ def of_runs(daemon: docker.DockerClient) -> list[Any]:
 def under_load(project: Project, tier: str) -> Session:
     """Start a session on `tier` and wait until its load is on."""
     session = Session(project, "-v", "--tier", tier, "--record-baselines", "--kv-allow-suspect", "--kv-boots", "1")
-    session.wait_for(lambda: bool(list(session.path.rglob("plan.json"))), timeout_s=300)
+    session.wait_for(lambda: bool(list(session.path.rglob("plan.json"))), timeout_s=600)
     return session
 
 
 def finished(session: Session, tier: str, project: Project) -> tuple[str, pd.DataFrame, dict[str, float]]:
     """Wait for a session that must pass; return its output, its rows, and LMCache's counters of both servers."""
-    assert session.process.wait(300) == 0, session.out.read_text()
+    assert session.process.wait(600) == 0, session.out.read_text()
     folder = run_folder(project) / tier / "boot-1" / "context-3500"
     facts = json.loads((folder / "run.json").read_text())
     after = facts["load"]["counters_after"]
@@ -130,7 +135,7 @@ def test_a_killed_run_is_cleaned_up_after(
 ) -> None:
     """After kill -9 in the middle of a boot the containers live on; the next run removes them and says so."""
     session = Session(image_project, "--tier", "cpu")
-    session.wait_for(lambda: len(of_runs(daemon)) == 4 and len(ours(image_project.path)) >= 6, timeout_s=300)
+    session.wait_for(lambda: len(of_runs(daemon)) == 4 and len(ours(image_project.path)) >= 6, timeout_s=600)
     session.end(signal.SIGKILL)
     assert [each.status for each in of_runs(daemon)] == ["running"] * 4
     configure(image_project, SHORT.format(mode=BESIDE, more="vllm_args = ['--no-such-argument']"))

@@ -51,6 +51,29 @@ def test_a_session_in_containers(image_project: Project, kvcache_home: Path) -> 
     assert {path.name for path in folder.iterdir()} >= {"vllm-0.log", "lmcache-1.log", "s3.log", "router.log"}
 
 
+def test_a_profile_names_its_image(image_project: Project, stub_engine: Path, tmp_path: Path) -> None:
+    """It is pulled where that is asked for, its digest is a key of the baseline, and a tag that moved is told."""
+    image_project.makepyprojecttoml('[tool.pytest.ini_options]\nkv_profile = "stub"\naddopts = ["-p", "no:randomly"]\n')
+    configure(image_project, toml().replace("[profiles.stub]", '[profiles.stub]\nimage = "kv:2"', 1))
+    root, path = str(Path(__file__).parents[2]), image_path(tmp_path / "second", stub_engine)
+    text = CONFTEST.format(root=root, path=path)
+    for n in (2, 3):
+        digest = f"kv@sha256:{str(n) * 64}"
+        more = (
+            f"docker.DockerClient.registry = {{'kv:2': '{n}'}}\ndocker.DockerClient.digests = {{'{n}': ['{digest}']}}\n"
+        )
+        image_project.makeconftest(text.replace("\ndef pytest_unc", f"{more}\ndef pytest_unc"))
+        result = run_apart(image_project, "--tier", "gpu", "--kv-pull=missing", "--record-baselines")
+        out = result.stdout.str()
+        assert "kvcache: pulling kv:2" in out
+        assert f"s: {digest.partition('@')[2]}" in out
+        if n == 2:
+            result.assert_outcomes(passed=3)
+            (cell,) = (image_project.path / "baselines").rglob("*.json")
+            assert json.loads(cell.read_text())["comparability"]["serving.image"] == f"sha256:{'2' * 64}"
+    assert f"serving.image: sha256:{'2' * 64} -> sha256:{'3' * 64}" in out
+
+
 def test_two_sides_say_what_they_are(daemon: StubDocker, stub_engine: Path) -> None:
     """In an A/B of a folder and an image each is named with how it runs and what is in it."""
     folder = Arm("A", engine_named(str(stub_engine)), TINY, CATALOGUE.tiers["cpu"])

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -98,22 +98,61 @@ class StubDocker:
         names: Id of each image that is here, by name.
         env: Of every image: its PATH.
         created: Gets the arguments of every container.
+        described: What `info` says of the daemon.
+        components: What `version` says of it.
+        digests: `RepoDigests` of each image, by id.
+        registry: Id of each image that can be pulled, by name.
+        pulled: Gets the name of each image that was pulled.
     """
 
     names: Mapping[str, str]
     env: Mapping[str, str]
     created: list[dict[str, Any]] = field(default_factory=list)
     all: list[StubContainer] = field(default_factory=list)
+    described: Mapping[str, Any] = field(default_factory=lambda: {"ServerVersion": "20.10.24", "OSType": "linux"})
+    components: Sequence[Mapping[str, Any]] = ({"Name": "Engine", "Version": "20.10.24"},)
+    digests: Mapping[str, list[str]] = field(default_factory=dict)
+    registry: Mapping[str, str] = field(default_factory=dict)
+    pulled: list[str] = field(default_factory=list)
 
-    def __call__(self, base_url: str) -> StubDocker:
+    def __call__(self, base_url: str, *, tls: Any) -> StubDocker:
         """Stand for the class of the client as well as for the client."""
         assert base_url.startswith("unix://")
+        assert not tls
         return self
+
+    def info(self) -> Mapping[str, Any]:
+        """Say what it is."""
+        return self.described
+
+    def version(self) -> dict[str, Any]:
+        """Say what it is made of."""
+        return {"Components": self.components}
+
+    @property
+    def api(self) -> StubDocker:
+        """The part of the SDK that is nearer to HTTP."""
+        return self
+
+    def pull(self, name: str, *, tag: str, stream: bool, decode: bool) -> Iterator[dict[str, Any]]:
+        """Fetch an image, in events as Docker 20 sends them."""
+        assert stream
+        assert decode
+        full = f"{name}{'@' if tag.startswith('sha256:') else ':'}{tag}"
+        if full not in self.registry:
+            yield {"error": f"manifest for {full} not found: manifest unknown: manifest unknown"}
+            return
+        yield {"status": f"Pulling from {name}", "id": tag}
+        yield {"status": "Downloading", "progressDetail": {"current": 5, "total": 10}, "id": "a3ed95caeb02"}
+        yield {"status": "Pull complete", "progressDetail": {}, "id": "a3ed95caeb02"}
+        yield {"status": f"Status: Downloaded newer image for {full}"}
+        self.pulled.append(full)
+        self.names = {**self.names, full: self.registry[full]}
 
     @property
     def images(self) -> StubImages:
         """All images."""
-        return StubImages(self.names)
+        return StubImages(self.names, self.digests)
 
     @property
     def containers(self) -> StubDocker:
@@ -148,12 +187,14 @@ class StubImages:
     """All images of the daemon."""
 
     names: Mapping[str, str]
+    digests: Mapping[str, list[str]]
 
     def get(self, name: str) -> StubImage:
         """Return an image."""
         if name not in self.names:
             raise docker.errors.ImageNotFound("404", explanation=f"No such image: {name}")
-        return StubImage(self.names[name])
+        found = self.names[name]
+        return StubImage(found, {"RepoDigests": self.digests.get(found, [])})
 
 
 @dataclass(frozen=True)
@@ -162,9 +203,11 @@ class StubImage:
 
     Args:
         id: Its digest.
+        attrs: What inspecting it returns.
     """
 
     id: str
+    attrs: Mapping[str, Any]
 
 
 def image_path(folder: Path, engine: Path, *, vllm: str = "0.stub") -> str:

@@ -31,6 +31,9 @@ ENDS: dict[str, Callable[[], None]] = {
 }
 #: Prompt tokens by source, as vLLM counts them.
 COUNTED = {"local_compute": 0, "local_cache_hit": 0, "external_kv_transfer": 0}
+#: What is counted once an answer is over, and when the program began.
+DONE = {"vllm:generation_tokens_total": 0, "vllm:request_success_total": 0}
+STARTED = time.time()
 #: Seconds and number of what vLLM measures of each request.
 TIMED = {"vllm:time_to_first_token_seconds": [0.0, 0], "vllm:lmcache_mp_lookup_duration_seconds": [0.0, 0]}
 
@@ -76,15 +79,26 @@ def counters() -> str:
         lines = [f'vllm:prompt_tokens_by_source_total{{source="{k}"}} {v}\n' for k, v in COUNTED.items()]
         lines += [f"{k}_sum {seconds}\n{k}_count {count}\n" for k, (seconds, count) in TIMED.items()]
         lines.append(f"vllm:prompt_tokens_total {sum(COUNTED.values())}\n")
+        lines += [f"{name} {count}\n" for name, count in DONE.items()]
+        lines.append(f"process_start_time_seconds {STARTED:.6f}\n")
     return "".join(lines)
 
 
 CHAT = "/v1/chat/completions"
+#: What the prompts have by which the latency of a balancer is measured.
+SMALL = b'"content": "small request '
+#: What a server of prompts says of itself: the model `stub`, and its version.
+ABOUT = {
+    "/v1/models": lambda: json.dumps({"object": "list", "data": [{"id": "stub", "max_model_len": 100000}]}),
+    "/version": lambda: json.dumps({"version": os.environ.get("STUB_VERSION", "0.stub")}),
+}
 
 
 def answer(request: Request, args: argparse.Namespace) -> None:
     """Stream an answer, or give it at once, or fail in the way that `--stub-fail` names."""
     body = request.json()
+    if SMALL in request.body:  # no stub fails before its load, by which the balancer's own latency is measured
+        args = argparse.Namespace(**{**vars(args), "stub_fail": "", "stub_buffers": False})
     if args.stub_key and request.headers.get("Authorization") != f"Bearer {args.stub_key}":
         return request.whole("no key", 401)
     return stream(request, body, args) if body.get("stream") else whole(request, body, args)
@@ -127,6 +141,7 @@ def stream(request: Request, body: dict[str, Any], args: argparse.Namespace) -> 
     with LOCK:
         COUNTED["local_compute"] += words - words // 2
         COUNTED["local_cache_hit"] += words // 2
+        _count_done(tokens)
     usage = {"prompt_tokens": words, "completion_tokens": tokens, "prompt_tokens_details": details}
     if args.stub_fail != "no-usage":
         times = {"queue_time_ms": args.stub_lookup * 1e3, "time_to_first_token_ms": args.stub_ttft * 1e3}
@@ -134,8 +149,13 @@ def stream(request: Request, body: dict[str, Any], args: argparse.Namespace) -> 
     if args.stub_fail != "no-done":
         request.event("[DONE]")
     request.piece()
-    os.write(sys.stdout.fileno(), f"{ANSWERED}\n".encode())  # at once and whole, whatever other threads do
-    return None
+    return say_answered(request)
+
+
+def say_answered(request: Request) -> None:
+    """Print that a request of a load was answered."""
+    if SMALL not in request.body:
+        os.write(sys.stdout.fileno(), f"{ANSWERED}\n".encode())  # at once and whole, whatever other threads do
 
 
 #: Prompts of whole answers that a server has seen since its device cache was emptied.
@@ -155,6 +175,7 @@ def whole(request: Request, body: dict[str, Any], args: argparse.Namespace) -> N
         cached = words - 1 if seen else 0
         COUNTED["local_compute"] += words - cached
         COUNTED["local_cache_hit"] += cached
+        _count_done(body["max_tokens"])
     wrong = seen and args.stub_fail == "corrupt"
     tokens = [
         {"token": name, "logprob": -0.1, "top_logprobs": [{"token": name, "logprob": -0.1}]}
@@ -162,7 +183,13 @@ def whole(request: Request, body: dict[str, Any], args: argparse.Namespace) -> N
     ]
     details = {"prompt_tokens_details": {"cached_tokens": cached}} if cached else {}
     usage = {"prompt_tokens": words, "completion_tokens": body["max_tokens"], **details}
-    request.whole({"choices": [{"logprobs": {"content": tokens}}], "usage": usage})
+    message = {"role": args.response_role, "content": " hi" * body["max_tokens"]}
+    request.whole({"choices": [{"message": message, "logprobs": {"content": tokens}}], "usage": usage})
+
+
+def _count_done(tokens: int) -> None:
+    DONE["vllm:generation_tokens_total"] += tokens
+    DONE["vllm:request_success_total"] += 1
 
 
 def reset(request: Request) -> None:
@@ -209,7 +236,8 @@ def forward(request: Request, workers: itertools.cycle[str]) -> None:
     host = next(workers).removeprefix("http://")
     upstream = HTTPConnection(host)
     try:
-        upstream.request("POST", request.path, request.body)
+        key = request.headers.get("Authorization")
+        upstream.request("POST", request.path, request.body, {"Authorization": key} if key else {})
         answered = upstream.getresponse()
     except (OSError, HTTPException) as error:
         return request.whole(str(error), 500)
@@ -227,7 +255,9 @@ def forward(request: Request, workers: itertools.cycle[str]) -> None:
 
 def serve(*ports: int, **posts: Handler) -> None:
     """Answer health checks, metrics, LMCache's /cache/clear and `posts` at 127.0.0.1 until SIGTERM or SIGINT."""
-    pages = dict.fromkeys(READ, counters if posts else lambda: ELSEWHERE)
+    pages: dict[str, Callable[[], str]] = dict.fromkeys(READ, counters if posts else lambda: ELSEWHERE)
+    if posts:
+        pages |= ABOUT
     servers = [Server(port, pages, {"/cache/clear": clear, **posts}) for port in ports]
 
     # Waited for instead of handled: none is lost, and none cuts short what is done at the end.

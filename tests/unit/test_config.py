@@ -52,6 +52,16 @@ def test_the_articles_run_is_built_in() -> None:
     assert (profile.lmcache_mode, profile.l1_size_gb) == ("in-process", 100)
 
 
+def test_a_profile_names_an_image(tmp_path: Path) -> None:
+    """A name that Docker reads is taken as it is written; what is none is refused by its key."""
+    pinned = f"registry.example.org:5000/vllm@sha256:{'0' * 64}"
+    known = load(tmp_path, f'[profiles.p]\nextends = "cpu-tiny"\nimage = "{pinned}"\n')
+    assert known.profile("p").image == pinned
+    said = refusal(tmp_path, '[profiles.p]\nextends = "cpu-tiny"\nimage = "VLLM:latest"\n')
+    assert "image" in said
+    assert "'VLLM:latest' is no name of an image" in said
+
+
 def test_built_in_tiers_in_their_order() -> None:
     """The four tiers are there without a file, the yardstick first."""
     assert list(catalogue.load(None).tiers) == ["gpu", "cpu", "s3", "pnfs"]

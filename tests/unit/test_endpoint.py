@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import base64
+import ipaddress
 import json
 import socket
 import ssl
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_kvcache import redaction
-from pytest_kvcache.client import wire
+from pytest_kvcache.client import framing, wire
+from pytest_kvcache.client.addresses import answering
 from pytest_kvcache.client.exchange import Exchange
-from pytest_kvcache.endpoint.address import below, endpoint, read_key, without_version
+from pytest_kvcache.endpoint.address import below, endpoint, host_header, host_of, read_key, without_version
 from pytest_kvcache.endpoint.certificates import ca_bundle, tls_context, verification
 from pytest_kvcache.errors import ConfigError
 from pytest_kvcache.load.answers import settle
@@ -228,21 +231,63 @@ def test_all_addresses_of_a_name_are_tried(
     """Where nobody listens on the first address of a name, the next one is taken."""
     tried: list[str] = []
 
-    def connect(address: tuple[str, int], timeout: float) -> socket.socket:
-        assert timeout < 10
-        tried.append(address[0])
-        if address[0] not in listens:
+    def connect(sock: socket.socket, place: tuple[str, int]) -> None:
+        assert 0 < (sock.gettimeout() or 0) < 10
+        tried.append(place[0])
+        if place[0] not in listens:
             raise ConnectionRefusedError
-        return socket.socket()
 
-    addresses = [(0, 0, 0, "", (address, 8000)) for address in ("::1", "127.0.0.9", "127.0.0.1")]
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_more: addresses)
-    monkeypatch.setattr(socket, "create_connection", connect)
-    assert wire._answering("localhost", 8000) == (taken, 8000)
+    places = [("::1", 8000, 0, 0), ("127.0.0.9", 8000), ("127.0.0.1", 8000)]
+    found = [(socket.AF_INET6 if len(place) > 2 else socket.AF_INET, 1, 6, "", place) for place in places]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_more: found)
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    assert answering("localhost", 8000).place[:2] == (taken, 8000)
     assert tried == asked
 
 
 def test_one_address_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server with one address sees no connection that brings no request."""
-    monkeypatch.setattr(socket, "create_connection", None)
-    assert wire._answering("127.0.0.1", 9) == ("127.0.0.1", 9)
+    monkeypatch.setattr(socket.socket, "connect", None)
+    assert answering("127.0.0.1", 9) == (socket.AF_INET, ("127.0.0.1", 9))
+
+
+ZONES = [
+    ("http://[fe80::1%25eth0]:8000/v1", "http://[fe80::1%25eth0]:8000/v1", "fe80::1%eth0", "[fe80::1]:8000"),
+    ("http://[fe80::1%eth0]:8000/v1", "http://[fe80::1%25eth0]:8000/v1", "fe80::1%eth0", "[fe80::1]:8000"),
+    ("http://[FE80::A%25Eth0.5]/v1", "http://[fe80::a%25Eth0.5]/v1", "fe80::a%Eth0.5", "[fe80::a]"),
+    ("http://[::1]:8000/v1", "http://[::1]:8000/v1", "::1", "[::1]:8000"),
+    ("http://Host.example:80/v1?a=%25b", "http://host.example:80/v1?a=%25b", "host.example", "host.example:80"),
+]
+
+
+@pytest.mark.parametrize(("text", "url", "host", "header"), ZONES)
+def test_zones_of_link_local_addresses(text: str, url: str, host: str, header: str) -> None:
+    """A zone is read however it is written, kept as RFC 6874 has it, resolved behind a `%`, and never sent."""
+    found = endpoint(text, where="x").url
+    assert found == url
+    assert (host_of(urlsplit(found)), host_header(urlsplit(found))) == (host, header)
+    assert endpoint(found, where="x").url == url
+
+
+def _link_local() -> list[str]:
+    """Return this machine's link-local addresses with their zones."""
+    table = Path("/proc/net/if_inet6")
+    lines = table.read_text().splitlines() if table.exists() else []
+    fields = [line.split() for line in lines]
+    return [f"{ipaddress.IPv6Address(bytes.fromhex(each[0]))}%{each[5]}" for each in fields if each[3] == "20"]
+
+
+def test_a_link_local_address_is_reached_with_its_zone() -> None:
+    """What connects keeps the zone, without which the kernel does not know the interface."""
+    if not (there := _link_local()):
+        pytest.skip("no interface has a link-local address")
+    with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as listener:
+        listener.bind(socket.getaddrinfo(there[0], 0, type=socket.SOCK_STREAM)[0][4])
+        listener.listen()
+        line = wire.Wire(there[0], listener.getsockname()[1])
+        now, done = time.monotonic(), list[Exchange]()
+        line.submit(Exchange(framing.request("h", "/", b""), now, now + 1.0, done.append))
+        line.run()
+        line.close()
+        assert done[0].sent_s is not None
+        assert done[0].failed.startswith("timed out")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from pytest_kvcache.client import framing
+from pytest_kvcache.client import event_stream, framing
 from pytest_kvcache.client.framing import Pieces, StreamedAnswer
 
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -78,10 +78,10 @@ def test_event_streams_follow_the_standard(name: str, framed: bool) -> None:
     whole = head + (chunk(body) + b"0\r\n\r\n" if framed and body else body)
     for size in (1, 2, 3, 7, len(whole)):
         pieces = [(float(at), whole[at : at + size]) for at in range(0, len(whole), size)]
-        assert [event for _, event in framing.events(pieces)] == expected
+        assert [event for _, event in event_stream.events(pieces)] == expected
     for cut in range(1, len(whole)):
         pieces = [(1.0, whole[:cut]), (2.0, whole[cut:])]
-        assert [event for _, event in framing.events(pieces)] == expected
+        assert [event for _, event in event_stream.events(pieces)] == expected
 
 
 def test_events_without_empty_lines_keep_their_stamps() -> None:
@@ -91,7 +91,7 @@ def test_events_without_empty_lines_keep_their_stamps() -> None:
         (2.0, chunk(b'data: {"b":1}\n')),
         (3.0, chunk(b"data: [DONE]\n")),
     ]
-    assert [at for at, _ in framing.events(pieces)] == [1.0, 2.0, 3.0]
+    assert [at for at, _ in event_stream.events(pieces)] == [1.0, 2.0, 3.0]
 
 
 OBJECT = b'data: {"c":1}'
@@ -163,7 +163,7 @@ def test_events_and_stamps_at_every_cut(body: list[tuple[bytes, bytes]], chunked
         whole += text
     pieces = cut(whole, data.draw(st.lists(st.integers(1, len(whole) - 1), max_size=12, unique=True)))
     read_of = [next(at for at, _ in pieces if at >= where[byte]) for byte, _ in events]
-    assert list(framing.events(pieces)) == [(at, event) for at, (_, event) in zip(read_of, events, strict=True)]
+    assert list(event_stream.events(pieces)) == [(at, event) for at, (_, event) in zip(read_of, events, strict=True)]
 
 
 def test_the_type_of_an_event() -> None:
@@ -171,7 +171,7 @@ def test_the_type_of_an_event() -> None:
     stream = b"event: error\ndata: a\n\ndata: b\n\nevent:message\ndata: c\n\n"
     stream += b"event: x\nevent: y\ndata: d\n\nevent: z\n\ndata: e\n\n"
     pieces = [(0.0, b"HTTP/1.1 200 OK\r\n\r\n" + stream)]
-    found = [(event.kind, event.data) for event in framing.typed_events(pieces)]
+    found = [(event.kind, event.data) for event in event_stream.typed_events(pieces)]
     assert found == [(b"error", b"a"), (b"", b"b"), (b"", b"c"), (b"y", b"d"), (b"", b"e")]
 
 

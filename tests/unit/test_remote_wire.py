@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from pytest_kvcache.client import framing, remote
+from pytest_kvcache.client import event_stream, framing, remote
 from pytest_kvcache.client.exchange import ENDED, NO_CONNECTION, STALLED, Exchange
 from pytest_kvcache.client.remote import RemoteWire
 from pytest_kvcache.client.wire import Wire
@@ -82,7 +82,7 @@ def apart() -> Iterator[Callable[[int], Apart]]:
 
 def words(exchange: Exchange) -> list[bytes]:
     """Return the events of an answer."""
-    return [data for _, data in framing.events(exchange.pieces)]
+    return [data for _, data in event_stream.events(exchange.pieces)]
 
 
 def test_an_answer_comes_with_its_stamps(serve: Callable[..., Server], apart: Callable[[int], Apart]) -> None:
@@ -91,7 +91,7 @@ def test_an_answer_comes_with_its_stamps(serve: Callable[..., Server], apart: Ca
     line.submit()
     line.wire.run()
     (exchange,) = line.done
-    (at_a, a), (at_b, b) = framing.events(exchange.pieces)
+    (at_a, a), (at_b, b) = event_stream.events(exchange.pieces)
     assert (a, b, exchange.failed, exchange.resent) == (b"a", b"b", "", False)
     assert exchange.sent_s is not None
     assert exchange.due_s <= exchange.sent_s <= at_a < at_b
@@ -247,7 +247,7 @@ def test_nothing_is_decoded_where_it_is_received(
 ) -> None:
     """The process that receives reads no event, decodes and encodes no JSON and puts no request together."""
     log = tmp_path / "calls"
-    for module, name in ((json, "loads"), (json, "dumps"), (framing, "typed_events"), (framing, "request")):
+    for module, name in ((json, "loads"), (json, "dumps"), (event_stream, "typed_events"), (framing, "request")):
         real = getattr(module, name)
 
         def noted(*args: Any, real: Any = real, name: str = name, **more: Any) -> Any:

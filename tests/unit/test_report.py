@@ -12,7 +12,7 @@ import pytest
 
 from pytest_kvcache.cli import main
 from pytest_kvcache.errors import ConfigError
-from pytest_kvcache.report import chart, series
+from pytest_kvcache.report import chart, compared, series
 
 SPEEDS = {"gpu": (3000.0, 1000.0), "cpu": (3100.0, 2000.0), "pnfs": (3100.0, 3012.0)}
 
@@ -48,10 +48,16 @@ def test_the_table_is_the_article_s(run: Path) -> None:
     """The most that a tier gained over GPU only and over GPU + CPU, and at which length; TTFT gains as it falls."""
     table = series.means(series.read([run]))
     assert table["label"].unique().tolist() == ["gpu", "cpu", "pnfs (stand-in: ext4)"]
-    gained = series.best(table, against="gpu").iloc[-1]
+    rows = series.read([run])
+    gained = compared.best_table(compared.changes(rows, against="gpu")).iloc[-1]
     assert gained.tolist() == ["pnfs (stand-in: ext4)", "+201% (at 9000)", "-67% (at 9000)", "+0% (at 1000)"]
-    assert series.best(table, against="cpu").set_index("tier")["processing speed"].iloc[-1] == "+51% (at 9000)"
-    assert series.best(table, against="nothing").empty
+    over_cpu = compared.best_table(compared.changes(rows, against="cpu"))
+    assert over_cpu.set_index("tier")["processing speed"].iloc[-1] == "+51% (at 9000)"
+    assert compared.changes(rows, against="nothing") == []
+    assert [text.partition("\n")[0] for text in compared.best_tables(rows)] == [
+        "at best, against gpu:",
+        "at best, against cpu:",
+    ]
 
 
 def test_runs_of_one_token_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,10 +13,15 @@ import pytest
 
 from pytest_kvcache.load import worker
 from pytest_kvcache.runs import processes, signals
-from pytest_kvcache.runs.ports import PortLeases
+from pytest_kvcache.runs.ports import PortLeases, _shuffled
 from pytest_kvcache.runs.session import RunSession
 from pytest_kvcache.telemetry.counters import growth
 from pytest_kvcache.telemetry.prometheus import parse
+
+
+def test_every_port_is_tried_once() -> None:
+    """A search for a free port comes to each port of the range, wherever it begins."""
+    assert sorted(_shuffled()) == list(range(18000, 32000))
 
 
 def test_two_runs_never_get_one_port(tmp_path: Path) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
 import pty
 import select
+import struct
+import termios
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +23,7 @@ from pytest_kvcache.campaign.runner import RunResult
 from pytest_kvcache.probes.probe import Probed
 from pytest_kvcache.proof.judge import Proof
 from pytest_kvcache.proof.ledger import Ledger, Tokens
-from pytest_kvcache.report import progress, screen
+from pytest_kvcache.report import cells, progress, screen
 from pytest_kvcache.report.session import _undecided
 from pytest_kvcache.verdict import procedure
 from pytest_kvcache.verdict.cells import Cell, StoredCell
@@ -86,8 +89,8 @@ def test_no_line_of_the_table_is_wider_than_the_terminal(width: int, glyphs: boo
 
 def test_a_row_says_what_changed_and_by_how_much() -> None:
     """The gate that decides stands with its change, worse-positive, and its bounds; "-" where nothing is compared."""
-    assert screen.change(result(worse=1.2)).startswith("ttft +232% [")
-    assert screen.change(result(worse=None)) == "-"
+    assert cells.change(result(worse=1.2)).startswith("ttft +232% [")
+    assert cells.change(result(worse=None)) == "-"
     assert screen.outcome(result(worse=1.2, suspicions=("x",))) == "regressed !"
     assert screen.outcome(result(worse=None)) == "measured"
 
@@ -163,6 +166,26 @@ def test_a_terminal_has_one_line_that_is_taken_away(
         drawn += os.read(master, 4096).decode()
     shown_at, removed_at = drawn.index("cpu boot-1: booting 2 servers"), drawn.rindex("\x1b[2K")
     assert shown_at < removed_at
+
+
+@pytest.mark.parametrize(("columns", "cut"), [(60, True), (80, True), (120, False)])
+def test_the_time_left_is_there_at_any_width(
+    terminal: tuple[io.TextIOWrapper, int], monkeypatch: pytest.MonkeyPatch, columns: int, cut: bool
+) -> None:
+    """What goes on is cut where the window is too narrow for all of it; how long it still takes is not."""
+    stream, master = terminal
+    fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    monkeypatch.setenv("TERM", "xterm")
+    shown = progress.LiveProgress(stream, total_s=600)
+    shown.phase("gpu boot-1, context 3500", "12 of 24 s: 140 finished, 0 failed, mean TTFT 0.012 s, 13.2 answers/s")
+    stream.flush()
+    drawn = ""
+    while "left" not in drawn and select.select([master], [], [], 5.0)[0]:
+        drawn += os.read(master, 4096).decode()
+    shown.rest()
+    assert "gpu boot-1, context 3500: 12 of 24 s: " in drawn
+    assert "; about 10 min left" in drawn
+    assert ("answers/s" not in drawn) == ("..." in drawn) == cut
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_kvcache.client import connection, framing, wire
+from pytest_kvcache.client import connection, event_stream, framing, wire
 from pytest_kvcache.client.open_files import raise_open_files
 from pytest_kvcache.client.wire import Exchange, Wire
 
@@ -117,7 +117,7 @@ def test_an_answer_carries_its_arrivals(serve: Callable[..., Server]) -> None:
     """Events come back in order, each with a stamp after the send and near its pause."""
     server = serve([HEAD + chunk(b"data: a\n\n"), 0.2, chunk(b"data: b\n\n"), 0.05, b"0\r\n\r\n"])
     (exchange,) = ask(server.port)
-    (at_a, a), (at_b, b) = framing.events(exchange.pieces)
+    (at_a, a), (at_b, b) = event_stream.events(exchange.pieces)
     assert (a, b, exchange.failed, status(exchange.pieces)) == (b"a", b"b", "", 200)
     assert exchange.sent_s is not None
     assert exchange.due_s <= exchange.sent_s <= at_a < at_b
@@ -156,7 +156,7 @@ def test_a_busy_loop_delays_no_stamp(serve: Callable[..., Server]) -> None:
     line.run()
     line.close()
     ((ended_s, exchange),) = done
-    ((at, _),) = framing.events(exchange.pieces)
+    ((at, _),) = event_stream.events(exchange.pieces)
     assert ended_s - due > 0.5
     assert at - due < 0.4
 
@@ -227,7 +227,7 @@ def test_https(serve: Callable[..., Server], tmp_path: Path) -> None:
     server = serve([HEAD + chunk(b"data: a\n\n"), 0.05, b"0\r\n\r\n"], context)
     trusting = ssl.create_default_context(cafile=str(certificate))
     for exchange in ask(server.port, 3, tls=trusting):
-        assert (exchange.failed, [d for _, d in framing.events(exchange.pieces)]) == ("", [b"a"])
+        assert (exchange.failed, [d for _, d in event_stream.events(exchange.pieces)]) == ("", [b"a"])
     (distrusted,) = ask(server.port, tls=ssl.create_default_context())
     assert distrusted.failed.startswith(wire.NO_CONNECTION)
 
@@ -236,7 +236,7 @@ def test_a_stream_that_stalls(serve: Callable[..., Server]) -> None:
     """Silence of `stall_s` ends it, and what arrived before is kept."""
     (exchange,) = ask(serve([HEAD + chunk(b"data: a\n\n"), 60.0]).port, stall_s=0.2)
     assert exchange.failed == "stalled: nothing arrived for 0.2 s"
-    assert [data for _, data in framing.events(exchange.pieces)] == [b"a"]
+    assert [data for _, data in event_stream.events(exchange.pieces)] == [b"a"]
     (exchange,) = ask(serve([60.0]).port, stall_s=0.2)
     assert exchange.failed.startswith(wire.STALLED)
 
@@ -295,7 +295,7 @@ def test_interim_responses_are_passed_over(serve: Callable[..., Server]) -> None
     ):
         (exchange,) = ask(serve(script).port)
         assert (exchange.failed, status(exchange.pieces)) == ("", 200)
-        assert [data for _, data in framing.events(exchange.pieces)] == [b"a"]
+        assert [data for _, data in event_stream.events(exchange.pieces)] == [b"a"]
 
 
 @pytest.mark.parametrize(
@@ -313,7 +313,7 @@ def test_connections_that_are_not_kept(serve: Callable[..., Server], head: bytes
     server = serve([head, 0.01, body, 0.01, -1.0])
     for exchange in ask(server.port, 3):
         assert (exchange.failed, exchange.resent) == ("", False)
-        assert [data for _, data in framing.events(exchange.pieces)] == [b"a"]
+        assert [data for _, data in event_stream.events(exchange.pieces)] == [b"a"]
     assert server.accepted >= accepted
 
 
@@ -440,14 +440,14 @@ def test_a_server_that_keeps_the_connection_open_after_done(
     server = serve([b"HTTP/1.1 200 OK\r\n\r\n", b"data: a\n\n", *last, 60.0])
     (exchange,) = ask(server.port, timeout_s=20)
     assert exchange.failed == ""
-    assert [event for _, event in framing.events(exchange.pieces)][-1] == b"[DONE]"
+    assert [event for _, event in event_stream.events(exchange.pieces)][-1] == b"[DONE]"
 
 
 def test_done_within_a_text_ends_nothing(serve: Callable[..., Server]) -> None:
     """A model that writes [DONE] goes on."""
     server = serve([HEAD, chunk(b'data: {"x":"[DONE]"}\n\n'), 1.5, chunk(b"data: b\n\n") + b"0\r\n\r\n"])
     (exchange,) = ask(server.port, timeout_s=20)
-    assert [event for _, event in framing.events(exchange.pieces)] == [b'{"x":"[DONE]"}', b"b"]
+    assert [event for _, event in event_stream.events(exchange.pieces)] == [b'{"x":"[DONE]"}', b"b"]
 
 
 class Closing(Server):

@@ -55,6 +55,7 @@ def environment(loads: Sequence[Load]) -> Section:
     tables = [
         _shared("Versions", [(load, load.facts.versions) for load in loads]),
         _shared("Keys that must be equal for a comparison", [(load, load.facts.comparability) for load in loads]),
+        _shared("Balancer, and where it sent the requests", [(load, _balancer(load)) for load in loads]),
         _shared("Environment of the processes", [(load, _flat(load.facts.environment)) for load in loads]),
     ]
     canary = tuple(
@@ -93,6 +94,11 @@ def commands(loads: Sequence[Load]) -> Section:
         Table("Seconds until servers were ready", ("boot", "s", FILE), ready, folded=True),
     ]
     return Section("commands", "Commands", tables=tuple(table for table in tables if table.rows))
+
+
+def _balancer(load: Load) -> dict[str, str]:
+    facts = load.facts
+    return _flat({key: each for key, each in facts.balancer.items() if key != "promises"}) | _flat(facts.proof.routing)
 
 
 def _shared(caption: str, found: Sequence[tuple[Load, Mapping[str, Any]]]) -> Table:

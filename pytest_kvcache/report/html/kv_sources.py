@@ -17,6 +17,7 @@ from pytest_kvcache.proof import expected_hits
 from pytest_kvcache.proof.expected_hits import Hierarchy
 from pytest_kvcache.proof.ledger import Tokens
 from pytest_kvcache.proof.oracle_requests import oracle_requests
+from pytest_kvcache.proof.routing import Routing
 from pytest_kvcache.report.html.loads import Load
 from pytest_kvcache.serving.claim import Claim
 from pytest_kvcache.telemetry.cache_sizes import DeviceCache, device_cache, kv_bytes_per_token
@@ -82,7 +83,8 @@ def _expected(load: Load) -> pd.DataFrame | None:
     workload = plan.workload
     if not isinstance(workload, MultiRoundQa) or workload.mode != "exact":
         return None
-    asks = oracle_requests(load.rows, workload, plan.context_tokens, plan.first_user)
+    routing = Routing(primed_on=tuple(load.facts.load.primed_on))
+    asks = oracle_requests(load.rows, workload, plan.context_tokens, plan.first_user, routing)
     sent = load.rows[load.rows["server"].ne("") & load.rows["prompt_tokens"].notna()].sort_values("actual_start_s")
     caches = Hierarchy(
         claim_of(load),

@@ -34,12 +34,14 @@ class LoadFacts(_Lenient):
         elapsed_s: From the start of the clock to the last answer.
         counters_before: By component.
         counters_after: By component.
+        primed_on: Server that answered each request before the clock.
     """
 
     started_at: float | None = None
     elapsed_s: float | None = None
     counters_before: dict[str, dict[str, float]] = Field(default_factory=dict)
     counters_after: dict[str, dict[str, float]] = Field(default_factory=dict)
+    primed_on: list[str] = Field(default_factory=list)
 
 
 class ProofFacts(_Lenient):
@@ -51,6 +53,7 @@ class ProofFacts(_Lenient):
         unchecked: What could not be checked.
         findings: Where the two differ.
         storage: The storage's own account.
+        routing: What the balancer did with the requests.
     """
 
     servers: dict[str, dict[str, float]] = Field(default_factory=dict)
@@ -58,6 +61,7 @@ class ProofFacts(_Lenient):
     unchecked: list[str] = Field(default_factory=list)
     findings: list[str] = Field(default_factory=list)
     storage: dict[str, Any] = Field(default_factory=dict)
+    routing: dict[str, Any] = Field(default_factory=dict)
 
 
 class Facts(_Lenient):
@@ -79,6 +83,7 @@ class Facts(_Lenient):
         load: Clock and counters.
         environment: Of the processes.
         canary: Readings around the boot (s).
+        balancer: What stood in front of the servers, and what it cost.
     """
 
     label: str
@@ -96,6 +101,7 @@ class Facts(_Lenient):
     load: LoadFacts = Field(default_factory=LoadFacts)
     environment: Any = None
     canary: dict[str, float] = Field(default_factory=dict)
+    balancer: dict[str, Any] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,8 @@ def container_of(
         workdir=scratch,
         labels=labels,
         gpus=seen,
+        maps_root=engine.daemon.rootless,
+        pinned=engine.daemon.chooses_processors,
     )
 
 
@@ -169,8 +171,14 @@ class DockerLauncher:
         return self.start(handle.component, logs)
 
     def describe(self) -> Mapping[str, str]:
-        """Return the image and the daemon's address."""
-        return {"name": self.name, "engine": self._engine.where, "image": self._engine.image_id}
+        """Return the image and the daemon."""
+        return {
+            "name": self.name,
+            "engine": self._engine.where,
+            "image": self._engine.image_id,
+            "digest": self._engine.digest,
+            "daemon": str(self._engine.daemon),
+        }
 
     def clear(self) -> None:
         """Remove the tier's folders."""

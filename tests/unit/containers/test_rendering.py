@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from pytest_kvcache.engine.container import BindMount, Container, parse_mount, same_path
-from pytest_kvcache.engine.image import ImageEngine
+from pytest_kvcache.engine.daemon import Daemon
+from pytest_kvcache.engine.image import ImageEngine, LocalImage
 from pytest_kvcache.errors import ConfigError
 from pytest_kvcache.serving.component import Component
 from pytest_kvcache.serving.launchers.docker import container_of
@@ -18,7 +19,7 @@ from tests.unit.test_tiers import CATALOGUE, KEYS, QWEN, TINY
 BIN = Path("/usr/local/bin")
 ENGINE = ImageEngine(
     reference="kv:1",
-    image_id="sha256:1",
+    image=LocalImage("sha256:1", "", Daemon()),
     versions={"vllm": "0.32.0", "lmcache": "0.5.6"},
     interpreter=BIN / "python3",
     programs={name: BIN / name for name in ("vllm", "lmcache")},

@@ -19,7 +19,7 @@ from pytest_kvcache.cli import main
 from pytest_kvcache.errors import ResultsError
 from pytest_kvcache.interop.folder import READERS
 from pytest_kvcache.load import table
-from pytest_kvcache.report import series
+from pytest_kvcache.report import compared, series
 from pytest_kvcache.workload import reference_csv
 from tests.unit.interop.make import STARTED_AT, left
 
@@ -229,8 +229,8 @@ def test_imported_figures_stand_beside_ours_and_are_held_against_none(tmp_path: 
     assert rows["label"].tolist() == ["gpu", "pnfs", "gpu (imported: reference-csv)"]
     table_of_means = series.means(rows)
     assert len(table_of_means) == 3
-    assert series.best(table_of_means, against="gpu")["tier"].tolist() == ["pnfs"]
-    assert series.best(table_of_means, against="gpu (imported: reference-csv)").empty
+    assert {each.label for each in compared.changes(rows, against="gpu")} == {"pnfs"}
+    assert compared.changes(rows, against="gpu (imported: reference-csv)") == []
     assert rows.iloc[0]["hardware"] == "NVIDIA H200, NVIDIA H200"
 
 

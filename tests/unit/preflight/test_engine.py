@@ -43,7 +43,7 @@ def test_imports_only_on_demand(tmp_path: Path) -> None:
     """The slow import is a check of its own; its last line of error is what was found."""
     engine = Engine(make_engine(tmp_path / "e"), CPU)
     names = [c.name for c in engines.checks(engine, MP, imports=False, offloads=True)]
-    assert names == ["versions", "programs"]
+    assert names == ["versions", "programs", "balancer"]
     assert [c.name for c in engines.checks(engine, MP, imports=True, offloads=True)][-1] == "import"
     assert engines.importable(engine).status == "pass"
     _script(engine.python, "echo Traceback >&2; echo 'ImportError: libnuma.so.1' >&2; exit 1")
@@ -82,26 +82,3 @@ def test_without_the_cpu_connector_nothing_boots(tmp_path: Path, answer: str, st
     assert check.inspect().status == status
     assert words in check.inspect().todo
     assert [words in line for line in stopping("engine", [check])] == [True] * (status == "fail")
-
-
-#: Of vllm-project/production-stack, as argparse begins to print it.
-PRODUCTION_STACK = """usage: vllm-router [-h] [--host HOST] [--port PORT] [--service-discovery {static,k8s}]
-                   [--static-backends STATIC_BACKENDS] [--static-models STATIC_MODELS]
-                   [--routing-logic {roundrobin,session,kvaware,prefixaware,disaggregated_prefill,priority}]"""
-
-
-@pytest.mark.parametrize(
-    ("says", "code", "status", "said"),
-    [
-        (PRODUCTION_STACK, 0, "fail", "production-stack: its options are --static-backends and --routing-logic"),
-        ("  --worker-urls [WORKER_URLS ...]", 0, "pass", "--worker-urls"),
-        ("ModuleNotFoundError: No module named 'vllm_router_rs'", 1, "fail", "No module named 'vllm_router_rs'"),
-        ("", 0, "fail", "it says nothing"),
-    ],
-)
-def test_whose_router_it_is(tmp_path: Path, says: str, code: int, status: str, said: str) -> None:
-    """The program is asked for its options: two projects have one of that name, and versions do not tell them apart."""
-    engine = Engine(make_engine(tmp_path / "e"), {**GPU, "lmcache": "1"})
-    _script(engine.path / "bin" / "vllm-router", f"cat <<'EOF'\n{says}\nEOF\nexit {code}")
-    assert (engines.router(engine).status, said in engines.router(engine).found) == (status, True)
-    assert engines.programs(engine, TINY, offloads=True).status == status

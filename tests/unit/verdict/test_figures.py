@@ -113,6 +113,10 @@ def test_what_decides_comparability() -> None:
     ]
     renamed = profile.model_copy(update={"name": "other", "description": "other", "boot_timeout_s": 1.0})
     assert differences(keys(), keys(renamed)) == []
+    # What the profile's image is decides, however it is named; without one there is no such key.
+    tagged = profile.model_copy(update={"image": "kv:1"})
+    assert differences(keys(), keys(tagged)) == []
+    assert differences(keys(image="sha256:a"), keys(image="sha256:b")) == ["serving.image: sha256:a -> sha256:b"]
 
 
 def test_machines_have_readable_names() -> None:

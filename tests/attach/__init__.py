@@ -1,0 +1,1 @@
+"""A real deployment that is attached to (`make attach-test`)."""
