@@ -46,6 +46,9 @@ _QUICK = (
     "echo 1 > /sys/module/nfs_layout_flexfiles/parameters/dataserver_retrans"
 )
 
+#: The lab's own mount, with which nothing is wrong.
+CONTROL = Arrangement("control", "nothing", "")
+
 ALL = (
     Arrangement(
         "plain-rdma",
@@ -74,14 +77,14 @@ ALL = (
     Arrangement(
         "refused",
         "layouts are negotiated, and refused when asked for",
-        r"the server gave no layout",
+        r"LAYOUTGET gave no layout",
         f"{_MOUNTED}; exports plain",
     ),
     Arrangement(
         "resent",
         "layouts are granted, and all I/O is resent to the metadata server",
-        r"layouts were granted, and .* went through the metadata server",
-        f"{_QUICK}; server_setting ff_fallback Y; server_setting ff_server 192.168.77.99; {_MOUNTED}",
+        r"went through the metadata server, .*of what the layout was tried for.*",
+        f"server_setting ff_fallback Y; server_setting ff_uid 4242; {_MOUNTED}",
     ),
     Arrangement(
         "data-server-stops",
@@ -141,7 +144,7 @@ ALL = (
 RESET = (
     "pkill automount || true; sleep 0.2; "
     f"while umount -l {_MOUNT} 2>/dev/null; do :; done; unmount_all; "
-    "server_setting ff_netid; server_setting ff_server; server_setting ff_fallback N; "
+    "server_setting ff_netid; server_setting ff_server; server_setting ff_fallback N; server_setting ff_uid -1; "
     "rm -rf /export/other /export/kv/*; mount -o remount,size=${LAB_EXPORT_MIB}m /export; exports pnfs; "
     "ip addr replace $LAB_DATA_SERVER/24 dev $LAB_SERVER_DEVICE; "
     "ip route replace $LAB_DATA_SERVER dev $LAB_CLIENT_DEVICE src $LAB_CLIENT table 101"

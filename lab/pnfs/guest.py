@@ -183,15 +183,24 @@ class Guest:
         except FileNotFoundError:
             return None
 
-    def wait_for(self, name: str, limit_s: float) -> str:
+    def wait_for(self, name: str, limit_s: float, *, of: GuestProcess | None = None) -> str:
         """Return the content of a file once the guest has written it.
 
+        Args:
+            name: The file, below the control folder.
+            limit_s: Longest time (s).
+            of: The command that is to write it, if the wait is to end with it.
+
         Raises:
-            RunError: The guest has ended, or the file did not come within `limit_s` (s).
+            RunError: The guest or the command has ended, or the file did not come in time.
         """
         until_s = time.monotonic() + limit_s
         while (text := self.told(name)) is None:
             self.check_alive()
+            if of is not None and (code := of.poll()) is not None and self.told(name) is None:
+                raise RunError(
+                    f"ended with {code}: {tail(of.log)}", where="a command in the guest", todo=f"see {of.log}"
+                )
             if time.monotonic() > until_s:
                 raise RunError(f"no {name} within {limit_s:.0f} s", where="guest", todo=f"see {self.control.parent}")
             time.sleep(_POLL_S)

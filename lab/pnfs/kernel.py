@@ -47,7 +47,14 @@ CHANGES = (
         "static char ff_server[INET6_ADDRSTRLEN];\n"
         "module_param_string(ff_server, ff_server, sizeof(ff_server), 0644);\n"
         "static bool ff_fallback;\n"
-        "module_param(ff_fallback, bool, 0644);\n",
+        "module_param(ff_fallback, bool, 0644);\n"
+        "static int ff_uid = -1;\n"
+        "module_param(ff_uid, int, 0644);\n",
+    ),
+    Change(
+        _LAYOUTS,
+        "\tfl->gid = inode->i_gid;\n",
+        "\tif (ff_uid >= 0)\n\t\tfl->uid = make_kuid(&init_user_ns, ff_uid);\n\tfl->gid = inode->i_gid;\n",
     ),
     Change(
         _LAYOUTS,

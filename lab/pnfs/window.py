@@ -1,9 +1,10 @@
-"""A window of writes and cold reads on a mount, judged as the product judges a load: runs in the guest.
+"""Windows of writes and cold reads on mounts, judged as the product judges a load: runs in the guest.
 
-    python -m lab.pnfs.window '{"folder": "/mnt/kv", "require": "pnfs-rdma", "mib": 16, "midway": "…", "out": "…"}'
+    python -m lab.pnfs.window '[{"name": "pnfs-tcp", "folder": "/mnt/kv", "prepare": "…", "midway": "…"}]'
 
-Files are written as LMCache writes them (a temporary file that is renamed) and are counted as stored or loaded only
-where every byte was: LMCache does the same. No LMCache runs here, and the result says so.
+Each window's mount is arranged by a script, and what was told of it is written to `/lab/files/window-NAME.json`. Files
+are written as LMCache writes them (a temporary file that is renamed) and are counted as stored or loaded only where
+every byte was: LMCache does the same. No LMCache runs here, and the result says so.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from lab.pnfs.folders import GUEST_CONTROL
 from pytest_kvcache.errors import RunError
 from pytest_kvcache.preflight import fs
 from pytest_kvcache.proof.storage import compare_readings
@@ -37,17 +40,42 @@ class Moved:
         stored: Bytes of files that were written whole.
         loaded: Bytes of files that were read whole.
         errors: What writes and reads raised.
+        midway: Exit code of what was done in the middle.
     """
 
     stored: int
     loaded: int
     errors: list[str]
+    midway: int = 0
 
 
-def main(told: dict[str, Any]) -> dict[str, Any]:
+def main(windows: Sequence[Mapping[str, Any]]) -> None:
+    """Look at each window; what was told of it is there whole or not at all."""
+    for told in windows:
+        arranged = shell(told["prepare"])
+        found = look(told) if arranged.returncode == 0 else {"failed": arranged.stdout[-500:]}
+        path = Path(GUEST_CONTROL, "files", f"window-{told['name']}.json")
+        path.with_suffix(".new").write_text(json.dumps(found), encoding="utf-8")
+        path.with_suffix(".new").rename(path)
+
+
+def shell(script: str) -> subprocess.CompletedProcess[str]:
+    """Run a script with the lab's own functions."""
+    return subprocess.run(
+        ["bash", "-c", f"set -e; . {GUEST_CONTROL}/storage.sh; {script}"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
+    )
+
+
+def look(told: Mapping[str, Any]) -> dict[str, Any]:
     """Return what checks before a window and the judgement of the window say."""
     folder, require = Path(told["folder"]), told["require"]
-    checks = [] if told.get("skip_checks") else checks_of(folder, require)
+    checks = checks_of(folder, require)
     own = folder / "kvcache-window"
     account = FolderAccount(own, require)
     raw: dict[str, Any] = {}
@@ -58,8 +86,8 @@ def main(told: dict[str, Any]) -> dict[str, Any]:
         names = [f"{number:03}.data" for number in range(int(told["mib"]))]
         middle = len(names) // 2
         store(own, names[:middle], moved)
-        if told.get("midway"):
-            subprocess.run(["bash", "-c", f". /lab/storage.sh; {told['midway']}"], check=False, stdout=sys.stderr)
+        if told["midway"]:
+            moved.midway = shell(told["midway"]).returncode
         store(own, names[middle:], moved)
         os.sync()
         _CACHES.write_text("3")
@@ -67,7 +95,7 @@ def main(told: dict[str, Any]) -> dict[str, Any]:
         after, raw["after"] = account.read(), tables()
         judged = judge(before, after, moved, require)
     except (RunError, OSError) as error:
-        raw.setdefault("after", tables())
+        raw["after"] = tables()
         judged = AccountCheck((f"the storage does not say what it holds: {error}",))
     return {
         "stand_in": "files written by the lab, no LMCache",
@@ -141,5 +169,4 @@ def tables() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    settings = json.loads(sys.argv[1])
-    Path(settings["out"]).write_text(json.dumps(main(settings)), encoding="utf-8")
+    main(json.loads(sys.argv[1]))

@@ -90,6 +90,12 @@ def _layouts(
     if require not in {"pnfs", "pnfs-rdma"}:
         return check
     written, read = grown.bytes["server_write"], grown.bytes["server_read"]
+    if failed := grown.operation("LAYOUTERROR").ops:
+        line = (
+            f'require = "{require}": a data server failed during the load: the client reported {failed} errors of '
+            f"layouts to the metadata server (LAYOUTERROR); {'; '.join(way.words) or 'nothing was sent another way'}"
+        )
+        return check + AccountCheck((line,))
     if claimed.stored and written:
         # Over minutes a server may take a layout back and give it anew.
         found = layouts.judge(_evidence(before, after), require, written + read, returns_are_usual=True)

@@ -61,7 +61,7 @@ server_up() {                                   # server_up pnfs|plain
   rpc.nfsd -V 4.1 -V 4.2 4                      # v3 stays on: the data server speaks it
   echo "rdma $LAB_RDMA_PORT" > /proc/fs/nfsd/portlist
   echo "tcp $LAB_RDMA_PORT" > /proc/fs/nfsd/portlist
-  echo Y > /proc/fs/nfsd/v4_end_grace           # nobody has state from before this boot
+  echo Y > /proc/fs/nfsd/v4_end_grace           # nobody has state from before this start
   tr '\n' ';' < /proc/fs/nfsd/portlist; echo
 }
 
@@ -84,10 +84,10 @@ mount_all() {
 
 unmount_all() {                                 # every mount of NFS, the uppermost first
   local m
-  tac /proc/self/mountinfo | awk '/ - nfs/ { print $5 }' | while read -r m; do umount -f "$m" 2>/dev/null || umount -l "$m"; done
+  tac /proc/self/mountinfo | awk '/ - nfs4? / { print $5 }' | while read -r m; do umount -f "$m" 2>/dev/null || umount -l "$m"; done
 }
 
-server_setting() {                              # server_setting ff_netid|ff_server|ff_fallback [VALUE]: none is "-"
+server_setting() {                              # server_setting ff_netid|ff_server|ff_fallback|ff_uid [VALUE]: none is "-"
   printf %s "${2:--}" > /sys/module/nfsd/parameters/$1
 }
 

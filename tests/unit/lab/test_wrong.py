@@ -29,9 +29,9 @@ def said(name: str, *lines: str) -> Outcome:
         ([said("a", "for reason B")], {"a": "taken for b"}),
         ([said("a", "for reason A", "and reason B")], {"a": "taken for a, b"}),
         ([said("a", "out of memory")], {"a": "without its reason, 'reason A'"}),
-        ([said("")], {}),
-        ([said("", "for reason A")], {"control": "the right mount: for reason A"}),
-        ([Outcome("", "", (), ("something odd",), {})], {"control": "the right mount: ('something odd',)"}),
+        ([said("control")], {}),
+        ([said("control", "for reason A")], {"control": "the right mount: for reason A"}),
+        ([Outcome("control", "", (), ("something odd",), {})], {"control": "the right mount: ('something odd',)"}),
     ],
 )
 def test_each_wrong_mount_has_its_own_reason(seen: list[Outcome], expected: dict[str, str]) -> None:
