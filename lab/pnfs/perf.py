@@ -64,7 +64,8 @@ def session(args: argparse.Namespace, pytest_args: Sequence[str]) -> int:
             if impairment.name != "none":
                 netem.impair(lab, impairment)
                 _say(f"the guest's storage link: {impairment.name}")
-            return _run(lab.inside(command([*TARGETS.get(args.target, ()), *pytest_args])), environment(lab.id))
+            asked = command([*TARGETS.get(args.target, ()), *pytest_args], record=impairment.name == "none")
+            return _run(lab.inside(asked), environment(lab.id))
     finally:
         lock.release()
 
@@ -83,10 +84,15 @@ def _run(argv: Sequence[str], env: Mapping[str, str]) -> int:
                 signal.signal(number, handler)
 
 
-def command(pytest_args: Sequence[str]) -> list[str]:
-    """Return the command line of a session; a baseline that is missing is recorded."""
+def command(pytest_args: Sequence[str], *, record: bool = True) -> list[str]:
+    """Return the command line of a session.
+
+    Args:
+        pytest_args: More arguments.
+        record: Whether a baseline that is missing is recorded: that of a link that was made slow is none.
+    """
     own = ["-m", "perf", f"--kv-config={CONFIG}", f"--kv-baselines={BASELINES}"]
-    own += ["--benchmark-disable", "--record-baselines"]
+    own += ["--benchmark-disable", *(["--record-baselines"] if record else [])]
     return [sys.executable, "-m", "pytest", *own, *pytest_args, *_tests(pytest_args)]
 
 

@@ -301,6 +301,8 @@ def test_sessions_of_the_lab_keep_to_themselves() -> None:
     assert perf.BASELINES.parent.parent.name == ".kvcache"  # no commit has them
     assert perf.command(["tests/lab/test_pair.py::test_x"])[-1] == "tests/lab/test_pair.py::test_x"
     assert perf.environment("abc")[labs.VARIABLE] == "abc"
+    assert "--record-baselines" in argv
+    assert "--record-baselines" not in perf.command([], record=False)  # of a link that was made slow
 
 
 def test_a_borrowed_process_counts_and_is_not_ended(tmp_path: Path, kvcache_home: Path) -> None:
