@@ -13,12 +13,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from lab.pnfs.folders import GUEST_CONTROL
+from pytest_kvcache.check import Finding
 from pytest_kvcache.errors import RunError
 from pytest_kvcache.preflight import fs
 from pytest_kvcache.proof.storage import compare_readings
@@ -110,15 +111,16 @@ def look(told: Mapping[str, Any]) -> dict[str, Any]:
 
 def checks_of(folder: Path, require: Require) -> list[dict[str, str]]:
     """Return what the doctor's checks of a folder find."""
-    found = []
-    for name, look in (
+    looks: tuple[tuple[str, Callable[[], Finding]], ...] = (
         ("mount", lambda: fs.mount(folder, require)),
         ("writable", lambda: fs.writable(folder)),
         ("layouts", lambda: fs.layouts_used(folder, require)),
         ("space", lambda: fs.space(folder, None)),
-    ):
+    )
+    found = []
+    for name, inspect in looks:
         try:
-            finding = asdict(look())
+            finding = asdict(inspect())
         except (RunError, OSError) as error:
             finding = {"status": "fail", "found": str(error), "todo": ""}
         found.append({"name": name, **finding})
