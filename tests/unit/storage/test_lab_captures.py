@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from lab.pnfs.arrangements import ALL, CONTROL
-from pytest_kvcache.storage.layouts import LayoutEvidence, judge
+from pytest_kvcache.proof.mount_account import of_mount
+from pytest_kvcache.proof.storage_account import LmcacheAccount
+from pytest_kvcache.storage.account import MountReading
 from pytest_kvcache.storage.mounts import Mount, mount_of
 from pytest_kvcache.storage.rdma import Link
 from pytest_kvcache.storage.requirement import unmet
@@ -38,11 +40,16 @@ def said(name: str, proc: Path) -> str:
     missing = unmet("pnfs-rdma", before)
     if missing is not None:
         return missing[0]
-    links = [[Link(**link) for link in told["tables"][when]["links"]] for when in ("before", "after")]
-    connections = tuple((kind, address) for kind, address in told["tables"]["after"]["connections"])
-    seen = LayoutEvidence(before.nfs, links[0], after.nfs, tuple(links[1]), connections, after.server)
-    finding = judge(seen, "pnfs-rdma", int(told["moved"]["stored"]))
-    return "" if finding.status == "pass" else finding.found
+    looks = []
+    for when, found in (("before", before), ("after", after)):
+        tables = told["tables"][when]
+        assert found.nfs is not None
+        links = tuple(Link(**link) for link in tables["links"])
+        connections = tuple((kind, address) for kind, address in tables["connections"])
+        looks.append(MountReading(found.nfs, links, connections, found.server, found.automounter))
+    stored, loaded = float(told["moved"]["stored"]), float(told["moved"]["loaded"])
+    judged = of_mount(looks[0], looks[1], LmcacheAccount(stored, stored, stored, loaded), "pnfs-rdma")
+    return "; ".join(judged.faults)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -55,4 +62,4 @@ def test_each_captured_mount_has_its_own_reason(name: str, tmp_path: Path) -> No
 
 def test_there_are_captures() -> None:
     """The right mount and several wrong ones were captured."""
-    assert {"control", "plain-rdma", "pnfs-tcp", "data-server-tcp", "nfsv3", "refused"} <= set(NAMES)
+    assert {"control", "plain-rdma", "pnfs-tcp", "data-server-tcp", "nfsv3", "refused", "mounted-anew"} <= set(NAMES)
