@@ -142,7 +142,7 @@ ALL = (
 
 #: Takes away whatever an arrangement did.
 RESET = (
-    "pkill automount || true; sleep 0.2; "
+    "umount -l /auto/kv /auto 2>/dev/null || true; pkill -KILL automount || true; umount -l /auto 2>/dev/null || true; "
     f"while umount -l {_MOUNT} 2>/dev/null; do :; done; unmount_all; "
     "server_setting ff_netid; server_setting ff_server; server_setting ff_fallback N; server_setting ff_uid -1; "
     "rm -rf /export/other /export/kv/*; mount -o remount,size=${LAB_EXPORT_MIB}m /export; exports pnfs; "

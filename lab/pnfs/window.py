@@ -111,16 +111,16 @@ def look(told: Mapping[str, Any]) -> dict[str, Any]:
 
 def checks_of(folder: Path, require: Require) -> list[dict[str, str]]:
     """Return what the doctor's checks of a folder find."""
-    found = []
     looks: tuple[tuple[str, Callable[[], Finding]], ...] = (
         ("mount", lambda: fs.mount(folder, require)),
         ("writable", lambda: fs.writable(folder)),
         ("layouts", lambda: fs.layouts_used(folder, require)),
         ("space", lambda: fs.space(folder, None)),
     )
-    for name, look in looks:
+    found = []
+    for name, inspect in looks:
         try:
-            finding = asdict(look())
+            finding = asdict(inspect())
         except (RunError, OSError) as error:
             finding = {"status": "fail", "found": str(error), "todo": ""}
         found.append({"name": name, **finding})

@@ -12,6 +12,7 @@ from pytest_kvcache.errors import RunError
 from pytest_kvcache.proof.storage_account import TOLERANCE, AccountCheck, LmcacheAccount
 from pytest_kvcache.storage import data_path, layouts, mount_delta
 from pytest_kvcache.storage.account import MountReading
+from pytest_kvcache.storage.data_path import DataPath
 from pytest_kvcache.storage.layouts import LayoutEvidence
 from pytest_kvcache.storage.mount_delta import Delta
 from pytest_kvcache.storage.mountstats import Reading
@@ -89,13 +90,23 @@ def _layouts(
         check += AccountCheck(findings=(line,), figures={"local_bytes": float(way.local_bytes)})
     if require not in {"pnfs", "pnfs-rdma"}:
         return check
+    return check + _by_layout(before, after, grown, claimed, require, way=way)
+
+
+def _by_layout(
+    before: MountReading,
+    after: MountReading,
+    grown: Delta,
+    claimed: LmcacheAccount,
+    require: Require,
+    *,
+    way: DataPath,
+) -> AccountCheck:
+    """Check whether layouts were used as `require` asks."""
+    check, beside = AccountCheck(), {"WRITE": way.writes, "READ": way.reads}
+    if failed := _failed_data_server(grown, way, require):
+        return AccountCheck((failed,))
     written, read = grown.bytes["server_write"], grown.bytes["server_read"]
-    if failed := grown.operation("LAYOUTERROR").ops:
-        line = (
-            f'require = "{require}": a data server failed during the load: the client reported {failed} errors of '
-            f"layouts to the metadata server (LAYOUTERROR); {'; '.join(way.words) or 'nothing was sent another way'}"
-        )
-        return check + AccountCheck((line,))
     if claimed.stored and written:
         # Over minutes a server may take a layout back and give it anew.
         found = layouts.judge(_evidence(before, after), require, written + read, returns_are_usual=True)
@@ -112,6 +123,17 @@ def _layouts(
             whole = beside[name] + by_layout
             check += AccountCheck(findings=(f"{beside[name]} of {whole} {name}s went through the metadata server",))
     return check
+
+
+def _failed_data_server(grown: Delta, way: DataPath, require: Require) -> str:
+    """Return that the client reported a failed data server to the metadata server, "" where it did not."""
+    count = grown.operation("LAYOUTERROR").ops
+    if not count:
+        return ""
+    return (
+        f'require = "{require}": a data server failed during the load: the client reported {count} errors of layouts '
+        f"to the metadata server (LAYOUTERROR); {'; '.join(way.words) or 'nothing was sent another way'}"
+    )
 
 
 def _evidence(before: MountReading, after: MountReading) -> LayoutEvidence:

@@ -55,7 +55,7 @@ def render(
         tier: Tier to serve with.
         engine: Engine whose programs are named, in containers where it is an image; None for plain names.
         environ: Environment that credentials would come from; none of them is shown.
-        as_json: Whether to return `{"components": [{"name", "place", "argv", "env", "files"}], …}` in place of a script.
+        as_json: Whether to return `{"components": [{"name", "place", "argv", "env", "files"}], …}`, not a script.
     """
     ports = itertools.count(_FIRST_PORT)
     context = TierContext(

@@ -84,7 +84,7 @@ mount_all() {
 
 unmount_all() {                                 # every mount of NFS, the uppermost first
   local m
-  tac /proc/self/mountinfo | awk '/ - nfs4? / { print $5 }' | while read -r m; do umount -f "$m" 2>/dev/null || umount -l "$m"; done
+  tac /proc/self/mountinfo | awk '/ - nfs4? / { print $5 }' | while read -r m; do umount -f "$m" 2>/dev/null || umount -l "$m" || true; done
 }
 
 server_setting() {                              # server_setting ff_netid|ff_server|ff_fallback|ff_uid [VALUE]: none is "-"
