@@ -10,7 +10,7 @@ WORKFLOWS = $(wildcard .github/workflows/*.yml docs/ci/github*.yml)
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help perf article test unit sessions engine-test versions faults docker-test attach-test pnfs-lab pnfs-lab-wrong pnfs-lab-netem pnfs-lab-perf pnfs-lab-test bench report-test footprint power docs lint workflows format setup clean
+.PHONY: help perf article test unit sessions engine-test versions faults docker-test ray-test attach-test pnfs-lab pnfs-lab-wrong pnfs-lab-netem pnfs-lab-perf pnfs-lab-test bench report-test footprint power docs lint workflows format setup clean
 .DELETE_ON_ERROR:
 
 help: ## Print these targets
@@ -50,6 +50,10 @@ faults: setup ## Every fault on the real engine: none may pass, each is named (a
 
 docker-test: setup ## A real pair in containers (needs a Docker daemon and debootstrap; a quarter of an hour)
 	$(BIN)/pytest tests/docker
+
+ray-test: $(READY) ## Sessions over three machines with Ray, made of network namespaces (needs root; a quarter of an hour)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[ray]'
+	$(BIN)/pytest tests/ray
 
 attach-test: setup ## A real pair that the test boots by itself, attached to, with a second client beside it (five minutes)
 	$(BIN)/pytest tests/attach

@@ -15,6 +15,7 @@ from pytest_kvcache.config.attach import Attach, Kubernetes
 from pytest_kvcache.config.balancer import Balancer
 from pytest_kvcache.config.gates import Gates, ServiceLevel
 from pytest_kvcache.config.profile import Profile
+from pytest_kvcache.config.ray import RaySettings
 from pytest_kvcache.config.rules import Rules
 from pytest_kvcache.tiers.registry import tier_kinds
 from pytest_kvcache.workload.registry import workload_kinds
@@ -73,6 +74,7 @@ def tables() -> Mapping[str, type[BaseModel]]:
         "[profiles.NAME.rules]": Rules,
         "[profiles.NAME.gates]": Gates,
         "[profiles.NAME.gates.slo]": ServiceLevel,
+        "[profiles.NAME.ray]": RaySettings,
         "[attach.TIER]": Attach,
         "[attach.TIER.kubernetes]": Kubernetes,
     }

@@ -20,6 +20,8 @@ COMMANDS = {
     "doctor": "what would keep a run from working, or spoil its figures",
     "render": "print every command line and file that a run would use",
     "load": "run the workload alone, against an endpoint that is already there",
+    "load-node": "an agent that sends a share of loads from this machine",
+    "scale": "how a run grows with servers and users, measured and simulated on this machine",
     "report": "chart and table of runs that are over",
     "export": "results of runs as other tools read them",
     "import": "other tools' results as runs, to stand beside ours in reports",
@@ -30,8 +32,9 @@ COMMANDS = {
 
 
 def module_of(name: str) -> ModuleType:
-    """Return the module of a subcommand; that of a keyword (`import`) ends in an underscore."""
-    return import_module(f"pytest_kvcache.commands.{name}{'_' if iskeyword(name) else ''}")
+    """Return the module of a subcommand; that of a keyword (`import`) ends in an underscore; a hyphen becomes one."""
+    module = name.replace("-", "_") + ("_" if iskeyword(name) else "")
+    return import_module(f"pytest_kvcache.commands.{module}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -23,7 +23,7 @@ _GROUP = "KV cache offloading (pytest-kvcache)"
 
 _INI = {
     "kv_profile": "profile that perf tests run (see kvcache.toml)",
-    "kv_launcher": "what boots the servers: process, docker, attach (they stand already), or another registered one "
+    "kv_launcher": "what boots the servers: process, docker, ray, attach (they stand already), or another one "
     "(default: the profile's)",
     "kv_engine": "environment with vLLM and LMCache, or image:REPO[:TAG], in place of the one that `setup` makes",
     "kv_config": "the kvcache.toml to use (default: the nearest one, from rootdir upwards)",
@@ -109,6 +109,13 @@ def add_options(parser: pytest.Parser) -> None:
         default=[],
         metavar="NAME=URL",
         help="a Prometheus endpoint of that deployment, such as lmcache-0=http://host:8080/metrics; repeatable",
+    )
+    group.addoption(
+        "--kv-load-node",
+        action="append",
+        default=[],
+        metavar="HOST:PORT",
+        help="send the load from this node (`pytest-kvcache load-node`) in place of this machine; repeatable",
     )
     group.addoption(
         "--kv-strict", action="store_true", default=None, help="inconclusive and incomparable fail (default in CI)"
@@ -211,6 +218,7 @@ def from_config(config: pytest.Config) -> Options:
             server_urls=tuple(config.getoption("kv_server_url")),
             metrics_urls=tuple(config.getoption("kv_metrics_url")),
         ),
+        load_nodes=tuple(config.getoption("kv_load_node")),
     )
 
 

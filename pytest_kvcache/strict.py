@@ -65,7 +65,7 @@ def _refuse_another_type(value: Any, annotation: Any) -> None:
 def _refuse_another_scalar(value: str | float, wanted: set[type]) -> None:
     if isinstance(value, str) and "\0" in value:
         raise ValueError(f"{value!r:.40} has a NUL, which no program takes")
-    if wanted and wanted <= {bool, type(None)} and not isinstance(value, bool):
+    if bool in wanted and wanted <= {bool, type(None)} and not isinstance(value, bool):
         raise ValueError(f"must be true or false, not {value!r:.40}")
     if isinstance(value, int) and abs(value) >= 1 << 63:
         raise ValueError("must be a number of 64 bits, as TOML's are")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -15,8 +16,9 @@ from pytest_kvcache.campaign.deployments import missing
 from pytest_kvcache.campaign.state import PerfState
 from pytest_kvcache.config.cautions import cautions
 from pytest_kvcache.errors import KvCacheError, SetupError, TierUnavailableError
-from pytest_kvcache.preflight import deployment, gpus
+from pytest_kvcache.preflight import deployment, gpus, load_nodes
 from pytest_kvcache.preflight import engine as engines
+from pytest_kvcache.serving.launchers import catalogue as launchers
 from pytest_kvcache.serving.tier import Tier, TierContext
 from pytest_kvcache.showable import inert
 from pytest_kvcache.tiers.none import NoTier
@@ -95,7 +97,13 @@ def _fits(arm: Arm | None, state: PerfState) -> None:
     key = (profile.name, arm.engine.where, offloads)
     if key not in state.stopping:
         checks = engines.checks(arm.engine, profile, imports=False, offloads=offloads)
-        state.stopping[key] = (*gpus.blocking(profile), *preflight.stopping("engine", checks))
+        here = () if launchers.is_elsewhere(arm.launched_by) else gpus.blocking(profile)
+        senders = load_nodes.checks(state.settings.options.load_nodes, profile.workload, os.environ)
+        state.stopping[key] = (
+            *here,
+            *preflight.stopping("engine", checks),
+            *preflight.stopping("load nodes", senders),
+        )
     if found := state.stopping[key]:
         raise SetupError("; ".join(found), where=arm.engine.where, todo="the whole list: pytest-kvcache doctor")
     # A plan that nothing comes of: it leases no port.

@@ -1,8 +1,8 @@
 """One client at one rate: `python -m benchmarks.client.clients NAME PORT RATE SECONDS START WORKER WORKERS LIMIT_S`.
 
 Prints JSON: CPU seconds while it sent and received, how many requests were due, and for each that was over within
-LIMIT_S of the last one's time its errors in ms. Answers are decoded afterwards, for every client but `exact` and
-`compat`: these are the plugin's load processes at their whole work (`loads.py`).
+LIMIT_S of the last one's time its errors in ms. Answers are decoded afterwards, for every client but `exact`,
+`compat` and `node`: these are the plugin's load processes at their whole work (`loads.py`).
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def main(argv: list[str]) -> None:
     worker, workers = int(argv[5]), int(argv[6])
     due = [start + i / rate for i in range(int(rate * seconds)) if i % workers == worker]
     before_s = cpu_s()
-    if name in {"exact", "compat"}:
+    if name in {"exact", "compat", "node"}:
         sent = loads.send(name, port, rate=rate, seconds=seconds, start_s=start)
         errors = [each for record in sent if (each := loads.row(record)) is not None]
         print(json.dumps({"cpu_s": cpu_s() - before_s, "due": len(sent), "rows": errors}))

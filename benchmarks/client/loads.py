@@ -1,4 +1,4 @@
-"""The plugin's load processes, as a run has them, at one rate: modes exact and compat.
+"""The plugin's load processes, as a run has them, at one rate: modes exact and compat, and exact by a load node.
 
 `clients.py` measures the client by itself, with answers decoded afterwards. A run has more to do meanwhile: it decodes
 every answer, and in mode compat the next prompt has the answers before it. What the client adds to TTFT then is each
@@ -7,12 +7,20 @@ row's `residual_s`, since the server tells its own time to the first token as vL
 
 from __future__ import annotations
 
+import json
+import os
+import secrets
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 from pytest_kvcache.load import records
 from pytest_kvcache.load.children import Children, Share
 from pytest_kvcache.load.driver import Encoder
+from pytest_kvcache.load.nodes import coordinator
+from pytest_kvcache.load.nodes.coordinator import LoadNodes
+from pytest_kvcache.load.nodes.messages import KEY_ENV
 from pytest_kvcache.load.plan import LoadPlan
 from pytest_kvcache.load.records import RequestRecord
 from pytest_kvcache.workload.multi_round import MultiRoundQa
@@ -28,7 +36,7 @@ def send(mode: str, port: int, *, rate: float, seconds: float, start_s: float) -
     """Send one load and return its rows.
 
     Args:
-        mode: `exact` or `compat`.
+        mode: `exact`, `compat`, or `node` for what `exact` sends, sent by an agent of this machine.
         port: Port of the server on this machine.
         rate: Requests a second.
         seconds: How long new requests are sent.
@@ -68,6 +76,8 @@ def send(mode: str, port: int, *, rate: float, seconds: float, start_s: float) -
         rows=Path("rows"),
         summary=Path("summary"),
     )
+    if mode == "node":
+        return _by_node(plan, script, start_s)
     encoder = Encoder(plan, {})
     encoder.prepare(turn for each in conversations for turn in each.turns)
     time.sleep(max(0.0, start_s - 1.0 - time.monotonic()))
@@ -76,6 +86,29 @@ def send(mode: str, port: int, *, rate: float, seconds: float, start_s: float) -
     children = Children(shares, lambda _: None)
     children.listen()
     return children.rows
+
+
+def _by_node(plan: LoadPlan, script: Script, start_s: float) -> list[RequestRecord]:
+    """Send a script from an agent, and return its rows on our clock."""
+    key = secrets.token_hex(16)
+    agent = subprocess.Popen(
+        [sys.executable, "-m", "pytest_kvcache.cli", "load-node", "--listen", "127.0.0.1:0", "--once"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, KEY_ENV: key},
+    )
+    try:
+        address = (agent.stdout.readline() if agent.stdout else "").split()[-1]
+        with coordinator.connected([address], key.encode(), budget_s=0.001) as links:
+            coordinator.hand_out(links, plan, script)
+            links[0].know_clock(0.001)
+            nodes = LoadNodes(links, plan, max(start_s, time.monotonic() + 1.0), lambda _: None)
+            nodes.listen()
+            print(json.dumps(nodes.facts()[0]["clock"]), file=sys.stderr)
+    finally:
+        agent.terminate()
+        agent.wait()
+    return nodes.rows
 
 
 def row(record: RequestRecord) -> dict[str, float] | None:

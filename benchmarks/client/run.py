@@ -7,8 +7,9 @@ each carrying its own send time on the clock that clients use too. A client's TT
 server did, (first token stamp - send stamp) - (first token sent - request arrived), without its sign. Every client is
 one process that sends at the same absolute times; ours (`wire`) is two from 500 requests/s on. A client that falls
 behind is cut off, and its row says how many requests were over. `exact` and `compat` are the plugin's load processes
-with all that they do in a run, as many as a run would have; their error is the `residual_s` of their rows. Needs a C
-compiler, and the extra `bench` for the clients that are not ours.
+with all that they do in a run, as many as a run would have; their error is the `residual_s` of their rows. `node`
+is `exact` sent by a load node of this machine. Needs a C compiler, and the extra `bench` for the clients that are not
+ours.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from pytest_kvcache.runs.ports import PortLeases
 
 HERE = Path(__file__).parent
 CHUNKS, FIRST_US, GAP_US = 100, 20_000, 10_000
-CLIENTS = ("wire", "exact", "compat", "aiohttp-uvloop", "aiohttp", "httpx", "openai")
+CLIENTS = ("wire", "exact", "compat", "node", "aiohttp-uvloop", "aiohttp", "httpx", "openai")
 
 
 def build(folder: Path) -> Path:

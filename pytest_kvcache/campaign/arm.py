@@ -102,7 +102,7 @@ class Arm:
         Raises:
             ConfigError: The launcher does not fit the engine.
         """
-        launch = Launch(run, self.engine, self.profile, tier_plan, self.model, allotment(os.environ), say)
+        launch = Launch(run, self.engine, self.profile, tier_plan, self.model, allotment(os.environ), say, self.tier)
         return launchers.make(self.launched_by, launch, folder)
 
     def context(self, run: RunSession, boot: str) -> TierContext:

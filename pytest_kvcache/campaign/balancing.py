@@ -72,6 +72,7 @@ def cost(arm: Arm, state: PerfState, pair: ServingPair) -> dict[str, Any]:
                 pair.plan.server_urls,
                 model=pair.plan.model,
                 extra_body=pair.plan.extra_body,
+                api_key=pair.plan.api_key,
                 seen_s=balancer_latency.SEEN_S if settings.kind == "url" and standing is None else 0.0,
             )
         except RunError as error:

@@ -38,10 +38,11 @@ class BootProbes:
             "model": plan.model,
             "chunk_tokens": profile.chunk_tokens,
             "extra_body": plan.extra_body,
+            "control": plan.control,
         }
         standing = plan.standing
         client = (
-            PairClient(**common)
+            PairClient(**common, authorization=f"Bearer {plan.api_key}" if plan.api_key else "")
             if standing is None
             else StandingClient(**common, authorization=standing.authorization, salt=salt)
         )

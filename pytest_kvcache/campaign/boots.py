@@ -20,6 +20,7 @@ from pytest_kvcache.campaign.runner import RunResult
 from pytest_kvcache.campaign.state import PerfState
 from pytest_kvcache.config import environment
 from pytest_kvcache.errors import KvCacheError
+from pytest_kvcache.load.nodes.messages import KEY_ENV
 from pytest_kvcache.load.plan import LoadPlan
 from pytest_kvcache.load.stopping import StopRule
 from pytest_kvcache.probes.probe import Probed
@@ -157,7 +158,15 @@ def measure(
                 probed = probes.probe()
                 balancer = balancing.cost(arm, state, pair)
                 state.progress.phase(where, "warming up and filling caches")
-                plan = _plan(arm, pair, folder / f"context-{length}", length, stop.get(length), salt=salt)
+                plan = _plan(
+                    arm,
+                    pair,
+                    folder / f"context-{length}",
+                    length,
+                    stop.get(length),
+                    salt=salt,
+                    nodes=state.settings.options.load_nodes,
+                )
                 result.runs[length] = run_plan(
                     arm, state, pair, shortened_if_faulty(plan, probed), probed=probed, gpus_during=watch.during
                 )
@@ -203,7 +212,16 @@ def _ready(arm: Arm, pair: ServingPair) -> str:
     return f"attached to {standing.base_url} ({servers}): caches are as others left them, every prompt has a new salt"
 
 
-def _plan(arm: Arm, pair: ServingPair, folder: Path, length: int, stop: StopRule | None, *, salt: str) -> LoadPlan:
+def _plan(
+    arm: Arm,
+    pair: ServingPair,
+    folder: Path,
+    length: int,
+    stop: StopRule | None,
+    *,
+    salt: str,
+    nodes: tuple[str, ...],
+) -> LoadPlan:
     return LoadPlan(
         base_url=pair.base_url,
         turn_urls=pair.plan.turn_urls,
@@ -216,9 +234,11 @@ def _plan(arm: Arm, pair: ServingPair, folder: Path, length: int, stop: StopRule
         extra_body=pair.plan.extra_body,
         tokenizer_url=pair.plan.tokenizer_url,
         metrics_urls=pair.plan.metrics_urls,
-        api_key_env="" if arm.standing is None else arm.standing.settings.api_key_env,
+        api_key_env=runner.key_variable(pair),
         salt=salt,
         counters_lag_s=pair.plan.counters_lag_s,
+        nodes=nodes,
+        node_key_env=KEY_ENV if nodes else "",
         stop=stop,
         rows=folder / runner.ROWS,
         summary=folder / runner.LOAD,
@@ -262,12 +282,13 @@ def run_plan(
             arm.profile,
             context_tokens=plan.context_tokens,
             model_id=arm.model_id,
-            hardware=state.hardware_of(arm.tier),
+            hardware={**state.hardware_of(arm.tier), **_elsewhere(pair.launched)},
             storage=pair.plan.tier.facts,
             launcher=arm.launched_by,
             balancer={} if arm.standing is not None else balancing.keys_of(arm.profile.balancer, arm.engine),
             image=arm.pinned_image,
             deployed=arm.standing is not None,
+            load_nodes=len(plan.nodes),
         ),
         versions=arm.engine.versions,
         served=ServedCaches(
@@ -292,6 +313,12 @@ def _position(arm: Arm, length: int) -> int:
     """Return a number that is a length's own: lengths that are none of the profile's come after those that are."""
     lengths = arm.profile.workload.context_tokens
     return lengths.index(length) if length in lengths else len(lengths) + length
+
+
+def _elsewhere(launched: Mapping[str, str]) -> dict[str, str]:
+    """Return the hardware of other machines on which servers run, by the server's name."""
+    suffix = ".hardware"
+    return {name.removesuffix(suffix): text for name, text in launched.items() if name.endswith(suffix)}
 
 
 def _named(arm: Arm) -> str:

@@ -23,6 +23,7 @@ def comparability(
     balancer: Mapping[str, str] = MappingProxyType({}),
     image: str = "",
     deployed: bool = False,
+    load_nodes: int = 0,
 ) -> dict[str, str]:
     """Return the comparability keys: hardware, model and serving, workload, tier storage, launcher.
 
@@ -37,9 +38,21 @@ def comparability(
         image: Digest of the image that the profile names; "" where it names none, and the engine is what is tested.
         deployed: Whether the servers are a deployment's, of which the profile says nothing but the model, and what it
             needs for the proof.
+        load_nodes: How many load nodes sent; 0 where the machine of the session did.
     """
     serving = profile.model_dump(
-        exclude={"name", "description", "workload", "rules", "gates", "boot_timeout_s", "model", "balancer", "image"}
+        exclude={
+            "name",
+            "description",
+            "workload",
+            "rules",
+            "gates",
+            "boot_timeout_s",
+            "model",
+            "balancer",
+            "image",
+            "ray",
+        }
     )
     if deployed:
         serving = {key: serving[key] for key in ("lmcache_mode", "chunk_tokens")}
@@ -49,6 +62,7 @@ def comparability(
         **_prefixed("storage", storage),
         **_prefixed("serving", {**serving, "model": model_id, "launcher": launcher, **balancer}),
         **({"serving.image": image} if image else {}),
+        **({"load.nodes": str(load_nodes)} if load_nodes else {}),
         **_prefixed("workload", profile.workload.sent(context_tokens)),
         **({"gates.slo": profile.gates.slo.text} if profile.gates.slo is not None and judged & OF_SLO else {}),
     }

@@ -118,8 +118,12 @@ class GpuWatch:
 
 
 def named(components: Iterable[Component]) -> tuple[str, ...]:
-    """Return the GPUs that servers are given, as `CUDA_VISIBLE_DEVICES` names them; none where they serve on CPUs."""
-    names = [name.strip() for each in components for name in each.env.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    """Return the GPUs of this machine that servers are given, as `CUDA_VISIBLE_DEVICES` names them.
+
+    None are returned where servers serve on CPUs, or on other machines.
+    """
+    here = [each for each in components if not each.place]
+    names = [name.strip() for each in here for name in each.env.get("CUDA_VISIBLE_DEVICES", "").split(",")]
     return tuple(dict.fromkeys(name for name in names if name.lower() not in _NO_GPU))
 
 

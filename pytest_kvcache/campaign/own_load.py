@@ -8,6 +8,7 @@ from pytest_kvcache.campaign import boots, measuring, runner
 from pytest_kvcache.campaign.runner import RunResult
 from pytest_kvcache.campaign.state import PerfState
 from pytest_kvcache.errors import ConfigError
+from pytest_kvcache.load.nodes.messages import KEY_ENV
 from pytest_kvcache.load.plan import LoadPlan
 from pytest_kvcache.probes.probe import Probed
 from pytest_kvcache.proof.gpus import GpuLoad
@@ -49,7 +50,9 @@ def load(state: PerfState, tier: Tier, pair: ServingPair, workload: Workload, co
     tokenizer_url, standing = pair.plan.tokenizer_url, pair.plan.standing
     salt = f"{state.run.id}-{boot.name}-{number}" if standing is not None else ""
     if not _is_registered(workload):
-        authorization = standing.authorization if standing is not None else ""
+        authorization = f"Bearer {pair.plan.api_key}" if pair.plan.api_key else ""
+        if standing is not None:
+            authorization = standing.authorization
         served = ServedTokenizer(
             tokenizer_url, pair.model, authorization=authorization, compat_helps=workload.HAS_COMPAT
         )
@@ -69,9 +72,11 @@ def load(state: PerfState, tier: Tier, pair: ServingPair, workload: Workload, co
         extra_body=pair.plan.extra_body,
         tokenizer_url=tokenizer_url,
         metrics_urls=pair.plan.metrics_urls,
-        api_key_env=standing.settings.api_key_env if standing is not None else "",
+        api_key_env=runner.key_variable(pair),
         salt=salt,
         counters_lag_s=pair.plan.counters_lag_s,
+        nodes=state.settings.options.load_nodes,
+        node_key_env=KEY_ENV if state.settings.options.load_nodes else "",
         rows=folder / runner.ROWS,
         summary=folder / runner.LOAD,
     )

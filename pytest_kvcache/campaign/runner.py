@@ -47,6 +47,8 @@ from pytest_kvcache.workload import reference_csv
 from pytest_kvcache.workload.multi_round import MultiRoundQa
 
 ROWS, RUN, LOAD, CSV = "requests.parquet", "run.json", "load.json", "summary.csv"
+#: Variable with which the load process is given the key of a pair that asks for one.
+API_KEY = "KVCACHE_API_KEY"
 _POLL_S = 0.2
 #: More than the load's longest line of progress.
 _TAIL_BYTES = 4096
@@ -135,8 +137,7 @@ def run_load(
         name="load",
         argv=(sys.executable, "-m", "pytest_kvcache.load.worker", str(plan_file)),
         stage="load",
-        # A key's variable may be one that processes of a run do not inherit.
-        secret_env={name: os.environ[name] for name in (plan.api_key_env,) if name in os.environ},
+        secret_env=_keys(pair, plan),
     )
     standing = pair.plan.standing
     facts_so_far = functools.partial(
@@ -227,6 +228,19 @@ def run_load(
         left_out=load.get("left_out", ""),
         foreign=() if proof.others is None else proof.others.lines,
     )
+
+
+def key_variable(pair: ServingPair) -> str:
+    """Return the variable with which the load process is given the pair's key, "" where the pair asks for none."""
+    if pair.plan.api_key:
+        return API_KEY
+    return pair.plan.standing.settings.api_key_env if pair.plan.standing is not None else ""
+
+
+def _keys(pair: ServingPair, plan: LoadPlan) -> dict[str, str]:
+    # A key's variable may be one that processes of a run do not inherit.
+    found = {name: os.environ[name] for name in (plan.api_key_env, plan.node_key_env) if name in os.environ}
+    return {**found, API_KEY: pair.plan.api_key} if pair.plan.api_key else found
 
 
 def add_facts(folder: Path, more: Mapping[str, Any]) -> None:

@@ -19,6 +19,7 @@ from pytest_kvcache.endpoint import certificates
 from pytest_kvcache.endpoint.address import endpoint, read_key, without_version
 from pytest_kvcache.errors import ConfigError
 from pytest_kvcache.load import records, validity, worker
+from pytest_kvcache.load.nodes.messages import KEY_ENV
 from pytest_kvcache.load.plan import LoadPlan
 from pytest_kvcache.load.table import to_frame
 from pytest_kvcache.paths import argument
@@ -86,6 +87,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     how.add_argument("--log-interval", type=int, default=30, metavar="SECONDS", help="between two lines of progress")
     how.add_argument("--workers", type=int, help="load processes (default: as the rate needs)")
+    how.add_argument(
+        "--node",
+        action="append",
+        default=[],
+        metavar="HOST:PORT",
+        help="send from this load node (`pytest-kvcache load-node`) in place of this machine; repeatable",
+    )
+    how.add_argument(
+        "--node-key-env",
+        default=KEY_ENV,
+        metavar="VARIABLE",
+        help=f"environment variable with the key that load nodes have too ({KEY_ENV})",
+    )
+    how.add_argument(
+        "--clock-error-budget",
+        type=float,
+        default=0.001,
+        metavar="SECONDS",
+        help="how well the clock of each load node must be known (0.001)",
+    )
     how.add_argument("--request-timeout", type=float, default=300.0, metavar="SECONDS", help="for a whole request")
     how.add_argument(
         "--token-timeout", type=float, default=120.0, metavar="SECONDS", help="for a stream that stands still"
@@ -108,6 +129,10 @@ def run(args: argparse.Namespace, say: Say) -> int:
     _check_output(args.output)
     key = read_key(args.api_key_env, os.environ) if args.api_key_env else ""
     target = endpoint(args.base_url, where="--base-url", key=key)
+    if args.node and target.authorization and not key:
+        raise ConfigError(
+            "has a user or password, which is handed to no load node", where="--base-url", todo="use --api-key-env"
+        )
     tokenizer_url = without_version(target.url)
     if args.tokenizer_url:
         tokenizer_url = _open_to_all(args.tokenizer_url, "--tokenizer-url")
@@ -123,6 +148,8 @@ def run(args: argparse.Namespace, say: Say) -> int:
         tokenizer_url=tokenizer_url,
         metrics_urls={url: url for url in (_open_to_all(each, "--metrics-url") for each in args.metrics_url)},
         api_key_env=args.api_key_env,
+        nodes=tuple(args.node),
+        node_key_env=args.node_key_env if args.node else "",
         report_s=args.log_interval,
         rows=args.output.with_suffix(".parquet"),
         summary=args.output.with_suffix(".json"),
@@ -229,6 +256,7 @@ def _workload(args: argparse.Namespace) -> Workload:
         "ignore_eos": not args.keep_eos,
         "workers": args.workers,
         "request_timeout_s": args.request_timeout,
+        "clock_error_budget_s": args.clock_error_budget,
         "token_timeout_s": args.token_timeout,
         **{key: value for key, value in _DEFAULTS.items() if key in kind.FLAGS.values()},
         **{kind.FLAGS[flag]: value for flag, value in given.items() if flag in kind.FLAGS},

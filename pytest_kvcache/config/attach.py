@@ -75,9 +75,6 @@ class Attach(Strict):
         default_factory=dict,
         description="what else must be equal for a comparison and nothing here can ask for, such as gpus or storage",
     )
-    storage_path: UserPath | None = Field(
-        default=None, description="folder of the tier's objects, where it is mounted on this machine too"
-    )
     other_traffic: float = Field(
         default=0.0,
         ge=0,

@@ -75,6 +75,7 @@ WITHHELD = (
         but=("AWS_CA_BUNDLE",),
     ),
     Names(("RCLONE_*",), "they change the S3 server that a run starts"),
+    Names(("KVCACHE_LOAD_KEY",), "the key of load nodes: the load process alone gets it"),
     Names(
         (
             "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "ROLE_*",

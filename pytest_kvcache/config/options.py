@@ -58,6 +58,7 @@ class Options:
         allow_suspect: Whether boots that had other work beside them may become baselines.
         tier_option: How the option that names tiers is spelled: another plugin may have taken `--tier`.
         update_option: How the option that stores baselines anew is spelled, for the same reason.
+        load_nodes: Addresses (HOST:PORT) of the nodes that send the load; none where this machine does.
         wait_s: For how long another session that measures on the same GPUs or processors is waited for (s).
         launcher: What boots the servers; None for what the profile says.
         addresses: Of a deployment that stands.
@@ -82,3 +83,4 @@ class Options:
     wait_s: float = DEFAULT_WAIT_S
     launcher: str | None = None
     addresses: Addresses = Addresses()
+    load_nodes: tuple[str, ...] = ()

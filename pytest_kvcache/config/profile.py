@@ -11,6 +11,7 @@ from pytest_kvcache.config import environment, refused_args
 from pytest_kvcache.config.balancer import Balancer
 from pytest_kvcache.config.gates import Gates
 from pytest_kvcache.config.image_reference import parse_reference
+from pytest_kvcache.config.ray import RaySettings
 from pytest_kvcache.config.rules import Rules
 from pytest_kvcache.config.vllm_args import number_of
 from pytest_kvcache.errors import ConfigError
@@ -61,6 +62,7 @@ class Profile(Strict):
         description="what boots the servers; by default `process`, and `docker` where the engine is an image",
     )
     balancer: Balancer = Field(default=Balancer(), description="what stands in front of the servers")
+    ray: RaySettings | None = Field(default=None, description="the cluster of launcher `ray`")
     boot_timeout_s: PositiveFloat = Field(default=900, description="time in which the whole pair must be ready")
     workload: AnyWorkload = Field(description="what is sent; its keys depend on its `kind`")
     rules: Rules = Field(default=Rules(), description="how a change is judged")

@@ -11,13 +11,12 @@ import contextlib
 import ctypes
 import multiprocessing
 import os
-import queue
 import signal
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from urllib.parse import urlsplit
 
@@ -27,17 +26,15 @@ from pytest_kvcache.endpoint.address import host_of
 from pytest_kvcache.endpoint.certificates import tls_context
 from pytest_kvcache.errors import RunError
 from pytest_kvcache.load.ahead import Key
-from pytest_kvcache.load.driver import Driver, Progress
+from pytest_kvcache.load.driver import Driver
 from pytest_kvcache.load.encoder import Encoder
+from pytest_kvcache.load.gathering import Gathering, Told
 from pytest_kvcache.load.plan import LoadPlan
-from pytest_kvcache.load.records import RequestRecord
 from pytest_kvcache.workload.script import Conversation
 
 #: Time that a child has to hand over its rows after the run was stopped (s).
 _SAVE_S = 5.0
-_TICK_S = 0.5
 _PR_SET_PDEATHSIG = 1
-_ROUNDING_S = 1e-9
 
 
 @contextlib.contextmanager
@@ -73,6 +70,7 @@ class Share:
         start_s: When the clock starts (CLOCK_MONOTONIC).
         first: Requests that are made already, of this child and of others.
         concurrency: So many of the child's conversations are under way at a time; None where each begins at its time.
+        tells_rows: Whether the child hands over each row soon after it has ended, and not only at the end.
     """
 
     plan: LoadPlan
@@ -82,24 +80,22 @@ class Share:
     start_s: float
     first: Mapping[Key, bytes] = field(default_factory=dict)
     concurrency: int | None = None
+    tells_rows: bool = False
 
 
-@dataclass(frozen=True)
-class _Told:
-    """What a child says once a second.
-
-    Args:
-        progress: How far the child is.
-        ended: Rows that have ended since the child last spoke; none where the run cannot be stopped early.
-        all_ended_until_s: All of the child's requests that were to start before this time have ended.
-    """
-
-    progress: Progress
-    ended: list[RequestRecord]
-    all_ended_until_s: float
+def split(share: Share, count: int) -> list[Share]:
+    """Return a share of each of `count` processes: every `count`-th conversation."""
+    return [
+        replace(
+            share,
+            conversations=share.conversations[i::count],
+            concurrency=None if share.concurrency is None else len(range(i, share.concurrency, count)),
+        )
+        for i in range(count)
+    ]
 
 
-class Children:
+class Children(Gathering):
     """The processes that send, and what they say.
 
     Args:
@@ -108,21 +104,8 @@ class Children:
     """
 
     def __init__(self, shares: list[Share], say: Callable[[str], None]) -> None:
-        self._say = say
-        self._plan, self._start_s = shares[0].plan, shares[0].start_s
-        self._progress: dict[int, Progress] = {}
-        self._open = set(range(len(shares)))
-        self._said: queue.SimpleQueue[tuple[int, object]] = queue.SimpleQueue()
-        self._give_up_s: float | None = None
-        self._ended: list[RequestRecord] = []
-        self._all_ended_until_s: dict[int, float] = dict.fromkeys(range(len(shares)), 0.0)
-        self._looked_at = 0
-        self.rows: list[RequestRecord] = []
-        self.lost: list[str] = []
-        self.stopped_after_rounds: int | None = None
-        self.beyond_tokens = 0
-        #: Whether senders run as soon as they have something to do, whatever else the processors do.
-        self.at_once = True
+        super().__init__(shares[0].plan, shares[0].start_s, len(shares), say, save_s=_SAVE_S)
+        self._tells_rows = shares[0].tells_rows
         # The children are forked, so that they have all prompts and copy none.
         context = multiprocessing.get_context("fork")
         self._processes, self._senders = [], []
@@ -145,26 +128,15 @@ class Children:
         for number, end in enumerate(ends):
             threading.Thread(target=self._read, args=(number, end), name=f"read-{number}", daemon=True).start()
 
-    def stop(self) -> None:
-        """Have the children hand over the rows that they have."""
-        self._give_up_s = time.monotonic() + _SAVE_S
+    def _ask_to_stop(self) -> None:
         for child in self._processes:
             child.terminate()
 
-    def listen(self) -> None:
-        """Return when each child has handed over its rows, or has ended without doing so."""
-        next_report_s = self._start_s + self._plan.report_s
-        while self._open:
-            with contextlib.suppress(queue.Empty):
-                self._hear(*self._said.get(timeout=_TICK_S))
-            self._stop_if_enough()
-            now = time.monotonic()
-            if now >= next_report_s:
-                next_report_s += self._plan.report_s
-                self._report(now - self._start_s)
-            if self._give_up_s is not None and now > self._give_up_s:
-                for child in self._processes:
-                    child.kill()
+    def _end_now(self) -> None:
+        for child in self._processes:
+            child.kill()
+
+    def _over(self) -> None:
         for number, (child, sender) in enumerate(zip(self._processes, self._senders, strict=True), start=1):
             child.join(_SAVE_S)
             sender.join(_SAVE_S)
@@ -173,31 +145,12 @@ class Children:
                     f"the sender of load process {number} of {len(self._processes)} was lost "
                     f"({_ending(sender.exitcode)}), and its requests that had not ended"
                 )
-        if self.stopped_after_rounds is not None and self._plan.stop is not None:
-            end_s = self.stopped_after_rounds * self._plan.stop.round_s
-            cut = [row for row in self.rows if row.intended_start_s >= end_s - _ROUNDING_S]
-            self.rows = [row for row in self.rows if row.intended_start_s < end_s - _ROUNDING_S]
-            sent = [row for row in cut if row.actual_start_s is not None]
-            self.beyond_tokens = sum(row.prompt_tokens or row.intended_prompt_tokens or 0 for row in sent)
-
-    def _stop_if_enough(self) -> None:
-        rule = self._plan.stop
-        if rule is None or self.stopped_after_rounds is not None or self._give_up_s is not None:
-            return
-        until_s = min(self._all_ended_until_s.values())
-        count = rule.whole_rounds(until_s) if until_s < self._plan.workload.duration_s else 0
-        if count > self._looked_at:
-            self._looked_at = count
-            if rule.enough(self._ended, count=count):
-                self.stopped_after_rounds = count
-                self._say(f"{count} rounds say enough: the run ends early")
-                self.stop()
 
     def _read(self, number: int, end: Connection) -> None:
         """Pass on what a child says, and at the end its rows, or None where it ended without handing them over."""
         said: object = None
         with end:
-            while said is None or isinstance(said, _Told):
+            while said is None or isinstance(said, Told):
                 try:
                     said = end.recv()
                 except Exception:  # a child that dies may leave any part of a message
@@ -205,29 +158,12 @@ class Children:
                     return
                 self._said.put((number, said))
 
-    def _hear(self, number: int, said: object) -> None:
-        if isinstance(said, _Told):
-            self._progress[number] = said.progress
-            self._ended += said.ended
-            self._all_ended_until_s[number] = said.all_ended_until_s
-            return
-        self._open.discard(number)
-        if isinstance(said, list):
-            self.rows += said
-        else:
-            child = self._processes[number]
-            child.join(_SAVE_S)
-            self.lost.append(
-                f"load process {number + 1} of {len(self._processes)} was lost ({_ending(child.exitcode)}), and its "
-                "requests with it"
-            )
-
-    def _report(self, elapsed_s: float) -> None:
-        p = sum(self._progress.values(), Progress())
-        mean = f"{p.ttft_sum_s / p.finished:.3f} s" if p.finished else "-"
-        self._say(
-            f"{elapsed_s:.0f} of {self._plan.workload.duration_s:.0f} s: {p.finished} finished, {p.failed} failed, "
-            f"mean TTFT {mean}, {p.sent / elapsed_s:.2f} answers/s"
+    def _lose(self, number: int) -> None:
+        child = self._processes[number]
+        child.join(_SAVE_S)
+        kept = "its requests that were not handed over yet" if self._tells_rows else "its requests with it"
+        self.lost.append(
+            f"load process {number + 1} of {len(self._processes)} was lost ({_ending(child.exitcode)}), and {kept}"
         )
 
 
@@ -262,8 +198,8 @@ def _work(share: Share, end: Connection, near: socket.socket, far: socket.socket
     driver = Driver(share.plan, share.encoder, wire, share.user_header, share.first, share.concurrency)
 
     def tell() -> None:
-        ended, until_s = driver.newly_ended() if share.plan.stop else ([], 0.0)
-        end.send(_Told(driver.progress, ended, until_s))
+        ended, until_s = driver.newly_ended() if share.plan.stop or share.tells_rows else ([], 0.0)
+        end.send(Told(driver.progress, ended, until_s))
         wire.call_at(time.monotonic() + 1.0, tell)
 
     wire.call_at(share.start_s, tell)

@@ -31,6 +31,8 @@ class LoadPlan(Strict):
         salt: Makes every prompt new to caches that cannot be emptied; "" for prompts as the workload has them.
         counters_lag_s: How long counters may lag behind what they count (s); they are read so much later.
         report_s: How often progress is printed.
+        nodes: Addresses (HOST:PORT) of the load nodes that send; none where this machine does.
+        node_key_env: Environment variable with the key that the load nodes know; the key itself is in no file.
         stop: When the run may end before its time; None for never.
         rows: Where the table of requests goes (Parquet).
         summary: Where the JSON of the run's own facts goes.
@@ -50,6 +52,8 @@ class LoadPlan(Strict):
     salt: str = ""
     counters_lag_s: float = Field(default=0.0, ge=0)
     report_s: PositiveInt = 30
+    nodes: tuple[str, ...] = ()
+    node_key_env: str = ""
     stop: StopRule | None = None
     rows: Path
     summary: Path

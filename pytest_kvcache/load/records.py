@@ -6,7 +6,7 @@ A load process is started for each load, so this module imports no pandas; `tabl
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pytest_kvcache.load import schema
@@ -22,6 +22,8 @@ MALFORMED = "malformed"
 EMPTY = "empty-answer"
 CANCELLED = "cancelled"
 NOT_SENT = "not-sent"
+#: Rows of a row group of the file.
+_GROUP_ROWS = 20_000
 
 
 @dataclass
@@ -55,6 +57,7 @@ class RequestRecord:
         first_token_shared: Whether the read that returned the first token returned a later one too, or its beginning:
             the stamp of the first is then that of the later one.
         token_times_s: Arrival of each streamed chunk that held output.
+        node: Address of the load node that sent it; "" where no load nodes were used.
     """
 
     user: int
@@ -78,6 +81,7 @@ class RequestRecord:
     resent: bool = False
     first_token_shared: bool = False
     token_times_s: list[float] = field(default_factory=list)
+    node: str = ""
 
     @property
     def over(self) -> bool:
@@ -108,11 +112,14 @@ def save(records: Iterable[RequestRecord], path: Path) -> None:
     import pyarrow as pa  # noqa: PLC0415
     from pyarrow import parquet  # noqa: PLC0415
 
-    table = pa.Table.from_pylist([asdict(record) for record in in_order(records)], schema=schema.arrow_schema())
+    rows, columns = in_order(records), schema.arrow_schema()
 
     def write(partial: Path) -> None:
         # Arrow itself takes no name with bytes that are no text.
-        with partial.open("wb") as opened:
-            parquet.write_table(table, opened)
+        with partial.open("wb") as opened, parquet.ParquetWriter(opened, columns) as writer:
+            for at in range(0, len(rows), _GROUP_ROWS):  # a copy of all rows would take more memory than the rows
+                group = rows[at : at + _GROUP_ROWS]
+                arrays = [pa.array([getattr(row, each.name) for row in group], type=each.type) for each in columns]
+                writer.write_table(pa.Table.from_arrays(arrays, schema=columns))
 
     replace_whole(path, write)

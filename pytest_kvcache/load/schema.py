@@ -28,6 +28,7 @@ class Column:
         unit: `s` (seconds after the start of the run, or a duration where the meaning says so), `tokens`, or "".
         meaning: What the value is.
         null_when: When there is none; "never" where there always is one.
+        later: Whether files of this version may lack it, since it came later; it is then empty.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Column:
     unit: str
     meaning: str
     null_when: str
+    later: bool = False
 
 
 _NOT_SENT, _NOT_TOLD = "the request was not sent", "the server did not tell it"
@@ -62,6 +64,9 @@ COLUMNS = (
     Column("resent", "bool", "", "whether it was sent again, since the server had closed the connection", "never"),
     Column("first_token_shared", "bool", "", "whether the first token arrived in one read with a later one", "never"),
     Column("token_times_s", "list<float64>", "s", "arrival of each streamed chunk that held output", "never (empty)"),
+    Column(
+        "node", "string", "", "address of the load node that sent it; empty without load nodes", "never", later=True
+    ),
 )
 
 
@@ -93,8 +98,11 @@ def check(found: pa.Schema, *, where: str) -> None:
         ResultsError: The file is of a newer or an unknown version, or lacks a column or has one of another type.
     """
     check_version((found.metadata or {}), where=where)
+    later = {column.name for column in COLUMNS if column.later}
     for expected in arrow_schema():
         at = found.get_all_field_indices(expected.name)
+        if not at and expected.name in later:
+            continue
         if len(at) != 1:
             raise ResultsError(
                 f"is no table of requests: column {expected.name} is {'missing' if not at else 'there twice'}",

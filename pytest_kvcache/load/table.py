@@ -47,7 +47,8 @@ def read(path: Path) -> pd.DataFrame:
         with path.open("rb") as opened:
             file = parquet.ParquetFile(opened)
             schema.check(file.schema_arrow, where=str(path))
-            table = file.read(columns=[column.name for column in schema.COLUMNS])
+            names = set(file.schema_arrow.names)
+            table = file.read(columns=[column.name for column in schema.COLUMNS if column.name in names])
             table.validate(full=True)
     except (pa.ArrowException, ValueError, IndexError, MemoryError) as error:
         raise ResultsError(f"is no whole Parquet file: {first_line(error)}", where=str(path)) from None
@@ -55,7 +56,11 @@ def read(path: Path) -> pd.DataFrame:
         if error.errno is not None:  # the system's; Arrow's own of a damaged file has no number
             raise
         raise ResultsError(f"is no whole Parquet file: {first_line(error)}", where=str(path)) from None
-    return _typed(table.to_pandas(ignore_metadata=True))
+    frame = table.to_pandas(ignore_metadata=True)
+    for column in schema.COLUMNS:
+        if column.name not in names:
+            frame[column.name] = ""
+    return _typed(frame)
 
 
 def first_line(error: Exception) -> str:

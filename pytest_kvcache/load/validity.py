@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pytest_kvcache.load import records
+from pytest_kvcache.load import clocks, records
 from pytest_kvcache.workload.base import Workload
 
 #: Share of the requests that the client may send after the end of the run or not at all; one request always may be.
@@ -35,6 +35,13 @@ def faults(rows: pd.DataFrame, workload: Workload, facts: Mapping[str, Any]) -> 
     found += facts.get("lost_workers", [])
     if facts.get("interrupted"):
         found.append("the run was ended before its time")
+    for node in facts.get("nodes", []):
+        found += clocks.faults(
+            node["address"],
+            node["clock"],
+            error_budget_s=workload.clock_error_budget_s,
+            drift_budget_ppm=workload.clock_drift_budget_ppm,
+        )
     sent = rows[rows["actual_start_s"].notna()]
     if sent.empty:
         return [*found, "no request was sent"]

@@ -7,12 +7,13 @@ and keeps what was measured.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,15 @@ from typing import Any
 from pytest_kvcache.endpoint.address import read_key
 from pytest_kvcache.errors import KvCacheError
 from pytest_kvcache.load import records
-from pytest_kvcache.load.ahead import first_requests
-from pytest_kvcache.load.children import Children, Share, connected
+from pytest_kvcache.load.ahead import Key, first_requests
+from pytest_kvcache.load.children import Children, Share, connected, split
 from pytest_kvcache.load.driver import Driver
 from pytest_kvcache.load.encoder import Encoder
+from pytest_kvcache.load.gathering import Gathering
+from pytest_kvcache.load.nodes import coordinator
+from pytest_kvcache.load.nodes.coordinator import LoadNodes
+from pytest_kvcache.load.nodes.link import NodeLink
+from pytest_kvcache.load.nodes.messages import KEY_ENV, read_node_key
 from pytest_kvcache.load.plan import LoadPlan
 from pytest_kvcache.load.records import RequestRecord
 from pytest_kvcache.load.settling import settled
@@ -31,7 +37,7 @@ from pytest_kvcache.runs import signals
 from pytest_kvcache.runs.files import write_json
 from pytest_kvcache.showable import make_showable
 from pytest_kvcache.workload.salted import salted_script
-from pytest_kvcache.workload.script import Script, Turn
+from pytest_kvcache.workload.script import Script
 from pytest_kvcache.workload.tokens import ServedTokenizer, Tokenizer
 
 #: Time for children to start, and for each to note when its conversations begin, before the clock starts (s).
@@ -57,6 +63,8 @@ class WorkerOutcome:
         lost_workers: How those load processes ended that handed over no rows; the rows of the others are kept.
         interrupted: Whether a signal ended the run early.
         workers: Number of load processes.
+        nodes: Each load node: address, host, load processes, and how its clock stood to ours before and after; empty
+            where this machine sent.
         real_time_senders: Whether the processes that send have real-time priority; it takes a right (CAP_SYS_NICE).
         stopped_after_rounds: Number of whole rounds after which the run was stopped early, since they were enough;
             `rows` has no later ones. None where the run was not stopped so.
@@ -76,6 +84,7 @@ class WorkerOutcome:
     lost_workers: list[str] = field(default_factory=list)
     interrupted: bool = False
     workers: int = 0
+    nodes: list[dict[str, Any]] = field(default_factory=list)
     real_time_senders: bool = False
     stopped_after_rounds: int | None = None
     beyond_tokens: int = 0
@@ -87,7 +96,8 @@ class WorkerOutcome:
 
     def facts(self) -> dict[str, Any]:
         """Return all fields but the rows."""
-        return {key: value for key, value in asdict(self).items() if key != "rows"}
+        # Not `asdict`, which would copy all rows before they are left out.
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.name != "rows"}
 
 
 def main() -> int:
@@ -117,60 +127,79 @@ def carry_out(plan: LoadPlan, say: Callable[[str], None], *, authorization: str 
         RunError: The workload does not fit the server, or its name has no address.
     """
     outcome = WorkerOutcome()
-    with _Stop() as stop:
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(_Stop())
         try:
+            links = stack.enter_context(_nodes(plan))
             script = _script(plan, authorization)
             user_header = script.user_header or plan.names_users
             outcome.left_out = script.left_out
             if script.left_out:
                 say(f"left out: {script.left_out}")
             encoder = Encoder(plan, {"Authorization": authorization} if authorization else {})
-            encoder.prepare(_all_turns(script))
-            first = first_requests(script.conversations, encoder, user_header=user_header)
+            encoder.prepare((*script.warm_up, *script.priming))
+            first: Mapping[Key, bytes] = {}
+            if not links:
+                encoder.prepare(turn for user in script.conversations for turn in user.turns)
+                first = first_requests(script.conversations, encoder, user_header=user_header)
             outcome.warmup_errors, outcome.primed_on = _before_the_clock(plan, script, encoder, stop, say)
+            stop.on(stop.raise_if_asked)
+            coordinator.hand_out(links, plan, script)
         except _Interrupted:
             say("interrupted before the clock started: nothing was measured")
             outcome.interrupted = True
             records.save([], plan.rows)
             write_json(plan.summary, outcome.facts())
             return outcome
+        # Until there are children, a signal is noted and no more.
+        stop.on(lambda: None)
         # A store of the priming that ends in the run would be counted as one of the run's.
         read = partial(settled, plan.metrics_urls, hurry=lambda: stop.asked, lag_s=plan.counters_lag_s)
         outcome.counters_before, before = read()
-        count = outcome.workers = plan.workload.worker_count(script)
-        lead_s = _LEAD_S + _LEAD_EACH_S * len(script.conversations) / count
-        start_s = outcome.started_monotonic_s = time.monotonic() + lead_s
-        outcome.started_at = time.time() + lead_s
-        say(f"{CLOCK_STARTS}: {len(script.conversations)} conversations, {count} load processes")
-        # Until there are children, a signal is noted and no more.
-        stop.on(lambda: None)
-        children = Children(
-            [
-                Share(
-                    plan,
-                    script.conversations[i::count],
-                    encoder,
-                    user_header,
-                    start_s,
-                    first,
-                    None if script.concurrency is None else len(range(i, script.concurrency, count)),
-                )
-                for i in range(count)
-            ],
-            say,
-        )
-        outcome.real_time_senders = children.at_once
-        stop.on(children.stop)
-        children.listen()
-        outcome.rows, outcome.lost_workers = children.rows, children.lost
-        outcome.stopped_after_rounds, outcome.beyond_tokens = children.stopped_after_rounds, children.beyond_tokens
-        outcome.elapsed_s = time.monotonic() - start_s
+        own = Share(plan, script.conversations, encoder, user_header, 0.0, first, script.concurrency)
+        senders = _begun(own, script, links, outcome, say)
+        stop.on(senders.stop)
+        senders.listen()
+        outcome.real_time_senders = senders.at_once
+        outcome.rows, outcome.lost_workers = senders.rows, senders.lost
+        outcome.stopped_after_rounds, outcome.beyond_tokens = senders.stopped_after_rounds, senders.beyond_tokens
+        outcome.nodes = senders.facts() if isinstance(senders, LoadNodes) else []
+        outcome.elapsed_s = time.monotonic() - outcome.started_monotonic_s
         outcome.counters_after, after = read()
         outcome.unsettled_stores = before + after
         outcome.interrupted = stop.asked
         records.save(outcome.rows, plan.rows)
         write_json(plan.summary, outcome.facts())
     return outcome
+
+
+def _begun(
+    own: Share, script: Script, links: Sequence[NodeLink], outcome: WorkerOutcome, say: Callable[[str], None]
+) -> Gathering:
+    """Have load nodes send, or load processes of this machine where there are none; note when the clock starts.
+
+    Args:
+        own: All that this machine would send.
+        script: The run.
+        links: Of load nodes that have their shares.
+        outcome: Gets the start and the number of load processes.
+        say: Prints a line.
+
+    Raises:
+        RunError: The clock of a node is not known well enough.
+    """
+    plan = own.plan
+    for link in links:
+        link.know_clock(plan.workload.clock_error_budget_s)
+    count = outcome.workers = sum(link.workers for link in links) or plan.workload.worker_count(script)
+    lead_s = _LEAD_S + _LEAD_EACH_S * len(script.conversations) / count
+    start_s = outcome.started_monotonic_s = time.monotonic() + lead_s
+    outcome.started_at = time.time() + lead_s
+    where = f" on {len(links)} load nodes" if links else ""
+    say(f"{CLOCK_STARTS}: {len(script.conversations)} conversations, {count} load processes{where}")
+    if links:
+        return LoadNodes(links, plan, start_s, say)
+    return Children(split(replace(own, start_s=start_s), count), say)
 
 
 def _script(plan: LoadPlan, authorization: str) -> Script:
@@ -181,11 +210,15 @@ def _script(plan: LoadPlan, authorization: str) -> Script:
     return salted_script(plan.workload, plan.context_tokens, tokenizer, salt=plan.salt, first_user=plan.first_user)
 
 
-def _all_turns(script: Script) -> Iterator[Turn]:
-    yield from script.warm_up
-    yield from script.priming
-    for user in script.conversations:
-        yield from user.turns
+@contextlib.contextmanager
+def _nodes(plan: LoadPlan) -> Iterator[list[NodeLink]]:
+    """Yield the connections to the plan's load nodes, none where this machine sends."""
+    if not plan.nodes:
+        yield []
+        return
+    key = read_node_key(plan.node_key_env or KEY_ENV, os.environ)
+    with coordinator.connected(plan.nodes, key, budget_s=plan.workload.clock_error_budget_s) as links:
+        yield links
 
 
 def _before_the_clock(

@@ -91,6 +91,7 @@ def measure(
     *,
     model: str,
     extra_body: Mapping[str, Any],
+    api_key: str = "",
     seen_s: float = 0.0,
     now: Callable[[], float] = time.monotonic,
 ) -> BalancerLatency:
@@ -101,14 +102,15 @@ def measure(
         server_urls: Base URL of each server by name, without /v1.
         model: The model name that requests carry.
         extra_body: More fields of each request.
+        api_key: Key that the servers ask for, "" for none.
         seen_s: How long the balancer may refuse, since it has not seen yet that the servers are there.
         now: The clock.
 
     Raises:
         RunError: The balancer does not answer, or leads to servers that are not those of the pair.
     """
-    direct = {name: _Caller(f"{url}/v1", model, extra_body) for name, url in server_urls.items()}
-    front = _Caller(base_url, model, extra_body)
+    direct = {name: _Caller(f"{url}/v1", model, extra_body, api_key) for name, url in server_urls.items()}
+    front = _Caller(base_url, model, extra_body, api_key)
     through_s: list[float] = []
     direct_s: list[float] = []
     servers: dict[str, int] = {}
@@ -146,7 +148,8 @@ _TODO = "docs/balancers.md: does the balancer know the ports of the servers?"
 class _Caller:
     """A kept connection that sends small requests."""
 
-    def __init__(self, base_url: str, model: str, extra_body: Mapping[str, Any]) -> None:
+    def __init__(self, base_url: str, model: str, extra_body: Mapping[str, Any], api_key: str) -> None:
+        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         url = urlsplit(below(base_url, "chat/completions"))
         host, self._path = url.hostname or "", url.path
         if url.scheme == "https":
@@ -174,7 +177,7 @@ class _Caller:
         """
         body = {**self._body, "messages": [{"role": "user", "content": f"small request {number}"}]}
         data = json.dumps(body).encode()
-        headers = {"Content-Type": "application/json", "x-user-id": f"latency-{number}"}
+        headers = {"Content-Type": "application/json", "x-user-id": f"latency-{number}", **self._headers}
         try:
             if self._connection.sock is None:
                 self._connection.connect()  # which turns Nagle's algorithm off

@@ -5,16 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, overload
+from typing import Any
 
 import requests
 
-from pytest_kvcache.endpoint.certificates import verification
-from pytest_kvcache.errors import KvCacheError
 from pytest_kvcache.probes import answers
 from pytest_kvcache.probes.answers import ProbeAnswer
+from pytest_kvcache.probes.posting import Poster, ProbeError
 from pytest_kvcache.probes.sentinels import ANSWER_TOKENS, Sentinel
 from pytest_kvcache.proof.ledger import Tokens, build_ledger
+from pytest_kvcache.serving.control import Control
 from pytest_kvcache.telemetry import internal_api
 from pytest_kvcache.telemetry.cache_sizes import kv_bytes_per_token
 from pytest_kvcache.telemetry.counters import Counters, growth, lmcache_beside, lmcache_of, ranks_as_one, total
@@ -22,7 +22,6 @@ from pytest_kvcache.telemetry.prometheus import FOREIGN, scrape_all
 from pytest_kvcache.telemetry.transfers import Transfers, stores_under_way, transfers_of
 from pytest_kvcache.workload.tokens import ServedTokenizer, Tokenizer
 
-_REQUEST_TIMEOUT_S = 120.0
 #: Limit for counters to grow: they follow an answer (vLLM) or an event bus (LMCache) by a fraction of a second.
 _COUNTED_S = 2.0
 #: Limit for stores to end: they wait for the storage, and blocks are held until they are stored.
@@ -36,10 +35,6 @@ _PROMPTS = "vllm:prompt_tokens_total"
 #: Words with which vLLM refuses to write NaN into JSON (with HTTP 400): it has computed with damaged KV.
 _NO_NUMBERS = "Out of range float values"
 _BEST = 5
-
-
-class ProbeError(KvCacheError):
-    """A probe could not be carried out: no verdict may rest on the boot, but the session need not end."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +61,8 @@ class PairClient:
         chunk_tokens: LMCache's chunk size.
         extra_body: More fields of each request.
         authorization: Value of the header of that name, "" for none.
+        control: Empties caches where these endpoints serve nobody beyond the server's machine; None where they serve
+            this one.
     """
 
     server_urls: Mapping[str, str]
@@ -74,6 +71,11 @@ class PairClient:
     chunk_tokens: int
     extra_body: Mapping[str, Any]
     authorization: str = field(default="", repr=False)
+    control: Control | None = field(default=None, repr=False)
+
+    @property
+    def _poster(self) -> Poster:
+        return Poster(self.authorization, self.control)
 
     @property
     def servers(self) -> tuple[str, ...]:
@@ -132,7 +134,7 @@ class PairClient:
     def _answered(self, server: str, body: Mapping[str, Any]) -> ProbeAnswer | None:
         """Return the answer of a server, None where its log-probabilities are not numbers."""
         try:
-            said = self._post(server, f"{self.server_urls[server]}/v1/chat/completions", body)
+            said = self._poster.post(server, f"{self.server_urls[server]}/v1/chat/completions", body)
         except ProbeError as error:
             if _NO_NUMBERS in error.what:
                 return None
@@ -193,7 +195,7 @@ class PairClient:
             # vLLM answers 200 whether or not it has emptied the cache; before 0.26 it says no more. An older vLLM is
             # asked several times, since a store may hold blocks for a moment; the next answers show whether it worked.
             nonlocal unsaid
-            said = self._post(server, url, None)
+            said = self._poster.empty(server, url, None)
             unsaid += not said
             return "" if said.get("success") or unsaid >= _UNSAID_RESETS else "its prefix cache is still held"
 
@@ -207,6 +209,9 @@ class PairClient:
         """
         for name in lmcache_of(server, self.metrics_urls):
             metrics_url = self.metrics_urls[name]
+            if internal_api.is_relayed(metrics_url):
+                self._poster.empty(name, f"{metrics_url.removesuffix('metrics')}clear", None)
+                continue
             if internal_api.is_internal(metrics_url):
                 try:
                     internal_api.clear_l1(metrics_url)
@@ -214,10 +219,10 @@ class PairClient:
                     raise ProbeError(f"did not empty its L1: {error}", where=name) from None
                 continue
             base = metrics_url.removesuffix("/metrics")
-            said = self._post(name, f"{base}/cache/clear", {"tier": "l1"}, absent_ok=True)
+            said = self._poster.empty(name, f"{base}/cache/clear", {"tier": "l1"}, absent_ok=True)
             cleared: object = {"tier": "l1"}
             if said is None:  # LMCache before 0.5.1, whose call empties L1 and nothing else
-                said, cleared = self._post(name, f"{base}/clear-cache", None), None
+                said, cleared = self._poster.empty(name, f"{base}/clear-cache", None), None
             if said.get("status") != "ok" or said.get("cleared") != cleared:
                 raise ProbeError(f"did not empty its L1: {str(said)[:200]}", where=name)
 
@@ -235,33 +240,6 @@ class PairClient:
             if time.monotonic() > deadline:
                 return now
             time.sleep(_POLL_S)
-
-    @overload
-    def _post(self, component: str, url: str, body: Mapping[str, Any] | None) -> dict[str, Any]: ...
-
-    @overload
-    def _post(
-        self, component: str, url: str, body: Mapping[str, Any] | None, *, absent_ok: bool
-    ) -> dict[str, Any] | None: ...
-
-    def _post(
-        self, component: str, url: str, body: Mapping[str, Any] | None, *, absent_ok: bool = False
-    ) -> dict[str, Any] | None:
-        """Return the JSON of an answer; None where `absent_ok` is set and the endpoint does not exist."""
-        try:
-            with requests.Session() as session:
-                session.trust_env = False
-                session.verify = verification(url)
-                headers = {"Authorization": self.authorization} if self.authorization else {}
-                response = session.post(url, json=body, headers=headers, timeout=_REQUEST_TIMEOUT_S)
-            if absent_ok and response.status_code == 404:
-                return None
-            if response.status_code != 200:
-                raise ProbeError(f"HTTP {response.status_code} of {url}: {response.text[:200]}", where=component)
-            said = response.json() if response.content else {}
-        except requests.RequestException as error:
-            raise ProbeError(f"{url}: {error}", where=component) from None
-        return said if isinstance(said, dict) else {}
 
 
 def _lookups(counters: Counters) -> float:

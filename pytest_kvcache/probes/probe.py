@@ -11,8 +11,8 @@ from typing import Any
 from pytest_kvcache.errors import RunError
 from pytest_kvcache.probes import steps
 from pytest_kvcache.probes.answers import ProbeAnswer
-from pytest_kvcache.probes.client import ProbeError
 from pytest_kvcache.probes.judge import COMPUTED, ProbeRules, computed, differences, judge, source, used
+from pytest_kvcache.probes.posting import ProbeError
 from pytest_kvcache.probes.sentinels import Sentinel, sentinels
 from pytest_kvcache.probes.steps import ProbedPair, SentinelAnswer, Step
 from pytest_kvcache.serving.claim import Claim

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 
-from pytest_kvcache.probes.client import PairClient, ProbeError, ProbeReply
+from pytest_kvcache.probes.client import PairClient, ProbeReply
+from pytest_kvcache.probes.posting import ProbeError
 from pytest_kvcache.probes.sentinels import Sentinel
 from pytest_kvcache.proof.ledger import Tokens
 from pytest_kvcache.telemetry.counters import lmcache_beside

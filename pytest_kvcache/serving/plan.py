@@ -15,6 +15,7 @@ from pytest_kvcache.serving import versions as older
 from pytest_kvcache.serving.balancers import kinds as balancers
 from pytest_kvcache.serving.balancers.base import Front
 from pytest_kvcache.serving.component import Component
+from pytest_kvcache.serving.control import Control
 from pytest_kvcache.serving.names import lmcache_name, server_name
 from pytest_kvcache.serving.offload import TierPlan
 from pytest_kvcache.serving.places import Placement
@@ -40,6 +41,9 @@ class ServingPlan:
             each rank (`lmcache-0`, `lmcache-0.1`).
         extra_body: Fields that each request must carry (`TierPlan.request_fields`).
         lacks: What the engine does not tell because it is older, a line each.
+        api_key: Key that requests to the balancer and to the servers carry, "" where everything is on loopback.
+        control: Sends requests to endpoints that serve nobody beyond a server's own machine; None where the servers are
+            on this one.
         balancer: The balancer as the profile asks for it.
         turn_urls: Without a balancer the URL of each server with /v1, over which the client takes turns; else empty.
         balancer_metrics_url: What the balancer says of itself, "" where nothing.
@@ -54,6 +58,8 @@ class ServingPlan:
     metrics_urls: dict[str, str]
     extra_body: dict[str, Any] = field(default_factory=dict)
     lacks: tuple[str, ...] = ()
+    api_key: str = field(default="", repr=False)
+    control: Control | None = field(default=None, repr=False)
     balancer: Balancer = field(default_factory=Balancer)
     turn_urls: tuple[str, ...] = ()
     balancer_metrics_url: str = ""

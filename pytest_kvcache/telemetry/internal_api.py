@@ -21,6 +21,8 @@ from urllib.parse import quote, unquote
 import requests
 
 _SCHEME = "http+unix://"
+#: Part of the path of an address that a relay of another machine answers (`serving/nodes/relay.py`).
+RELAYED = "/lmcache-inside/"
 #: LMCache numbers its internal API servers: the scheduler's is 0, a worker's is 1 + its rank.
 _FIRST_WORKER = 1
 #: Script that runs in the worker. `get_stats_and_clear` and Prometheus' counters are safe beside LMCache's thread.
@@ -62,8 +64,13 @@ def metrics_url(prefix: Path, rank: int) -> str:
 
 
 def is_internal(url: str) -> bool:
-    """Whether `url` is an address of an internal API server."""
-    return url.startswith(_SCHEME)
+    """Whether `url` is an address of an internal API server, or of a relay to one."""
+    return url.startswith(_SCHEME) or is_relayed(url)
+
+
+def is_relayed(url: str) -> bool:
+    """Whether `url` leads to an internal API server of another machine, whose sockets only that machine can open."""
+    return RELAYED in url
 
 
 def count_now(url: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import requests
 from prometheus_client.parser import text_string_to_metric_families
@@ -20,6 +21,9 @@ _DROPPED = frozenset({"engine", "model_name"})
 #: Prefix of the counters of an LMCache inside vLLM, and the labels that are the same for every sample of one of its
 #: ranks, since each rank is a component of its own.
 _INSIDE, _DROPPED_INSIDE = "lmcache:", frozenset({"role", "served_model_name", "worker_id"})
+
+#: So many endpoints are read at a time.
+_AT_ONCE = 16
 
 Counters = dict[str, float]
 
@@ -48,7 +52,8 @@ def scrape(url: str, *, timeout_s: float = 5.0) -> Counters:
     An LMCache inside vLLM is first asked to hand over what it has counted (`internal_api.count_now`).
     """
     try:
-        text = _inside(url) if internal_api.is_internal(url) else _get(url, timeout_s)
+        own_socket = internal_api.is_internal(url) and not internal_api.is_relayed(url)
+        text = _inside(url) if own_socket else _get(url, timeout_s)
     except requests.RequestException:
         return {}
     try:
@@ -64,7 +69,10 @@ def scrape_all(urls: Mapping[str, str]) -> dict[str, Counters]:
     vLLM's own endpoint has them too: they are left out there, or they would be counted twice. So they are where a vLLM
     and the LMCache inside it have one endpoint, which is read once for both.
     """
-    pages = {url: scrape(url) for url in dict.fromkeys(urls.values())}
+    # Side by side: counters of many servers are of one moment, and one that does not answer holds up no other.
+    wanted = list(dict.fromkeys(urls.values()))
+    with ThreadPoolExecutor(max(1, min(len(wanted), _AT_ONCE))) as threads:
+        pages = dict(zip(wanted, threads.map(scrape, wanted), strict=True))
     found = {name: pages[url] for name, url in urls.items()}
     shared = len(pages) < len(urls)
     if shared:

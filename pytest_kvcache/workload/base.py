@@ -43,6 +43,8 @@ class Workload(Strict):
             "residual_budget_s",
             "shared_reads_budget",
             "workers",
+            "clock_error_budget_s",
+            "clock_drift_budget_ppm",
         }
     )
 
@@ -70,7 +72,10 @@ class Workload(Strict):
     token_timeout_s: PositiveFloat = Field(
         default=120, le=MOST, description="a stream that brings nothing for this long fails"
     )
-    workers: PositiveInt | None = Field(default=None, description="load processes; by default what the rate needs")
+    workers: PositiveInt | None = Field(
+        default=None,
+        description="load processes, on each load node where there are any; by default what the rate needs",
+    )
     send_late_budget_s: PositiveFloat = Field(
         default=0.05, description="a run whose requests left later than this (p99, the client's fault) is invalid"
     )
@@ -82,6 +87,16 @@ class Workload(Strict):
         le=1,
         description="a run is suspect in which the first token came in one read with later ones, in more than this "
         "share of the answers",
+    )
+    clock_error_budget_s: PositiveFloat = Field(
+        default=0.001,
+        description="a load over nodes does not begin where a node's clock is not known this well, and is invalid "
+        "where a node's times may be wrong by more at its end",
+    )
+    clock_drift_budget_ppm: PositiveFloat = Field(
+        default=100.0,
+        description="a load over nodes is invalid where a node's clock went faster or slower than the coordinator's by "
+        "more than this (parts per million)",
     )
     allowed_failures: NonNegativeFloat = Field(
         default=0.0, le=1, description="share of failed requests that a verdict may rest on"
@@ -189,5 +204,9 @@ class Workload(Strict):
         most = script.concurrency or len(script.conversations)
         if self.workers is not None:
             return self.workers if script.concurrency is None else min(self.workers, most)
-        wanted = math.ceil(script.answer_tokens / self.duration_s / _CHUNKS_A_WORKER)
+        wanted = self.wanted_workers(script.answer_tokens)
         return max(1, min(wanted, os.cpu_count() or 1, most, len(script.conversations)))
+
+    def wanted_workers(self, answer_tokens: int) -> int:
+        """Return the number of load processes that answers of so many tokens in all want, however many there can be."""
+        return max(1, math.ceil(answer_tokens / self.duration_s / _CHUNKS_A_WORKER))

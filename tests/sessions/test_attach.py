@@ -239,7 +239,7 @@ def test_a_deployment_that_serves_another_model_is_not_measured(project: Project
     """The preflight names the model that is served in place of the profile's."""
     configure(project, toml(more=table(pair)).replace('model = "stub"', 'model = "other"'))
     result = attach(project, "--record-baselines")
-    result.assert_outcomes(failed=3)
+    result.assert_outcomes(errors=3)
     result.stdout.fnmatch_lines(["*does not serve other; it serves stub*"])
     assert not list((project.path / ".kvcache").rglob("load.log"))
 

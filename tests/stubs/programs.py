@@ -6,6 +6,7 @@ Each boot of a test starts several of them, so they import little: threads of th
 from __future__ import annotations
 
 import argparse
+import importlib
 import itertools
 import json
 import os
@@ -14,14 +15,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http.client import HTTPConnection, HTTPException
+from types import MappingProxyType
 from typing import Any
 
 if not __package__:  # run as a program
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(__file__))))  # noqa: PTH120 - light, see above
 
-from tests.stubs.web import Handler, Request, Server
+from tests.stubs.web import Handler, Refuses, Request, Server
 
 ASKED = itertools.count()
 #: Ways of a server to end under load.
@@ -42,6 +44,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     """Read the few options that matter; ignore the others."""
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("--port", type=int)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--middleware", default="")
     parser.add_argument("--addr")
     parser.add_argument("--http-port", type=int)
     parser.add_argument("--metrics-addr", default="")
@@ -253,12 +257,26 @@ def forward(request: Request, workers: itertools.cycle[str]) -> None:
     return request.piece()
 
 
-def serve(*ports: int, **posts: Handler) -> None:
-    """Answer health checks, metrics, LMCache's /cache/clear and `posts` at 127.0.0.1 until SIGTERM or SIGINT."""
+def guarded(middleware: str) -> Refuses:
+    """Return what the named middleware refuses, as vLLM would import it: from the folder that PYTHONPATH names."""
+    if not middleware:
+        return lambda _: None
+    sys.path.insert(0, os.environ["PYTHONPATH"])
+    module, _, name = middleware.rpartition(".")
+    refusal: Refuses = getattr(importlib.import_module(module), name)(None).refusal
+    return refusal
+
+
+def serve(
+    *ports: int, host: str = "127.0.0.1", posts: Mapping[str, Handler] = MappingProxyType({}), middleware: str = ""
+) -> None:
+    """Answer health checks, metrics, LMCache's /cache/clear and `posts` at `host` until SIGTERM or SIGINT."""
     pages: dict[str, Callable[[], str]] = dict.fromkeys(READ, counters if posts else lambda: ELSEWHERE)
     if posts:
         pages |= ABOUT
-    servers = [Server(port, pages, {"/cache/clear": clear, **posts}) for port in ports]
+    refused = guarded(middleware)
+    answers = {"/cache/clear": clear, **posts}
+    servers = [Server(port, pages, answers, host=host, refused=refused) for port in ports]
 
     # Waited for instead of handled: none is lost, and none cuts short what is done at the end.
     ends = {signal.SIGTERM, signal.SIGINT}
@@ -285,9 +303,10 @@ def main(name: str, argv: list[str]) -> None:
         code = "import sys, time, mmap; f = open(sys.argv[1], 'r+b'); m = mmap.mmap(f.fileno(), 0); time.sleep(3600)"
         child = subprocess.Popen([sys.executable, "-S", "-E", "-c", code, f"/dev/shm/{segment.name}"])
         time.sleep(args.stub_boot)
-        posts = {"/tokenize": tokenize, "/detokenize": detokenize, "/reset_prefix_cache": reset}
+        posts: dict[str, Handler] = {"/tokenize": tokenize, "/detokenize": detokenize, "/reset_prefix_cache": reset}
         try:
-            serve(args.port, **posts, **{CHAT: lambda request: answer(request, args)})
+            posts[CHAT] = lambda request: answer(request, args)
+            serve(args.port, host=args.host, posts=posts, middleware=args.middleware)
         finally:
             child.terminate()
             segment.close()
@@ -295,10 +314,11 @@ def main(name: str, argv: list[str]) -> None:
     elif name == "vllm-router":
         workers = itertools.cycle(args.worker_urls)
         paths = (CHAT, "/tokenize", "/detokenize", "/reset_prefix_cache")
-        serve(args.port, **dict.fromkeys(paths, lambda request: forward(request, workers)))
+        serve(args.port, host=args.host, posts=dict.fromkeys(paths, lambda request: forward(request, workers)))
     else:
         addresses = [f":{args.http_port}"] if args.http_port else [args.addr, args.metrics_addr]
-        serve(*(int(address.rpartition(":")[2]) for address in addresses))
+        own = args.host if args.http_port else args.addr.rpartition(":")[0]
+        serve(*(int(address.rpartition(":")[2]) for address in addresses), host=own)
 
 
 if __name__ == "__main__":

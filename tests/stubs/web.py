@@ -11,13 +11,16 @@ from typing import Any
 
 EVENTS = "text/event-stream"
 Handler = Callable[["Request"], None]
+Refuses = Callable[[dict[str, Any]], "tuple[int, str] | None"]
 
 
 class Server(ThreadingMixIn, TCPServer):
     """Serves each connection in a thread that does not keep the program alive.
 
     Args:
-        port: At 127.0.0.1.
+        port: To listen on.
+        host: Address to listen on.
+        refused: Why a request from a client, to this server, with a method, a path and headers is refused.
         pages: What a GET brings, by path.
         answers: What answers a POST, by path.
     """
@@ -26,9 +29,17 @@ class Server(ThreadingMixIn, TCPServer):
     daemon_threads = True
     request_queue_size = 1024
 
-    def __init__(self, port: int, pages: Mapping[str, Callable[[], str]], answers: Mapping[str, Handler]) -> None:
-        self.pages, self.answers = pages, answers
-        super().__init__(("127.0.0.1", port), Request)
+    def __init__(
+        self,
+        port: int,
+        pages: Mapping[str, Callable[[], str]],
+        answers: Mapping[str, Handler],
+        *,
+        host: str = "127.0.0.1",
+        refused: Refuses = lambda _: None,
+    ) -> None:
+        self.pages, self.answers, self.refused = pages, answers, refused
+        super().__init__((host, port), Request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing of clients that went away."""
@@ -49,16 +60,33 @@ class Request(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer with a page."""
+        if refused := self.server.refused(self.scope()):
+            return self.whole(refused[1], refused[0])
         page = self.server.pages.get(self.path)
-        self.whole(page() if page else "no such page", 200 if page else 404)
+        return self.whole(page() if page else "no such page", 200 if page else 404)
 
     def do_POST(self) -> None:
         """Have what was sent answered."""
         self.body = self.rfile.read(int(self.headers["Content-Length"]))
+        if refused := self.server.refused(self.scope()):
+            return self.whole(refused[1], refused[0])
         answer = self.server.answers.get(self.path)
         if answer is None:
             return self.whole("no such page", 404)
         return answer(self)
+
+    def scope(self) -> dict[str, Any]:
+        """Return the request as a middleware of vLLM sees it (ASGI)."""
+        headers = [(name.lower().encode(), value.encode()) for name, value in self.headers.items()]
+        own = self.connection.getsockname()
+        return {
+            "type": "http",
+            "method": self.command,
+            "path": self.path.partition("?")[0],
+            "headers": headers,
+            "client": self.client_address,
+            "server": own,
+        }
 
     def json(self) -> dict[str, Any]:
         """Return what was sent."""

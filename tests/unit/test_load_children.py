@@ -91,6 +91,7 @@ def test_a_child_takes_its_own_rows_only(monkeypatch: pytest.MonkeyPatch, death:
     ]
     for share in shares:
         share.encoder, share.user_header, share.first, share.concurrency = None, False, {}, None
+        share.tells_rows = False
     load = Children(cast("list[Share]", shares), print)
     if "stopped" in death:
         time.sleep(0.5)

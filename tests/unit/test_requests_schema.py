@@ -81,6 +81,24 @@ def test_a_column_of_a_later_file_is_passed_over(path: Path) -> None:
     assert "new_s" not in table.read(path)
 
 
+def test_a_file_from_before_load_nodes_is_read(path: Path) -> None:
+    """A file of this version that lacks the column `node` is read, with an empty one."""
+    _rewritten(path, lambda rows: rows.drop_columns(["node"]))
+    assert table.read(path)["node"].tolist() == ["", ""]
+
+
+def test_rows_of_many_groups_are_all_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are written in groups, so that no copy of all is made; none is lost, and order and nulls stay."""
+    monkeypatch.setattr(records, "_GROUP_ROWS", 3)
+    for count in (0, 1, 3, 7):
+        rows = [RequestRecord(n, 1, float(n), first_token_s=n / 2 if n % 2 else None) for n in range(count)]
+        records.save(reversed(rows), tmp_path / "r.parquet")
+        found = table.read(tmp_path / "r.parquet")
+        assert found["user"].tolist() == list(range(count))
+        assert found["first_token_s"].isna().tolist() == [n % 2 == 0 for n in range(count)]
+        assert parquet.ParquetFile(tmp_path / "r.parquet").num_row_groups == -(-count // 3)
+
+
 @pytest.mark.parametrize("text", ["2", "17", "999999999"])
 def test_a_newer_version_is_refused_by_name(path: Path, text: str) -> None:
     """A newer version is named with the newest that is read, and with what to do."""

@@ -15,7 +15,7 @@ from pytest_kvcache.report.html.page import FILE, Figure, Section, Table, number
 
 #: Requests that all timelines of a page draw together: a page of them stays below 3 MB.
 MOST_REQUESTS = 9000
-_BINS = 300
+_BINS, _BLOCK = 300, 20_000
 _ORDER = ("computed", "device", "L1", "L2", "cached", "failed")
 
 
@@ -193,7 +193,11 @@ def _moved(load: Load, sources: pd.DataFrame) -> list[dict[str, Any]]:
     found = []
     for name in levels:
         # The share of each request's loading that lies before each edge; differences of it are what a bin has.
-        before = np.clip((edges[:, None] - start) / length, 0, 1) @ sources[name].to_numpy(dtype=float)
+        before = np.zeros(len(edges))
+        weight = sources[name].to_numpy(dtype=float)
+        for at in range(0, len(start), _BLOCK):  # a matrix of all edges and requests would take gigabytes
+            part = slice(at, at + _BLOCK)
+            before += np.clip((edges[:, None] - start[part]) / length[part], 0, 1) @ weight[part]
         rate = np.diff(before) / (edges[1] - edges[0]) * (kv_bytes / 1e6 if kv_bytes else 1)
         what = "storage" if kv_bytes else "tokens"
         keep = np.flatnonzero(np.r_[True, np.abs(np.diff(rate)) > 1e-9])

@@ -16,6 +16,7 @@ from pytest_kvcache.runs.session import RunSession
 from pytest_kvcache.serving.component import Component
 from pytest_kvcache.serving.offload import TierPlan
 from pytest_kvcache.serving.plan import ServingPlan
+from pytest_kvcache.serving.tier import Tier
 from pytest_kvcache.telemetry.allotment import Allotment
 
 
@@ -38,9 +39,9 @@ def remove_folders(component: Component) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def no_proxy() -> dict[str, str]:
-    """Return the environment in which loopback is never reached through a proxy."""
-    names = ",".join(filter(None, [os.environ.get("NO_PROXY", ""), "127.0.0.1,localhost"]))
+def no_proxy(*hosts: str) -> dict[str, str]:
+    """Return the environment in which loopback, and `hosts`, are never reached through a proxy."""
+    names = ",".join(filter(None, [os.environ.get("NO_PROXY", ""), "127.0.0.1,localhost", *sorted(hosts)]))
     return {"NO_PROXY": names, "no_proxy": names}
 
 
@@ -117,6 +118,7 @@ class Launch:
         model: Folder of the model where it was made on the spot; None where vLLM finds it by its name.
         gpus: GPUs that the caller may use; None where nothing allots any.
         say: Writes a line to the terminal.
+        kind: The tier itself, for launchers that have other machines look at its storage.
     """
 
     run: RunSession
@@ -126,6 +128,7 @@ class Launch:
     model: Path | None = None
     gpus: Allotment | None = None
     say: Callable[[str], None] = lambda _: None
+    kind: Tier | None = None
 
     def linked_model(self) -> str:
         """Return what vLLM gets for the model: its name, or the name of a link in its working folder, made here.

@@ -57,6 +57,15 @@ def chosen(name: str | None, engine: BaseEngine) -> str:
     return name or ("docker" if isinstance(engine, ImageEngine) else "process")
 
 
+def is_elsewhere(name: str) -> bool:
+    """Return whether a launcher boots servers on other machines, so that this one's GPUs say nothing of a boot."""
+    point = launchers().get(name)
+    try:
+        return point is not None and bool(getattr(point.load(), "elsewhere", False))
+    except ImportError:
+        return False  # `make` says so
+
+
 def make(name: str, launch: Launch, folder: Path | None = None) -> Launcher:
     """Return the launcher `name` for a boot.
 

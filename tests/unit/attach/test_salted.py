@@ -53,7 +53,7 @@ def made(kind: str, folder: Path) -> Workload:
         return sharegpt(folder)
     if kind == "mooncake":
         return trace(folder)
-    return workload(mode=kind)
+    return workload(mode=kind, **({"question_tokens": 32} if kind == "compat" else {}))
 
 
 def turns(script: Script) -> list[Turn]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from pytest_kvcache.probes.answers import ProbeAnswer, Token
-from pytest_kvcache.probes.client import ProbeError, ProbeReply
+from pytest_kvcache.probes.client import ProbeReply
+from pytest_kvcache.probes.posting import ProbeError
 from pytest_kvcache.probes.sentinels import Sentinel
 from pytest_kvcache.probes.steps import SentinelAnswer, across, again, cold, emptied, reloaded
 from pytest_kvcache.proof.ledger import Tokens

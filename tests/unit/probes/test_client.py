@@ -11,7 +11,8 @@ import pytest
 
 from pytest_kvcache.probes import client
 from pytest_kvcache.probes.answers import compare
-from pytest_kvcache.probes.client import PairClient, ProbeError
+from pytest_kvcache.probes.client import PairClient
+from pytest_kvcache.probes.posting import ProbeError
 from pytest_kvcache.probes.sentinels import Sentinel
 from pytest_kvcache.workload.tokens import message
 

@@ -1,0 +1,103 @@
+"""Which nodes a cluster must have, and what is said of those that it has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from pytest_kvcache.config.ray import RaySettings
+from pytest_kvcache.serving.nodes import placing
+from pytest_kvcache.serving.nodes.facts import AgentFacts, Node
+
+
+def node(name: str, *, alive: bool = True, **resources: float) -> Node:
+    """Return a node with these resources."""
+    return Node(name, name, f"10.77.0.{name[-1]}", alive, resources)
+
+
+PNFS = {"CPU": 1.0, "pnfs": 1.0}
+
+
+def test_a_node_without_the_resource_is_named() -> None:
+    """Where too few nodes have what a server needs, each node is listed with what it has of it."""
+    nodes = [node("kv-1", CPU=4, pnfs=1), node("kv-2", CPU=4), node("kv-3", CPU=0.5, pnfs=1)]
+    said = placing.room(nodes, PNFS, servers=2, strategy="spread")
+    assert said == (
+        "needs 2 nodes with CPU 1, pnfs 1, and 1 of 3 have it: kv-1 (10.77.0.1) has it; "
+        "kv-2 (10.77.0.2) has pnfs 0; kv-3 (10.77.0.3) has CPU 0.5"
+    )
+
+
+def test_packed_servers_need_one_node_for_all() -> None:
+    """Packed, one node must have the sum; spread, two nodes the half each."""
+    nodes = [node("kv-1", CPU=1, pnfs=1), node("kv-2", CPU=1, pnfs=1)]
+    assert placing.room(nodes, PNFS, servers=2, strategy="spread") == ""
+    assert placing.room(nodes, PNFS, servers=2, strategy="pack").startswith("needs 1 node with CPU 2, pnfs 2, and 0 of")
+
+
+def test_dead_nodes_do_not_count() -> None:
+    """A node that was lost has nothing to give."""
+    nodes = [node("kv-1", CPU=4, pnfs=1), node("kv-2", alive=False, CPU=4, pnfs=1)]
+    assert "1 of 1 have it" in placing.room(nodes, PNFS, servers=2, strategy="spread")
+    assert placing.room([], PNFS, servers=1, strategy="spread").endswith("no node lives")
+
+
+@given(
+    have=st.lists(st.integers(0, 3), max_size=5),
+    servers=st.integers(1, 4),
+    strategy=st.sampled_from(["spread", "pack"]),
+)
+def test_room_is_there_exactly_if_a_placement_is(have: list[int], servers: int, strategy: str) -> None:
+    """Nothing is said exactly where an idle cluster could place the servers."""
+    nodes = [node(f"n{i}", CPU=float(n)) for i, n in enumerate(have)]
+    fits = sum(n >= 1 for n in have) >= servers if strategy == "spread" else any(n >= servers for n in have)
+    assert (placing.room(nodes, {"CPU": 1.0}, servers=servers, strategy=strategy) == "") == fits
+
+
+def facts(hostname: str) -> AgentFacts:
+    """Return an agent on a node."""
+    return AgentFacts(hostname, "10.77.0.1", Path("/s"), "0", Path("/p"))
+
+
+def test_places_have_names_of_their_own() -> None:
+    """A place is called after its node, with a number where several servers are on it."""
+    assert placing.names([facts("a"), facts("b"), facts("a")]) == ["a#1", "b", "a#2"]
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ({"address": "ray://head:10001"}, "Ray Client"),
+        ({"resources": {"GPU": 1}}, "GPU is no custom resource: set gpus_per_server of the profile"),
+        ({"resources": {"CPU": 1}}, "CPU is no custom resource: set cpus_per_server"),
+        ({"resources": {"pnfs": 1.5}}, "1.5; Ray wants a whole number"),
+        ({"resources": {"pnfs": 0}}, "greater than 0"),
+        ({"strategy": "STRICT_SPREAD"}, "'spread' or 'pack'"),
+        ({"cpus_per_server": 0}, "greater than 0"),
+        ({"adress": "auto"}, "Extra inputs"),
+    ],
+)
+def test_what_no_cluster_could_do_is_refused(table: dict[str, object], said: str) -> None:
+    """Settings that Ray would refuse in the middle of a boot are refused when the file is read."""
+    with pytest.raises(ValidationError, match=said):
+        RaySettings.model_validate(table)
+
+
+@pytest.mark.parametrize(
+    ("table", "placed"),
+    [({}, "pack"), ({"address": "auto"}, "spread"), ({"address": "auto", "strategy": "pack"}, "pack")],
+)
+def test_servers_are_spread_where_there_are_nodes(table: dict[str, object], placed: str) -> None:
+    """In a cluster that stands servers are spread; one that is made here has one node."""
+    assert RaySettings.model_validate(table).placed == placed
+
+
+def test_the_bundle_of_a_server_on_gpus() -> None:
+    """Each server asks for its processors, its GPUs and its custom resources, by Ray's names."""
+    settings = RaySettings(address="auto", resources={"pnfs": 1}, cpus_per_server=8)
+    assert settings.bundle(2) == {"CPU": 8, "GPU": 2, "pnfs": 1}
+    assert settings.bundle(0) == {"CPU": 8, "pnfs": 1}
