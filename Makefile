@@ -10,7 +10,7 @@ WORKFLOWS = $(wildcard .github/workflows/*.yml docs/ci/github*.yml)
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help perf article test unit sessions engine-test versions faults docker-test ray-test attach-test bench report-test footprint power docs lint workflows format setup clean
+.PHONY: help perf article test unit sessions engine-test versions faults docker-test ray-test attach-test pnfs-lab pnfs-lab-wrong pnfs-lab-netem pnfs-lab-perf pnfs-lab-test bench report-test footprint power docs lint workflows format setup clean
 .DELETE_ON_ERROR:
 
 help: ## Print these targets
@@ -19,20 +19,24 @@ help: ## Print these targets
 perf: setup ## One boot of every tier that this machine has (BOOTS=6: six), for baselines that need more; compare with the others
 	$(BIN)/pytest -m perf --record-baselines --kv-boots $(BOOTS) --benchmark-disable tests/perf
 
-article: setup ## The article's four scenarios at three context lengths, one boot each: its chart and its table
+article: setup ## The article's four scenarios at three context lengths, one boot each: its chart and its table (PNFS=lab: with the pNFS lab)
+ifeq ($(PNFS),lab)
+	$(BIN)/python -m lab.pnfs.perf --target article --memory-mib 6144
+else
 	$(BIN)/pytest -m perf --kv-profile cpu-article --kv-boots 1 --record-baselines --benchmark-disable tests/perf
+endif
 
 # Sessions of stubs wait as much as they compute: more than twice as many workers as processors keep those busy.
 WORKERS = -n $$(($$(getconf _NPROCESSORS_ONLN) * 2 + 1)) --maxprocesses 16 --dist worksteal --durations=10
 
-test: setup ## Unit tests, whole sessions on stubs, and tests that share one real pair
-	$(BIN)/pytest $(WORKERS) tests/sessions tests/unit
+test: setup ## Unit tests, sessions on stubs but the long ones, and tests that share one real pair (18 minutes at most)
+	$(BIN)/pytest $(WORKERS) -m "not long" tests/sessions tests/unit
 	$(BIN)/pytest -n 2 --dist loadfile --durations=10 tests/integration
 
 unit: $(READY) ## The unit tests alone (four minutes at most, on two idle processors)
 	$(BIN)/pytest -n logical --maxprocesses 16 --dist worksteal --durations=10 tests/unit
 
-sessions: $(READY) ## Whole sessions of pytest with the plugin, and of its commands, on stubs (five minutes)
+sessions: $(READY) ## Whole sessions of pytest with the plugin, and of its commands, on stubs, the long ones too (ten minutes)
 	$(BIN)/pytest $(WORKERS) tests/sessions
 
 engine-test: setup ## What the probes of a boot show on each tier of the real engine, in both modes (about twelve minutes)
@@ -53,6 +57,21 @@ ray-test: $(READY) ## Sessions over three machines with Ray, made of network nam
 
 attach-test: setup ## A real pair that the test boots by itself, attached to, with a second client beside it (five minutes)
 	$(BIN)/pytest tests/attach
+
+pnfs-lab: $(READY) ## A real pNFS-over-RDMA mount in a guest, proved by the doctor (root; a quarter of an hour once, then a minute)
+	$(BIN)/python -m lab.pnfs doctor
+
+pnfs-lab-wrong: $(READY) ## Every wrong mount, arranged in that guest: each is refused or invalid for its own reason (six minutes)
+	$(BIN)/python -m lab.pnfs wrong
+
+pnfs-lab-perf: setup ## The perf tests on that guest: LMCache on its mount, vLLM beside it; correctness, not performance (five minutes)
+	$(BIN)/python -m lab.pnfs.perf --target perf
+
+pnfs-lab-test: setup ## A short session on that guest, whose account must hold to the byte (root; ten minutes)
+	$(BIN)/pytest tests/lab
+
+pnfs-lab-netem: setup ## What delay, loss and a slow link in that guest make of `doctor --bench` (ten minutes)
+	$(BIN)/python -m lab.pnfs netem
 
 bench: $(READY) ## The client's own errors, beside other clients (needs a C compiler; ten minutes)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'

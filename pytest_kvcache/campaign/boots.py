@@ -145,7 +145,7 @@ def measure(
                 folder,
                 label=f"{pair.label} {boot}",
                 tell=state.gpus.append,
-                leaders=lambda: tuple(state.run.journal.record.leaders),
+                leaders=lambda: state.run.leaders,
             ) as watch,
         ):
             salt = salt_of(f"{state.run.id}-{arm.tier.name}-{boot}") if arm.standing is not None else ""
@@ -299,7 +299,7 @@ def run_plan(
         ),
         probed=probed,
         gpus=gpus_during,
-        leaders=lambda: tuple(state.run.journal.record.leaders),
+        leaders=lambda: state.run.leaders,
         # Servers that the run has not started are no strangers where they are on this machine.
         most_other_work=arm.profile.rules.other_work if arm.standing is None else math.inf,
         slo=arm.profile.gates.slo,

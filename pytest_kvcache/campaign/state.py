@@ -118,7 +118,7 @@ class PerfState:
         run = RunSession(home(), self.settings.options.runs, self.say)
         if line := environment.inheritance_line(os.environ):
             self.say(line)
-        self._memory = MemoryWatch(lambda: processes.members(run.journal.record.leaders))
+        self._memory = MemoryWatch(lambda: processes.members(run.leaders))
         return run
 
     def engine_of(self, tier: Tier) -> BaseEngine:

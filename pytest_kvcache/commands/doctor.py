@@ -34,7 +34,7 @@ from pytest_kvcache.preflight import adapter, deployment, machine
 from pytest_kvcache.preflight import engine as engines
 from pytest_kvcache.runs.ports import free_ports
 from pytest_kvcache.runs.session import RunSession
-from pytest_kvcache.serving.tier import Tier, TierContext, call_here
+from pytest_kvcache.serving.tier import PlacedTier, Tier, TierContext, call_here
 from pytest_kvcache.telemetry.hardware import usable_gpus
 from pytest_kvcache.tiers import catalogue
 from pytest_kvcache.tiers.none import NoTier
@@ -44,6 +44,7 @@ Say = Callable[[str], None]
 _IMPORT_LIMIT_S = 330.0
 _BENCH_LIMIT_S = 180.0
 _WIDTH = 120
+_ELSEWHERE = Finding("warn", "not timed: this tier's servers do not run on this machine, and its storage is with them")
 _NOT_TIMED = CheckResult(
     "engine", "LMCache's adapter", Finding("warn", "not timed: --bench does not go into images", "name a folder")
 )
@@ -201,6 +202,9 @@ def _bench(tiers: Sequence[Tier], ctx: TierContext, engine: BaseEngine, say: Say
     try:
         results = []
         for tier in tiers:
+            if isinstance(tier, PlacedTier):
+                results.append(CheckResult(f"tier {tier.name}", "LMCache's adapter", _ELSEWHERE))
+                continue
             plan = tier.plan(replace(ctx, run_id=f"{session.id}-doctor")) if tier.unavailable(ctx) is None else None
             configured = plan.offload.of_server(0).l2_adapter if plan is not None and plan.offload is not None else None
             if plan is not None and configured is not None:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
 
 from pytest_kvcache.check import Check, CheckResult, Finding, run
-from pytest_kvcache.serving.tier import CheckedTier, Tier, TierContext
+
+if TYPE_CHECKING:
+    # Not imported at run time: checks of a folder are carried out on other machines too, where a Python that imports
+    # all of the configuration takes longer than the check.
+    from pytest_kvcache.serving.tier import CheckedTier, Tier, TierContext
 
 __all__ = ["Check", "CheckResult", "Finding", "blocking", "of_tier", "run", "stopping"]
 
@@ -51,7 +56,7 @@ def stopping(subject: str, checks: Sequence[Check]) -> list[str]:
 
 
 def _checks(tier: Tier, ctx: TierContext) -> Sequence[Check]:
-    return tier.checks(ctx) if isinstance(tier, CheckedTier) else ()
+    return cast("CheckedTier", tier).checks(ctx) if hasattr(tier, "checks") else ()
 
 
 def _available(tier: Tier, ctx: TierContext) -> Finding:

@@ -9,14 +9,17 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pytest_kvcache.check import Finding
-from pytest_kvcache.preflight.kvsize import Stored
 from pytest_kvcache.storage import caches
 from pytest_kvcache.storage.layouts import evidence, judge
 from pytest_kvcache.storage.mount_options import page_cache_options
 from pytest_kvcache.storage.mounts import mount_of
 from pytest_kvcache.storage.requirement import Require, unmet
+
+if TYPE_CHECKING:
+    from pytest_kvcache.preflight.kvsize import Stored  # not at run time: see `preflight/__init__.py`
 
 #: An NFS server may serve the first bytes of a file without a layout; this is more than any such threshold known.
 PROBE_BYTES = 4 << 20

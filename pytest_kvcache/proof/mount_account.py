@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from pytest_kvcache.errors import RunError
 from pytest_kvcache.proof.storage_account import TOLERANCE, AccountCheck, LmcacheAccount
-from pytest_kvcache.storage import data_path, layouts, mountstats
+from pytest_kvcache.storage import data_path, layouts, mount_delta
 from pytest_kvcache.storage.account import MountReading
+from pytest_kvcache.storage.data_path import DataPath
 from pytest_kvcache.storage.layouts import LayoutEvidence
-from pytest_kvcache.storage.mountstats import Delta, Reading
+from pytest_kvcache.storage.mount_delta import Delta
+from pytest_kvcache.storage.mountstats import Reading
 from pytest_kvcache.storage.requirement import Require
 
 
@@ -27,12 +29,18 @@ def of_mount(before: MountReading, after: MountReading, claimed: LmcacheAccount,
         require: What the tier requires of its mount.
     """
     try:
-        grown = mountstats.delta(before.reading, after.reading)
+        grown = mount_delta.delta(before.reading, after.reading)
     except RunError as error:
+        idle = before.automounter if before.automounter == after.automounter else ""
+        if idle and not mount_delta.changed_options(before.reading, after.reading):
+            todo = "use it all the time, or set its timeout to 0"
+            return AccountCheck((f"{error.where}: an automounter ({idle}) ended it while it was idle: {todo}",))
         return AccountCheck((f"{error.where} {error.what}: {error.todo}",))
     changed = _way(before.reading), _way(after.reading)
     if changed[0] != changed[1]:
         return AccountCheck((f"{after.reading.point} changed during the load: {changed[0]} -> {changed[1]}",))
+    if options := mount_delta.changed_options(before.reading, after.reading):
+        return AccountCheck((f"{after.reading.point} changed during the load: mounted with {options}",))
     return _bytes(grown, claimed) + _layouts(before, after, grown, claimed, require)
 
 
@@ -82,6 +90,22 @@ def _layouts(
         check += AccountCheck(findings=(line,), figures={"local_bytes": float(way.local_bytes)})
     if require not in {"pnfs", "pnfs-rdma"}:
         return check
+    return check + _by_layout(before, after, grown, claimed, require, way=way)
+
+
+def _by_layout(
+    before: MountReading,
+    after: MountReading,
+    grown: Delta,
+    claimed: LmcacheAccount,
+    require: Require,
+    *,
+    way: DataPath,
+) -> AccountCheck:
+    """Check whether layouts were used as `require` asks."""
+    check, beside = AccountCheck(), {"WRITE": way.writes, "READ": way.reads}
+    if failed := _failed_data_server(grown, way, require):
+        return AccountCheck((failed,))
     written, read = grown.bytes["server_write"], grown.bytes["server_read"]
     if claimed.stored and written:
         # Over minutes a server may take a layout back and give it anew.
@@ -99,6 +123,17 @@ def _layouts(
             whole = beside[name] + by_layout
             check += AccountCheck(findings=(f"{beside[name]} of {whole} {name}s went through the metadata server",))
     return check
+
+
+def _failed_data_server(grown: Delta, way: DataPath, require: Require) -> str:
+    """Return that the client reported a failed data server to the metadata server, "" where it did not."""
+    count = grown.operation("LAYOUTERROR").ops
+    if not count:
+        return ""
+    return (
+        f'require = "{require}": a data server failed during the load: the client reported {count} errors of layouts '
+        f"to the metadata server (LAYOUTERROR); {'; '.join(way.words) or 'nothing was sent another way'}"
+    )
 
 
 def _evidence(before: MountReading, after: MountReading) -> LayoutEvidence:

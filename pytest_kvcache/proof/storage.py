@@ -5,8 +5,16 @@ from __future__ import annotations
 from pytest_kvcache.load.snapshot import Snapshot
 from pytest_kvcache.proof.ledger import Ledger
 from pytest_kvcache.proof.mount_account import of_mount
-from pytest_kvcache.proof.storage_account import AccountCheck, AccountProof, claims, of_listing, of_server
+from pytest_kvcache.proof.storage_account import (
+    AccountCheck,
+    AccountProof,
+    LmcacheAccount,
+    claims,
+    of_listing,
+    of_server,
+)
 from pytest_kvcache.serving.claim import Claim
+from pytest_kvcache.storage.account import StorageReading
 from pytest_kvcache.storage.requirement import Require
 
 
@@ -26,15 +34,31 @@ def compare_accounts(
     if before.account is None or after.account is None:
         return AccountProof(storage_account, check=AccountCheck(unread))
     claimed = claims(before, after, chunk_tokens=chunk_tokens)
-    check = of_listing(after.account, claimed, settled=not after.under_way)
-    check += of_server(before.account, after.account, claimed)
-    if before.account.mount is not None and after.account.mount is not None:
-        check += of_mount(before.account.mount, after.account.mount, claimed, require)
-    elif before.account.mount is not None or after.account.mount is not None:
-        check += AccountCheck(("the tier's folder was mounted or unmounted during the load",))
-    elif after.account.served_bytes is None:
-        check += AccountCheck(unchecked=("bytes that were loaded: nothing of this storage counts reads",))
+    check = compare_readings(before.account, after.account, claimed, require, settled=not after.under_way)
     return AccountProof(storage_account, claimed, check)
+
+
+def compare_readings(
+    before: StorageReading, after: StorageReading, claimed: LmcacheAccount, require: Require, *, settled: bool
+) -> AccountCheck:
+    """Compare what was stored and loaded with two readings of the storage.
+
+    Args:
+        before: Reading before the load.
+        after: Reading after the load.
+        claimed: LMCache's account of the load.
+        require: What the tier requires of its mount.
+        settled: Whether all stores had ended.
+    """
+    check = of_listing(after, claimed, settled=settled)
+    check += of_server(before, after, claimed)
+    if before.mount is not None and after.mount is not None:
+        check += of_mount(before.mount, after.mount, claimed, require)
+    elif before.mount is not None or after.mount is not None:
+        check += AccountCheck(("the tier's folder was mounted or unmounted during the load",))
+    elif after.served_bytes is None:
+        check += AccountCheck(unchecked=("bytes that were loaded: nothing of this storage counts reads",))
+    return check
 
 
 def without_account(claim: Claim, ledger: Ledger) -> AccountProof:

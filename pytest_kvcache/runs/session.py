@@ -59,6 +59,7 @@ class RunSession:
         self.scratch = Path(tempfile.gettempdir()) / f"kvc-{self.id}"
         self.ports = PortLeases(home / "ports")
         self._closed = False
+        self._borrowed: list[Leader] = []
         self._say = say
         # Folders that may lie in a read-only place come first, so that nothing needs removing if one cannot be made.
         self.storage_home.mkdir(parents=True, exist_ok=True)
@@ -75,6 +76,19 @@ class RunSession:
     def own_process(self, leader: Leader) -> None:
         """Have a component ended at the latest at the end of the run."""
         self.journal.add_leader(leader)
+
+    def borrow_process(self, leader: Leader) -> None:
+        """Count the work of a process, and of all that it starts, as this run's; it is not ended with the run."""
+        self._borrowed.append(leader)
+
+    def return_process(self, leader: Leader) -> None:
+        """Count the work of a borrowed process no more; do nothing where it is not borrowed."""
+        self._borrowed = [each for each in self._borrowed if each != leader]
+
+    @property
+    def leaders(self) -> tuple[Leader, ...]:
+        """First processes of all that does the run's work, its own and borrowed ones."""
+        return (*self.journal.record.leaders, *self._borrowed)
 
     def own_containers(self) -> str:
         """Have all containers with this run's label removed at the end; to be called before the first is made.

@@ -23,7 +23,7 @@ from pytest_kvcache.serving.component import Component
 from pytest_kvcache.serving.launchers.docker import container_of
 from pytest_kvcache.serving.places import EngineTools, Place, all_at
 from pytest_kvcache.serving.plan import ServingPlan, build_plan
-from pytest_kvcache.serving.tier import Tier, TierContext
+from pytest_kvcache.serving.tier import PlacedTier, Tier, TierContext
 from pytest_kvcache.telemetry.allotment import allotment
 
 #: Stand-ins for the id and the ports that a run chooses when it starts.
@@ -55,7 +55,7 @@ def render(
         tier: Tier to serve with.
         engine: Engine whose programs are named, in containers where it is an image; None for plain names.
         environ: Environment that credentials would come from; none of them is shown.
-        as_json: Whether to return `{"components": [{"name", "argv", "env", "files"}], …}` in place of a script.
+        as_json: Whether to return `{"components": [{"name", "place", "argv", "env", "files"}], …}`, not a script.
     """
     ports = itertools.count(_FIRST_PORT)
     context = TierContext(
@@ -71,7 +71,8 @@ def render(
     tools: EngineTools = engine or _ProgramsOfPath()
     model = Path(profile.model).name if _is_folder(profile) else profile.model
     place = Place(tools=tools, model=model, port=lambda: next(ports), scratch=_SCRATCH)
-    plan = build_plan(profile, tier.plan(context), all_at(place, profile, allotment(environ)))
+    placed = tier.placement(place, profile) if isinstance(tier, PlacedTier) else None
+    plan = build_plan(profile, tier.plan(context), placed or all_at(place, profile, allotment(environ)))
     if refused := older.refusals(tools.versions, profile, plan.tier.offload):
         missing, todo = older.missing_features(refused, tools.versions)
         reason = reason or f"{missing}; {todo}"
@@ -121,6 +122,7 @@ def _json(plan: ServingPlan, reason: str | None, away: Mapping[str, str]) -> str
         {
             "name": c.name,
             "stage": c.stage,
+            "place": c.place,
             "argv": list(c.argv),
             "env": dict(c.env),
             "secret_env": sorted(c.secret_env),
@@ -162,7 +164,11 @@ def _script(profile: Profile, plan: ServingPlan, reason: str | None, away: Mappi
         lines += [f"ln -s FOLDER/OF/{Path(profile.model).name} .  # LMCache must not see an absolute path"]
     lines += [f"mkdir -p {shlex.quote(str(folder))}" for folder in plan.tier.folders]
     for component in plan.components:
-        lines += ["", f"# {component.name}", *_component(component)]
+        lines += [
+            "",
+            f"# {component.name}{f', at {component.place}' if component.place else ''}",
+            *_component(component),
+        ]
     return "\n".join(lines)
 
 

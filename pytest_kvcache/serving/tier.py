@@ -11,6 +11,7 @@ from typing import Protocol, runtime_checkable
 from pytest_kvcache.check import Check
 from pytest_kvcache.config.profile import Profile
 from pytest_kvcache.serving.offload import TierPlan
+from pytest_kvcache.serving.places import Place, Placement
 
 
 class Call(Protocol):
@@ -79,6 +80,18 @@ def tier_launcher(tier: Tier) -> str | None:
 
 
 @runtime_checkable
+class PlacedTier(Protocol):
+    """A tier whose pair does not run at one place; its launcher and what is rendered place it alike."""
+
+    def placement(self, here: Place, profile: Profile) -> Placement:
+        """Return where each part of a pair runs.
+
+        Args:
+            here: This machine.
+            profile: Profile with the number of servers.
+        """
+
+
 class CheckedTier(Protocol):
     """A tier with checks of its own; of a kind without this method only the availability is checked."""
 

@@ -19,12 +19,14 @@ class MountReading:
         links: RDMA links with their counters.
         connections: Kind and address of all RPC connections, including those to data servers.
         server: Address of the mount's own server, "" where it is not known.
+        automounter: The automounter's place that it is mounted on, in words; "" where nobody ends it when it is idle.
     """
 
     reading: Reading
     links: tuple[Link, ...] = ()
     connections: tuple[tuple[str, str], ...] = ()
     server: str = ""
+    automounter: str = ""
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pytest_kvcache.errors import RunError
-from pytest_kvcache.storage import mountstats
-from pytest_kvcache.storage.mountstats import Delta, Operation, Reading
+from pytest_kvcache.storage import mount_delta
+from pytest_kvcache.storage.mount_delta import Delta
+from pytest_kvcache.storage.mountstats import Operation, Reading
 from pytest_kvcache.storage.requirement import BLOCK_LAYOUTS
 
 #: Layouts by which a client may be told to send COMMITs to the metadata server (RFC 8881, NFL4_UFLG_COMMIT_THRU_MDS).
@@ -31,7 +32,7 @@ _FILES_LAYOUT = "LAYOUT_NFSV4_1_FILES"
 #: Operations that may go to a data server.
 _OF_DATA = frozenset({"READ", "READ_PLUS", "WRITE", "COMMIT"})
 #: Operations of the client as a whole, which the rows of every mount of a server contain.
-_OF_CLIENT = frozenset({
+OF_CLIENT = frozenset({
     "NULL", "SETCLIENTID", "SETCLIENTID_CONFIRM", "RENEW", "EXCHANGE_ID", "CREATE_SESSION", "DESTROY_SESSION",
     "DESTROY_CLIENTID", "SEQUENCE", "GET_LEASE_TIME", "RECLAIM_COMPLETE", "SECINFO_NO_NAME",
     "BIND_CONN_TO_SESSION",
@@ -112,9 +113,9 @@ def between(before: Reading, after: Reading) -> DataPath:
     """Return which way reads and writes took between two readings of one mount.
 
     Raises:
-        RunError: The readings are of two mounts (`mountstats.delta`).
+        RunError: The readings are of two mounts (`mount_delta.delta`).
     """
-    grown = mountstats.delta(before, after)
+    grown = mount_delta.delta(before, after)
     written, read = _moved(grown, "WRITE"), _moved(grown, "READ", "READ_PLUS")
     by_nfs = after.layout not in BLOCK_LAYOUTS
     tried = grown.pnfs_writes, grown.pnfs_reads
@@ -211,11 +212,11 @@ def _of_neighbours(before: Reading, after: Reading) -> list[dict[str, Operation]
         if first is None:
             continue
         try:
-            grown = mountstats.delta(first, mount).operations
+            grown = mount_delta.delta(first, mount).operations
         except RunError:
             continue
         own = _not_of_data(grown) if mount.layout else grown
-        found.append({name: operation for name, operation in own.items() if name not in _OF_CLIENT})
+        found.append({name: operation for name, operation in own.items() if name not in OF_CLIENT})
     return found
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +18,8 @@ from pytest_kvcache.storage.requirement import Require
 
 #: Prefix of the names of folders in which a server writes unfinished objects; a finished object is moved out of them.
 UNFINISHED = ".tmp-"
+#: What a storage without room answers (syncfs(2) too, for data that was written before).
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 @dataclass(frozen=True)
@@ -53,9 +57,24 @@ class FolderAccount:
                 found = self.mount(self.folder)
             files, size = listing(self.folder)
         except OSError as error:
-            todo = "is it still mounted, and nothing else at work there?"
-            raise RunError(f"cannot be listed: {error.strerror or error}", where=str(self.folder), todo=todo) from None
+            raise self._unreadable(error) from None
         return StorageReading(files, size, mount=_counted(found))
+
+    def _unreadable(self, error: OSError) -> RunError:
+        """Return the error of a folder that cannot be read, with the reason where it is known."""
+        where = str(self.folder)
+        if error.errno in _FULL:
+            todo = "free space, raise the quota, or set the tier's path to a larger file system"
+            return RunError(f"the storage is full: {error.strerror}", where=where, todo=todo)
+        with suppress(OSError):
+            found = self.mount(self.folder)
+            if found.hides and not found.is_nfs:
+                todo = f"umount {found.point}, and find out who mounts there"
+                return RunError(
+                    f"{found.describe()} at {found.point} hides the mount of {found.hides}", where=where, todo=todo
+                )
+        todo = "is it still mounted, and nothing else at work there?"
+        return RunError(f"cannot be listed: {error.strerror or error}", where=where, todo=todo)
 
 
 def listing(folder: Path) -> tuple[int, int]:
@@ -91,7 +110,8 @@ def _counted(found: Mount) -> MountReading | None:
     if found.nfs is None:
         return None
     connections = tuple(rdma.rpc_connections(rdma.SWITCHES))
-    return MountReading(found.nfs, tuple(rdma.links(rdma.DEVICES)), connections, found.server)
+    links = tuple(rdma.links(rdma.DEVICES))
+    return MountReading(found.nfs, links, connections, found.server, found.automounter)
 
 
 def _sync(folder: Path) -> None:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_kvcache.check import Finding
-from pytest_kvcache.storage import data_path, mountstats, rdma
+from pytest_kvcache.storage import data_path, mount_delta, rdma
+from pytest_kvcache.storage.mount_delta import Delta
 from pytest_kvcache.storage.mounts import mount_of
-from pytest_kvcache.storage.mountstats import Delta, Reading
+from pytest_kvcache.storage.mountstats import Reading
 from pytest_kvcache.storage.rdma import Link
 from pytest_kvcache.storage.requirement import Require
 
@@ -78,7 +79,7 @@ def judge(seen: LayoutEvidence, require: Require, moved: int, *, returns_are_usu
     """
     if seen.before is None or seen.after is None:
         return Finding("fail", "not an NFS mount", "mount the export")
-    grown = mountstats.delta(seen.before, seen.after)
+    grown = mount_delta.delta(seen.before, seen.after)
     way = data_path.between(seen.before, seen.after)
     # LAYOUTGET is counted from the mount on: a layout of the whole file system may have been fetched before the I/O.
     text = (

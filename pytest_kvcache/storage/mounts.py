@@ -7,6 +7,7 @@ They are read as Python reads file names (`os.fsdecode`), and only line feeds en
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,6 +30,9 @@ class Mount:
         source: Device or `server:/export`.
         options: Mount options, `vers=` and `proto=` among them for NFS.
         nfs: The mount's own counters and properties, None where it is not NFS.
+        automounter: The automounter's place that it is mounted on (`autofs at /mnt, timeout 60 s`), "" for none.
+        hides: The NFS mount that would hold the path if this one did not lie over it (`server:/kv at /mnt/kv`), "" for
+            none.
     """
 
     point: Path
@@ -36,6 +40,8 @@ class Mount:
     source: str
     options: dict[str, str]
     nfs: Reading | None = field(default=None, compare=False)
+    automounter: str = field(default="", compare=False)
+    hides: str = field(default="", compare=False)
 
     @property
     def is_nfs(self) -> bool:
@@ -109,12 +115,43 @@ def mount_of(path: Path, *, proc: Path | None = None) -> Mount:
         row = next((row for row in rows if row.number == number), None) or _walked(rows, path.resolve())
         if row is None:
             raise FileNotFoundError(f"no mount holds {path}")
-        found, stats = row.mount, proc / "mountstats"
+        hides = _hidden(rows, row, path.absolute())
+        found = replace(row.mount, automounter=_automounter(rows, row), hides=hides)
+        stats = proc / "mountstats"
         if not (found.is_nfs and stats.exists()):
             return found
         # Both tables list the mounts in one order, so that of several upon each other each has its own counters.
         upon = [r for r in rows if r.mount.point == found.point and r.mount.is_nfs]
-        return replace(found, nfs=mountstats.at(read_table(stats), found.point, upon.index(row)))
+        reading = mountstats.at(read_table(stats), found.point, upon.index(row))
+        return replace(found, nfs=replace(reading, read_at_s=time.monotonic()) if reading else None)
+
+
+def _automounter(rows: Sequence[_Row], row: _Row) -> str:
+    """Return the automounter's place that a mount is mounted on, in words; "" where nobody would end it when idle."""
+    below = next((other for other in rows if other.number == row.parent and other is not row), None)
+    if below is None or below.mount.fstype != "autofs":
+        return ""
+    timeout = below.mount.options.get("timeout", "0")
+    return "" if timeout == "0" else f"autofs at {below.mount.point}, timeout {timeout} s"
+
+
+def _hidden(rows: Sequence[_Row], row: _Row, path: Path) -> str:
+    """Return the NFS mount at or above a path that another mount lies over, in words; "" for none.
+
+    A mount whose point holds the path as deep as the point on which the kernel came out, or deeper, was not met on
+    the way: something lies over it, or over a folder above it.
+    """
+    depth = len(row.mount.point.parts)
+    holding = [
+        other.mount
+        for other in rows
+        if other is not row
+        and other.mount.is_nfs
+        and path.is_relative_to(other.mount.point)
+        and len(other.mount.point.parts) >= depth
+    ]
+    found = max(holding, key=lambda mount: len(mount.point.parts), default=None)
+    return f"{found.source} at {found.point}" if found else ""
 
 
 def read_table(path: Path) -> str:

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pytest_kvcache.errors import RunError
 from pytest_kvcache.storage.mount_options import nfs_version, parse_options, whole
 from pytest_kvcache.storage.transports import Transport
 
@@ -29,7 +28,7 @@ _OCTAL = re.compile(rb"\\([0-3][0-7]{2})")
 #: Positions of the last three of the 27 event counters (`enum nfs_stat_eventcounters` of linux/nfs_iostat.h); older
 #: kernels have fewer. Delays are answers NFS4ERR_DELAY and NFS3ERR_JUKEBOX: come again later.
 _DELAY, _PNFS_READ, _PNFS_WRITE = 24, 25, 26
-_BYTES = (
+COUNTED_BYTES = (
     "normal_read", "normal_write", "direct_read", "direct_write", "server_read", "server_write", "pages_read",
     "pages_written",
 )  # fmt: skip
@@ -80,6 +79,7 @@ class Reading:
         transports: Connections to the mount's server: one, or as many as `nconnect` asked for.
         operations: Counters by NFS operation (`READ`, `LAYOUTGET`).
         neighbours: Other mounts that send by the same transports, whose requests these count too.
+        read_at_s: Time of the reading (s, `time.monotonic`), None where it is not known.
     """
 
     source: str
@@ -94,6 +94,7 @@ class Reading:
     transports: tuple[Transport, ...] = ()
     operations: Mapping[str, Operation] = field(default_factory=dict)
     neighbours: tuple[Reading, ...] = field(default=(), compare=False, repr=False)
+    read_at_s: float | None = field(default=None, compare=False, repr=False)
 
     @property
     def version(self) -> tuple[int, int]:
@@ -156,31 +157,6 @@ class Reading:
         return self.events[index] if index < len(self.events) else 0
 
 
-@dataclass(frozen=True)
-class Delta:
-    """What a mount did between two readings.
-
-    Args:
-        seconds: Time between the readings, by the mount's own age.
-        pnfs_reads: READs that were tried by a layout.
-        pnfs_writes: WRITEs that were tried by a layout.
-        delays: Answers that asked to come again later.
-        bytes: Counts by name, as in `Reading`.
-        operations: Operations by name; only those that were used.
-    """
-
-    seconds: int
-    pnfs_reads: int
-    pnfs_writes: int
-    bytes: Mapping[str, int]
-    operations: Mapping[str, Operation]
-    delays: int = 0
-
-    def operation(self, name: str) -> Operation:
-        """Return the counters of an operation by its exact name, zeros where it was not used."""
-        return self.operations.get(name, Operation())
-
-
 def parse(text: str) -> list[Reading]:
     """Return the NFS mounts of a /proc/PID/mountstats, in its order; other file systems are left out."""
     found: list[Reading] = []
@@ -229,32 +205,6 @@ def _server(reading: Reading) -> tuple[str, tuple[int, int], str]:
     return reading.source.rpartition(":/")[0], reading.version, reading.proto
 
 
-def delta(before: Reading, after: Reading) -> Delta:
-    """Return what happened between two readings of one mount.
-
-    Raises:
-        RunError: The readings are of two mounts: the source differs, or it was mounted anew and its counters restarted.
-    """
-    counters = [(before.bytes.get(n, 0), after.bytes.get(n, 0)) for n in _BYTES]
-    counters += [(o.ops, after.operation(n).ops) for n, o in before.operations.items()]
-    anew = after.age_s < before.age_s or any(new < old for old, new in counters)
-    if anew or (before.source, before.point) != (after.source, after.point):
-        raise RunError(
-            "was mounted anew between two readings of its counters",
-            where=str(after.point),
-            todo="keep the file system mounted during a run (automounters end an idle mount)",
-        )
-    operations = {name: _less(op, before.operation(name)) for name, op in after.operations.items()}
-    return Delta(
-        seconds=after.age_s - before.age_s,
-        pnfs_reads=after.pnfs_reads - before.pnfs_reads,
-        pnfs_writes=after.pnfs_writes - before.pnfs_writes,
-        delays=after.delays - before.delays,
-        bytes={n: after.bytes.get(n, 0) - before.bytes.get(n, 0) for n in _BYTES},
-        operations={name: op for name, op in operations.items() if op.ops or op.errors},
-    )
-
-
 def unescape(text: str) -> str:
     r"""Return a field of the kernel's tables without its octal escapes: a space is written `\040`."""
     return os.fsdecode(_OCTAL.sub(lambda m: bytes([int(m.group(1), 8)]), os.fsencode(text)))
@@ -285,7 +235,7 @@ def _block(head: re.Match[str], lines: list[str]) -> Reading:
         layout="" if driver == "not configured" else driver,
         flavor=options.get("sec", ""),
         events=_numbers(fields.get("events", "")),
-        bytes=dict(zip(_BYTES, _numbers(fields.get("bytes", "")), strict=False)),
+        bytes=dict(zip(COUNTED_BYTES, _numbers(fields.get("bytes", "")), strict=False)),
         transports=tuple(transports),
         operations=operations,
     )
@@ -294,7 +244,3 @@ def _block(head: re.Match[str], lines: list[str]) -> Reading:
 def _numbers(text: str) -> tuple[int, ...]:
     """Return the numbers up to the first word that is none: what a newer kernel may add, nobody knows."""
     return tuple(map(int, itertools.takewhile(_NUMBER.fullmatch, text.split())))
-
-
-def _less(after: Operation, before: Operation) -> Operation:
-    return Operation(*(getattr(after, n) - getattr(before, n) for n in Operation.__dataclass_fields__))

@@ -20,6 +20,8 @@ def unmet(require: Require, mount: Mount) -> tuple[str, str] | None:
     (`preflight/fs.py`).
     """
     found = f"{mount.describe()} at {mount.point}"
+    if require != "none" and mount.hides and not mount.is_nfs:
+        return f"{found}: it hides the mount of {mount.hides}", f"umount {mount.point}, and find out who mounts there"
     for level, missing, what, todo in (
         (1, not mount.is_nfs, "nothing of NFS is mounted there", "mount the export (/etc/fstab, the automounter)"),
         (1, mount.version < (4, 1), "older than NFSv4.1", "mount with -o vers=4.2"),

@@ -12,6 +12,8 @@ from pytest_kvcache.history import step
 from tests.projects import NOTHING, Project, configure, traces
 from tests.stubs.engine import make_engine, toml
 
+pytestmark = pytest.mark.long
+
 #: Many boots in a row: requests that are few and far between are sent in time on a busy machine too.
 CALM = toml(qps=8, duration_s=1.2)
 

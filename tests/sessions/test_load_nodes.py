@@ -24,6 +24,8 @@ from tests.stubs.engine import toml
 from tests.stubs.load_node import KEY, OTHER_VERSION, WRONG_CLOCK, Node, load_node
 from tests.stubs.server import stub_server
 
+pytestmark = pytest.mark.long
+
 
 def send(folder: Path, url: str, nodes: list[str], *, env: dict[str, str] | None = None, **more: str) -> Sent:
     """Have the nodes send, and return what came of it."""

@@ -9,6 +9,8 @@ import pytest
 from pytest_kvcache import cli
 from pytest_kvcache.scaling import growth
 
+pytestmark = pytest.mark.long
+
 
 def test_a_small_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Each size has its row with what was measured; what is scaled is marked, and what is assumed is said."""

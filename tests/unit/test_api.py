@@ -188,7 +188,7 @@ def test_a_kind_of_the_projects_own_file_is_checked_like_ours(tmp_path: Path, mo
     tier = catalogue.load(tmp_path / "kvcache.toml").tiers["nvme"]
     assert (tier.name, type(tier).__name__) == ("nvme", "NvmeTier")
     (tmp_path / "kvcache.toml").write_text('[tiers.nvme]\nkind = "nvme_tier:NvmeTier"\npth = "/x"\n')
-    with pytest.raises(ConfigError, match=r"tiers\.nvme\.pth: unknown key; allowed: path"):
+    with pytest.raises(ConfigError, match=r"tiers\.nvme\.pth: unknown key; allowed: launcher, path"):
         catalogue.load(tmp_path / "kvcache.toml")
     monkeypatch.delitem(sys.modules, "nvme_tier")
 

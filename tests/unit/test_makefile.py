@@ -25,6 +25,23 @@ def test_perf_takes_as_many_boots_as_it_is_told(args: tuple[str, ...], boots: in
     assert f"--record-baselines --kv-boots {boots} " in command
 
 
+@pytest.mark.parametrize(
+    ("target", "says", "says_not"),
+    [
+        (("perf",), "pytest -m perf", "lab"),
+        (("article",), "--kv-profile cpu-article", "lab"),
+        (("article", "PNFS=lab"), "lab.pnfs.perf --target article", "pytest -m perf"),
+        (("pnfs-lab-perf",), "lab.pnfs.perf --target perf", "pytest -m perf"),
+    ],
+)
+def test_the_lab_runs_only_where_it_is_named(target: tuple[str, ...], says: str, says_not: str) -> None:
+    """`make perf` and `make article` measure without the lab, and with PNFS=lab the article's pNFS tier is the lab."""
+    lines = [line for line in make("-n", *target).splitlines() if "-m perf" in line or "lab.pnfs" in line]
+    assert len(lines) == 1
+    assert says in lines[0]
+    assert says_not not in lines[0]
+
+
 def test_help_names_the_variable() -> None:
     """The list of targets says how a baseline is taken in one session."""
     (line,) = [line for line in make("help").splitlines() if line.startswith("make perf ")]

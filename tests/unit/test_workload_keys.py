@@ -39,6 +39,8 @@ COMMON: dict[str, Any] = {
     "send_late_budget_s": 0.2,
     "residual_budget_s": 0.9,
     "shared_reads_budget": 0.9,
+    "clock_error_budget_s": 0.4,
+    "clock_drift_budget_ppm": 900.0,
     "allowed_failures": 0.5,
 }
 STEADY = {"users": 4, "rounds": 3, "qps": 1.0}
@@ -147,6 +149,10 @@ def made(case: str, folder: Path, **more: Any) -> Workload:
     return validate(model, values, "x", folder)
 
 
+#: What a load process says of a load node whose clock is beyond every budget by default.
+NODES = {"nodes": [{"address": "h:1", "clock": {"error_s": 0.2, "drift_ppm": 500.0, "drift_uncertainty_ppm": 1.0}}]}
+
+
 def seen(workload: Workload) -> dict[str, Any]:
     """Return all that a run of a workload sends, how, and what is thought of one fixed table of its requests."""
     length = workload.context_tokens[0]
@@ -166,7 +172,7 @@ def seen(workload: Workload) -> dict[str, Any]:
         "concurrency": script.concurrency,
         "workers": workload.worker_count(script),
         "begun late": begun(plan, script, encoder),
-        "judged": (validity.faults(table(), workload, {}), validity.suspicions(table(), workload)),
+        "judged": (validity.faults(table(), workload, NODES), validity.suspicions(table(), workload)),
     }
 
 

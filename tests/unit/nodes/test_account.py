@@ -9,7 +9,7 @@ import pytest
 
 from pytest_kvcache.errors import RunError
 from pytest_kvcache.serving.nodes.account import NodesAccount
-from pytest_kvcache.storage import mountstats
+from pytest_kvcache.storage import mount_delta
 from pytest_kvcache.storage.account import MountReading, StorageAccount, StorageReading
 from pytest_kvcache.storage.mountstats import Operation, Reading
 from pytest_kvcache.storage.rdma import Link
@@ -84,9 +84,9 @@ def test_growth_over_two_readings_is_that_of_all_nodes() -> None:
         assert found is not None
         return found.reading
 
-    assert mountstats.delta(reading(before), reading(after)).bytes["server_read"] == 100
+    assert mount_delta.delta(reading(before), reading(after)).bytes["server_read"] == 100
     with pytest.raises(RunError, match="mounted anew"):
-        mountstats.delta(reading(before), reading(anew))
+        mount_delta.delta(reading(before), reading(anew))
 
 
 def test_the_node_that_sees_most_is_believed() -> None:

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from pytest_kvcache.errors import RunError
 from pytest_kvcache.storage import mounts, mountstats, rdma
+from pytest_kvcache.storage.mount_delta import delta
 from pytest_kvcache.storage.mount_options import nfs_version, parse_options
 from pytest_kvcache.storage.mounts import mount_of
-from pytest_kvcache.storage.mountstats import Operation, Reading, delta, parse
+from pytest_kvcache.storage.mountstats import Operation, Reading, parse
 from pytest_kvcache.storage.rdma import Carried, Link
 
 SAMPLES = Path(__file__).parents[1] / "data" / "pnfs"

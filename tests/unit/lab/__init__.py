@@ -1,0 +1,1 @@
+"""The pNFS lab, as far as it needs no guest."""

@@ -1,0 +1,65 @@
+"""What the product says of mounts that were captured in the pNFS lab (`python -m lab.pnfs wrong --captures`).
+
+Soft-RoCE, client and servers in one kernel: these captures show what is correct, not what is fast.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab.pnfs.arrangements import ALL, CONTROL
+from pytest_kvcache.proof.mount_account import of_mount
+from pytest_kvcache.proof.storage_account import LmcacheAccount
+from pytest_kvcache.storage.account import MountReading
+from pytest_kvcache.storage.mounts import Mount, mount_of
+from pytest_kvcache.storage.rdma import Link
+from pytest_kvcache.storage.requirement import unmet
+
+CAPTURES = Path(__file__).parents[1] / "data" / "pnfs-lab"
+NAMES = sorted(path.stem for path in CAPTURES.glob("*.json"))
+ARRANGED = {each.name: each for each in (CONTROL, *ALL)}
+
+
+def mount(told: dict[str, Any], when: str, folder: str, proc: Path) -> Mount:
+    """Return the mount of a folder as the kernel's captured tables give it."""
+    proc.mkdir(parents=True, exist_ok=True)
+    for name in ("mountinfo", "mountstats"):
+        (proc / name).write_text(told["tables"][when][name])
+    return mount_of(Path(folder), proc=proc)
+
+
+def said(name: str, proc: Path) -> str:
+    """Return why a tier that requires pNFS over RDMA must not be measured on a captured mount, "" where it may."""
+    told, folder = json.loads((CAPTURES / f"{name}.json").read_text()), ARRANGED[name].folder
+    before, after = (mount(told, when, folder, proc / when) for when in ("before", "after"))
+    missing = unmet("pnfs-rdma", before)
+    if missing is not None:
+        return missing[0]
+    looks = []
+    for when, found in (("before", before), ("after", after)):
+        tables = told["tables"][when]
+        assert found.nfs is not None
+        links = tuple(Link(**link) for link in tables["links"])
+        connections = tuple((kind, address) for kind, address in tables["connections"])
+        looks.append(MountReading(found.nfs, links, connections, found.server, found.automounter))
+    stored, loaded = float(told["moved"]["stored"]), float(told["moved"]["loaded"])
+    judged = of_mount(looks[0], looks[1], LmcacheAccount(stored, stored, stored, loaded), "pnfs-rdma")
+    return "; ".join(judged.faults)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_captured_mount_has_its_own_reason(name: str, tmp_path: Path) -> None:
+    """The right mount passes; each wrong one is told by its own reason and is taken for no other."""
+    found = said(name, tmp_path)
+    taken = [each.name for each in ALL if re.search(each.reason, found)]
+    assert (bool(found), taken) == ((False, []) if name == CONTROL.name else (True, [name]))
+
+
+def test_there_are_captures() -> None:
+    """The right mount and several wrong ones were captured."""
+    assert {"control", "plain-rdma", "pnfs-tcp", "data-server-tcp", "nfsv3", "refused", "mounted-anew"} <= set(NAMES)
