@@ -30,6 +30,10 @@ kill %1
 """
 
 
+#: Of the labs of this process: other tests make theirs beside them.
+ID = secrets.token_hex(3)
+
+
 def cannot_run() -> str:
     """Return why namespaces cannot be made here, "" where they can."""
     if os.geteuid() != 0 or shutil.which("ip") is None:
@@ -55,12 +59,12 @@ class Running:
     @property
     def folder(self) -> Path:
         """The lab's folder."""
-        return self.runs / "aaaaaa"
+        return self.runs / ID
 
     @property
     def namespace(self) -> str:
         """The lab's namespace."""
-        return "kvlab-aaaaaa"
+        return f"kvlab-{ID}"
 
     def second(self) -> int:
         """Return the second half of the keeper."""
@@ -78,7 +82,7 @@ def running(tmp_path: Path) -> Iterator[Running]:
     kernel.write_text(STAND_IN)
     kernel.chmod(0o755)
     told = {
-        "id": "aaaaaa",
+        "id": ID,
         "runs": str(tmp_path / "runs"),
         "settings": LabSettings(memory_mib=512).model_dump(),
         "kernel": str(kernel),
@@ -160,6 +164,6 @@ def test_the_next_lab_cleans_up_after_one_that_was_killed_whole(running: Running
     assert network.exists(running.namespace)
     said: list[str] = []
     record.clean_up_after_the_dead(running.runs, said.append)
-    assert said == ["cleaned up after lab aaaaaa, which was killed"]
+    assert said == [f"cleaned up after lab {ID}, which was killed"]
     assert not network.exists(running.namespace)
     assert not running.folder.exists()
