@@ -69,10 +69,15 @@ def scrape_all(urls: Mapping[str, str]) -> dict[str, Counters]:
     vLLM's own endpoint has them too: they are left out there, or they would be counted twice. So they are where a vLLM
     and the LMCache inside it have one endpoint, which is read once for both.
     """
-    # Side by side: counters of many servers are of one moment, and one that does not answer holds up no other.
+    # Side by side: counters of many servers are of one moment, and one that does not answer holds up no other. But an
+    # LMCache inside vLLM that hands over its sums makes files that vLLM's endpoint reads. If it is asked meanwhile, it
+    # may find an empty one, and answers with an error (struct.error in prometheus_client.mmap_dict).
     wanted = list(dict.fromkeys(urls.values()))
+    pages: dict[str, Counters] = {}
     with ThreadPoolExecutor(max(1, min(len(wanted), _AT_ONCE))) as threads:
-        pages = dict(zip(wanted, threads.map(scrape, wanted), strict=True))
+        for inside in (True, False):
+            group = [url for url in wanted if internal_api.is_internal(url) is inside]
+            pages |= zip(group, threads.map(scrape, group), strict=True)
     found = {name: pages[url] for name, url in urls.items()}
     shared = len(pages) < len(urls)
     if shared:

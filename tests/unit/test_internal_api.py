@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -11,7 +12,7 @@ from socketserver import ThreadingMixIn, UnixStreamServer
 import pytest
 import requests
 
-from pytest_kvcache.telemetry import internal_api
+from pytest_kvcache.telemetry import internal_api, prometheus
 from pytest_kvcache.telemetry.prometheus import STARTED, scrape, scrape_all
 
 LABELS = 'model_name="m",role="worker",served_model_name="m",worker_id="0"'
@@ -117,6 +118,23 @@ def test_nothing_is_counted_twice(servers: list[Server], prefix: Path, monkeypat
     assert found["vllm-0"] == {"vllm:x": 1}
     assert found["lmcache-0"]["lmcache:num_hit_tokens_total"] == 512
     assert "lmcache:num_hit_tokens_total" in scrape_all({"vllm-0": urls["vllm-0"]})["vllm-0"]
+
+
+def test_vllm_is_asked_when_its_lmcache_has_handed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums are handed over in files that vLLM's endpoint reads: none of the two is asked while the other answers."""
+    order: list[tuple[str, str]] = []
+
+    def scraped(url: str) -> dict[str, float]:
+        kind = "lmcache" if internal_api.is_internal(url) else "vllm"
+        order.append((kind, "asked"))
+        time.sleep(0.05)
+        order.append((kind, "answered"))
+        return {}
+
+    monkeypatch.setattr(prometheus, "scrape", scraped)
+    urls = {f"vllm-{i}": f"http://127.0.0.1:{i}/metrics" for i in range(3)}
+    scrape_all({**urls, **{f"lmcache-{i}": internal_api.metrics_url(Path(f"/s/{i}/api"), 0) for i in range(3)}})
+    assert [kind for kind, _ in order] == ["lmcache"] * 6 + ["vllm"] * 6
 
 
 def test_l1_is_cleared_and_nothing_else(servers: list[Server], prefix: Path) -> None:
