@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import requests
 
 from pytest_kvcache.runs.ports import PortLeases
@@ -91,9 +93,14 @@ def stub_server(folder: Path, *args: str) -> Iterator[str]:
     with free_port(folder) as port:
         url = f"http://127.0.0.1:{port}"
         process = subprocess.Popen([sys.executable, "-S", "-E", str(_PROGRAMS), "vllm", "--port", str(port), *args])
+        children: list[psutil.Process] = []
         try:
             _wait(url)
+            children = psutil.Process(process.pid).children(recursive=True)
             yield url
         finally:
             process.terminate()
             process.wait(60)
+            for child in children:  # of a stub that died as it was told to: nobody else ends them
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    child.terminate()
