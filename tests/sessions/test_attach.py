@@ -17,6 +17,8 @@ from tests.projects import NOTHING, Project, configure, run, run_folder, traces
 from tests.stubs.engine import toml
 from tests.stubs.server import StubPair, stub_pair
 
+pytestmark = pytest.mark.long
+
 KEY = "sk-0123456789abcdef"
 
 

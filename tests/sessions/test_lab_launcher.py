@@ -30,6 +30,8 @@ from pytest_kvcache.tiers import catalogue
 from tests.conformance.launchers import WHILE_UP, Boot, Case, booted, leaves_nothing
 from tests.stubs.engine import toml
 
+pytestmark = pytest.mark.long
+
 
 class LocalProcess:
     """A command of the stand-in: a process of this machine in a session of its own.

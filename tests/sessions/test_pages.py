@@ -70,7 +70,9 @@ def _write(project: Project, file: Written) -> None:
     return None
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=[] if page == "README.md" else pytest.mark.long) for page in PAGES]
+)
 def test_every_command_of_the_page_works(page: str, project: Project, environ: dict[str, str]) -> None:
     """Whoever types a page's commands in its order, and writes its files, sees each of them end as the page says."""
     if page == "README.md":
