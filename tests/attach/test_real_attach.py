@@ -68,7 +68,7 @@ def table(pair: dict[str, Any]) -> str:
 
 def attached(project: Project, *args: str) -> tuple[pytest.RunResult, dict[str, Any]]:
     """Measure the pair, and return the session and what it keeps of its load."""
-    args = ("--kv-launcher", "attach", "--tier", "pnfs", *args, "test_multi_round_qa.py")
+    args = ("--kv-launcher", "attach", "--tier", "pnfs", "--kv-boots", "1", *args, "test_multi_round_qa.py")
     result = run(project, *args)
     (path,) = (run_folder(project) / "pnfs").rglob("run.json")
     return result, json.loads(path.read_text())
