@@ -114,4 +114,6 @@ def test_a_real_pair_alone_and_beside_a_second_client(project: Project, pair: di
     print("\n".join(lines))
     assert "% of the prompt tokens in the window were not this run's" in lines[0]
     assert 0 < beside["proof"]["other_traffic"]["share_of_prompt_tokens"] < 1
-    result.stdout.fnmatch_lines(["*is incomparable*", "*of the prompt tokens in the window were not this run's*"])
+    result.stdout.fnmatch_lines(
+        ["*is not comparable with its baseline*", "*of the prompt tokens in the window were not this run's*"]
+    )
