@@ -16,11 +16,11 @@ from pytest_kvcache.campaign import balancing, gpus, runner
 from pytest_kvcache.campaign.arm import Arm
 from pytest_kvcache.campaign.boot_probes import BootProbes, shortened_if_faulty
 from pytest_kvcache.campaign.comparability import comparability, machine_name
+from pytest_kvcache.campaign.load_process import load_plan
 from pytest_kvcache.campaign.runner import RunResult
 from pytest_kvcache.campaign.state import PerfState
 from pytest_kvcache.config import environment
 from pytest_kvcache.errors import KvCacheError
-from pytest_kvcache.load.nodes.messages import KEY_ENV
 from pytest_kvcache.load.plan import LoadPlan
 from pytest_kvcache.load.stopping import StopRule
 from pytest_kvcache.probes.probe import Probed
@@ -158,14 +158,17 @@ def measure(
                 probed = probes.probe()
                 balancer = balancing.cost(arm, state, pair)
                 state.progress.phase(where, "warming up and filling caches")
-                plan = _plan(
-                    arm,
+                plan = load_plan(
                     pair,
-                    folder / f"context-{length}",
-                    length,
-                    stop.get(length),
+                    arm.profile.workload,
+                    context_tokens=length,
+                    # The same in every boot, so that all boots send the same bytes.
+                    first_user=(_position(arm, length) + 1) * USERS_APART,
+                    folder=folder / f"context-{length}",
                     salt=salt,
                     nodes=state.settings.options.load_nodes,
+                    stop=stop.get(length),
+                    report_s=_REPORT_S,
                 )
                 result.runs[length] = run_plan(
                     arm, state, pair, shortened_if_faulty(plan, probed), probed=probed, gpus_during=watch.during
@@ -210,40 +213,6 @@ def _ready(arm: Arm, pair: ServingPair) -> str:
         return f"{arm.profile.servers} servers ready in {pair.boot_s:.0f} s"
     servers = f"{len(standing.server_urls)} servers" if standing.server_urls else "servers unknown"
     return f"attached to {standing.base_url} ({servers}): caches are as others left them, every prompt has a new salt"
-
-
-def _plan(
-    arm: Arm,
-    pair: ServingPair,
-    folder: Path,
-    length: int,
-    stop: StopRule | None,
-    *,
-    salt: str,
-    nodes: tuple[str, ...],
-) -> LoadPlan:
-    return LoadPlan(
-        base_url=pair.base_url,
-        turn_urls=pair.plan.turn_urls,
-        names_users=pair.plan.balancer.promises == "user",
-        model=pair.model,
-        workload=arm.profile.workload,
-        context_tokens=length,
-        # The same in every boot, so that all boots send the same bytes.
-        first_user=(_position(arm, length) + 1) * USERS_APART,
-        extra_body=pair.plan.extra_body,
-        tokenizer_url=pair.plan.tokenizer_url,
-        metrics_urls=pair.plan.metrics_urls,
-        api_key_env=runner.key_variable(pair),
-        salt=salt,
-        counters_lag_s=pair.plan.counters_lag_s,
-        nodes=nodes,
-        node_key_env=KEY_ENV if nodes else "",
-        stop=stop,
-        rows=folder / runner.ROWS,
-        summary=folder / runner.LOAD,
-        report_s=_REPORT_S,
-    )
 
 
 def run_plan(

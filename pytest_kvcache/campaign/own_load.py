@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pytest_kvcache.campaign import boots, measuring, runner
+from pytest_kvcache.campaign import boots, measuring
+from pytest_kvcache.campaign.load_process import load_plan
 from pytest_kvcache.campaign.runner import RunResult
 from pytest_kvcache.campaign.state import PerfState
 from pytest_kvcache.errors import ConfigError
-from pytest_kvcache.load.nodes.messages import KEY_ENV
-from pytest_kvcache.load.plan import LoadPlan
 from pytest_kvcache.probes.probe import Probed
 from pytest_kvcache.proof.gpus import GpuLoad
 from pytest_kvcache.serving.pair import ServingPair
@@ -47,38 +46,28 @@ def load(state: PerfState, tier: Tier, pair: ServingPair, workload: Workload, co
     folder = boot / f"load-{number}"
     folder.mkdir()
     first_user = number * boots.USERS_APART  # loads on one pair share no user's text
-    tokenizer_url, standing = pair.plan.tokenizer_url, pair.plan.standing
+    standing = pair.plan.standing
     salt = f"{state.run.id}-{boot.name}-{number}" if standing is not None else ""
     if not _is_registered(workload):
         authorization = f"Bearer {pair.plan.api_key}" if pair.plan.api_key else ""
         if standing is not None:
             authorization = standing.authorization
         served = ServedTokenizer(
-            tokenizer_url, pair.model, authorization=authorization, compat_helps=workload.HAS_COMPAT
+            pair.plan.tokenizer_url, pair.model, authorization=authorization, compat_helps=workload.HAS_COMPAT
         )
         tokenizer = served if workload.needs_tokenizer else None
         script = salted_script(workload, context_tokens, tokenizer, salt=salt, first_user=first_user)
         salt = ""
         workload = Prepared.of(workload, script, context_tokens=context_tokens, file=folder / "script.pickle")
     arm = measuring.arm_of(tier, state)
-    plan = LoadPlan(
-        base_url=pair.base_url,
-        turn_urls=pair.plan.turn_urls,
-        names_users=pair.plan.balancer.promises == "user",
-        model=pair.model,
-        workload=workload,
+    plan = load_plan(
+        pair,
+        workload,
         context_tokens=context_tokens,
         first_user=first_user,
-        extra_body=pair.plan.extra_body,
-        tokenizer_url=tokenizer_url,
-        metrics_urls=pair.plan.metrics_urls,
-        api_key_env=runner.key_variable(pair),
+        folder=folder,
         salt=salt,
-        counters_lag_s=pair.plan.counters_lag_s,
         nodes=state.settings.options.load_nodes,
-        node_key_env=KEY_ENV if state.settings.options.load_nodes else "",
-        rows=folder / runner.ROWS,
-        summary=folder / runner.LOAD,
     )
     return boots.run_plan(
         replace(arm, profile=arm.profile.model_copy(update={"workload": workload})),

@@ -5,10 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import math
-import os
-import signal
-import sys
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from pytest_kvcache.campaign import load_process
 from pytest_kvcache.campaign.balancing import routing_of
 from pytest_kvcache.config.gates import ServiceLevel
 from pytest_kvcache.errors import RunError
@@ -34,7 +31,6 @@ from pytest_kvcache.runs import signals
 from pytest_kvcache.runs.files import replace_whole, write_json
 from pytest_kvcache.runs.processes import Leader
 from pytest_kvcache.serving.claim import Claim
-from pytest_kvcache.serving.component import Component
 from pytest_kvcache.serving.diagnosis.diagnose import diagnose_file, failed_storage
 from pytest_kvcache.serving.launchers.base import Handle
 from pytest_kvcache.serving.launchers.process import ProcessStarter
@@ -46,13 +42,7 @@ from pytest_kvcache.verdict.token_account import TokenAccount
 from pytest_kvcache.workload import reference_csv
 from pytest_kvcache.workload.multi_round import MultiRoundQa
 
-ROWS, RUN, LOAD, CSV = "requests.parquet", "run.json", "load.json", "summary.csv"
-#: Variable with which the load process is given the key of a pair that asks for one.
-API_KEY = "KVCACHE_API_KEY"
-_POLL_S = 0.2
-#: More than the load's longest line of progress.
-_TAIL_BYTES = 4096
-_SAVE_S = 6.0
+RUN, CSV = "run.json", "summary.csv"
 
 
 @dataclass(frozen=True)
@@ -133,12 +123,7 @@ def run_load(
     """
     plan_file = folder / "plan.json"
     plan_file.write_text(plan.model_dump_json(indent=2), encoding="utf-8")
-    component = Component(
-        name="load",
-        argv=(sys.executable, "-m", "pytest_kvcache.load.worker", str(plan_file)),
-        stage="load",
-        secret_env=_keys(pair, plan),
-    )
+    component = load_process.load_component(pair, plan, plan_file)
     standing = pair.plan.standing
     facts_so_far = functools.partial(
         _facts, pair, plan, tier=tier, comparability=dict(comparability), versions=dict(versions)
@@ -150,11 +135,11 @@ def run_load(
         with other_work.watched(leaders) as watch:
             with signals.deferred():  # what is started is known before an interruption comes
                 handle = launcher.start(component, folder)
-            _wait(handle, pair, told)
+            load_process.wait_for(handle, pair, told)
     finally:
         with signals.deferred():
             if handle is not None:
-                _end(handle, launcher)
+                load_process.end(handle, launcher)
             facts = facts_so_far()
             write_json(folder / RUN, facts)
     if handle.exit_code() != 0 or not plan.rows.exists():
@@ -230,19 +215,6 @@ def run_load(
     )
 
 
-def key_variable(pair: ServingPair) -> str:
-    """Return the variable with which the load process is given the pair's key, "" where the pair asks for none."""
-    if pair.plan.api_key:
-        return API_KEY
-    return pair.plan.standing.settings.api_key_env if pair.plan.standing is not None else ""
-
-
-def _keys(pair: ServingPair, plan: LoadPlan) -> dict[str, str]:
-    # A key's variable may be one that processes of a run do not inherit.
-    found = {name: os.environ[name] for name in (plan.api_key_env, plan.node_key_env) if name in os.environ}
-    return {**found, API_KEY: pair.plan.api_key} if pair.plan.api_key else found
-
-
 def add_facts(folder: Path, more: Mapping[str, Any]) -> None:
     """Add to what is known of a run, where it was said only later.
 
@@ -262,37 +234,6 @@ def _duration_s(plan: LoadPlan, load: Mapping[str, Any]) -> float:
 def _finite(figures: Mapping[str, float]) -> dict[str, float]:
     """Return figures without those that are no numbers, which JSON does not have (RFC 8259, 6)."""
     return {name: value for name, value in figures.items() if math.isfinite(value)}
-
-
-def _wait(handle: Handle, pair: ServingPair, told: Callable[[str], None]) -> None:
-    while handle.exit_code() is None:
-        pair.check_alive()
-        if line := _last_line(handle.log):
-            told(line)
-        time.sleep(_POLL_S)
-    pair.check_alive()  # a storage server that died with the last request has no counters that would be missed
-
-
-def _last_line(log: Path) -> str:
-    """Return the last whole line of a log, "" where there is none."""
-    try:
-        with log.open("rb") as stream:
-            stream.seek(max(0, log.stat().st_size - _TAIL_BYTES))
-            lines = stream.read().split(b"\n")[:-1]
-    except OSError:
-        return ""
-    return lines[-1].decode(errors="replace") if lines else ""
-
-
-def _end(handle: Handle, launcher: ProcessStarter) -> None:
-    """Let a load process that still runs save its rows, then end it."""
-    with signals.deferred():
-        if handle.exit_code() is None:
-            launcher.signal(handle, signal.SIGTERM)
-            deadline = time.monotonic() + _SAVE_S
-            while handle.exit_code() is None and time.monotonic() < deadline:
-                time.sleep(_POLL_S / 4)
-        launcher.stop([handle])
 
 
 def _faults(rows: pd.DataFrame, plan: LoadPlan, load: Mapping[str, Any], proof: Proof) -> list[str]:
