@@ -80,10 +80,10 @@ def send(mode: str, port: int, *, rate: float, seconds: float, start_s: float) -
         return _by_node(plan, script, start_s)
     encoder = Encoder(plan, {})
     encoder.prepare(turn for each in conversations for turn in each.turns)
-    time.sleep(max(0.0, start_s - 1.0 - time.monotonic()))
     count = workload.worker_count(script)
-    shares = [Share(plan, conversations[i::count], encoder, user_header=False, start_s=start_s) for i in range(count)]
+    shares = [Share(plan, conversations[i::count], encoder, user_header=False) for i in range(count)]
     children = Children(shares, lambda _: None)
+    children.begin(start_s)
     children.listen()
     return children.rows
 
@@ -102,7 +102,8 @@ def _by_node(plan: LoadPlan, script: Script, start_s: float) -> list[RequestReco
         with coordinator.connected([address], key.encode(), budget_s=0.001) as links:
             coordinator.hand_out(links, plan, script)
             links[0].know_clock(0.001)
-            nodes = LoadNodes(links, plan, max(start_s, time.monotonic() + 1.0), lambda _: None)
+            nodes = LoadNodes(links, plan, lambda _: None)
+            nodes.begin(max(start_s, time.monotonic() + 1.0))
             nodes.listen()
             print(json.dumps(nodes.facts()[0]["clock"]), file=sys.stderr)
     finally:

@@ -32,8 +32,8 @@ _SUBMITTED = struct.Struct("=QQQddd")
 _LENGTH = struct.Struct("=Q")
 _READ = 1 << 18
 #: A request is fetched and handed over so long before it is due (s): whatever this process does meanwhile, the other
-#: one has opened a connection and sends it in time. It is longer than what a run has from its children's start to the
-#: first requests: on a machine that is busy these are handed over at once, before all later ones are noted.
+#: one has opened a connection and sends it in time. It is longer than what a run has from when its load processes are
+#: told the start to the first requests: these are handed over at once, before all later ones are noted.
 _AHEAD_S = 0.75
 #: So many pieces of an answer are handed over between two looks at the sockets of the streams.
 _SLICE = 128

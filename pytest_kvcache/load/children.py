@@ -1,8 +1,8 @@
 """The load processes: each has a share of the users, and the parent listens to them.
 
-They are children of the load process (`worker.py`), say once a second how far they are, and hand over their rows at the
-end, also when the run was stopped early. Each has a process beside it that sends and receives for it, and that does
-nothing else (`client/remote.py`).
+They are children of the load process (`worker.py`). Each says when it is ready and then once a second how far it is,
+and hands over its rows at the end, also when the run was stopped early. Each has a process beside it that sends and
+receives for it, and that does nothing else (`client/remote.py`).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -34,6 +35,10 @@ from pytest_kvcache.workload.script import Conversation
 
 #: Time that a child has to hand over its rows after the run was stopped (s).
 _SAVE_S = 5.0
+#: Time that all children have to be ready (s), and how often a child that waits for the start looks around.
+_READY_S, _LOOK_S = 60.0, 0.1
+#: Said by a sender to its load process, and by that to its parent.
+_READY = b"r"
 _PR_SET_PDEATHSIG = 1
 
 
@@ -67,7 +72,6 @@ class Share:
         conversations: The conversations of this child.
         encoder: An encoder that has all texts already.
         user_header: Whether requests name their user.
-        start_s: When the clock starts (CLOCK_MONOTONIC).
         first: Requests that are made already, of this child and of others.
         concurrency: So many of the child's conversations are under way at a time; None where each begins at its time.
         tells_rows: Whether the child hands over each row soon after it has ended, and not only at the end.
@@ -77,7 +81,6 @@ class Share:
     conversations: tuple[Conversation, ...]
     encoder: Encoder
     user_header: bool
-    start_s: float
     first: Mapping[Key, bytes] = field(default_factory=dict)
     concurrency: int | None = None
     tells_rows: bool = False
@@ -96,22 +99,25 @@ def split(share: Share, count: int) -> list[Share]:
 
 
 class Children(Gathering):
-    """The processes that send, and what they say.
+    """The processes that send, and what they say. Once it is made, all of them are ready.
 
     Args:
         shares: One share for each process.
         say: Prints a line.
+
+    Raises:
+        RunError: One of them ended before it was ready, or took too long; none is left.
     """
 
     def __init__(self, shares: list[Share], say: Callable[[str], None]) -> None:
-        super().__init__(shares[0].plan, shares[0].start_s, len(shares), say, save_s=_SAVE_S)
+        super().__init__(shares[0].plan, len(shares), say, save_s=_SAVE_S)
         self._tells_rows = shares[0].tells_rows
         # The children are forked, so that they have all prompts and copy none.
         context = multiprocessing.get_context("fork")
         self._processes, self._senders = [], []
-        ends: list[Connection] = []
+        self._ends: list[Connection] = []
         for number, share in enumerate(shares):
-            ours, theirs = context.Pipe(duplex=False)
+            ours, theirs = context.Pipe()
             near, far = socket.socketpair()
             child = context.Process(target=_work, args=(share, theirs, near, far), name=f"load-{number}", daemon=True)
             sender = context.Process(target=_send, args=(share.plan, near, far), name=f"send-{number}", daemon=True)
@@ -123,10 +129,36 @@ class Children(Gathering):
                 end.close()
             self._processes.append(child)
             self._senders.append(sender)
-            ends.append(ours)
+            self._ends.append(ours)
+        self._await_ready()
         # One thread reads one child, so that a child that stops halfway holds up nobody else.
-        for number, end in enumerate(ends):
+        for number, end in enumerate(self._ends):
             threading.Thread(target=self._read, args=(number, end), name=f"read-{number}", daemon=True).start()
+
+    def _await_ready(self) -> None:
+        until_s = time.monotonic() + _READY_S
+        for number, (child, end) in enumerate(zip(self._processes, self._ends, strict=True), start=1):
+            why = f"was not ready within {_READY_S:g} s"
+            with contextlib.suppress(EOFError, OSError):
+                if end.poll(max(0.0, until_s - time.monotonic())):
+                    end.recv()
+                    continue
+            child.join(_LOOK_S)
+            if child.exitcode is not None:
+                why = f"ended before the clock started ({_ending(child.exitcode)})"
+            for process in (*self._processes, *self._senders):
+                process.kill()
+                process.join()
+            raise RunError(
+                f"load process {number} of {len(self._processes)} {why}",
+                where=self._plan.base_url,
+                todo="see what it printed above, and whether memory or processors of this machine are used up",
+            )
+
+    def _tell_start(self) -> None:
+        for end in self._ends:
+            with contextlib.suppress(OSError):  # it is gone, which the thread that reads it notices
+                end.send(self._start_s)
 
     def _ask_to_stop(self) -> None:
         for child in self._processes:
@@ -190,7 +222,13 @@ def _work(share: Share, end: Connection, near: socket.socket, far: socket.socket
     """Be a load process: have a share of the conversations sent, read the answers, and hand over the rows."""
     far.close()
     wire = remote.RemoteWire(near)
-    signal.signal(signal.SIGTERM, lambda *_: wire.stop())
+    stopped = threading.Event()
+
+    def stop(*_: object) -> None:
+        stopped.set()
+        wire.stop()
+
+    signal.signal(signal.SIGTERM, stop)
     # Whatever ends the parent ends this process too.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     for number in (signal.SIGINT, signal.SIGHUP):  # the parent ends its children itself
@@ -202,8 +240,18 @@ def _work(share: Share, end: Connection, near: socket.socket, far: socket.socket
         end.send(Told(driver.progress, ended, until_s))
         wire.call_at(time.monotonic() + 1.0, tell)
 
-    wire.call_at(share.start_s, tell)
-    driver.run(share.conversations, share.start_s)
+    def begin() -> float:
+        near.recv(1)  # the sender is ready too, or gone, which shows later
+        end.send(_READY)
+        while not end.poll(_LOOK_S):
+            # Whoever asks to stop a load that has begun has told its start before.
+            if stopped.is_set() and not end.poll():
+                sys.exit()
+        start_s: float = end.recv()
+        wire.call_at(start_s, tell)
+        return start_s
+
+    driver.run(share.conversations, begin)
     wire.close()
     end.send(driver.rows)
     end.close()
@@ -215,4 +263,5 @@ def _send(plan: LoadPlan, near: socket.socket, far: socket.socket) -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     with connected(plan) as wire:
+        far.sendall(_READY)
         remote.serve(wire, far)

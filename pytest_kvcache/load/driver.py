@@ -58,6 +58,9 @@ class Driver:
         user_header: Whether requests name their user.
         first: Requests that are made already, of this process and of others.
         concurrency: So many conversations are under way at a time; None where each begins at its time.
+        rows: One for each request so far.
+        start_s: When the clock of a run started (CLOCK_MONOTONIC); NaN before.
+        progress: How far the run is.
     """
 
     plan: LoadPlan
@@ -67,6 +70,7 @@ class Driver:
     first: Mapping[Key, bytes] = field(default_factory=dict)
     concurrency: int | None = None
     rows: list[RequestRecord] = field(default_factory=list)
+    start_s: float = math.nan
     progress: Progress = field(default_factory=Progress)
     _ended: list[RequestRecord] = field(default_factory=list)
     _told: int = 0
@@ -118,14 +122,19 @@ class Driver:
         """Send each of `turns` when the answer to the one before is there, and return their rows."""
         return [row for turn in turns for row in self.at_once([turn])]
 
-    def run(self, conversations: Iterable[Conversation], start_s: float) -> None:
-        """Send all turns at their times after `start_s` (CLOCK_MONOTONIC).
+    def run(self, conversations: Iterable[Conversation], begin: Callable[[], float]) -> None:
+        """Send all turns at their times after the start.
 
         `rows` then has a row for each turn that a time was set for, and for each other turn that came to be due.
+
+        Args:
+            conversations: What to send.
+            begin: Called when all is ready; returns when the clock starts (CLOCK_MONOTONIC), which may take it a while.
         """
         conversations = tuple(conversations)
         with Ahead(conversations, self.encoder, self.first, user_header=self.user_header) as ahead:
-            users = [_User(conversation, self, ahead, start_s) for conversation in conversations]
+            users = [_User(conversation, self, ahead) for conversation in conversations]
+            self.start_s = begin()
             if self.concurrency is None:
                 for user in users:
                     user.begin()
@@ -167,11 +176,11 @@ def _settle_only(row: RequestRecord, start_s: float, exchange: Exchange) -> None
 class _User:
     """One user's session: the next question is sent when it is due, but not before the last answer is there."""
 
-    def __init__(self, conversation: Conversation, driver: Driver, ahead: Ahead, start_s: float) -> None:
-        self._conversation, self._driver, self._ahead, self._start_s = conversation, driver, ahead, start_s
+    def __init__(self, conversation: Conversation, driver: Driver, ahead: Ahead) -> None:
+        self._conversation, self._driver, self._ahead = conversation, driver, ahead
         self._history: list[Message] = []
         self._next = 0
-        self._ended_s = start_s
+        self._ended_s: float | None = None
         self._rows = {turn.round: self._row(turn, turn.at_s) for turn in conversation.turns if turn.after_s is None}
         driver.rows.extend(self._rows.values())
 
@@ -195,9 +204,9 @@ class _User:
             turn = turns[self._next]
             self._next += 1
             due_s = self._due_s(turn)
-            if due_s - self._start_s < driver.plan.workload.duration_s:
+            if due_s - driver.start_s < driver.plan.workload.duration_s:
                 if turn.after_s is not None:
-                    self._rows[turn.round] = self._row(turn, due_s - self._start_s)
+                    self._rows[turn.round] = self._row(turn, due_s - driver.start_s)
                     driver.rows.append(self._rows[turn.round])
                 self._submit(turn, due_s)
                 return True
@@ -208,8 +217,9 @@ class _User:
 
     def _due_s(self, turn: Turn) -> float:
         """Return when a turn is due, were the answer before it there now or when it came."""
-        at_s = self._start_s + turn.at_s if turn.after_s is None else self._ended_s + turn.after_s
-        return max(at_s, time.monotonic())
+        start_s = self._driver.start_s
+        ended_s = start_s if self._ended_s is None else self._ended_s
+        return max(start_s + turn.at_s if turn.after_s is None else ended_s + turn.after_s, time.monotonic())
 
     def _submit(self, turn: Turn, due_s: float) -> None:
         driver, user = self._driver, self._conversation.user
@@ -236,7 +246,7 @@ class _User:
 
     def _answered(self, turn: Turn, exchange: Exchange) -> None:
         if exchange.failed == ENDED:
-            settle(exchange, self._rows[turn.round], start_s=self._start_s)
+            settle(exchange, self._rows[turn.round], start_s=self._driver.start_s)
             return
         # A delay counts from the last byte of the answer; after a failure, from when that is known.
         self._ended_s = exchange.pieces[-1][0] if exchange.pieces and not exchange.failed else time.monotonic()
@@ -254,7 +264,7 @@ class _User:
 
     def _settle(self, turn: Turn, exchange: Exchange) -> None:
         driver, record = self._driver, self._rows[turn.round]
-        answer = settle(exchange, record, start_s=self._start_s)
+        answer = settle(exchange, record, start_s=driver.start_s)
         exchange.pieces.clear()  # the timer of its deadline keeps the exchange for minutes yet
         driver.note(record)
         if record.status == records.OK and self._conversation.answers_return:

@@ -1,11 +1,12 @@
-"""Listens to all who send a load, until each has handed over its rows: processes of this machine, or load nodes.
+"""Begins a load on all who send it, and listens until each has handed over its rows: our own processes, or load nodes.
 
-It prints how far they are, and ends a run early that has said enough.
+All are ready before the clock starts. It prints how far they are, and ends a run early that has said enough.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import queue
 import time
 from abc import ABC, abstractmethod
@@ -41,16 +42,13 @@ class Gathering(ABC):
 
     Args:
         plan: The plan of the run.
-        start_s: When the clock starts (CLOCK_MONOTONIC).
         count: How many send.
         say: Prints a line.
         save_s: Time that each has to hand over its rows after the run was stopped (s).
     """
 
-    def __init__(
-        self, plan: LoadPlan, start_s: float, count: int, say: Callable[[str], None], *, save_s: float
-    ) -> None:
-        self._plan, self._start_s, self._say, self._save_s = plan, start_s, say, save_s
+    def __init__(self, plan: LoadPlan, count: int, say: Callable[[str], None], *, save_s: float) -> None:
+        self._plan, self._start_s, self._say, self._save_s = plan, math.nan, say, save_s
         self._progress: dict[int, Progress] = {}
         self._open = set(range(count))
         self._said: queue.SimpleQueue[tuple[int, object]] = queue.SimpleQueue()
@@ -67,6 +65,11 @@ class Gathering(ABC):
         self.beyond_tokens = 0
         #: Whether senders run as soon as they have something to do, whatever else the processors do.
         self.at_once = True
+
+    def begin(self, start_s: float) -> None:
+        """Tell all, who are ready, when the clock starts (CLOCK_MONOTONIC)."""
+        self._start_s = start_s
+        self._tell_start()
 
     def stop(self) -> None:
         """Have all hand over the rows that they have. A signal handler may call this."""
@@ -98,6 +101,10 @@ class Gathering(ABC):
             self.rows = [row for row in self.rows if row.intended_start_s < end_s - _ROUNDING_S]
             sent = [row for row in cut if row.actual_start_s is not None]
             self.beyond_tokens = sum(row.prompt_tokens or row.intended_prompt_tokens or 0 for row in sent)
+
+    @abstractmethod
+    def _tell_start(self) -> None:
+        """Tell each `_start_s`; one that is gone is heard to be."""
 
     @abstractmethod
     def _ask_to_stop(self) -> None:

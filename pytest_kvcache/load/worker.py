@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ from pytest_kvcache.workload.salted import salted_script
 from pytest_kvcache.workload.script import Script
 from pytest_kvcache.workload.tokens import ServedTokenizer, Tokenizer
 
-#: Time for children to start, and for each to note when its conversations begin, before the clock starts (s).
+#: From when those who send are told the start until it comes (s): each of them notes when its conversations begin.
 _LEAD_S, _LEAD_EACH_S = 0.5, 1e-4
 #: Printed when all that comes before the measured requests is done.
 CLOCK_STARTS = "the clock starts"
@@ -156,7 +156,7 @@ def carry_out(plan: LoadPlan, say: Callable[[str], None], *, authorization: str 
         # A store of the priming that ends in the run would be counted as one of the run's.
         read = partial(settled, plan.metrics_urls, hurry=lambda: stop.asked, lag_s=plan.counters_lag_s)
         outcome.counters_before, before = read()
-        own = Share(plan, script.conversations, encoder, user_header, 0.0, first, script.concurrency)
+        own = Share(plan, script.conversations, encoder, user_header, first, script.concurrency)
         senders = _begun(own, script, links, outcome, say)
         stop.on(senders.stop)
         senders.listen()
@@ -176,7 +176,7 @@ def carry_out(plan: LoadPlan, say: Callable[[str], None], *, authorization: str 
 def _begun(
     own: Share, script: Script, links: Sequence[NodeLink], outcome: WorkerOutcome, say: Callable[[str], None]
 ) -> Gathering:
-    """Have load nodes send, or load processes of this machine where there are none; note when the clock starts.
+    """Begin on the load nodes, or on load processes of this machine where there are none; note when the clock starts.
 
     Args:
         own: All that this machine would send.
@@ -186,20 +186,20 @@ def _begun(
         say: Prints a line.
 
     Raises:
-        RunError: The clock of a node is not known well enough.
+        RunError: The clock of a node is not known well enough, or a load process is not ready.
     """
     plan = own.plan
     for link in links:
         link.know_clock(plan.workload.clock_error_budget_s)
     count = outcome.workers = sum(link.workers for link in links) or plan.workload.worker_count(script)
+    senders = LoadNodes(links, plan, say) if links else Children(split(own, count), say)
     lead_s = _LEAD_S + _LEAD_EACH_S * len(script.conversations) / count
     start_s = outcome.started_monotonic_s = time.monotonic() + lead_s
     outcome.started_at = time.time() + lead_s
     where = f" on {len(links)} load nodes" if links else ""
     say(f"{CLOCK_STARTS}: {len(script.conversations)} conversations, {count} load processes{where}")
-    if links:
-        return LoadNodes(links, plan, start_s, say)
-    return Children(split(replace(own, start_s=start_s), count), say)
+    senders.begin(start_s)
+    return senders
 
 
 def _script(plan: LoadPlan, authorization: str) -> Script:

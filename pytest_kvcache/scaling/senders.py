@@ -75,8 +75,9 @@ def _send(point: Point, url: str, rate: float, seconds: float) -> Sending:
     encoder = Encoder(plan, {})
     encoder.prepare(turn for each in conversations for turn in each.turns)
     first = first_requests(conversations, encoder, user_header=False)
+    children = Children([Share(plan, conversations, encoder, False, first)], lambda _: None)
     start_s = time.monotonic() + 1.0
-    children = Children([Share(plan, conversations, encoder, False, start_s, first)], lambda _: None)
+    children.begin(start_s)
     children.listen()
     done = [row for row in children.rows if row.status == records.OK]
     late = sorted((row.actual_start_s or 0.0) - (row.due_s or 0.0) for row in done)

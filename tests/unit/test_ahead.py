@@ -226,5 +226,5 @@ def test_the_sending_loop_encodes_nothing(monkeypatch: pytest.MonkeyPatch) -> No
         return encode(self, *rest)
 
     monkeypatch.setattr(Encoder, "encode", elsewhere)
-    driver.run(conversations, time.monotonic())
+    driver.run(conversations, time.monotonic)
     assert [each.payload for each in wire.submitted] == expected

@@ -91,7 +91,7 @@ def sent(
     monkeypatch.setattr(driver, "time", wire)
     sent = plan(duration_s=duration_s)
     made = Driver(sent, Encoder(sent, {}), cast("Any", wire), user_header=False, concurrency=concurrency)
-    made.run(conversations, START_S)
+    made.run(conversations, lambda: START_S)
     return records.in_order(made.rows)
 
 

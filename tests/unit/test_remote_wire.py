@@ -221,7 +221,6 @@ def send(
         summary=folder / "summary",
     )
     encoder = Encoder(plan, {})
-    start_s = time.monotonic() + 0.2
     shares = []
     for user, last_s in ((1, first_users_last_s), (2, 0.3)):
         turns = tuple(
@@ -229,8 +228,9 @@ def send(
         )
         encoder.prepare(turns)
         conversations = (Conversation(user, turns, answers_return),)
-        shares.append(Share(plan, conversations, encoder, user_header=False, start_s=start_s))
+        shares.append(Share(plan, conversations, encoder, user_header=False))
     load = Children(shares, lambda _: None)
+    load.begin(time.monotonic() + 0.2)
     meanwhile(load)
     load.listen()
     return load

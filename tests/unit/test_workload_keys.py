@@ -192,7 +192,7 @@ def begun(plan: LoadPlan, script: Script, encoder: Encoder) -> list[tuple[float,
     firsts = [dataclasses.replace(c, turns=c.turns[:1]) for c in script.conversations]
     driver = Driver(plan, encoder, wire, False, {}, script.concurrency)  # type: ignore[arg-type]
     driver.first = first_requests(firsts, encoder, user_header=False)
-    driver.run(firsts, time.monotonic() - 5.0)
+    driver.run(firsts, lambda: time.monotonic() - 5.0)
     return [(round(each.deadline_s - each.due_s, 6), each.stall_s) for each in wire.exchanges]
 
 

@@ -15,7 +15,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Event
 
@@ -173,7 +172,7 @@ class _Session:
     def __init__(self, channel: Channel, peer: str, say: Say, served: Event) -> None:
         self._channel, self._peer, self._say, self._served = channel, peer, say, served
         self._children: Children | None = None
-        self._count = 1
+        self._sends = ""
         self._handed: set[tuple[int, int]] = set()
         self._gone = threading.Event()
 
@@ -184,20 +183,20 @@ class _Session:
             ChannelClosedError: It is gone before the load began.
             KvCacheError: The load cannot be sent from here.
         """
-        share: Share | None = None
+        children: Children | None = None
         while True:
             message = self._channel.receive()
-            if message.kind == messages.START and share is not None:
+            if message.kind == messages.START and children is not None:
                 (start_ns,) = messages.START_AT.unpack(message.body)
                 break
-            if message.kind == messages.SHARE:
-                share = self._prepared(messages.NodeShare.unpack(message.body))
+            if message.kind == messages.SHARE and children is None:
+                children = self._children = self._prepared(messages.NodeShare.unpack(message.body))
             elif message.kind == messages.HELLO:
                 self._greet(message.json())
             elif message.kind == messages.CLOCK:
                 self._tell_time(message.at_ns)
         self._served.set()
-        self._send_load(share, start_ns / 1e9)
+        self._send_load(children, start_ns / 1e9)
 
     def _greet(self, theirs: dict[str, object]) -> None:
         ours = messages.identity()
@@ -208,7 +207,7 @@ class _Session:
     def _tell_time(self, received_ns: int) -> None:
         self._channel.send(messages.CLOCK, messages.CLOCK_ANSWER.pack(received_ns, time.monotonic_ns()))
 
-    def _prepared(self, told: messages.NodeShare) -> Share:
+    def _prepared(self, told: messages.NodeShare) -> Children:
         plan = LoadPlan.model_validate_json(told.plan)
         headers = {}
         if plan.api_key_env:
@@ -217,24 +216,18 @@ class _Session:
         encoder.prepare(turn for each in told.conversations for turn in each.turns)
         first = first_requests(told.conversations, encoder, user_header=told.user_header)
         script = Script(told.conversations, concurrency=told.concurrency)
-        self._count = plan.workload.worker_count(script) if told.conversations else 1
-        self._channel.send_json(messages.READY, {"workers": self._count})
-        return Share(
-            plan,
-            told.conversations,
-            encoder,
-            told.user_header,
-            0.0,
-            first,
-            told.concurrency,
-            tells_rows=True,
-        )
-
-    def _send_load(self, share: Share, start_s: float) -> None:
-        self._say(f"{self._peer}: sends {len(share.conversations)} conversations from {self._count} load processes")
-        children = self._children = Children(split(replace(share, start_s=start_s), self._count), lambda _: None)
-        children.relay = self._relay
+        count = plan.workload.worker_count(script) if told.conversations else 1
+        share = Share(plan, told.conversations, encoder, told.user_header, first, told.concurrency, tells_rows=True)
         # From here on there are threads, and no more forks.
+        children = Children(split(share, count), lambda _: None)
+        children.relay = self._relay
+        self._channel.send_json(messages.READY, {"workers": count})
+        self._sends = f"sends {len(told.conversations)} conversations from {count} load processes"
+        return children
+
+    def _send_load(self, children: Children, start_s: float) -> None:
+        children.begin(start_s)
+        self._say(f"{self._peer}: {self._sends}")
         threading.Thread(target=self._answer, name="coordinator", daemon=True).start()
         children.listen()
         rest = [row for row in children.rows if (row.user, row.round) not in self._handed]

@@ -71,27 +71,19 @@ class LoadNodes(Gathering):
     Args:
         links: Of nodes that are ready.
         plan: The plan of the run.
-        start_s: When the clock starts (CLOCK_MONOTONIC of this machine).
         say: Prints a line.
     """
 
-    def __init__(self, links: Sequence[NodeLink], plan: LoadPlan, start_s: float, say: Callable[[str], None]) -> None:
-        super().__init__(plan, start_s, len(links), say, save_s=_SAVE_S)
+    def __init__(self, links: Sequence[NodeLink], plan: LoadPlan, say: Callable[[str], None]) -> None:
+        super().__init__(plan, len(links), say, save_s=_SAVE_S)
         self._links = links
         self._kept: list[list[RequestRecord]] = [[] for _ in links]
         self._asked = False
         self._measured = threading.Event()
-        for number, link in enumerate(links):
-            link.hear = functools.partial(self._put, number)
-            if link.ended:  # gone before it could be heard
-                self._put(number, None)
-            link.begin(round(start_s * 1e9))
         self._watches = [
             threading.Thread(target=self._watch, args=(link,), name=f"clock {link.address}", daemon=True)
             for link in links
         ]
-        for watch in self._watches:
-            watch.start()
 
     def facts(self) -> list[dict[str, Any]]:
         """Return what a run keeps of each node, once the load is over."""
@@ -110,6 +102,15 @@ class LoadNodes(Gathering):
 
     def _put(self, number: int, said: object) -> None:
         self._said.put((number, said))
+
+    def _tell_start(self) -> None:
+        for number, link in enumerate(self._links):
+            link.hear = functools.partial(self._put, number)
+            if link.ended:  # gone before it could be heard
+                self._put(number, None)
+            link.begin(round(self._start_s * 1e9))
+        for watch in self._watches:
+            watch.start()
 
     def _ask_to_stop(self) -> None:
         self._asked = True  # and no more: a signal handler must not wait for a lock that it interrupted the holder of
