@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
+
+from pytest_kvcache.patience import NoAnswerError, within
 
 Status = Literal["pass", "warn", "fail"]
 
@@ -60,21 +61,10 @@ class CheckResult:
 
 def run(subject: str, check: Check, *, limit_s: float = LIMIT_S) -> CheckResult:
     """Carry out a check; one that takes longer than `limit_s` (s) has failed."""
-    box: list[Finding | BaseException] = []
-
-    def inspect() -> None:
-        try:
-            box.append(check.inspect())
-        except BaseException as error:
-            box.append(error)
-
-    # A daemon thread, since a check that hangs in a system call must not keep the process from ending.
-    thread = threading.Thread(target=inspect, name=f"kvcache-check-{check.name}", daemon=True)
-    thread.start()
-    thread.join(limit_s)
-    found = box[0] if box else Finding("fail", f"no answer within {limit_s:.0f} s", "is the server of the mount alive?")
-    if isinstance(found, OSError):
-        found = Finding("fail", str(found))
-    if isinstance(found, BaseException):
-        raise found
+    try:
+        found = within(limit_s, check.inspect, name=f"check-{check.name}")
+    except NoAnswerError as error:
+        found = Finding("fail", error.strerror or "", "is the server of the mount alive?")
+    except OSError as error:
+        found = Finding("fail", str(error))
     return CheckResult(subject, check.name, found)

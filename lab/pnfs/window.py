@@ -15,12 +15,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lab.pnfs.folders import GUEST_CONTROL
 from pytest_kvcache.check import Finding
 from pytest_kvcache.errors import RunError
+from pytest_kvcache.patience import NoAnswerError, within
 from pytest_kvcache.preflight import fs
 from pytest_kvcache.proof.storage import compare_readings
 from pytest_kvcache.proof.storage_account import AccountCheck, LmcacheAccount
@@ -30,6 +32,8 @@ from pytest_kvcache.storage.folder import FolderAccount
 from pytest_kvcache.storage.requirement import Require
 
 _CHUNK = 1 << 20
+#: Longest time for a file (s).
+_PATIENCE_S = 20.0
 _CACHES = Path("/proc/sys/vm/drop_caches")
 
 
@@ -41,6 +45,7 @@ class Moved:
         stored: Bytes of files that were written whole.
         loaded: Bytes of files that were read whole.
         errors: What writes and reads raised.
+        hangs: Whether a write or a read did not come back; there were no more then.
         midway: Exit code of what was done in the middle.
     """
 
@@ -48,6 +53,7 @@ class Moved:
     loaded: int
     errors: list[str]
     midway: int = 0
+    hangs: bool = False
 
 
 def main(windows: Sequence[Mapping[str, Any]]) -> None:
@@ -90,9 +96,10 @@ def look(told: Mapping[str, Any]) -> dict[str, Any]:
         if told["midway"]:
             moved.midway = shell(told["midway"]).returncode
         store(own, names[middle:], moved)
-        os.sync()
-        _CACHES.write_text("3")
-        load(own, names, moved)
+        if not moved.hangs:
+            os.sync()
+            _CACHES.write_text("3")
+            load(own, names, moved)
         after, raw["after"] = account.read(), tables()
         judged = judge(before, after, moved, require)
     except (RunError, OSError) as error:
@@ -132,32 +139,45 @@ def checks_of(folder: Path, require: Require) -> list[dict[str, str]]:
 def judge(before: StorageReading, after: StorageReading, moved: Moved, require: Require) -> AccountCheck:
     """Return what the product says of the window."""
     claimed = LmcacheAccount(moved.stored, moved.stored, moved.stored, moved.loaded)
-    return compare_readings(before, after, claimed, require, settled=True)
+    return compare_readings(before, after, claimed, require, settled=not moved.hangs)
 
 
 def store(folder: Path, names: list[str], moved: Moved) -> None:
     """Write files; one that fails is not stored."""
     for name in names:
-        data = os.urandom(_CHUNK)
-        try:
-            with (folder / f".{name}").open("wb") as out:
-                out.write(data)
-                out.flush()
-                os.fsync(out.fileno())
-            (folder / f".{name}").rename(folder / name)
-        except OSError as error:
-            moved.errors.append(f"write: {error.strerror or error}")
-        else:
-            moved.stored += len(data)
+        moved.stored += _tried("write", moved, partial(_stored, folder, name))
+
+
+def _tried(what: str, moved: Moved, action: Callable[[], int]) -> int:
+    """Return what an action moved (bytes), 0 where it failed or did not come back."""
+    if moved.hangs:
+        return 0
+    try:
+        return within(_PATIENCE_S, action, name=what)
+    except OSError as error:
+        moved.hangs = isinstance(error, NoAnswerError)
+        moved.errors.append(f"{what}: {error.strerror or error}")
+        return 0
+
+
+def _stored(folder: Path, name: str) -> int:
+    data = os.urandom(_CHUNK)
+    with (folder / f".{name}").open("wb") as out:
+        out.write(data)
+        out.flush()
+        os.fsync(out.fileno())
+    (folder / f".{name}").rename(folder / name)
+    return len(data)
 
 
 def load(folder: Path, names: list[str], moved: Moved) -> None:
     """Read files; one that fails is not loaded."""
     for name in names:
-        try:
-            moved.loaded += len((folder / name).read_bytes())
-        except OSError as error:
-            moved.errors.append(f"read: {error.strerror or error}")
+        moved.loaded += _tried("read", moved, partial(_loaded, folder / name))
+
+
+def _loaded(path: Path) -> int:
+    return len(path.read_bytes())
 
 
 def tables() -> dict[str, Any]:

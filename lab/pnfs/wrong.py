@@ -16,7 +16,7 @@ from lab.pnfs.lab import Lab
 from pytest_kvcache.errors import RunError
 
 _MIB = 16
-_LIMIT_S = 75.0
+_LIMIT_S = 200.0
 REQUIRE = "pnfs-rdma"
 
 

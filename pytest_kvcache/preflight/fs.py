@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import secrets
@@ -12,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_kvcache.check import Finding
-from pytest_kvcache.storage import caches
+from pytest_kvcache.patience import NoAnswerError, within
+from pytest_kvcache.storage import caches, hanging
 from pytest_kvcache.storage.layouts import evidence, judge
 from pytest_kvcache.storage.mount_options import page_cache_options
 from pytest_kvcache.storage.mounts import mount_of
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
 PROBE_BYTES = 4 << 20
 _ALIGNMENT = 4096
 _GIB = 1 << 30
+#: Time (s) that 4 MiB may take; it is less than a check before a boot has.
+_PATIENCE_S = 20.0
+_TO_SERVERS = "are the mount's servers alive, its data servers too? see the client's kernel log (dmesg | grep -i nfs)"
 #: Below this share of free space file systems slow down, and other users of a shared one suffer.
 _LITTLE = 0.05
 
@@ -46,17 +51,34 @@ def mount(folder: Path, require: Require, *, stand_in: bool = False) -> Finding:
 
 def writable(folder: Path) -> Finding:
     """Look at whether a file can be made, synced, read back and removed, and how long 4 MiB take."""
-    written = os.urandom(PROBE_BYTES)
+    wait = hanging.begin(folder)
     try:
-        with probe_file(folder) as path:
-            start = time.perf_counter()
-            write_through(path, written)
-            middle = time.perf_counter()
-            read, direct = read_through(path)
-            end = time.perf_counter()
+        return within(_PATIENCE_S, lambda: _written_and_read(folder), name="writable")
+    except NoAnswerError as error:
+        why = f": {told}" if (told := wait.why()) else ""
+        return Finding("fail", f"a write of 4 MiB got {error.strerror}{why}", _TO_SERVERS)
     except OSError as error:
         todo = f"let user {os.getuid()} write there, free space or raise the quota, or mount it read-write"
         return Finding("fail", f"cannot be written: {error}", todo)
+
+
+def _written_and_read(folder: Path) -> Finding:
+    """Write and read 4 MiB.
+
+    Raises:
+        OSError: The storage does not take them.
+    """
+    stat = os.statvfs(_existing(folder))
+    if stat.f_blocks and stat.f_bavail * stat.f_frsize < PROBE_BYTES:
+        # A full pNFS server may grant layouts all the same, and Linux's client then tries for ever.
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(folder))
+    written = os.urandom(PROBE_BYTES)
+    with probe_file(folder) as path:
+        start = time.perf_counter()
+        write_through(path, written)
+        middle = time.perf_counter()
+        read, direct = read_through(path)
+        end = time.perf_counter()
     if read != written:
         return Finding("fail", "a file of 4 MiB read back differs from what was written", "do not trust this storage")
     write_s, read_s = middle - start, end - middle

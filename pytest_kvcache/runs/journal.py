@@ -8,7 +8,6 @@ still be there.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -164,14 +163,12 @@ def _clean(record: Record) -> tuple[str, bool]:
     # Looked at after the containers are gone: the daemon may end processes that this user may not end.
     if same_boot and (alive := processes.members(record.leaders)):
         return f"processes of run {record.run_id}, which was killed, do not end: {processes.numbers(alive)}", False
-    folders = [Path(folder) for folder in record.folders if Path(folder).exists()]
-    for folder in folders:
-        shutil.rmtree(folder, ignore_errors=True)
-    if kept := [str(folder) for folder in folders if folder.exists()]:
+    removals = {folder: files.remove_tree(Path(folder)) for folder in record.folders}
+    if kept := [f"{folder} ({removal.kept})" for folder, removal in removals.items() if removal.kept]:
         return f"folders of run {record.run_id}, which was killed, cannot be removed: {', '.join(kept)}", False
     told = (
         f"cleaned up after run {record.run_id}, which was killed: "
-        f"{len(left)} processes ended, {len(folders)} folders removed{removed}"
+        f"{len(left)} processes ended, {sum(each.was_there for each in removals.values())} folders removed{removed}"
     )
     return told, True
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-import shutil
 import sys
 import tempfile
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from pytest_kvcache.errors import ConfigError
 from pytest_kvcache.runs import containers, processes, signals
+from pytest_kvcache.runs.files import remove_tree
 from pytest_kvcache.runs.journal import Journal, clean_up_after_the_dead
 from pytest_kvcache.runs.ports import PortLeases
 from pytest_kvcache.runs.processes import Leader
@@ -136,8 +136,9 @@ class RunSession:
             self._closed = True
             processes.end(self.journal.record.leaders, grace_s=GRACE_S)
             processes.remove_shared_memory(self.journal.record.shared_memory)
-            for folder in self.journal.record.folders:
-                shutil.rmtree(folder, ignore_errors=True)
+            kept = {folder: why for folder in self.journal.record.folders if (why := remove_tree(Path(folder)).kept)}
+            for folder, why in kept.items():
+                self._say(f"could not remove {folder}: {why} The next run tries again")
             self.ports.release()
             with contextlib.suppress(OSError):
                 self.folder.rmdir()  # succeeds only where nothing was measured or logged
@@ -145,7 +146,7 @@ class RunSession:
             alive = processes.members(self.journal.record.leaders)
             if alive:
                 self._say(f"processes of this run do not end, the next one tries again: {processes.numbers(alive)}")
-            if containers_gone and not alive:
+            if containers_gone and not alive and not kept:
                 self.journal.close()
             else:
                 self.journal.abandon()

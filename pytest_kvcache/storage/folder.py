@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_kvcache.errors import RunError
-from pytest_kvcache.storage import rdma
+from pytest_kvcache.patience import NoAnswerError, within
+from pytest_kvcache.storage import hanging, rdma
 from pytest_kvcache.storage.account import MountReading, StorageReading
 from pytest_kvcache.storage.mounts import Mount, mount_of
 from pytest_kvcache.storage.requirement import Require
 
+#: Longest time (s) to write what is in the page cache, and to list the folder.
+_PATIENCE_S = 60.0
 #: Prefix of the names of folders in which a server writes unfinished objects; a finished object is moved out of them.
 UNFINISHED = ".tmp-"
 #: What a storage without room answers (syncfs(2) too, for data that was written before).
@@ -48,8 +51,19 @@ class FolderAccount:
         Dirty pages of the page cache are written to the storage first, since a mount counts them only then.
 
         Raises:
-            RunError: The folder is gone or cannot be read.
+            RunError: The folder is gone, cannot be read, or does not answer.
         """
+        wait = hanging.begin(self.folder)
+        try:
+            return within(_PATIENCE_S, self._read, name="account")
+        except NoAnswerError as error:
+            why = f": {told}" if (told := wait.why()) else ""
+            todo = "are the mount's servers alive, its data servers too? (dmesg | grep -i nfs)"
+            what = f"what was written does not come to the storage, {error.strerror}{why}"
+            raise RunError(what, where=str(self.folder), todo=todo) from None
+
+    def _read(self) -> StorageReading:
+        """Read; where the storage does not answer, for ever."""
         try:
             found = self.mount(self.folder)
             if found.nfs:

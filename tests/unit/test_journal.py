@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import psutil
 import pytest
 
-from pytest_kvcache.runs import journal, processes
+from pytest_kvcache.runs import files, journal, processes
 from pytest_kvcache.runs.journal import Journal
 from pytest_kvcache.runs.session import RunSession
 
@@ -186,12 +188,33 @@ def test_a_journal_stays_while_its_folders_do(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("shutil.rmtree", lambda *_, **__: None)
     said: list[str] = []
     journal.clean_up_after_the_dead(tmp_path / "journal", said.append)
-    assert said == [f"folders of run dead, which was killed, cannot be removed: {folder}"]
+    kept = f"{folder} (is its file system read-only?)"
+    assert said == [f"folders of run dead, which was killed, cannot be removed: {kept}"]
     monkeypatch.undo()
     journal.clean_up_after_the_dead(tmp_path / "journal", said.append)
     assert list((tmp_path / "journal").iterdir()) == []
     assert not folder.exists()
     left.wait(60)
+
+
+def test_a_folder_whose_storage_is_dead_holds_up_no_end_of_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Removing waits for a limited time; the folder is named, and the record of the run stays for the next one."""
+    dead = threading.Event()
+    monkeypatch.setattr("shutil.rmtree", lambda *_, **__: dead.wait(60))
+    monkeypatch.setattr(files.remove_tree, "__kwdefaults__", {"limit_s": 0.2})
+    said: list[str] = []
+    session = RunSession(tmp_path / "home", tmp_path / "runs", said.append)
+    (tmp_path / "mine").mkdir()
+    session.own_folder(tmp_path / "mine")
+    session.close()
+    dead.set()
+    (line,) = (line for line in said if "/mine:" in line)
+    assert re.fullmatch(r"could not remove .*/mine: .* gave no answer within 0 s\. The next run tries again", line)
+    monkeypatch.undo()
+    journal.clean_up_after_the_dead(tmp_path / "home" / "journal", said.append)
+    assert not (tmp_path / "mine").exists()
 
 
 def test_a_run_that_cannot_end_its_processes_leaves_its_journal(

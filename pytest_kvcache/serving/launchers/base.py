@@ -12,6 +12,7 @@ from typing import Protocol
 from pytest_kvcache.config.profile import Profile
 from pytest_kvcache.engine.base import BaseEngine
 from pytest_kvcache.runs import signals
+from pytest_kvcache.runs.files import remove_tree
 from pytest_kvcache.runs.session import RunSession
 from pytest_kvcache.serving.component import Component
 from pytest_kvcache.serving.offload import TierPlan
@@ -155,6 +156,5 @@ def make_folders(launch: Launch) -> None:
 def remove_tier_folders(launch: Launch) -> None:
     """Remove the tier's folders on this machine, and say so where one stays."""
     for folder in launch.tier.folders:
-        shutil.rmtree(folder, ignore_errors=True)
-        if folder.exists():
-            launch.say(f"could not remove {folder}: is its file system read-only? Remove it by hand")
+        if why := remove_tree(folder).kept:
+            launch.say(f"could not remove {folder}: {why} Remove it by hand")
