@@ -208,7 +208,7 @@ class Wire:
             self._watch(exchange, exchange.sent_s, exchange.stall_s)
 
     def _take_what_came(self, connection: Connection) -> None:
-        """Read what a server wrote before it broke the connection: it may refuse a long request that it did not read."""
+        """Read what a server wrote before it broke the connection: it may refuse a long request early."""
         with contextlib.suppress(OSError):
             while (exchange := connection.exchange) is not None:
                 at, data = connection.receive()
