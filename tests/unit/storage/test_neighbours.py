@@ -21,8 +21,8 @@ def test_mounts_of_one_server_are_neighbours() -> None:
     assert [m.point for m in found.neighbours] == [Path("/home")]
 
 
-#: Mounts beside `s:/kv` on /kv (device 0:50, address 10.0.0.1): source, point, bytes, requests of the connection, device
-#: and address; then the neighbours.
+#: Mounts beside `s:/kv` on /kv (device 0:50, address 10.0.0.1): source, point, bytes, requests of the connection,
+#: device and address; then the neighbours.
 BESIDE: dict[str, tuple[list[tuple[str, str, int, int, str, str]], list[str]]] = {
     "another export": ([("s:/home", "/home", 2, 9, "0:51", "10.0.0.1")], ["/home"]),
     "another export that counted as much": ([("s:/home", "/home", 1, 7, "0:51", "10.0.0.1")], ["/home"]),
