@@ -50,9 +50,10 @@ def typed_events(pieces: Pieces) -> Iterator[Event]:
 
     By the rules for event streams of the HTML standard (WHATWG, "Server-sent events", 9.2.5 and 9.2.6): lines end in CR
     LF, LF or CR; a byte order mark may begin the stream; lines of data are joined by LF; comments and fields other than
-    `event` and `data` mean nothing here. Three things that servers do are taken too: a stream that ends in `[DONE]`
-    without a further line, events without an empty line between them, where each line of data is one whole object, and
-    any space around data. Events without data are left out.
+    `event` and `data` mean nothing here. Some things that servers do are taken too: a stream that ends in `[DONE]`
+    without a further line, events without an empty line between them, where each line of data is one whole object, any
+    space around data, and errors in a field `error` (llama.cpp until 2025) or in the comment of an event of that type
+    (Dynamo). Events without data are left out.
 
     An event arrived when the end of its last line of data did, also where that end is a CR whose LF came in a later
     piece, or where the empty line came later.
@@ -67,7 +68,9 @@ def typed_events(pieces: Pieces) -> Iterator[Event]:
             yield from _dispatched(kind, data)
             data, kind = [], b""
         name, _, value = line.text.partition(b":")
-        if name == b"data":
+        if name == b"error":
+            kind = name
+        if name == b"data" or (kind == b"error" and name in {b"", b"error"} and value):
             data.append(line._replace(text=value.strip()))
         elif name == b"event":
             kind = value.removeprefix(b" ")

@@ -50,7 +50,7 @@ class Head:
     @property
     def words(self) -> str:
         """The fields that a person needs to know of an answer that is not what was asked for."""
-        named = ("content-type", "content-encoding", "location", "server")
+        named = ("content-type", "content-encoding", "location", "retry-after", "server")
         return ", ".join(f"{name}: {self.fields[name][:200]}" for name in named if name in self.fields)
 
 

@@ -56,7 +56,10 @@ class Wire:
         self, host: str, port: int, tls: ssl.SSLContext | None = None, more: Sequence[tuple[str, int]] = ()
     ) -> None:
         self._tls = tls
-        self._servers = [(each.partition("%")[0], answering(each, number)) for each, number in ((host, port), *more)]
+        # Certificates and SNI have names without the dot that may end them (RFC 6066, 3).
+        self._servers = [
+            (each.partition("%")[0].rstrip("."), answering(each, number)) for each, number in ((host, port), *more)
+        ]
         raise_open_files()
         self._clock = WallClock()
         self._epoll = select.epoll()
@@ -196,11 +199,22 @@ class Wire:
             self._wait_to_send(connection, True)
             return
         except OSError as error:
-            self._drop(connection, NO_CONNECTION if unsent else CLOSED, str(error))
+            self._take_what_came(connection)
+            if self._connections.get(connection.fd) is connection:
+                self._drop(connection, NO_CONNECTION if unsent else CLOSED, str(error))
             return
         self._wait_to_send(connection, False)
         if exchange is not None and unsent and exchange.sent_s is not None and exchange.stall_s is not None:
             self._watch(exchange, exchange.sent_s, exchange.stall_s)
+
+    def _take_what_came(self, connection: Connection) -> None:
+        """Read what a server wrote before it broke the connection: it may refuse a long request early."""
+        with contextlib.suppress(OSError):
+            while (exchange := connection.exchange) is not None:
+                at, data = connection.receive()
+                if not data:
+                    return
+                self._take(connection, exchange, time.monotonic() if at is None else at, data)
 
     def _wait_to_send(self, connection: Connection, waits: bool) -> None:
         if connection.waits_to_send != waits:

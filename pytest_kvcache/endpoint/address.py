@@ -6,7 +6,7 @@ import base64
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
+from urllib.parse import SplitResult, quote, unquote, urlsplit, urlunsplit
 
 from pytest_kvcache.errors import ConfigError
 from pytest_kvcache.redaction import hide
@@ -40,7 +40,7 @@ def endpoint(text: str, *, where: str, key: str = "") -> Endpoint:
     """
     try:
         url = urlsplit(text.strip())
-        port, host = url.port, url.hostname
+        port, host = url.port, ascii_host(url.hostname or "")
     except ValueError as error:
         raise ConfigError(f"is no URL: {_without_user(str(error), text)}", where=where, todo=_TODO) from None
     if url.scheme not in {"http", "https"}:
@@ -49,6 +49,8 @@ def endpoint(text: str, *, where: str, key: str = "") -> Endpoint:
         )
     if not host:
         raise ConfigError("names no host", where=where, todo=_TODO)
+    if port == 0:
+        raise ConfigError("has port 0, on which nobody listens", where=where, todo=_TODO)
     if any(ord(c) <= 32 or ord(c) == 127 for c in text.strip()):
         raise ConfigError("has a space or a control character in it", where=where, todo=_TODO)
     authorization = f"Bearer {key}" if key else ""
@@ -64,10 +66,29 @@ def endpoint(text: str, *, where: str, key: str = "") -> Endpoint:
         # Whatever way it was written, it is kept as RFC 6874 has it: programs read a `%` alone in several ways.
         host = f"[{address}{mark and '%25'}{zone.removeprefix('25')}]"
     netloc = host + (f":{port}" if port else "")
-    return Endpoint(urlunsplit((url.scheme, netloc, url.path, url.query, "")), authorization)
+    path, query = (quote(part, safe=_ASCII) for part in (url.path, url.query))
+    return Endpoint(urlunsplit((url.scheme, netloc, path, query, "")), authorization)
 
 
 _TODO = "give scheme, host and, where it is not the usual one, port: http://localhost:8000/v1"
+
+
+#: A URL's own characters: the rest is percent-encoded (RFC 3987, 3.1), and what is encoded already stays as it is.
+_ASCII = "".join(map(chr, range(33, 127)))
+
+
+def ascii_host(host: str) -> str:
+    """Return a host's name in the letters that DNS and the header `Host` have (RFC 3490); an address as it is.
+
+    Raises:
+        ValueError: A label of the name is empty, or longer than 63 letters.
+    """
+    if ":" in host:
+        return host
+    try:
+        return host.encode("idna").decode()
+    except UnicodeError as error:
+        raise ValueError(f"host {host!r}: {error.__cause__ or error}") from None
 
 
 def host_of(url: SplitResult) -> str:

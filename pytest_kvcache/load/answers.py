@@ -28,6 +28,9 @@ _OUTPUT = (
 )  # fmt: skip
 #: Where the parts of such a text have their words: `thinking` in Mistral's parts, `transcript` and `data` in audio.
 _PARTS = ("text", "content", "reasoning", "thinking", "summary", "refusal", "transcript", "data")
+#: Reasons to finish with which a server gives an answer up: vLLM and SGLang have `abort`, OpenRouter and vLLM `error`.
+_GIVEN_UP = ("abort", "error")
+_PARTS_OF_ANSWERS = frozenset({"choices", "usage", "metrics"})
 #: What JSON of another shape than that of a chunk raises where it is read.
 _ODD = (ValueError, AttributeError, TypeError, LookupError, ArithmeticError, RecursionError)
 _KINDS = {
@@ -84,7 +87,7 @@ def settle(exchange: Exchange, record: RequestRecord, *, start_s: float) -> str:
             raise _StreamError(records.MALFORMED, f"no event stream: {no_stream}")
         reader.check(done)
     except _StreamError as error:
-        record.status, record.error = error.status, _printable(str(error))
+        record.status, record.error = error.status, _printable(f"{error}{reader.aside}")
         return ""
     except ValueError as error:
         record.status, record.error = records.MALFORMED, _printable(f"not HTTP: {error}")
@@ -129,6 +132,8 @@ class _Reader:
         #: The answer's text, in parts.
         self.text: list[str] = []
         self.saw_event = False
+        #: Words of the last event that is no part of an answer: servers tell of failures in many forms.
+        self.aside = ""
 
     def read(self, exchange: Exchange) -> bool:
         """Read all events; return whether the stream came to its end."""
@@ -190,15 +195,20 @@ class _Reader:
             raise _StreamError(records.HTTP_ERROR, f"error in the stream: {told}")
         record = self._record
         for choice in data.get("choices") or ():
-            delta = choice.get("delta") or {}
+            delta, reason = choice.get("delta") or {}, choice.get("finish_reason")
             _read_server(delta.get("role"), record)
-            if self._finished_s is None and choice.get("finish_reason"):
+            if choice.get("error") or reason in _GIVEN_UP:
+                told = redacted(str(choice.get("error") or f"finish_reason is {reason!r}"))[:_SHOWN]
+                raise _StreamError(records.HTTP_ERROR, f"error in the stream: {told}")
+            if self._finished_s is None and reason:
                 self._finished_s = at_s
             if _has_output(choice):
                 self._token(at_s)
                 self.text.append(_text(delta.get("content"), ("text",)))
         if data.get("usage") is not None:
             self._usage = data["usage"]
+        if data and not _PARTS_OF_ANSWERS & data.keys():
+            self.aside = f"; beside the answer the server wrote {redacted(json.dumps(data))[:_SHOWN]}"
         _read_metrics(data.get("metrics"), record)
 
     def _token(self, at_s: float) -> None:

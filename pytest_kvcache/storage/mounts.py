@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pytest_kvcache.storage import mountstats
 from pytest_kvcache.storage.mount_options import nfs_version, parse_options
-from pytest_kvcache.storage.mountstats import Reading, unescape
+from pytest_kvcache.storage.mountstats import Listed, Reading, unescape
 from pytest_kvcache.storage.opened import opened
 
 PROC = Path("/proc/self")
@@ -86,11 +86,13 @@ class _Row:
     Args:
         number: Id of the mount.
         parent: Id of the mount that it lies upon.
+        device: Number of the file system (`0:50`).
         mount: The rest.
     """
 
     number: int
     parent: int
+    device: str
     mount: Mount
 
 
@@ -122,7 +124,8 @@ def mount_of(path: Path, *, proc: Path | None = None) -> Mount:
             return found
         # Both tables list the mounts in one order, so that of several upon each other each has its own counters.
         upon = [r for r in rows if r.mount.point == found.point and r.mount.is_nfs]
-        reading = mountstats.at(read_table(stats), found.point, upon.index(row))
+        listed = [Listed(r.mount.point, r.device, r.mount.server) for r in rows if r.mount.is_nfs]
+        reading = mountstats.at(read_table(stats), found.point, upon.index(row), listed)
         return replace(found, nfs=replace(reading, read_at_s=time.monotonic()) if reading else None)
 
 
@@ -213,7 +216,7 @@ def _parse_mountinfo(line: str) -> _Row | None:
         return None
     fstype, source, options, *_ = [*tail.split(" "), "", ""]
     mount = Mount(Path(unescape(fields[_POINT])), fstype, unescape(source), parse_options(options))
-    return _Row(int(fields[0]), int(fields[1]), mount)
+    return _Row(int(fields[0]), int(fields[1]), fields[2], mount)
 
 
 #: Position of the mount point in a line of mountinfo.

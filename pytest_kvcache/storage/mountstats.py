@@ -9,9 +9,10 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from pytest_kvcache.storage.mount_options import nfs_version, parse_options, whole
 from pytest_kvcache.storage.transports import Transport
@@ -171,38 +172,70 @@ def parse(text: str) -> list[Reading]:
     return found
 
 
-def at(text: str, point: Path, position: int = -1) -> Reading | None:
+class Listed(NamedTuple):
+    """What mountinfo alone has of an NFS mount.
+
+    Args:
+        point: Folder that it is mounted on.
+        device: Number of the file system (`0:50`), which all places where it is mounted have in common.
+        server: Address of its server, "" where the table does not give it.
+    """
+
+    point: Path
+    device: str
+    server: str
+
+
+def at(text: str, point: Path, position: int = -1, listed: Iterable[Listed] = ()) -> Reading | None:
     """Return an NFS mount with its neighbours, None where there is none.
 
     Args:
         text: A /proc/PID/mountstats.
         point: Folder that it is mounted on.
         position: Which one it is, where several lie upon each other: the last one by default.
+        listed: All NFS mounts of mountinfo, in its order.
     """
-    mounts = parse(text)
-    here = [m for m in mounts if m.point == point]
+    mounts = _known(parse(text), list(listed))
+    here = [(m, known) for m, known in mounts if m.point == point]
     if not here:
         return None
-    found = here[position] if -len(here) <= position < len(here) else here[-1]
-    return replace(found, neighbours=tuple(m for m in mounts if _share_transports(found, m)))
+    found, own = here[position] if -len(here) <= position < len(here) else here[-1]
+    # A file system has one set of counters, however many places it is mounted on.
+    others = {known.device: m for m, known in reversed(mounts) if _share_transports(found, own, m, known)}
+    return replace(found, neighbours=tuple(others.values()))
 
 
-def _share_transports(one: Reading, other: Reading) -> bool:
+def _known(mounts: list[Reading], listed: list[Listed]) -> list[tuple[Reading, Listed]]:
+    """Return each mount with what mountinfo has of it; without that, equal counters make one file system."""
+    found = []
+    for mount in mounts:
+        known = next((each for each in listed if each.point == mount.point), None)
+        if known is None:
+            known = Listed(mount.point, repr((mount.bytes, mount.events)), "")
+        else:
+            listed.remove(known)
+        found.append((mount, known))
+    return found
+
+
+def _share_transports(one: Reading, own: Listed, other: Reading, known: Listed) -> bool:
     """Return whether another mount sends by the same transports, and is no second place of the same file system.
 
     Mounts of one server share its connections (`nfs_match_client`), which each of them shows. The kernel prints one
     after the other, so that a connection at work may show a few more requests at the second.
     """
-    if other is one or _server(one) != _server(other) or len(one.transports) != len(other.transports):
+    if own.device == known.device or (one.version, one.proto) != (other.version, other.proto):
         return False
-    if (one.bytes, one.events) == (other.bytes, other.events):
+    # A server may have been mounted by several of its names: its address decides where it is known.
+    names = (own.server, known.server) if own.server and known.server else (_server(one), _server(other))
+    if names[0] != names[1] or len(one.transports) != len(other.transports):
         return False
     pairs = zip(one.transports, other.transports, strict=True)
     return bool(one.transports) and all(a.is_shown_again_by(b) for a, b in pairs)
 
 
-def _server(reading: Reading) -> tuple[str, tuple[int, int], str]:
-    return reading.source.rpartition(":/")[0], reading.version, reading.proto
+def _server(reading: Reading) -> str:
+    return reading.source.rpartition(":/")[0]
 
 
 def unescape(text: str) -> str:

@@ -354,10 +354,10 @@ def test_no_row_is_lost_for_what_another_says(odd: bytes, tmp_path: Path) -> Non
             [r"location: /\x1b[31m /login"],
         ),
         (
-            b"HTTP/1.1 429 Too Many Requests\r\nContent-Type: application/problem+json\r\n\r\n",
+            b"HTTP/1.1 429 Too Many Requests\r\nContent-Type: application/problem+json\r\nRetry-After: 7\r\n\r\n",
             "\u202e{".encode() + b"\x00\xff" * 5000,
             records.HTTP_ERROR,
-            ["HTTP 429", r"\u202e{\x00\xff", "application/problem+json"],
+            ["HTTP 429", r"\u202e{\x00\xff", "application/problem+json", "retry-after: 7"],
         ),
     ],
 )
@@ -389,12 +389,46 @@ def test_a_page_that_never_ends_is_shown() -> None:
         event(object="error", message="engine died", code=500),
         b"event: error\ndata: engine died\n\n",
         b'event: error\ndata: {"message": "engine died"}\n\n',
+        b"event: error\n: engine died\n\n",
+        b"event: error\n: engine died\ndata: {}\n\n",
+        b'error: {"code": 500, "message": "engine died"}\n\n',
+        b'event:error\ndata:{"error":"engine died","error_type":"generation"}\n\n',
+        event(error={"code": 502, "message": "engine died"}, choices=[{"delta": {}, "finish_reason": "error"}]),
+        event(choices=[{"delta": {"content": ""}, "error": {"message": "engine died"}}]),
     ],
 )
 def test_every_form_of_an_error_within_a_stream(error: bytes) -> None:
     """Servers tell of an error in a field, as an object, or as an event of that type."""
     row = row_of(delta(content="x"), error)
     assert (row.status, "engine died" in row.error) == (records.HTTP_ERROR, True)
+
+
+@pytest.mark.parametrize(
+    ("reason", "status"),
+    [
+        ("abort", records.HTTP_ERROR),
+        ("error", records.HTTP_ERROR),
+        ("length", records.OK),
+        ("content_filter", records.OK),
+        ({"type": "length"}, records.OK),
+        ("", records.OK),
+    ],
+)
+def test_an_answer_that_the_server_gave_up(reason: object, status: str) -> None:
+    """A reason to finish that is a failure fails the request, whatever follows; others do not."""
+    row = row_of(delta(content="x"), event(choices=[{"delta": {"content": ""}, "finish_reason": reason}]))
+    assert (row.status, "finish_reason" in row.error) == (status, status == records.HTTP_ERROR)
+
+
+@pytest.mark.parametrize(
+    "said", [{"detail": "engine died"}, {"code": 500, "message": "engine died"}, {"errors": ["engine died"]}]
+)
+def test_what_a_server_says_beside_an_answer(said: dict[str, Any]) -> None:
+    """An event that is no part of an answer explains why the answer is not whole, and harms none that is."""
+    for row in (row_of(event(**said)), row_of(delta(content="x"), event(**said), end=b"")):
+        assert row.status in {records.EMPTY, records.BROKEN}
+        assert "engine died" in row.error
+    assert row_of(delta(content="x"), event(**said)).status == records.OK
 
 
 def test_an_error_within_a_stream() -> None:

@@ -46,11 +46,20 @@ def forgotten() -> Iterator[None]:
         (" http://host/v1\n", "http://host/v1"),
         ("http://host/v1#part", "http://host/v1"),
         ("HTTP://Host:80/v1", "http://host:80/v1"),
+        ("http://bücher.example:8000/v1/", "http://xn--bcher-kva.example:8000/v1/"),
+        ("http://BÜCHER.example/v1", "http://xn--bcher-kva.example/v1"),
+        ("http://xn--bcher-kva.example/v1", "http://xn--bcher-kva.example/v1"),
+        ("http://ho\u200bst/v1", "http://host/v1"),
+        ("http://vllm_0.kv.svc.cluster.local./v1", "http://vllm_0.kv.svc.cluster.local./v1"),
+        ("http://[fd00::7]:8000/v1", "http://[fd00::7]:8000/v1"),
+        ("http://host/modèle%20a/v1?k=ü&a=%C3%BC", "http://host/mod%C3%A8le%20a/v1?k=%C3%BC&a=%C3%BC"),
+        ("http://host/~a/(b)/v1?c=[1]", "http://host/~a/(b)/v1?c=[1]"),
     ],
 )
 def test_an_address_keeps_what_matters(text: str, url: str) -> None:
-    """Host, port, path prefix and query stay."""
+    """Host, port, path prefix and query stay, in the letters that a request may have; twice is once."""
     assert endpoint(text, where="--base-url").url == url
+    assert endpoint(url, where="--base-url").url == url
 
 
 @pytest.mark.parametrize(
@@ -64,6 +73,10 @@ def test_an_address_keeps_what_matters(text: str, url: str) -> None:
         ("http://host:99999/v1", "Port out of range"),
         ("http://host:http/v1", "Port could not be cast"),
         ("http://[::1/v1", "is no URL"),
+        ("http://host:0/v1", "port 0"),
+        ("http://a..b/v1", "label empty or too long"),
+        ("http://.host/v1", "label empty or too long"),
+        (f"http://{'a' * 64}.com/v1", "label empty or too long"),
         ("http://ho st/v1", "space"),
         ("http://host/v1\r\nX-Evil: 1", "a space or a control character"),
     ],

@@ -159,14 +159,21 @@ def test_what_somebody_changed_is_not_taken(change: Callable[[bytes], bytes]) ->
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("a.b:1", ("a.b", 1)), ("[fd00::7]:7777", ("fd00::7", 7777)), ("127.0.0.1:0", ("127.0.0.1", 0))],
+    [
+        ("a.b:1", ("a.b", 1)),
+        ("[fd00::7]:7777", ("fd00::7", 7777)),
+        ("127.0.0.1:0", ("127.0.0.1", 0)),
+        ("bücher:1", ("xn--bcher-kva", 1)),
+    ],
 )
 def test_addresses(text: str, expected: tuple[str, int]) -> None:
     """Names, IPv4 and bracketed IPv6 addresses have a host and a port."""
     assert split_address(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "host", ":1", "host:", "host:x", "host:65536", "host:-1", "host:\u0661"])
+@pytest.mark.parametrize(
+    "text", ["", "host", ":1", "host:", "host:x", "host:65536", "host:-1", "host:\u0661", "a..b:1"]
+)
 def test_no_addresses(text: str) -> None:
     """What has no host or no port is refused, and shown."""
     with pytest.raises(ConfigError, match="HOST:PORT"):

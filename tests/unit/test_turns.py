@@ -69,6 +69,19 @@ def test_each_request_is_answered_by_the_server_of_its_turn(tmp_path: Path, work
     assert outcome.warmup_errors == []
 
 
+def test_filling_caches_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While prompts fill the caches before the clock starts, a line says how many of how many were sent."""
+    monkeypatch.setattr(worker, "_TOLD_S", 0.0)
+    said: list[str] = []
+    with stub_server(tmp_path) as url:
+        plan = plan_of(tmp_path, [url])
+        worker.carry_out(plan, said.append)
+    count = len(list(plan.workload.due(before=True)))  # type: ignore[attr-defined]
+    told = [line for line in said if line.startswith("filling caches")]
+    assert count
+    assert told == [f"filling caches: {number} of {count} prompts" for number in range(1, count + 1)]
+
+
 def test_one_server_that_is_gone_fails_its_own_requests_only(tmp_path: Path) -> None:
     """Half of the requests cannot be sent, and the other half is answered."""
     with stub_server(tmp_path, "--response-role", "assistant@vllm-0") as first:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from pytest_kvcache.client import connection, event_stream, framing, wire
+from pytest_kvcache.client.addresses import answering
 from pytest_kvcache.client.open_files import raise_open_files
 from pytest_kvcache.client.wire import Exchange, Wire
 
@@ -99,10 +100,11 @@ def ask(
     tls: ssl.SSLContext | None = None,
     body: bytes = b"{}",
     apart_s: float = 0.05,
+    host: str = "127.0.0.1",
 ) -> list[Exchange]:
     """Send `count` requests and return them when they are over."""
     done: list[Exchange] = []
-    line = Wire("127.0.0.1", port, tls)
+    line = Wire(host, port, tls)
     start = time.monotonic() + 0.1
     payload = framing.request("h", "/v1/x", body)
     for i in range(count):
@@ -193,6 +195,14 @@ def test_how_a_connection_fails(serve: Callable[..., Server], script: list[float
     assert all(e.failed.startswith(failed) for e in done)
 
 
+def test_a_refusal_before_the_request_was_read(serve: Callable[..., Server]) -> None:
+    """A server that answers a long request early, and closes with the rest of it unread, has its answer in the row."""
+    refusal = b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 3\r\n\r\nbig"
+    server = serve([refusal, -1.0])
+    (found,) = ask(server.port, body=b"x" * (24 << 20))
+    assert (status(found.pieces), found.resent, server.accepted) == (413, False, 1)
+
+
 def test_nobody_listens() -> None:
     """Where nothing listens every exchange ends with no connection."""
     with socket.create_server(("127.0.0.1", 0)) as closed:
@@ -216,11 +226,11 @@ def test_stopping_ends_what_is_under_way(serve: Callable[..., Server]) -> None:
     assert sorted(e.sent_s is None for e in done) == [False, True]
 
 
-def test_https(serve: Callable[..., Server], tmp_path: Path) -> None:
-    """The same over TLS, with the certificate checked."""
+def test_https(serve: Callable[..., Server], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same over TLS, with the certificate checked, for a name with the dot of the root behind it too."""
     key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
     argv = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=127.0.0.1"]
-    argv += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    argv += ["-addext", "subjectAltName=IP:127.0.0.1,DNS:kv.example", "-keyout", str(key), "-out", str(certificate)]
     subprocess.run(argv, check=True, capture_output=True)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
@@ -230,6 +240,10 @@ def test_https(serve: Callable[..., Server], tmp_path: Path) -> None:
         assert (exchange.failed, [d for _, d in event_stream.events(exchange.pieces)]) == ("", [b"a"])
     (distrusted,) = ask(server.port, tls=ssl.create_default_context())
     assert distrusted.failed.startswith(wire.NO_CONNECTION)
+    monkeypatch.setattr(wire, "answering", lambda _host, port: answering("127.0.0.1", port))
+    for host, failed in (("kv.example.", ""), ("other.example", wire.NO_CONNECTION)):
+        (exchange,) = ask(server.port, tls=trusting, host=host)
+        assert exchange.failed[: len(wire.NO_CONNECTION)] == failed
 
 
 def test_a_stream_that_stalls(serve: Callable[..., Server]) -> None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from pytest_kvcache.endpoint.address import ascii_host
 from pytest_kvcache.errors import ConfigError, RunError
 from pytest_kvcache.load.clocks import ClockComparison, ClockReading, RoundTrip, read
 from pytest_kvcache.load.nodes import messages
@@ -29,12 +30,16 @@ def split_address(text: str) -> tuple[str, int]:
     Raises:
         ConfigError: It is no such address.
     """
-    host, colon, port = text.strip().rpartition(":")
-    if not colon or not host or not port.isascii() or not port.isdecimal() or not int(port) < 65536:
+    host, _, port = text.strip().rpartition(":")
+    try:
+        host = ascii_host(host.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        host = ""
+    if not host or not port.isascii() or not port.isdecimal() or not int(port) < 65536:
         raise ConfigError(
             f"{text!r} is no HOST:PORT", where="load nodes", todo="for instance 10.0.0.7:7777, [fd00::7]:7777"
         )
-    return host.removeprefix("[").removesuffix("]"), int(port)
+    return host, int(port)
 
 
 class NodeLink:

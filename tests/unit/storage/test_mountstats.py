@@ -344,17 +344,6 @@ def test_mounts_upon_each_other_have_their_own_counters(tmp_path: Path) -> None:
         assert (found.source, found.nfs.age_s) == (f"s:/{wanted}", wanted)
 
 
-def test_mounts_of_one_server_are_neighbours() -> None:
-    """Mounts that show the same connections are told to each other; other servers' and second places are not."""
-    head = "device {}:/{} mounted on /{} with fstype nfs4 statvers=1.1\n\topts:\trw,vers=4.2,proto=tcp\n"
-    body = "\tbytes:\t{} 0 0 0 0 0 0 0\n\txprt:\ttcp 0 0 2 0 0 {} 7 0 997 0\n"
-    mounts_ = [("s", "kv", "kv", 1, 7), ("s", "kv", "again", 1, 7), ("s", "home", "home", 2, 9), ("t", "x", "x", 3, 7)]
-    text = "".join(head.format(*m[:3]) + body.format(*m[3:]) for m in mounts_)
-    found = mountstats.at(text, Path("/kv"))
-    assert found is not None
-    assert [m.point for m in found.neighbours] == [Path("/home")]
-
-
 LINES = st.binary(max_size=40).map(lambda line: line.replace(b"\n", b" "))
 
 
