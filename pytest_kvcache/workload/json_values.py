@@ -21,6 +21,7 @@ _LONGEST = 1 << 24
 #: Where the parser ends so few characters before the end of what was read, it may have had half a literal or number.
 _LITERAL = 16
 _SPACE = re.compile(r"[ \t\r\n]*")
+_AS_LINES = "write it as JSON lines, as pandas.{}(…).to_json(…, orient='records', lines=True) does"
 #: How files begin that hold no JSON, or JSON in another form.
 _FOREIGN = {
     b"\x1f\x8b": ("is compressed (gzip)", "unpack it"),
@@ -28,7 +29,9 @@ _FOREIGN = {
     b"\xfd7zXZ": ("is compressed (xz)", "unpack it"),
     b"BZh": ("is compressed (bzip2)", "unpack it"),
     b"PK\x03\x04": ("is a zip archive", "unpack it"),
-    b"PAR1": ("is a Parquet file", "write it as JSON lines, as pandas.read_parquet(…).to_json(orient='records') does"),
+    b"PAR1": ("is a Parquet file", _AS_LINES.format("read_parquet")),
+    b"ARROW1": ("is an Arrow file", _AS_LINES.format("read_feather")),
+    b"version https://git-lfs": ("is a pointer of Git LFS, and not the file", "git lfs pull, or download it again"),
     b"\xff\xfe": ("is UTF-16", "save it as UTF-8"),
     b"\xfe\xff": ("is UTF-16", "save it as UTF-8"),
 }
@@ -63,7 +66,7 @@ def refuse_other_files(path: Path) -> None:
     if path.exists() and not path.is_file():
         raise ConfigError("is no regular file, and is read more than once", where=str(path))
     with path.open("rb") as file:
-        start = file.read(8)
+        start = file.read(32)
     for mark, (what, todo) in _FOREIGN.items():
         if start.startswith(mark):
             raise ConfigError(what, where=str(path), todo=todo)
