@@ -36,7 +36,8 @@ def endpoint(text: str, *, where: str, key: str = "") -> Endpoint:
         key: An API key, sent as a bearer token (RFC 6750); "" for none.
 
     Raises:
-        ConfigError: It is no http or https URL with a host, its port is none, or it has a password beside a key.
+        ConfigError: It is no http or https URL with a host that can be resolved, its port is none, or it has a
+            password beside a key.
     """
     try:
         url = urlsplit(text.strip())
@@ -49,6 +50,12 @@ def endpoint(text: str, *, where: str, key: str = "") -> Endpoint:
         )
     if not host:
         raise ConfigError("names no host", where=where, todo=_TODO)
+    if port == 0:
+        raise ConfigError("has the port 0, which nothing listens on", where=where, todo=_TODO)
+    try:
+        host.encode("idna")  # as it is resolved
+    except UnicodeError:
+        raise ConfigError(f"{host:.80} is no name of a host", where=where, todo=_TODO) from None
     if any(ord(c) <= 32 or ord(c) == 127 for c in text.strip()):
         raise ConfigError("has a space or a control character in it", where=where, todo=_TODO)
     authorization = f"Bearer {key}" if key else ""

@@ -1,4 +1,4 @@
-"""Traces with odd values and in odd files: sent as they say, or refused with the line's number, never with a traceback."""
+"""Traces with odd values and in odd files: sent as they say, or refused with the line, never with a traceback."""
 
 from __future__ import annotations
 
