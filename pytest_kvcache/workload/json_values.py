@@ -7,6 +7,7 @@ asks for may be what Python's own writer writes: NaN, 1e999, integers of any siz
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from collections.abc import Iterator
@@ -51,9 +52,22 @@ def json_values(path: Path) -> Iterator[tuple[int, Any]]:
         with path.open(encoding="utf-8-sig", newline="") as text:
             yield from _Values(text, path)
     except UnicodeDecodeError as error:
-        raise ConfigError(f"is not UTF-8: {error.reason}", where=str(path), todo="save it as UTF-8") from None
+        raise not_utf8(path, error) from None
     except OSError as error:
         raise ConfigError(f"cannot be read: {error.strerror or error}", where=str(path)) from None
+
+
+def not_utf8(path: Path, error: UnicodeDecodeError) -> ConfigError:
+    """Return the error of a file that could not be decoded, with its line, which is looked for anew."""
+    decoder, line = codecs.getincrementaldecoder("utf-8")(), 1
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                line += decoder.decode(chunk).count("\n")
+            decoder.decode(b"", final=True)
+    except UnicodeDecodeError as found:
+        line += found.object.count(b"\n", 0, found.start)
+    return ConfigError(f"is not UTF-8: {error.reason} (line {line})", where=str(path), todo="save it as UTF-8")
 
 
 def refuse_other_files(path: Path) -> None:

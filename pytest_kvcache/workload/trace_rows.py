@@ -36,7 +36,7 @@ from pydantic import (
 
 from pytest_kvcache.errors import ConfigError
 from pytest_kvcache.strict import Strict
-from pytest_kvcache.workload.json_values import refuse_other_files
+from pytest_kvcache.workload.json_values import not_utf8, refuse_other_files
 
 BLOCK_TOKENS = 512
 
@@ -174,7 +174,7 @@ def read(path: Path, block_tokens: int = BLOCK_TOKENS) -> Iterator[NumberedRow]:
                 if text.strip():
                     yield NumberedRow(number, _row(text, f"{path}: line {number}", block_tokens))
     except UnicodeDecodeError as error:
-        raise ConfigError(f"is not UTF-8: {error.reason}", where=str(path), todo="save it as UTF-8") from None
+        raise not_utf8(path, error) from None
     except OSError as error:
         raise ConfigError(f"cannot be read: {error.strerror or error}", where=str(path)) from None
 
