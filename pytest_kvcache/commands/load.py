@@ -197,7 +197,8 @@ def _check_output(output: Path) -> None:
             todo=f"name a CSV, such as {output.stem}.csv",
         )
     output.absolute().parent.mkdir(parents=True, exist_ok=True)
-    for path in (output, output.with_suffix(".parquet"), output.with_suffix(".json")):
+    for suffix in (output.suffix, ".parquet", ".json"):
+        path = output.with_suffix(suffix) if output.name else output  # the root has no name
         if path.is_dir():
             raise ConfigError(f"{path} is a folder", where="--output", todo="name a CSV in it, or another CSV")
         if path.exists() and not path.is_file():  # such as /dev/null, in whose place a file would be put

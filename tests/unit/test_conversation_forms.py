@@ -17,6 +17,7 @@ from pytest_kvcache.workload.conversations import LeftOut, Saying, read
 Message = dict[str, Any]
 CHAT: list[Message] = [{"role": ("user", "assistant")[i % 2], "content": f"{i}"} for i in range(4)]
 SHARE: list[Message] = [{"from": ("human", "gpt")[i % 2], "value": f"{i}"} for i in range(4)]
+ODD_TYPES: tuple[Any, ...] = ([], {}, 5, None)
 SAID = [Saying(each["role"], each["content"]) for each in CHAT]
 
 
@@ -59,10 +60,7 @@ def test_what_joined_tables_have_besides(tmp_path: Path, entry: Any) -> None:
         {"conversations": [SHARE[0], {**SHARE[1], "value": ""}, *SHARE[2:]]},
         {"messages": [{**CHAT[0], "content": []}, *CHAT[1:]]},
         {"messages": [{**CHAT[0], "content": [{"type": "text", "text": ""}]}, *CHAT[1:]]},
-        *(
-            {"messages": [{**CHAT[0], "content": [{"type": kind, "text": "t"}]}, *CHAT[1:]]}
-            for kind in ([], {}, 5, None)
-        ),
+        *({"messages": [{**CHAT[0], "content": [{"type": kind, "text": "t"}]}, *CHAT[1:]]} for kind in ODD_TYPES),
         {"messages": [{**CHAT[0], "content": ["t"]}, *CHAT[1:]]},
     ],
 )
