@@ -42,8 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         make_showable(stream)
     given = sys.argv[1:] if argv is None else argv
-    args = _parser(next(iter(given), "")).parse_args(given)
-    try:
+    try:  # importing a subcommand takes a second or more, in which it may be interrupted
+        args = _parser(next(iter(given), "")).parse_args(given)
         return int(args.run(args, partial(print, flush=True)))
     except BrokenPipeError:  # the reader (`| head`) has left; on exit Python would flush stdout and complain again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

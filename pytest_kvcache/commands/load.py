@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from pytest_kvcache.paths import argument
 from pytest_kvcache.redaction import redacted
 from pytest_kvcache.report import terminal
 from pytest_kvcache.runs import signals
-from pytest_kvcache.runs.files import replace_whole
+from pytest_kvcache.runs.files import partial_of, replace_whole
 from pytest_kvcache.telemetry.counters import growth
 from pytest_kvcache.tiers.catalogue import validate
 from pytest_kvcache.verdict.estimate import Estimates, estimate
@@ -188,8 +187,8 @@ def _check_output(output: Path) -> None:
     """Check that results can be written, before anything is sent.
 
     Raises:
-        ConfigError: The rows or the facts would overwrite the CSV, or the name is that of a folder.
-        OSError: The folder cannot be written.
+        ConfigError: The rows or the facts would overwrite the CSV, or one of the three is there and no regular file.
+        OSError: The folder cannot be written, or a name is too long.
     """
     if output.suffix in {".parquet", ".json"}:
         raise ConfigError(
@@ -197,12 +196,16 @@ def _check_output(output: Path) -> None:
             where="--output",
             todo=f"name a CSV, such as {output.stem}.csv",
         )
-    if output.is_dir():
-        raise ConfigError(f"{output} is a folder", where="--output", todo="name a CSV in it")
-    folder = output.absolute().parent
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
-        pass
+    output.absolute().parent.mkdir(parents=True, exist_ok=True)
+    for suffix in (output.suffix, ".parquet", ".json"):
+        path = output.with_suffix(suffix) if output.name else output  # the root has no name
+        if path.is_dir():
+            raise ConfigError(f"{path} is a folder", where="--output", todo="name a CSV in it, or another CSV")
+        if path.exists() and not path.is_file():  # such as /dev/null, in whose place a file would be put
+            raise ConfigError(f"{path} is no regular file", where="--output", todo="name a CSV")
+        partial = partial_of(path)
+        partial.touch()
+        partial.unlink()
 
 
 def _left(args: argparse.Namespace, plan: LoadPlan, outcome: worker.WorkerOutcome, say: Say) -> int:

@@ -36,7 +36,8 @@ def endpoint(text: str, *, where: str, key: str = "") -> Endpoint:
         key: An API key, sent as a bearer token (RFC 6750); "" for none.
 
     Raises:
-        ConfigError: It is no http or https URL with a host, its port is none, or it has a password beside a key.
+        ConfigError: It is no http or https URL with a host that can be resolved, its port is none, or it has a
+            password beside a key.
     """
     try:
         url = urlsplit(text.strip())

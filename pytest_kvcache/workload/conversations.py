@@ -9,7 +9,8 @@ of these forms:
 
 Users and assistant take turns from the first question on. A conversation is used as far as they do: it ends before a
 message of another role (a tool's, a system's in the middle), before two messages of one side in a row, and before a
-message that has more than text, or none. A system prompt or an answer before the first question is not sent.
+message that has more than text, or none. A system prompt or an answer before the first question is not sent, and
+neither are a system prompt and tools that an entry has beside its messages.
 """
 
 from __future__ import annotations
@@ -38,8 +39,12 @@ _FORMS = {
 }
 #: Keys by which a message of the chat API calls something, and may then have no text.
 _CALLS = ("tool_calls", "function_call")
+#: Keys of messages and entries that have more than text, as LLaVA's and LLaMA-Factory's have.
+_MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+#: Keys beside the messages for what a server would put before them.
+_BEFORE = ("system", "system_prompt", "tools", "functions")
 #: Types of the parts of a message that are text.
-_TEXT_PARTS = {"text", "input_text", "output_text"}
+_TEXT_PARTS = ("text", "input_text", "output_text")
 #: JSON may have it in a text, UTF-8 and thus a request may not.
 _HALF_A_PAIR = re.compile("[\ud800-\udfff]")
 
@@ -120,6 +125,7 @@ def read(path: Path, left: LeftOut | None = None, *, rounds: int = 0) -> Iterato
     left = LeftOut() if left is None else left
     for number, entry in json_values(path):
         sayings = _sayings(entry, f"{path}: entry {number}")
+        before = _has(entry, _BEFORE)
         first = next((i for i, each in enumerate(sayings) if each.role not in {_SYSTEM, _ASSISTANT}), len(sayings))
         sayings = sayings[first:]
         wrong = next(
@@ -128,12 +134,12 @@ def read(path: Path, left: LeftOut | None = None, *, rounds: int = 0) -> Iterato
         )
         left.read += 1
         if wrong // 2 >= rounds:
-            left.before += first > 0
+            left.before += before or first > 0
             yield sayings[:wrong]
         elif len(sayings) // 2 < rounds:
             left.short += 1
         elif sayings[wrong].role not in {_USER, _ASSISTANT}:
-            left.roles[sayings[wrong].role[:40]] += 1
+            left.roles[_printable(sayings[wrong].role)[:40]] += 1
         elif sayings[wrong].text is None:
             left.odd += 1
         else:
@@ -141,39 +147,60 @@ def read(path: Path, left: LeftOut | None = None, *, rounds: int = 0) -> Iterato
 
 
 def _sayings(entry: Any, where: str) -> list[Saying]:
-    key = next((name for name in _FORMS if isinstance(entry, dict) and isinstance(entry.get(name), list)), None)
-    if key is None:
+    forms = [name for name in _FORMS if isinstance(entry, dict) and isinstance(entry.get(name), list)]
+    if not forms:
         names = ", ".join(f'"{name}"' for name in _FORMS)
         raise ConfigError(f"is not an object with a list of messages ({names})", where=where)
-    return [_saying(item, _FORMS[key], where) for item in entry[key]]
+    more = _has(entry, _MEDIA)
+    # Of several lists, as tables joined of several files have them, those without messages say nothing.
+    found = [(name, [_saying(item, _FORMS[name], where, more=more) for item in entry[name]]) for name in forms]
+    first, *others = [each for each in found if each[1]] or found[:1]
+    if other := next((name for name, sayings in others if sayings != first[1]), None):
+        raise ConfigError(f'has other messages in "{other}" than in "{first[0]}"', where=where, todo="keep one of them")
+    return first[1]
 
 
-def _saying(item: Any, form: tuple[tuple[str, ...], tuple[str, ...]], where: str) -> Saying:
+def _saying(item: Any, form: tuple[tuple[str, ...], tuple[str, ...]], where: str, *, more: bool) -> Saying:
     roles, texts = form
     if not isinstance(item, dict):
         raise ConfigError(f"has a message that is no object: {item!r:.40}", where=where)
-    role = next((item[key] for key in roles if key in item), None)
+    role = _value(item, roles)
     if not isinstance(role, str):
         raise ConfigError(f'has a message without a role ("{roles[0]}")', where=where)
-    calls = any(item.get(key) for key in _CALLS)
-    found = next((item[key] for key in texts if key in item), None if calls else False)
-    if not isinstance(found, str | list | None):
+    calls = _has(item, _CALLS)
+    found = _value(item, texts)
+    if not isinstance(found, str | list | None) or not (calls or any(key in item for key in texts)):
         raise ConfigError(f'has a message without text ("{texts[0]}")', where=where)
     tokens = item.get("num_tokens")
     if tokens is not None and (not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 0):
         raise ConfigError(f"num_tokens is {tokens!r:.40}, not a count", where=where)
     known = role.strip()
-    return Saying(_ROLES.get(known.lower(), known), None if calls else _plain(found), tokens)
+    text = None if more or calls or _has(item, _MEDIA) else _plain(found)
+    return Saying(_ROLES.get(known.lower(), known), text, tokens)
+
+
+def _value(item: dict[str, Any], names: tuple[str, ...]) -> Any:
+    """Return the value under the first of the names that has one: joined tables have null under the others."""
+    return next((item[name] for name in names if item.get(name) is not None), None)
+
+
+def _has(item: dict[str, Any], names: tuple[str, ...]) -> bool:
+    """Return whether one of the names has more than nothing: null, NaN, empty texts and lists are nothing."""
+    return any(isinstance(item.get(name), str | list | dict) and item[name] for name in names)
 
 
 def _plain(content: str | list[Any] | None) -> str | None:
-    """Return a message's text, None where there is more than text, or what is no text in Unicode."""
+    """Return a message's text, None where there is none, more than text, or what is no text in Unicode."""
     if isinstance(content, list):  # the chat API's parts
-        parts = [part.get("text") if isinstance(part, dict) else None for part in content]
-        kinds = {part.get("type", "text") for part in content if isinstance(part, dict)}
-        if not kinds <= _TEXT_PARTS or not all(isinstance(part, str) for part in parts):
+        texts = [
+            part.get("text") if isinstance(part, dict) and part.get("type", "text") in _TEXT_PARTS else None
+            for part in content
+        ]
+        if not all(isinstance(text, str) for text in texts):
             return None
-        content = "".join(map(str, parts))
-    if content is None or _HALF_A_PAIR.search(content):
-        return None
-    return content
+        content = "".join(map(str, texts))
+    return content if content and not _HALF_A_PAIR.search(content) else None
+
+
+def _printable(text: str) -> str:
+    return "".join(character if character.isprintable() else "?" for character in text)

@@ -7,6 +7,7 @@ asks for may be what Python's own writer writes: NaN, 1e999, integers of any siz
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ _LONGEST = 1 << 24
 #: Where the parser ends so few characters before the end of what was read, it may have had half a literal or number.
 _LITERAL = 16
 _SPACE = re.compile(r"[ \t\r\n]*")
+_AS_LINES = "write it as JSON lines, as pandas.{}(…).to_json(…, orient='records', lines=True) does"
 #: How files begin that hold no JSON, or JSON in another form.
 _FOREIGN = {
     b"\x1f\x8b": ("is compressed (gzip)", "unpack it"),
@@ -28,7 +30,9 @@ _FOREIGN = {
     b"\xfd7zXZ": ("is compressed (xz)", "unpack it"),
     b"BZh": ("is compressed (bzip2)", "unpack it"),
     b"PK\x03\x04": ("is a zip archive", "unpack it"),
-    b"PAR1": ("is a Parquet file", "write it as JSON lines, as pandas.read_parquet(…).to_json(orient='records') does"),
+    b"PAR1": ("is a Parquet file", _AS_LINES.format("read_parquet")),
+    b"ARROW1": ("is an Arrow file", _AS_LINES.format("read_feather")),
+    b"version https://git-lfs": ("is a pointer of Git LFS, and not the file", "git lfs pull, or download it again"),
     b"\xff\xfe": ("is UTF-16", "save it as UTF-8"),
     b"\xfe\xff": ("is UTF-16", "save it as UTF-8"),
 }
@@ -48,9 +52,22 @@ def json_values(path: Path) -> Iterator[tuple[int, Any]]:
         with path.open(encoding="utf-8-sig", newline="") as text:
             yield from _Values(text, path)
     except UnicodeDecodeError as error:
-        raise ConfigError(f"is not UTF-8: {error.reason}", where=str(path), todo="save it as UTF-8") from None
+        raise not_utf8(path, error) from None
     except OSError as error:
         raise ConfigError(f"cannot be read: {error.strerror or error}", where=str(path)) from None
+
+
+def not_utf8(path: Path, error: UnicodeDecodeError) -> ConfigError:
+    """Return the error of a file that could not be decoded, with its line, which is looked for anew."""
+    decoder, line = codecs.getincrementaldecoder("utf-8")(), 1
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                line += decoder.decode(chunk).count("\n")
+            decoder.decode(b"", final=True)
+    except UnicodeDecodeError as found:
+        line += found.object.count(b"\n", 0, found.start)
+    return ConfigError(f"is not UTF-8: {error.reason} (line {line})", where=str(path), todo="save it as UTF-8")
 
 
 def refuse_other_files(path: Path) -> None:
@@ -63,7 +80,7 @@ def refuse_other_files(path: Path) -> None:
     if path.exists() and not path.is_file():
         raise ConfigError("is no regular file, and is read more than once", where=str(path))
     with path.open("rb") as file:
-        start = file.read(8)
+        start = file.read(32)
     for mark, (what, todo) in _FOREIGN.items():
         if start.startswith(mark):
             raise ConfigError(what, where=str(path), todo=todo)

@@ -100,6 +100,8 @@ class MooncakeTrace(Workload):
             ConfigError: The trace is unsound (the message names file and line) or has no request that is short enough.
         """
         sessions = self._sessions()
+        if not sessions:
+            raise ConfigError("has no rows", where=str(self.path))
         if not any(session[0].row.input_length <= min(self.context_tokens) for session in sessions):
             raise ConfigError(
                 f"has no request of at most {min(self.context_tokens)} tokens",
@@ -110,14 +112,21 @@ class MooncakeTrace(Workload):
     def _rows(self) -> Iterator[NumberedRow]:
         for each in read(self.path, self._block_tokens):
             where = f"{self.path}: line {each.number}"
-            for key, value in (("timestamp", each.row.timestamp), ("delay", each.row.delay)):
+            if each.row.delay_ms is not None and self._unit == "s":
+                raise ConfigError(
+                    "delay_ms: is in milliseconds, and the times of the trace are in seconds",
+                    where=where,
+                    todo="call it delay and give it in seconds, or say another workload.time_unit",
+                )
+            delay = None if each.row.delay_ms is not None else each.row.delay
+            for key, value in (("timestamp", each.row.timestamp), ("delay", delay)):
                 if not self._unit and value is not None and not value.is_integer():
                     raise ConfigError(
                         f"{key}: {value:g} has a fraction, so that it may be seconds",
                         where=where,
                         todo='say workload.time_unit = "s" or "ms"',
                     )
-            if each.row.chat_id is not None and not self._unit:
+            if each.row.chat_id is not None and not self.time_unit and self.trace_format != "bailian":
                 raise ConfigError(
                     "chat_id: is of Bailian's traces, whose times are seconds and whose blocks have 16 tokens",
                     where=where,

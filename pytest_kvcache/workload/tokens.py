@@ -72,7 +72,8 @@ class ServedTokenizer:
             RunError: The server has no tokenizer API, or refuses the request.
         """
         data = {"messages": [{"role": m.role, "content": m.text} for m in messages], "add_generation_prompt": True}
-        return int(self._tokenize(data)["count"])
+        count: int = self._tokenize(data)["count"]
+        return count
 
     def words(self) -> tuple[str, ...]:
         """Return the words of one token each, sorted.
@@ -80,12 +81,14 @@ class ServedTokenizer:
         Raises:
             RunError: As for `count`, or the vocabulary has too few such words.
         """
-        (newline,) = self._tokenize({"prompt": "\n", "add_special_tokens": False})["tokens"][-1:]
+        newline = self._newline()
         texts: set[str] = set()
         for last in _LAST_IDS:
             ids = [part for token in range(_FIRST_ID, last) for part in (token, newline)]
             answer = self._ask("detokenize", {"tokens": ids}, refusal_ok=last != _LAST_IDS[-1])
             if answer is not None:
+                if not isinstance(answer.get("prompt"), str):
+                    raise self._no_api("detokenize")
                 texts = set(answer["prompt"].split("\n"))
                 break
         found = self._single(sorted(text[1:] for text in texts if _WORD.match(text)))
@@ -96,6 +99,13 @@ class ServedTokenizer:
                 todo=self._todo,
             )
         return tuple(found)
+
+    def _newline(self) -> int:
+        """Return the last token of a line end."""
+        tokens = self._tokenize({"prompt": "\n", "add_special_tokens": False}).get("tokens")
+        if not isinstance(tokens, list) or not tokens or not isinstance(tokens[-1], int):
+            raise self._no_api("tokenize")
+        return tokens[-1]
 
     def _single(self, words: list[str]) -> list[str]:
         """Return those of `words` that are one token each in a text of such words."""
@@ -114,8 +124,14 @@ class ServedTokenizer:
         answer = self._ask("tokenize", data)
         if answer is None:
             raise AssertionError("a refusal is an error here")
-        self.max_model_len = answer.get("max_model_len")
+        if type(answer.get("count")) is not int:
+            raise self._no_api("tokenize")
+        longest = answer.get("max_model_len")
+        self.max_model_len = longest if type(longest) is int else None
         return answer
+
+    def _no_api(self, what: str) -> RunError:
+        return RunError("is not vLLM's tokenizer API", where=below(self._url, what), todo=self._todo)
 
     def _ask(self, what: str, data: dict[str, Any], *, refusal_ok: bool = False) -> dict[str, Any] | None:
         url = below(self._url, what)
@@ -127,11 +143,12 @@ class ServedTokenizer:
                     return None
                 raise RunError(f"HTTP {response.status_code}: {redacted(response.text)[:200]}", where=url, todo=todo)
             answer = response.json()
-        except requests.RequestException as error:
-            what = redacted(str(error))
-            raise RunError(f"exact prompt lengths need vLLM's tokenizer API: {what}", where=url, todo=todo) from None
-        if not isinstance(answer, dict) or not {"count", "prompt"} & answer.keys():
-            raise RunError("is not vLLM's tokenizer API", where=url, todo=todo)
+        # A redirection to an impossible name and a number of thousands of digits are ValueErrors.
+        except (requests.RequestException, ValueError, RecursionError) as error:
+            cause = redacted(str(error))
+            raise RunError(f"exact prompt lengths need vLLM's tokenizer API: {cause}", where=url, todo=todo) from None
+        if not isinstance(answer, dict):
+            raise self._no_api(what)
         return answer
 
 

@@ -29,12 +29,14 @@ from pydantic import (
     NonNegativeFloat,
     PositiveInt,
     ValidationError,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 
 from pytest_kvcache.errors import ConfigError
 from pytest_kvcache.strict import Strict
-from pytest_kvcache.workload.json_values import refuse_other_files
+from pytest_kvcache.workload.json_values import not_utf8, refuse_other_files
 
 BLOCK_TOKENS = 512
 
@@ -87,6 +89,9 @@ _NAMES = {
     "output_length": ("output_length", "output_tokens", "osl"),
     "delay": ("delay", "delay_ms"),
 }
+#: Blocks' hashes are 64 bits, which some tools write with a sign and others without.
+HashId = Annotated[int, Field(strict=True, ge=-(1 << 63), lt=1 << 64)]
+_LINES = "write the trace as JSON lines: one object on each line, a row each"
 
 
 class TraceRow(Strict):
@@ -99,6 +104,8 @@ class TraceRow(Strict):
         hash_ids: One id for each block of those tokens; empty where the row does not say.
         session_id: The session of which the request is a turn; None for a request of its own.
         delay: How long after the answer before it the turn begins, in the trace's unit of time.
+        delay_ms: The same where the key says that it is in milliseconds.
+        block_size: Tokens that a hash id stands for, where the row says it.
         chat_id: A mark of Bailian's traces.
     """
 
@@ -109,12 +116,20 @@ class TraceRow(Strict):
     )
     input_length: PositiveInt = Field(validation_alias=AliasChoices(*_NAMES["input_length"]))
     output_length: PositiveInt = Field(validation_alias=AliasChoices(*_NAMES["output_length"]))
-    hash_ids: tuple[Annotated[int, Field(strict=True)], ...] = ()
+    hash_ids: tuple[HashId, ...] = ()
     session_id: str | int | None = None
     delay: Annotated[NonNegativeFloat, Field(allow_inf_nan=False)] | None = Field(
         default=None, validation_alias=AliasChoices(*_NAMES["delay"])
     )
+    delay_ms: Any = None
+    block_size: Any = Field(default=None, validation_alias=AliasChoices("block_size", "trace_block_size"))
     chat_id: Any = None
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _keeps_its_type(cls, value: Any, info: ValidationInfo) -> Any:
+        # Hash ids have a type of their own, which is strict, and there are millions of them.
+        return value if info.field_name == "hash_ids" else super()._keeps_its_type(value, info)
 
     @model_validator(mode="before")
     @classmethod
@@ -159,7 +174,7 @@ def read(path: Path, block_tokens: int = BLOCK_TOKENS) -> Iterator[NumberedRow]:
                 if text.strip():
                     yield NumberedRow(number, _row(text, f"{path}: line {number}", block_tokens))
     except UnicodeDecodeError as error:
-        raise ConfigError(f"is not UTF-8: {error.reason}", where=str(path), todo="save it as UTF-8") from None
+        raise not_utf8(path, error) from None
     except OSError as error:
         raise ConfigError(f"cannot be read: {error.strerror or error}", where=str(path)) from None
 
@@ -169,15 +184,26 @@ def _row(text: str, where: str, block_tokens: int) -> TraceRow:
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"the line: Invalid JSON: {error}"[:160], where=where) from None
+        raise ConfigError(f"the line: Invalid JSON: {error}"[:160], where=where, todo=_LINES) from None
     if not isinstance(data, dict):
-        raise ConfigError("the line: Input should be an object", where=where)
+        raise ConfigError("the line: Input should be an object", where=where, todo=_LINES)
     try:
         row = TraceRow.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"])) or "the line"
-        raise ConfigError(f"{key}: {first['msg'].removeprefix('Value error, ')}", where=where) from None
+        others = " or ".join(_NAMES.get(key, ())[1:]) if first["type"] == "missing" else ""
+        raise ConfigError(
+            f"{key}: {first['msg'].removeprefix('Value error, ')}",
+            where=where,
+            todo=f"give it that name, or {others}" if others else "",
+        ) from None
+    if row.block_size not in (None, block_tokens):
+        raise ConfigError(
+            f"block_size: is {row.block_size!r:.40}, and a hash id is taken for {block_tokens} tokens",
+            where=where,
+            todo="say workload.block_tokens",
+        )
     blocks = -(-row.input_length // block_tokens)
     if row.hash_ids and len(row.hash_ids) != blocks:
         raise ConfigError(

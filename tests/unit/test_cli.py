@@ -30,3 +30,14 @@ def test_every_subcommand_declares_its_flags(name: str, capsys: pytest.CaptureFi
         cli.main([name, "--help"])
     assert ended.value.code == 0
     assert f"usage: pytest-kvcache {name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_an_interruption_while_a_subcommand_is_imported(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C in the seconds that its imports take ends a command as at any other moment."""
+
+    def interrupted(_: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "import_module", interrupted)
+    assert cli.main([name]) == 130

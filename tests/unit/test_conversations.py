@@ -220,6 +220,8 @@ TALK = json.dumps(talk(1))
         (TALK.encode("utf-16"), "is UTF-16"),
         (gzip.compress(TALK.encode()), "is compressed (gzip)"),
         (b"PAR1....", "is a Parquet file"),
+        (b"ARROW1..", "is an Arrow file"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "is a pointer of Git LFS, and not the file"),
         (b"PK\x03\x04....", "is a zip archive"),
         (b"\0\0\0\0", "entry 1: is not JSON: "),
     ],

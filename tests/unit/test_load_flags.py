@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from pytest_kvcache.commands import load
 from pytest_kvcache.errors import ConfigError, RunError
+from pytest_kvcache.runs.files import replace_whole
 from pytest_kvcache.tiers.catalogue import validate
 from pytest_kvcache.workload.base import Workload
 from pytest_kvcache.workload.mooncake import MooncakeTrace
@@ -198,3 +201,36 @@ def test_a_byte_order_mark_in_a_workload_file(tmp_path: Path, kind: type[Workloa
     workload = made({**NEEDED, **KINDS[kind], flag: str(path)})
     workload.check()
     assert workload.script(40, Words()).conversations
+
+
+@pytest.mark.parametrize(
+    ("name", "there", "message"),
+    [
+        ("rows.csv", os.mkfifo, "rows.csv is no regular file"),
+        ("rows.csv", os.mkdir, "rows.csv is a folder"),
+        ("rows.parquet", os.mkdir, "rows.parquet is a folder"),
+        ("rows.json", os.mkdir, "rows.json is a folder"),
+        ("rows.json", os.mkfifo, "rows.json is no regular file"),
+        ("rows.csv.partial", os.mkdir, "Is a directory"),
+    ],
+)
+def test_what_stands_where_results_go(tmp_path: Path, name: str, there: Callable[[Path], None], message: str) -> None:
+    """A folder or a device in the place of any of the three files is found before the run, and left as it is."""
+    there(tmp_path / name)
+    mode = (tmp_path / name).stat().st_mode
+    with pytest.raises((ConfigError, OSError), match=message):
+        load._check_output(tmp_path / "rows.csv")
+    assert (tmp_path / name).stat().st_mode == mode
+
+
+@pytest.mark.parametrize("length", [*range(236, 252, 2), 300])
+def test_names_of_results_that_are_too_long(tmp_path: Path, length: int) -> None:
+    """A name whose rows or facts could not be written is refused before the run; others leave nothing behind."""
+    output = tmp_path / f"{'x' * (length - 4)}.csv"
+    try:
+        load._check_output(output)
+    except OSError:
+        assert length > 240
+        return
+    for path in (output, output.with_suffix(".parquet"), output.with_suffix(".json")):
+        replace_whole(path, lambda partial: partial.write_text("rows"))

@@ -225,8 +225,29 @@ REFUSED: dict[str, tuple[dict[str, object], list[dict[str, Any]], str]] = {
     "an answer without a length": (
         {"trace_format": "aiperf"},
         [{"input_length": 40, "timestamp": 0}],
-        "line 1: output_length: Field required",
+        "line 1: output_length: Field required\n  -> give it that name, or output_tokens or osl",
     ),
+    "bailian as aiperf": (
+        {"trace_format": "aiperf"},
+        [row(40, timestamp=61.114, chat_id=5)],
+        "line 1: chat_id: is of Bailian's traces",
+    ),
+    "a delay in milliseconds among seconds": (
+        {"trace_format": "aiperf", "time_unit": "s"},
+        [row(40, session_id="a", timestamp=1.5), row(40, session_id="a", delay_ms=2000)],
+        "line 2: delay_ms: is in milliseconds, and the times of the trace are in seconds",
+    ),
+    "blocks of another size, by the row's own word": (
+        {},
+        [row(40, timestamp=0, hash_ids=[1], block_size=64)],
+        "line 1: block_size: is 64, and a hash id is taken for 512 tokens",
+    ),
+    "a hash of more than 64 bits": (
+        {},
+        [row(40, timestamp=0, hash_ids=[1 << 64])],
+        "line 1: hash_ids.0: Input should be less than 18446744073709551616",
+    ),
+    "no rows": ({}, [], "has no rows"),
 }
 
 

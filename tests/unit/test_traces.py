@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -401,6 +402,20 @@ def test_a_large_file_is_not_held(tmp_path: Path) -> None:
         tracemalloc.stop()
     assert path.stat().st_size > 16e6
     assert peak < path.stat().st_size / 10
+
+
+@pytest.mark.parametrize(
+    "bad", ["\u00e9".encode("latin-1"), b"\xed\xa0\xbd", b"\xf0\x9f\x98"], ids=["latin-1", "half", "cut"]
+)
+@pytest.mark.parametrize("before", [0, 1, 3, 5000])
+@pytest.mark.parametrize("read", [sharegpt.read, mooncake.read])
+def test_bytes_that_are_no_utf8(tmp_path: Path, read: Callable[[Path], Any], before: int, bad: bytes) -> None:
+    """A file in another encoding is refused with the line of its first byte that is no UTF-8."""
+    good = json.dumps({**line(0, 5, 1), "conversations": [], "user": "\u00e9\U0001f600"}, ensure_ascii=False) + "\r\n"
+    path = tmp_path / "t"
+    path.write_bytes(good.encode() * before + b'{"user": "' + bad)
+    with pytest.raises(ConfigError, match=rf"t: is not UTF-8: .* \(line {before + 1}\)"):
+        list(read(path))
 
 
 @settings(deadline=None, max_examples=200)
