@@ -11,11 +11,11 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pytest_kvcache.errors import ConfigError
 from pytest_kvcache.showable import visible
@@ -60,10 +60,13 @@ class NothingMeasuredError(ConfigError):
 
 
 class _Load(BaseModel):
-    started_at: float | None = None
+    # A moment that a calendar has: reports name the day.
+    started_at: Annotated[float, Field(ge=0, lt=2**33)] | None = None
 
 
 class _Estimates(BaseModel):
+    model_config = ConfigDict(allow_inf_nan=False)
+
     tokens_per_s: float | None = None
     ttft_mean_s: float | None = None
     decode_tokens_per_s: float | None = None
