@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import io
+import unicodedata
 
 _HANDLER = "pytest_kvcache.plainer"
 
@@ -48,6 +49,21 @@ def inert(text: str) -> str:
     """
     lines = text.split("\n")
     return "\n".join(f"| {line}" if line.lstrip().startswith(_COMMANDS) else line for line in lines)
+
+
+def visible(text: object) -> str:
+    """Return a text with escapes for control characters and for marks that turn the direction of writing.
+
+    Terminals obey the former, and a drawing of a text that XML cannot hold ends the process.
+    """
+    return "".join(_visible(character) for character in str(text))
+
+
+def _visible(character: str) -> str:
+    kind = unicodedata.category(character)
+    if character in "\n\t":
+        return character
+    return f"\\u{ord(character):04x}" if kind in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp") else character
 
 
 def _plainer(error: UnicodeError) -> tuple[str | bytes, int]:

@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--to", choices=FORMATS, required=True, metavar="FORMAT", help=", ".join(FORMATS))
     parser.add_argument(
         "--output",
-        type=argument,
+        type=_output,
         metavar="FILE",
         help="a file, or a folder for a file a load (default: standard output)",
     )
@@ -62,6 +62,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--job", default=otlp.JOB, metavar="NAME", help="group of --push, or service.name of OTLP (%(default)s)"
     )
+
+
+def _output(text: str) -> tuple[Path, bool]:
+    """Return the path of `--output`, and whether it is a folder: a path forgets the / at its end."""
+    path = argument(text)
+    return path, text.endswith("/") or path.is_dir() or not path.suffix
 
 
 def run(args: argparse.Namespace, say: Say) -> int:
@@ -87,14 +93,15 @@ def run(args: argparse.Namespace, say: Say) -> int:
     if args.to in _TOGETHER:
         ending, write = _TOGETHER[args.to]
         return _write({f"kvcache{ending}": write(loads)}, args.output, say)
-    if len(loads) > 1 and not _is_folder(args.output):
+    path, is_folder = args.output or (None, False)
+    if len(loads) > 1 and not is_folder:
         raise ConfigError(
             f"{args.to} has a file for each load, and there are {len(loads)}",
             where="--output",
             todo="name a folder (with / at its end, or one that is there), or choose by --tier and --context",
         )
     # JSON where a file's name says so, as llm-d's own loader takes either.
-    as_json = args.output is not None and args.output.suffix == ".json" and not args.output.is_dir()
+    as_json = path is not None and path.suffix == ".json" and not is_folder
     return _write(dict(_file(load, args.to, as_json=as_json) for load in loads), args.output, say)
 
 
@@ -119,22 +126,15 @@ def _file(load: LeftLoad, to: str, *, as_json: bool) -> tuple[str, str]:
     return f"{load.name}.yaml", yaml.safe_dump(report, sort_keys=False, allow_unicode=True)
 
 
-def _is_folder(output: Path | None) -> bool:
-    return output is not None and (output.is_dir() or not output.suffix)
-
-
-def _write(files: dict[str, str], output: Path | None, say: Say) -> int:
+def _write(files: dict[str, str], output: tuple[Path, bool] | None, say: Say) -> int:
     if output is None:
         for content in files.values():
             say(content.removesuffix("\n"))
         return 0
-    if not _is_folder(output):
-        output.absolute().parent.mkdir(parents=True, exist_ok=True)
-        write_text(output, next(iter(files.values())))
-        say(f"written: {output}")
-        return 0
-    output.mkdir(parents=True, exist_ok=True)
+    path, is_folder = output
     for name, content in files.items():
-        write_text(output / name, content)
-        say(f"written: {output / name}")
+        target = path / name if is_folder else path
+        target.absolute().parent.mkdir(parents=True, exist_ok=True)
+        write_text(target, content)
+        say(f"written: {target}")
     return 0

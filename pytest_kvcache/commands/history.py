@@ -17,6 +17,7 @@ from pytest_kvcache.history import index, moves
 from pytest_kvcache.history.moves import State
 from pytest_kvcache.load.table import first_line
 from pytest_kvcache.paths import argument
+from pytest_kvcache.showable import visible
 from pytest_kvcache.verdict.metrics import DEFAULT_METRICS
 
 Say = Callable[[str], None]
@@ -51,8 +52,20 @@ def run(args: argparse.Namespace, say: Say) -> int:
     runs = Path(located(args).runs)
     table = index.read(runs)
     if args.sql:
-        return _query(table, args.sql, say)
-    rows = index.frame(table)
+        return _query(table, args.sql, lambda text: say(visible(text)))
+    _print(index.frame(table), runs, args, lambda line: say(visible(line.replace("\n", " "))))
+    return 0
+
+
+def _print(rows: pd.DataFrame, runs: Path, args: argparse.Namespace, say: Say) -> None:
+    """Print the states of each cell that is named; raises as `run` does.
+
+    Args:
+        rows: Of `index.frame`.
+        runs: Where they are from.
+        args: Of the command.
+        say: Prints a line. Names, commits and versions come from files that others may have made.
+    """
     damaged = rows[rows["error"] != ""]
     for row in damaged.head(3).itertuples():
         say(f"left out: {row.path}: {row.error}")
@@ -73,7 +86,6 @@ def run(args: argparse.Namespace, say: Say) -> int:
         say(f"{'/'.join(map(str, parts))}{f' on {machine}' if machine else ''}: {len(of_cell)} loads")
         for figure in args.figure or _FIGURES:
             _tell(moves.states(of_cell, figure), figure, args.last, say)
-    return 0
 
 
 def _tell(states: list[State], figure: str, last: int, say: Say) -> None:

@@ -34,7 +34,7 @@ def run(args: argparse.Namespace, say: Say) -> int:
     """Read all files, then write the run; nothing is written where one of them cannot be read.
 
     Raises:
-        ConfigError: A flag has a wrong value.
+        ConfigError: A flag has a wrong value, or two files are the same.
         ResultsError: A file is none of the tool's, is of an unknown version, or has a wrong value.
         OSError: The run's folder cannot be written.
     """
@@ -54,6 +54,11 @@ def run(args: argparse.Namespace, say: Say) -> int:
         )
         for path, series in read
     ]
+    known: dict[str, str] = {}
+    for imported, _ in files:
+        if imported.sha256 in known:
+            raise ConfigError(f"is {known[imported.sha256]} again, and a boot counts once", where=imported.file)
+        known[imported.sha256] = imported.file
     told = Told(args.label.strip(), args.context, args.machine, args.model)
     written = folder.write(located(args).runs, told, files)
     for path, series in read:

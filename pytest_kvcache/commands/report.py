@@ -82,7 +82,8 @@ def run(args: argparse.Namespace, say: Say) -> int:
                 return 0
             write_text(path, text)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot be written: {error}", where=str(path)) from None
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(f"cannot be written: {why}", where=str(path)) from None
     say(f"\nreport: {path}")
     return 0
 
@@ -111,7 +112,8 @@ def _output(kind: str | None, path: Path | None) -> tuple[str, Path]:
 
 def _print_tables(rows: pd.DataFrame, against: tuple[str, ...], left_out: list[str], say: Say) -> None:
     table = series.means(rows)
-    say(table.to_string(index=False, float_format="{:.4g}".format, na_rep="-"))
+    none = "no figure may rest on any boot: all of them are invalid"
+    say(none if table.empty else table.to_string(index=False, float_format="{:.4g}".format, na_rep="-"))
     for other in against:
         if found := compared.changes(rows, against=other):
             text = compared.table(found).to_string(index=False)

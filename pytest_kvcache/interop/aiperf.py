@@ -1,6 +1,6 @@
-"""Reads `profile_export.jsonl` of aiperf: a record for each request, since aiperf 0.2 (looked up in 0.2 and 0.13).
+"""Reads `profile_export.jsonl` of aiperf: a record for each request, since aiperf 0.2 (looked up in 0.2 to 0.14).
 
-The file has no version of its own. Beside it lies `profile_export_aiperf.json`, whose schema has one (1.0 to 1.4 so
+The file has no version of its own. Beside it lies `profile_export_aiperf.json`, whose schema has one (1.0 to 1.5 so
 far); where that is there it is checked, and it tells the version of aiperf and the model.
 """
 
@@ -51,7 +51,7 @@ class _Error(Foreign):
 
 class _Record(Foreign):
     metadata: _Metadata
-    metrics: dict[str, _Value] = Field(default_factory=dict)
+    metrics: dict[str, _Value]
     error: _Error | None = None
 
 
@@ -105,7 +105,7 @@ def _refuse_others(content: bytes, path: Path) -> None:
         return
     if "experiments" in whole:
         what = "is profile_export.json of genai-perf, which this version does not read"
-    elif "schema_version" in whole or "input_config" in whole:
+    elif "input_config" in whole:
         what = f"is {_SUMMARY}, which has statistics and no TTFT per request"
     else:
         what = f"is no {NAME} of aiperf"
@@ -124,12 +124,21 @@ def _beside(path: Path) -> tuple[str, str]:
     schema = summary.schema_version or f"{_SCHEMA}.0"
     if schema.partition(".")[0] != _SCHEMA:
         raise ResultsError(
-            f"schema_version: is {schema!r:.40}; expected {_SCHEMA}.x, of aiperf 0.2 to 0.13", where=str(path)
+            f"schema_version: is {schema!r:.40}; expected {_SCHEMA}.x, of aiperf 0.2 to 0.14", where=str(path)
         )
-    endpoint = summary.input_config.get("endpoint")
-    names = endpoint.get("model_names") if isinstance(endpoint, dict) else None
-    model = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
-    return summary.aiperf_version or "", model
+    return summary.aiperf_version or "", _model(summary.input_config)
+
+
+def _model(config: dict[str, Any]) -> str:
+    """Return the first model: `endpoint.model_names`, which became `models.items`; "" where neither is there."""
+    for place, key in (("endpoint", "model_names"), ("models", "items")):
+        inner = config.get(place)
+        found = inner.get(key) if isinstance(inner, dict) else None
+        first = found[0] if isinstance(found, list) and found else None
+        name = first.get("name") if isinstance(first, dict) else first
+        if isinstance(name, str):
+            return name
+    return ""
 
 
 def _row(record: _Record, user: int, where: str) -> RequestRecord:

@@ -132,16 +132,23 @@ def find(
         ResultsError: There is none.
     """
     folders, found, left_out = list(runs), [], []
+    known: dict[tuple[str, ...], Path] = {}
+    cells: set[str] = set()
     for path in sorted({path.absolute() for folder in folders for path in folder.rglob(PATTERN)}):
         try:
             load = read(path)
         except ResultsError as error:
             left_out.append(str(error))
             continue
+        cells.add(f"{load.tier}/{load.context_tokens}")
         if (tiers and load.tier not in tiers) or (contexts and load.context_tokens not in contexts):
             continue
+        # Labels and names of files are made of these: a second load of the same ones would take the first one's place.
+        first = known.setdefault(path.parts[-5:-1], path)
         if load.facts.faults:
             left_out.append(f"{path}: invalid: {load.facts.faults[0]}")
+        elif first != path:
+            left_out.append(f"{path}: has the run, tier, boot and context of {first}: rename its run's folder")
         else:
             found.append(load)
     if not found:
@@ -150,7 +157,7 @@ def find(
         raise ResultsError(
             what + (f": {'; '.join(left_out)}" if left_out else ""),
             where=", ".join(map(str, folders)),
-            todo="name a folder of .kvcache/runs",
+            todo=f"there are {', '.join(sorted(cells))}" if cells else "name a folder of .kvcache/runs",
         )
     return found, left_out
 

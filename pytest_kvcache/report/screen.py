@@ -89,7 +89,7 @@ def table(results: Sequence[CellResult], *, width: int, colour: bool, glyphs: bo
         row.append(Text(outcome(result), style=_STYLES.get(found, "")))
         shown.add_row(*row)
     lines = _render(shown, width=width, colour=colour)
-    return [*lines, *_legend(results, with_bar=with_bar, glyphs=glyphs)]
+    return [*lines, *_legend(results, with_bar=with_bar, with_change=with_change, glyphs=glyphs)]
 
 
 def bar(tokens: Tokens, *, glyphs: bool) -> str:
@@ -138,11 +138,11 @@ def _first(each: GateVerdict) -> str:
     return each.line.partition("\n")[0]
 
 
-def _legend(results: Sequence[CellResult], *, with_bar: bool, glyphs: bool) -> list[str]:
-    lines = []
-    if with_bar:
-        signs = ("█ device  ▓ L1  ▒ L2  ░ computed") if glyphs else "D device  1 L1  2 L2  . computed"
-        lines.append(f"KV from: {signs}; changes: + is worse, [at least, at most]")
+def _legend(results: Sequence[CellResult], *, with_bar: bool, with_change: bool, glyphs: bool) -> list[str]:
+    signs = ("█ device  ▓ L1  ▒ L2  ░ computed") if glyphs else "D device  1 L1  2 L2  . computed"
+    told = [f"KV from: {signs}"] if with_bar else []
+    told += ["changes: + is worse, [at least, at most]"] if with_change else []
+    lines = ["; ".join(told)] if told else []
     if any(result.suspicions for result in results):
         lines.append("! suspect: why, below")
     labels = dict.fromkeys(result.label for result in results if _stands_in(result))

@@ -11,13 +11,14 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pytest_kvcache.errors import ConfigError
+from pytest_kvcache.showable import visible
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,13 @@ class NothingMeasuredError(ConfigError):
 
 
 class _Load(BaseModel):
-    started_at: float | None = None
+    # A moment that a calendar has: reports name the day.
+    started_at: Annotated[float, Field(ge=0, lt=2**33)] | None = None
 
 
 class _Estimates(BaseModel):
+    model_config = ConfigDict(allow_inf_nan=False)
+
     tokens_per_s: float | None = None
     ttft_mean_s: float | None = None
     decode_tokens_per_s: float | None = None
@@ -133,7 +137,7 @@ def read(runs: Iterable[Path]) -> pd.DataFrame:
     table = pd.DataFrame(rows).sort_values(["imported", "started_at"], kind="stable", ignore_index=True)
     # Where all answers have one token, no boot has a decode throughput.
     table = table.astype({figure.key: "float64" for figure in FIGURES})
-    table.attrs["left_out"] = left_out
+    table.attrs["left_out"] = [_line(line) for line in left_out]
     return table
 
 
@@ -176,18 +180,23 @@ def _row(path: Path, facts: _Facts) -> dict[str, Any] | None:
     gpus = keys["hardware.gpus"]
     started_at = facts.load.started_at
     row = {
-        "label": f"{facts.label} ({arm.upper()})" if arm else facts.label,
+        "label": _line(f"{facts.label} ({arm.upper()})" if arm else facts.label),
         "context_tokens": int(keys[_AXIS]),
         # A load that was cut short before it told its start counts from when that was written down.
         "started_at": path.stat().st_mtime if started_at is None else started_at,
-        "faults": "; ".join(facts.faults),
-        "model": keys["serving.model"],
-        "hardware": f"{keys['hardware.cores']} cores of {keys['hardware.cpu']}" if gpus == "none" else gpus,
-        "workload": ", ".join(asked),
+        "faults": _line("; ".join(facts.faults)),
+        "model": _line(keys["serving.model"]),
+        "hardware": _line(f"{keys['hardware.cores']} cores of {keys['hardware.cpu']}" if gpus == "none" else gpus),
+        "workload": _line(", ".join(asked)),
         "imported": facts.imported is not None,
         "source": str(path),
     }
     return row | facts.estimates.model_dump()
+
+
+def _line(text: str) -> str:
+    """Return a text of a run's file as one line that a table, a chart and a terminal can show."""
+    return " ".join(visible(text).split())
 
 
 def means(rows: pd.DataFrame) -> pd.DataFrame:

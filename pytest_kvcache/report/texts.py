@@ -17,7 +17,8 @@ from pytest_kvcache.report.series import FIGURES, YARDSTICKS
 
 #: Of the JSON; raised where a key changes its meaning or goes.
 SCHEMA = 1
-_SPECIAL = str.maketrans({c: f"\\{c}" for c in "\\`*_[]<>|#"} | {"\n": " ", "\r": " "})
+#: A name after an @ would be notified where GitHub shows the text; it would be so behind a backslash too.
+_SPECIAL = str.maketrans({c: f"\\{c}" for c in "\\`*_[]<>|#~$&"} | {"@": "&#64;&#8203;", "\n": " ", "\r": " "})
 
 
 def markdown(

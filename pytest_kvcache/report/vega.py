@@ -109,7 +109,7 @@ def draw(spec: Spec, path: Path) -> Path:
         OSError: It could not be written.
         ValueError: The suffix is none that can be drawn, or the chart cannot be drawn.
     """
-    kind = path.suffix.removeprefix(".")
+    kind = path.suffix.removeprefix(".").lower()
     if kind not in SUFFIXES:
         raise ValueError(f"{path.name}: a chart is .svg, .png or .pdf")
     content = _drawn(spec, kind)

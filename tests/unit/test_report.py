@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -121,6 +122,10 @@ WRONG = [
     (("estimates",), "x"),
     (("estimates", "tokens_per_s"), "fast"),
     (("estimates", "tokens_per_s"), [1.0]),
+    (("estimates", "ttft_mean_s"), math.inf),
+    (("estimates", "decode_tokens_per_s"), math.nan),
+    (("load", "started_at"), 1e308),
+    (("load", "started_at"), -1.0),
     (("faults",), "none"),
     (("faults",), [1]),
     (("load",), []),
@@ -198,11 +203,14 @@ def test_the_chart_has_a_line_a_tier_and_says_what_it_leaves_out(run: Path, tmp_
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again.svg", "c.svg", "runs"]
 
 
-def test_runs_without_a_valid_boot_still_have_a_chart(tmp_path: Path) -> None:
-    """It is empty and says why, in place of an error at the end of a session."""
+def test_runs_without_a_valid_boot_still_have_a_chart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is empty and says why, in place of an error at the end of a session; the suffix may have capitals."""
     left(tmp_path / "r", "gpu", 1000, 1.0, faults=["no request was sent"])
     words = texts(chart.draw(series.read([tmp_path / "r"]), tmp_path / "c.svg"))
     assert any("not shown, invalid: gpu at 1000" in text for text in words)
+    assert main(["report", str(tmp_path / "r"), "--output", str(tmp_path / "c.SVG")]) == 0
+    assert texts(tmp_path / "c.SVG") == words
+    assert capsys.readouterr().out.startswith("no figure may rest on any boot: all of them are invalid\n")
 
 
 def test_the_command_takes_the_newest_run(
@@ -280,7 +288,7 @@ def test_a_session_of_which_nothing_is_left(tmp_path: Path, capsys: pytest.Captu
         ([], "no run is there"),
         (["nowhere"], "no boot was measured there"),
         (["runs", "--output", "c.xyz"], "its suffix is no format"),
-        (["runs", "--output", "no/such/folder.svg"], "cannot be written"),
+        (["runs", "--output", "no/such/folder.svg"], "folder.svg: cannot be written: No such file or directory\n"),
     ],
 )
 def test_the_command_says_what_is_wrong(

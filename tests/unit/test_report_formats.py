@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -102,7 +104,10 @@ def test_published_figures_are_marked_and_only_there_when_asked_for(boots: Path)
     assert "ublished" not in texts.markdown(rows)
 
 
-@pytest.mark.parametrize("name", ["a|b", "<img src=x>", "[x](y)", "two\nlines", "`code`", "\x1b[31m", "\u202etxt"])
+@pytest.mark.parametrize(
+    "name",
+    ["a|b", "<img src=x>", "[x](y)", "two\nlines", "`code`", "\x1b[31m", "\u202etxt", "~~x~~", "$x$", "&lt;", "@team"],
+)
 def test_names_are_text_in_markdown(tmp_path: Path, name: str) -> None:
     """No name of a tier opens a cell, a tag, a link or a line, or moves the terminal."""
     path = left(tmp_path, "gpu", 1000, 5.0)
@@ -111,7 +116,22 @@ def test_names_are_text_in_markdown(tmp_path: Path, name: str) -> None:
     rows = [line for line in said.splitlines() if line.startswith("| ")]
     assert len({line.replace("\\|", "").count("|") for line in rows}) == 1
     assert not set("\x1b\u202e") & set(said)
-    assert "<img" not in said.replace("\\<", "")
+    assert not re.search(r"(?<!\\)(<img|~~x|\$x|&lt;)|@team", said)
+
+
+def test_names_that_no_terminal_and_no_xml_can_hold_are_drawn_as_escapes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Control characters in labels, models and machines reach neither terminal nor chart: drawing them ends Python."""
+    hostile = "a\x00\x08\x1b[31m\u202e\ufffe\ufdd0\x9b&<b>"
+    path = left(tmp_path / "1", "gpu", 1000, 5.0)
+    facts = json.loads(path.read_text())
+    keys = facts["comparability"] | {"serving.model": hostile, "hardware.gpus": hostile, "workload.users": hostile}
+    path.write_text(json.dumps(facts | {"label": hostile, "comparability": keys}))
+    assert main(["report", str(tmp_path), "--output", str(tmp_path / "c.svg"), "--reference"]) == 0
+    assert not set("\x00\x08\x1b\u202e\x9b") & set(capsys.readouterr().out)
+    drawn = "".join(ElementTree.fromstring((tmp_path / "c.svg").read_text()).itertext())  # noqa: S314 - our own
+    assert "\\u001b[31m" in drawn
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,7 @@ def test_no_line_of_the_table_is_wider_than_the_terminal(width: int, glyphs: boo
     assert ("█" in text) == (glyphs and width >= 72)
     assert glyphs or text.isascii()
     assert f"* {LONG}" in lines
+    assert any("+ is worse" in line for line in lines) == any("against" in line for line in lines)
 
 
 def test_a_row_says_what_changed_and_by_how_much() -> None:

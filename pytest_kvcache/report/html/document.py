@@ -12,9 +12,10 @@ import pandas as pd
 from pytest_kvcache.report import chart, series, vega, verdict_file
 from pytest_kvcache.report.html import breakdown, facts, history, ledger, overview, timeline, ttft, verdicts
 from pytest_kvcache.report.html.loads import Load, read_loads
-from pytest_kvcache.report.html.page import FILE, Figure, Section, shown
+from pytest_kvcache.report.html.page import FILE, Figure, Section
 from pytest_kvcache.report.series import YARDSTICKS
 from pytest_kvcache.runs.files import write_text
+from pytest_kvcache.showable import visible
 
 #: Of the report in a run's folder.
 NAME = "report.html"
@@ -44,9 +45,6 @@ def write(
         OSError: It could not be written.
         ConfigError: The plugin's folder, which keeps the script of all pages, cannot be written.
     """
-    measured = measured.assign(
-        **{name: measured[name].map(shown) for name in ("label", "model", "hardware", "workload")}
-    )
     loads, unread = read_loads(measured)
     found = sections(measured, loads, against=against, reference=reference, still=still)
     text = html(
@@ -117,7 +115,7 @@ def html(
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_FOLDER), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
-    environment.filters["shown"] = shown
+    environment.filters["shown"] = visible
     charts = {figure.key: _chart(figure) for each in found for figure in each.figures}
     return environment.get_template("page.html.j2").render(
         title=title,

@@ -23,7 +23,7 @@ _ROWS, _GPUS, _PROBES = "requests.parquet", "gpus.parquet", "probes.json"
 
 
 class _Lenient(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
 
 
 class LoadFacts(_Lenient):

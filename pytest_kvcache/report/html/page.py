@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -110,15 +109,3 @@ def number(value: float | None, digits: int = 4) -> str:
 def listed(words: Sequence[str]) -> str:
     """Return words as a sentence has them."""
     return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]])) if words else "nothing"
-
-
-def shown(text: object) -> str:
-    """Return text without what a page must not have: control characters, and marks that turn the direction of text."""
-    return "".join(_visible(character) for character in str(text))
-
-
-def _visible(character: str) -> str:
-    kind = unicodedata.category(character)
-    if character in "\n\t":
-        return character
-    return f"\\u{ord(character):04x}" if kind in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp") else character

@@ -97,6 +97,23 @@ def test_queries_of_one_s_own(runs: Path, capsys: Printed) -> None:
     assert "--sql: DuckDB: " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", [(), ("--sql", "select profile, machine, commit, versions from loads")])
+def test_names_steer_no_terminal(runs: Path, capsys: Printed, command: tuple[str, ...]) -> None:
+    """Control characters and line ends in what a run.json says are shown as text, within their line."""
+    assert history(runs, *command) == 0
+    plain = capsys.readouterr().out
+    hostile = "\x1b[2J\x9b\u202e\nx"
+    for at in (7, 8):
+        session = {"profile": f"q{hostile}", "machine": hostile, "commit": f"{at}{hostile}"}
+        left(runs / f"run-{at}", session=session, versions={hostile: f"{at}{hostile}"}, load={"started_at": 1.8e9 + at})
+    assert history(runs, *command) == 0
+    found = capsys.readouterr().out
+    assert "\\u001b[2J" in found
+    assert not set("\x1b\x9b\u202e") & set(found)
+    assert not [line for line in found.splitlines() if line.startswith("x")]
+    assert len(found.splitlines()) > len(plain.splitlines())
+
+
 def test_an_unknown_cell_and_folder_are_named(runs: Path, capsys: Printed) -> None:
     """The error says which cells are there."""
     assert history(runs, "s3/1") == 1

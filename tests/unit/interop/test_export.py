@@ -175,6 +175,33 @@ def test_several_loads_need_a_folder(tmp_path: Path, capsys: Printed) -> None:
     assert yaml.safe_load(exported(tmp_path / "1", "llm-d", capsys, "--context", "1000"))["version"] == "0.2"
 
 
+@pytest.mark.parametrize(("name", "is_folder"), [("v0.2/", True), ("out", True), ("there.d", True), ("a.yaml", False)])
+def test_a_folder_is_told_from_a_file(tmp_path: Path, name: str, is_folder: bool) -> None:
+    """A path that ends with /, has no suffix or is a folder already takes a file a load; any other one is the file."""
+    left(tmp_path / "1")
+    (tmp_path / "there.d").mkdir()
+    assert main(["export", str(tmp_path / "1"), "--to", "llm-d", "--output", f"{tmp_path}/{name}"]) == 0
+    assert (tmp_path / name).is_dir() is is_folder
+
+
+def test_no_load_takes_the_place_of_another(tmp_path: Path, capsys: Printed) -> None:
+    """A copy of a run, whose labels and file names would be the same, is left out and named; a renamed one is not."""
+    for folder in ("a/1", "b/1", "b/2"):
+        left(tmp_path / folder)
+    assert main(["export", str(tmp_path / "a"), str(tmp_path / "b"), "--to", "openmetrics"]) == 0
+    out, err = capsys.readouterr()
+    assert [line.count("kvcache_load_info{") for line in out.splitlines() if "load_info{" in line] == [1, 1]
+    assert err.startswith(f"left out: {tmp_path}/b/1/pnfs/boot-1/context-9000/run.json: has the run, tier, boot and")
+    assert len(err.splitlines()) == 1
+
+
+def test_an_unknown_tier_or_length_names_those_that_are_there(tmp_path: Path, capsys: Printed) -> None:
+    """The error says which cells the runs have."""
+    left(tmp_path / "1")
+    assert main(["export", str(tmp_path / "1"), "--to", "llm-d", "--tier", "s3"]) == 1
+    assert "there is no valid load of s3\n  -> there are pnfs/9000" in capsys.readouterr().err
+
+
 def test_invalid_and_damaged_loads_are_left_out_and_named(tmp_path: Path, capsys: Printed) -> None:
     """What no figure may rest on is in no export; standard error names it, and standard output stays clean."""
     left(tmp_path / "1", "gpu")

@@ -117,11 +117,10 @@ WHOLE = [
 ]
 
 
-def imported(path: Path, tool: str, *more: str, files: int = 1) -> int:
-    """Run the command on a file, once or several times, in its folder; return the exit code."""
+def imported(path: Path, tool: str, *more: str) -> int:
+    """Run the command on a file, in its folder; return the exit code."""
     runs = f"--kv-runs={path.parent / 'runs'}"
-    named = [str(path)] * files
-    return main(["import", *named, "--from", tool, "--label", "pnfs", "--context", "9000", runs, *more])
+    return main(["import", "--from", tool, "--label", "pnfs", "--context", "9000", runs, str(path), *more])
 
 
 def of(path: Path) -> list[Path]:
@@ -174,19 +173,26 @@ def test_what_is_no_finished_request_of_aiperf(tmp_path: Path, capsys: Printed) 
     assert rows["error"][3] == "503 busy"
 
 
-def test_aiperf_s_summary_tells_version_and_model(tmp_path: Path) -> None:
-    """The file beside the records is read where it is there."""
+@pytest.mark.parametrize(
+    ("version", "schema", "config", "model"),
+    [
+        ("0.2.0", "1.0", {"endpoint": {"model_names": ["m"]}}, "m"),
+        ("0.14.0", "1.5", {"models": {"items": [{"name": "m"}]}, "endpoint": {"urls": ["http://h"]}}, "m"),
+        ("0.14.0", "1.5", {"models": {"items": [3]}, "endpoint": 3}, "not told"),
+        ("0.14.0", "1.5", {}, "not told"),
+    ],
+)
+def test_aiperf_s_summary_tells_version_and_model(
+    tmp_path: Path, version: str, schema: str, config: dict[str, Any], model: str
+) -> None:
+    """The file beside the records is read where it is there, wherever its version has the model."""
     path = tmp_path / "profile_export.jsonl"
     path.write_text(aiperf())
-    summary = {
-        "schema_version": "1.4",
-        "aiperf_version": "0.13.0",
-        "input_config": {"endpoint": {"model_names": ["m"]}},
-    }
+    summary = {"schema_version": schema, "aiperf_version": version, "input_config": config}
     (tmp_path / "profile_export_aiperf.json").write_text(json.dumps(summary))
     assert imported(path, "aiperf") == 0
     facts = json.loads((of(path)[0] / "run.json").read_text())
-    assert (facts["imported"]["version"], facts["comparability"]["serving.model"]) == ("0.13.0", "m")
+    assert (facts["imported"]["version"], facts["comparability"]["serving.model"]) == (version, model)
 
 
 def test_each_rate_of_guidellm_is_a_line_of_its_own(tmp_path: Path) -> None:
@@ -212,8 +218,19 @@ def test_several_files_are_boots(tmp_path: Path) -> None:
     """Each file is a boot of the same cell."""
     path = tmp_path / "a.csv"
     path.write_text(reference())
-    assert imported(path, "reference-csv", files=2) == 0
+    again = path.with_name("b.csv")
+    again.write_text(reference().replace("0.25,", "0.26,"))
+    assert imported(path, "reference-csv", str(again)) == 0
     assert [each.parent.name for each in of(path)] == ["boot-1", "boot-2"]
+
+
+def test_a_file_is_one_boot(tmp_path: Path, capsys: Printed) -> None:
+    """A file that is named twice, or a copy of it, is refused: as a second boot it would make a spread of nothing."""
+    path = tmp_path / "a.csv"
+    path.write_text(reference())
+    assert imported(path, "reference-csv", str(path)) == 1
+    assert f"{path}: is {path} again, and a boot counts once" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
 
 
 def test_imported_figures_stand_beside_ours_and_are_held_against_none(tmp_path: Path, capsys: Printed) -> None:
@@ -288,6 +305,8 @@ REFUSED: list[tuple[str, str | bytes, str]] = [
     ("aiperf", '{"experiments": []}', "profile_export.json of genai-perf"),
     ("aiperf", '{"schema_version": "1.0", "input_config": {}}', "has statistics and no TTFT per request"),
     ("aiperf", '{"x": 1}', "is no profile_export.jsonl of aiperf"),
+    ("aiperf", '{"schema_version": "1.1", "data": []}', "is no profile_export.jsonl of aiperf"),
+    ("aiperf", _changed(json.dumps(aiperf_record(0, 0.5)), "metrics", value=...), "line 1: metrics: Field required"),
     ("aiperf", _line("metadata", "request_start_ns", value="now"), "line 1: metadata.request_start_ns: "),
     ("aiperf", _line("metadata", "request_start_ns", value=...), "line 1: metadata.request_start_ns: "),
     ("aiperf", _line("metadata", "benchmark_phase", value=3), "line 1: metadata.benchmark_phase: "),
@@ -346,7 +365,7 @@ def test_an_unknown_schema_of_aiperf_s_summary_is_refused(tmp_path: Path, capsys
     path.write_text(aiperf())
     (tmp_path / "profile_export_aiperf.json").write_text('{"schema_version": "2.0"}')
     assert imported(path, "aiperf") == 1
-    assert "schema_version: is '2.0'; expected 1.x, of aiperf 0.2 to 0.13" in capsys.readouterr().err
+    assert "schema_version: is '2.0'; expected 1.x, of aiperf 0.2 to 0.14" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("more", [["--context", "0"], ["--label", ""], ["--label", "a\nb"], ["--label", "x" * 81]])
