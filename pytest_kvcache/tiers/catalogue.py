@@ -28,6 +28,7 @@ _WANTED = {
     "model_type": "must be a table",
     "string_type": "must be a text",
     "path_type": "must be a path",
+    "float_parsing": "must be a number",
 }
 
 Table = dict[str, Any]
@@ -64,9 +65,8 @@ class Catalogue:
         try:
             return self.profiles[name]
         except KeyError:
-            raise ConfigError(
-                f"unknown profile {name!r}; known: {', '.join(self.profiles)}", where="--kv-profile"
-            ) from None
+            told = f"unknown profile {name!r}; known: {', '.join(self.profiles)}"
+            raise ConfigError(told, where="--kv-profile", todo=self._place_of("profile")) from None
 
     def select(self, names: Sequence[str], *, option: str = "--tier") -> list[Tier]:
         """Return the tiers `names`, or all tiers where `names` is empty, in the catalogue's order.
@@ -79,9 +79,12 @@ class Catalogue:
             raise ConfigError(
                 f"unknown tier {', '.join(map(repr, unknown))}; known: {', '.join(self.tiers)}",
                 where=option,
-                todo="a tier of your own is a [tiers.NAME] table in kvcache.toml",
+                todo=self._place_of("tier"),
             )
         return [t for n, t in self.tiers.items() if not names or n in names]
+
+    def _place_of(self, what: str) -> str:
+        return f"a {what} of your own is a [{what}s.NAME] table in {self.source or 'kvcache.toml, which was not found'}"
 
 
 def load(source: Path | None) -> Catalogue:
@@ -259,19 +262,34 @@ def validate(model: type[M], data: Table, where: str, folder: Path | None = None
     try:
         return model.model_validate(data, context={"folder": folder})
     except ValidationError as error:
-        lines = [_finding(model, e["loc"], e, where) for e in error.errors()]
+        found: dict[str, list[str]] = {}
+        for each in error.errors():
+            loc = _place(data, each)
+            found.setdefault(dotted(*loc), []).append(_finding(model, loc, each))
+        lines = [
+            f"{where}{'.' if key else ''}{key}: {'; or '.join(dict.fromkeys(told))}" for key, told in found.items()
+        ]
         raise ConfigError("\n".join(lines), todo="see docs/configuration.md for every key") from error
 
 
-def _finding(model: type[BaseModel], loc: tuple[int | str, ...], error: Any, where: str) -> str:
-    key = dotted(*loc)
+def _place(data: Any, error: Any) -> tuple[int | str, ...]:
+    """Return where in `data` a finding is: pydantic's place less the names of types that it adds for unions."""
+    place: list[int | str] = []
+    for part in error["loc"]:
+        at_key = isinstance(data, dict) and part in data
+        if at_key or (isinstance(data, list) and isinstance(part, int) and part < len(data)):
+            place.append(part)
+            data = data[part]
+    return (*place, error["loc"][-1]) if error["type"] == "missing" else tuple(place)
+
+
+def _finding(model: type[BaseModel], loc: tuple[int | str, ...], error: Any) -> str:
     if error["type"] == "extra_forbidden":
-        allowed = ", ".join(sorted(_fields_at(model, loc[:-1]) - {"name", "tier"}))
-        return f"{where}.{key}: unknown key; allowed: {allowed}"
+        return f"unknown key; allowed: {', '.join(sorted(_fields_at(model, loc[:-1]) - {'name', 'tier'}))}"
     if error["type"] == "literal_error":
-        return f"{where}.{key}: {error['input']!r:.80} is not allowed; allowed: {error['ctx']['expected']}"
-    what = _WANTED.get(error["type"]) or error["msg"].removeprefix("Value error, ")
-    return f"{where}{'.' if key else ''}{key}: {what}"
+        return f"{error['input']!r:.80} is not allowed; allowed: {error['ctx']['expected']}"
+    told: str = _WANTED.get(error["type"]) or error["msg"]
+    return told.removeprefix("Value error, ")
 
 
 def _fields_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> set[str]:
