@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from pytest_kvcache.config.attach import Attach
 from pytest_kvcache.config.profile import Profile
 from pytest_kvcache.errors import ConfigError
+from pytest_kvcache.project_code import loaded
 from pytest_kvcache.serving.tier import Tier
 from pytest_kvcache.tiers.registry import imported, tier_kinds
 from pytest_kvcache.workload.registry import DEFAULT_KIND, workload_kinds
@@ -205,7 +206,11 @@ def _profile(name: str, table: Table, key: str, folder: Path | None) -> Profile:
         kind = workload.get("kind", DEFAULT_KIND)
         if not isinstance(kind, str) or kind not in kinds:
             raise ConfigError(f"{kind!r:.80} is not allowed; allowed: {', '.join(kinds)}", where=f"{key}.workload.kind")
-        table = {**table, "workload": validate(kinds[kind].load(), workload, f"{key}.workload", folder)}
+        try:
+            model = loaded(kinds[kind])
+        except ValueError as error:
+            raise ConfigError(str(error), where=f"{key}.workload.kind") from error
+        table = {**table, "workload": validate(model, workload, f"{key}.workload", folder)}
     return validate(Profile, {"name": name, **table}, key, folder)
 
 
@@ -236,15 +241,14 @@ def _deployments(user: Table, tiers: Mapping[str, Tier], where: str, folder: Pat
 def _tier_model(table: Table, key: str, folder: Path | None) -> tuple[type[Any], Table]:
     """Return the class of a tier's kind, and the keys that the class gets."""
     kinds, kind = tier_kinds(), table.get("kind")
-    if isinstance(kind, str) and ":" in kind:
-        try:
-            return imported(kind, folder), {k: v for k, v in table.items() if k != "kind"}
-        except ValueError as error:
-            raise ConfigError(str(error), where=key, todo="docs/api.md shows a tier kind of one's own") from error
-    if not isinstance(kind, str) or kind not in kinds:
+    if not isinstance(kind, str) or (":" not in kind and kind not in kinds):
         what = "missing" if kind is None else f"{kind!r:.80} is not allowed"
         raise ConfigError(f"{what}; allowed: {', '.join(kinds)}, or MODULE:CLASS of your own", where=key)
-    return kinds[kind].load(), table
+    try:
+        model = imported(kind, folder)
+    except ValueError as error:
+        raise ConfigError(str(error), where=key, todo="docs/api.md shows a tier kind of one's own") from error
+    return model, {k: v for k, v in table.items() if k != "kind" or ":" not in kind}
 
 
 def validate(model: type[M], data: Table, where: str, folder: Path | None = None) -> M:
