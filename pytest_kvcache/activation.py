@@ -65,7 +65,7 @@ def activate(config: pytest.Config, items: Sequence[pytest.Item]) -> PerfState:
     neighbours.refuse(config, items)
     chosen = resolved(config)
     if chosen is None:
-        raise pytest.UsageError(selection.wrong_configuration(config))
+        raise selection.wrong_configuration_error(config)
 
     def say(line: str) -> None:
         if config.pluginmanager.has_plugin("terminalreporter"):

@@ -15,7 +15,7 @@ _RERUNS = ("reruns", "force_reruns", "force_flaky", "retries")
 
 
 def refuse(config: pytest.Config, items: Sequence[pytest.Item]) -> None:
-    """Refuse a session that would run failed perf tests again, or each of them in a process of its own.
+    """Refuse a session that would run failed perf tests again, each in a process of its own, or in several threads.
 
     Args:
         config: pytest's configuration of the session.
@@ -26,6 +26,8 @@ def refuse(config: pytest.Config, items: Sequence[pytest.Item]) -> None:
     """
     if config.getoption("forked", None):
         raise pytest.UsageError("--forked: perf tests share one pair, and a process for each test would lose it")
+    if str(config.getoption("parallel_threads", None) or 1) != "1":  # of pytest-run-parallel
+        raise pytest.UsageError("--parallel-threads: perf tests measure one pair at a time: set it to 1 for them")
     for name in _RERUNS:
         given = config.getoption(name, None)
         if _number(given):

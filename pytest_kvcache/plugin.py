@@ -119,8 +119,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
         activation.activate(config, wanted)
         activation.prepare(wanted)
-    elif not session.items and selection.names_node_ids(config) and (wrong := selection.wrong_configuration(config)):
-        raise pytest.UsageError(wrong)  # without tiers no test has a name like that of the node id
+    elif not session.items and selection.names_node_ids(config) and selection.wrong_configuration(config):
+        raise selection.wrong_configuration_error(config)  # without tiers no test has a name like that of the node id
     elif not session.testsfailed and not selection.is_distributed(config) and (wanted_for := _unused_option(config)):
         raise pytest.UsageError(wanted_for)
 

@@ -47,6 +47,8 @@ LEFT_OUT = pytest.StashKey[int]()
 NOTHING = pytest.StashKey[str]()
 #: What is wrong with the configuration, so that perf tests have no tiers and contexts.
 WRONG = pytest.StashKey[str]()
+#: Whether that was raised as an error, which pytest shows.
+WRONG_ENDS = pytest.StashKey[bool]()
 _EXPRESSION = pytest.StashKey["tuple[str, Expression | None]"]()
 _NODE_IDS = pytest.StashKey["list[tuple[Path, tuple[str, ...], tuple[str, ...]]]"]()
 #: Names in an expression, as pytest scans it, and quoted text.
@@ -103,6 +105,12 @@ def wrong_configuration(config: pytest.Config) -> str:
     return config.stash.get(WRONG, "")
 
 
+def wrong_configuration_error(config: pytest.Config) -> pytest.UsageError:
+    """Return what is wrong with the configuration as an error to raise; the summary then does not say it again."""
+    config.stash[WRONG_ENDS] = True
+    return pytest.UsageError(wrong_configuration(config))
+
+
 def is_controller(config: pytest.Config) -> bool:
     """Return whether this process is the controller of pytest-xdist, which has its workers run the tests."""
     return is_distributed(config) and not hasattr(config, "workerinput")
@@ -128,7 +136,7 @@ def lines(config: pytest.Config, tier_option: str) -> list[str]:
         ]
     if config.stash.get(NOTHING, ""):
         return [f"ERROR: {config.stash[NOTHING]}"]
-    if wrong := wrong_configuration(config):
+    if (wrong := wrong_configuration(config)) and not config.stash.get(WRONG_ENDS, False):
         return [f"kvcache: the tiers and contexts of perf tests are not known: {wrong}"]
     count = config.stash.get(LEFT_OUT, 0)
     named = any(config.getoption(name, None) for name in ("markexpr", "keyword", "lf", "stepwise"))

@@ -30,6 +30,7 @@ from pytest_kvcache.verdict.metrics import DEFAULT_METRICS
 from pytest_kvcache.verdict.procedure import tier_of
 
 _PREFIX, _SUFFIX = "context-", ".json"
+_NO_FOLDER = "record baselines with `pytest -m perf --record-baselines`, or name their folder with --kv-baselines"
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def scan(root: Path) -> tuple[Found, ...]:
         BaselineError: `root` is not a folder.
     """
     if not root.is_dir():
-        raise BaselineError("is not a folder", where=str(root))
+        raise BaselineError("is not a folder", where=str(root), todo=_NO_FOLDER)
     found = [_look(path, root) for path in root.glob(f"*/*/*/*{_SUFFIX}") if not path.name.startswith(".")]
     return tuple(sorted(found, key=_order))
 

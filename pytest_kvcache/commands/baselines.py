@@ -15,7 +15,7 @@ from pytest_kvcache.commands.located import add_project_arguments, located
 from pytest_kvcache.errors import BaselineError, ConfigError
 from pytest_kvcache.paths import argument
 from pytest_kvcache.tiers import catalogue
-from pytest_kvcache.verdict.cells import SCHEMA, Cell, StoredCell
+from pytest_kvcache.verdict.cells import SCHEMA, Cell, StoredCell, requests_path
 from pytest_kvcache.verdict.interim import Policy
 from pytest_kvcache.verdict.metrics import DEFAULT_METRICS
 
@@ -148,24 +148,29 @@ def _other(text: str) -> str:
 def _prune(args: argparse.Namespace, say: Say) -> int:
     known = catalogue.load(args.located.config)
     found = files.scan(args.kv_baselines)
-    drop = [f.cell for f in found if f.cell is not None and not _is_used(f, known)]
-    paths = files.removable(args.kv_baselines, drop)
+    drop = {f.cell: why for f in found if f.cell is not None and (why := _no_more(f.cell, known))}
+    paths = files.removable(args.kv_baselines, list(drop))
+    of_cells = {cell.path(args.kv_baselines): why for cell, why in drop.items()}
+    whys = of_cells | {requests_path(path): why for path, why in of_cells.items()}
     say(f"configuration: {args.located.config or 'built in'}; baselines: {args.kv_baselines}")
     for path in paths:
-        say(str(path))
+        say(f"{path}: {whys.get(path, 'belongs to no baseline')}")
     if args.yes:
         files.prune(args.kv_baselines, paths)
     say(f"{len(paths)} files {'removed' if args.yes else 'would be removed: --yes removes them'}")
     return 0
 
 
-def _is_used(found: Found, known: catalogue.Catalogue) -> bool:
-    """Whether the configuration still has the cell's profile, tier and context."""
-    if found.cell is None:
-        return True
-    profile = known.profiles.get(found.cell.profile)
-    contexts = profile.workload.context_tokens if profile else ()
-    return found.cell.tier in known.tiers and found.cell.context_tokens in contexts
+def _no_more(cell: Cell, known: catalogue.Catalogue) -> str:
+    """Return what of the cell the configuration has no more, "" where it has all."""
+    profile = known.profiles.get(cell.profile)
+    if profile is None:
+        return f"there is no profile {cell.profile}"
+    if cell.tier not in known.tiers:
+        return f"there is no tier {cell.tier}; keep it if a test brings this tier itself"
+    if cell.context_tokens not in profile.workload.context_tokens:
+        return f"no context of profile {cell.profile}; keep it if a test brings this length itself"
+    return ""
 
 
 def _migrate(args: argparse.Namespace, say: Say) -> int:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from pytest_kvcache.config.attach import Attach
 from pytest_kvcache.config.profile import Profile
 from pytest_kvcache.errors import ConfigError
+from pytest_kvcache.project_code import loaded
 from pytest_kvcache.serving.tier import Tier
 from pytest_kvcache.tiers.registry import imported, tier_kinds
 from pytest_kvcache.workload.registry import DEFAULT_KIND, workload_kinds
@@ -28,6 +29,7 @@ _WANTED = {
     "model_type": "must be a table",
     "string_type": "must be a text",
     "path_type": "must be a path",
+    "float_parsing": "must be a number",
 }
 
 Table = dict[str, Any]
@@ -64,9 +66,8 @@ class Catalogue:
         try:
             return self.profiles[name]
         except KeyError:
-            raise ConfigError(
-                f"unknown profile {name!r}; known: {', '.join(self.profiles)}", where="--kv-profile"
-            ) from None
+            told = f"unknown profile {name!r}; known: {', '.join(self.profiles)}"
+            raise ConfigError(told, where="--kv-profile", todo=self._place_of("profile")) from None
 
     def select(self, names: Sequence[str], *, option: str = "--tier") -> list[Tier]:
         """Return the tiers `names`, or all tiers where `names` is empty, in the catalogue's order.
@@ -79,9 +80,12 @@ class Catalogue:
             raise ConfigError(
                 f"unknown tier {', '.join(map(repr, unknown))}; known: {', '.join(self.tiers)}",
                 where=option,
-                todo="a tier of your own is a [tiers.NAME] table in kvcache.toml",
+                todo=self._place_of("tier"),
             )
         return [t for n, t in self.tiers.items() if not names or n in names]
+
+    def _place_of(self, what: str) -> str:
+        return f"a {what} of your own is a [{what}s.NAME] table in {self.source or 'kvcache.toml, which was not found'}"
 
 
 def load(source: Path | None) -> Catalogue:
@@ -202,7 +206,11 @@ def _profile(name: str, table: Table, key: str, folder: Path | None) -> Profile:
         kind = workload.get("kind", DEFAULT_KIND)
         if not isinstance(kind, str) or kind not in kinds:
             raise ConfigError(f"{kind!r:.80} is not allowed; allowed: {', '.join(kinds)}", where=f"{key}.workload.kind")
-        table = {**table, "workload": validate(kinds[kind].load(), workload, f"{key}.workload", folder)}
+        try:
+            model = loaded(kinds[kind])
+        except ValueError as error:
+            raise ConfigError(str(error), where=f"{key}.workload.kind") from error
+        table = {**table, "workload": validate(model, workload, f"{key}.workload", folder)}
     return validate(Profile, {"name": name, **table}, key, folder)
 
 
@@ -233,15 +241,14 @@ def _deployments(user: Table, tiers: Mapping[str, Tier], where: str, folder: Pat
 def _tier_model(table: Table, key: str, folder: Path | None) -> tuple[type[Any], Table]:
     """Return the class of a tier's kind, and the keys that the class gets."""
     kinds, kind = tier_kinds(), table.get("kind")
-    if isinstance(kind, str) and ":" in kind:
-        try:
-            return imported(kind, folder), {k: v for k, v in table.items() if k != "kind"}
-        except ValueError as error:
-            raise ConfigError(str(error), where=key, todo="docs/api.md shows a tier kind of one's own") from error
-    if not isinstance(kind, str) or kind not in kinds:
+    if not isinstance(kind, str) or (":" not in kind and kind not in kinds):
         what = "missing" if kind is None else f"{kind!r:.80} is not allowed"
         raise ConfigError(f"{what}; allowed: {', '.join(kinds)}, or MODULE:CLASS of your own", where=key)
-    return kinds[kind].load(), table
+    try:
+        model = imported(kind, folder)
+    except ValueError as error:
+        raise ConfigError(str(error), where=key, todo="docs/api.md shows a tier kind of one's own") from error
+    return model, {k: v for k, v in table.items() if k != "kind" or ":" not in kind}
 
 
 def validate(model: type[M], data: Table, where: str, folder: Path | None = None) -> M:
@@ -259,19 +266,34 @@ def validate(model: type[M], data: Table, where: str, folder: Path | None = None
     try:
         return model.model_validate(data, context={"folder": folder})
     except ValidationError as error:
-        lines = [_finding(model, e["loc"], e, where) for e in error.errors()]
+        found: dict[str, list[str]] = {}
+        for each in error.errors():
+            loc = _place(data, each)
+            found.setdefault(dotted(*loc), []).append(_finding(model, loc, each))
+        lines = [
+            f"{where}{'.' if key else ''}{key}: {'; or '.join(dict.fromkeys(told))}" for key, told in found.items()
+        ]
         raise ConfigError("\n".join(lines), todo="see docs/configuration.md for every key") from error
 
 
-def _finding(model: type[BaseModel], loc: tuple[int | str, ...], error: Any, where: str) -> str:
-    key = dotted(*loc)
+def _place(data: Any, error: Any) -> tuple[int | str, ...]:
+    """Return where in `data` a finding is: pydantic's place less the names of types that it adds for unions."""
+    place: list[int | str] = []
+    for part in error["loc"]:
+        at_key = isinstance(data, dict) and part in data
+        if at_key or (isinstance(data, list) and isinstance(part, int) and part < len(data)):
+            place.append(part)
+            data = data[part]
+    return (*place, error["loc"][-1]) if error["type"] == "missing" else tuple(place)
+
+
+def _finding(model: type[BaseModel], loc: tuple[int | str, ...], error: Any) -> str:
     if error["type"] == "extra_forbidden":
-        allowed = ", ".join(sorted(_fields_at(model, loc[:-1]) - {"name", "tier"}))
-        return f"{where}.{key}: unknown key; allowed: {allowed}"
+        return f"unknown key; allowed: {', '.join(sorted(_fields_at(model, loc[:-1]) - {'name', 'tier'}))}"
     if error["type"] == "literal_error":
-        return f"{where}.{key}: {error['input']!r:.80} is not allowed; allowed: {error['ctx']['expected']}"
-    what = _WANTED.get(error["type"]) or error["msg"].removeprefix("Value error, ")
-    return f"{where}{'.' if key else ''}{key}: {what}"
+        return f"{error['input']!r:.80} is not allowed; allowed: {error['ctx']['expected']}"
+    told: str = _WANTED.get(error["type"]) or error["msg"]
+    return told.removeprefix("Value error, ")
 
 
 def _fields_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> set[str]:

@@ -20,16 +20,16 @@ def tier_kinds() -> dict[str, EntryPoint]:
 
 
 def imported(kind: str, folder: Path | None) -> type[BaseModel]:
-    """Return the class that `module:Class` names, found in the project's folder or among the installed packages.
+    """Return the class of a kind, that of an entry point or of a file in the project's folder.
 
     Args:
-        kind: `module:Class`, as it stands in `kvcache.toml`.
-        folder: Folder of that file, which is searched first.
+        kind: The entry point's name, or `module:Class`, as it stands in `kvcache.toml`.
+        folder: Folder of that file, which is searched first for a module.
 
     Raises:
         ValueError: The class cannot be imported, or is no tier kind.
     """
-    found = project_code.imported(kind, folder)
+    found = project_code.imported(kind, folder) if ":" in kind else project_code.loaded(tier_kinds()[kind])
     if not (isinstance(found, type) and issubclass(found, BaseModel) and hasattr(found, "plan")):
         raise ValueError(f"{kind!r} is no class derived from pytest_kvcache.TierModel")
     return found

@@ -105,7 +105,7 @@ def test_a_launcher_of_ones_own(project: Project, monkeypatch: pytest.MonkeyPatc
     [
         ("slurm", "--kv-launcher: unknown launcher 'slurm'; known: *docker, process*"),
         ("docker", "launcher: launcher docker starts containers, and the engine is no image*"),
-        ("gone", "--kv-launcher: launcher 'gone' cannot be imported*no_such_module*"),
+        ("gone", "--kv-launcher: 'no_such_module*' cannot be imported*"),
         ("no_such_module:X", "--kv-launcher: 'no_such_module:X' cannot be imported*"),
     ],
 )

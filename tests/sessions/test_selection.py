@@ -176,11 +176,13 @@ def test_a_tier_option_of_somebody_else(project: Project, how: str) -> None:
         ("", ("--force-reruns", "1"), "--force-reruns: perf tests are not run again"),
         ("reruns = 2", ("--reruns", "0"), ""),
         ("", ("--forked",), "--forked: perf tests share one pair"),
+        ("", ("--parallel-threads=2",), "--parallel-threads: perf tests measure one pair at a time"),
+        ("", ("--parallel-threads=1",), ""),
         ("", ("--force-flaky",), "--force-flaky: perf tests are not run again"),
         ("reruns = 0", (), ""),
         ("", ("--reruns", "0"), ""),
     ],
-    ids=["option", "ini", "addopts", "retry", "force", "option-wins", "forked", "flaky", "off", "option-off"],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
 )
 def test_reruns_are_refused_wherever_they_are_set(project: Project, ini: str, args: tuple[str, ...], said: str) -> None:
     """A verdict that is repeated until it passes is none; other people's tests may be run again."""
@@ -195,6 +197,7 @@ def test_reruns_are_refused_wherever_they_are_set(project: Project, ini: str, ar
             parser.addoption("--retries", type=int)
             parser.addoption("--force-reruns", type=int)
             parser.addoption("--forked", action="store_true")
+            parser.addoption("--parallel-threads", default=1)
             parser.addini("reruns", "x")
             parser.addini("retries", "x")
         """

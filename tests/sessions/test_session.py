@@ -546,11 +546,12 @@ def test_damaged_baseline_is_an_error_without_a_traceback(recorded: Project) -> 
 
 
 def test_unknown_tier_is_a_usage_error(project: Project) -> None:
-    """An unknown tier exits with 4 and lists the known ones, before anything boots."""
+    """An unknown tier exits with 4 and lists the known ones, once, before anything boots."""
     configure(project, toml())
     result = run(project, "-m", "perf", "--tier", "nvme")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["*unknown tier 'nvme'; known: gpu, cpu, s3, pnfs*"])
+    assert "unknown tier" not in result.stdout.str()
     assert not (project.path / ".kvcache").exists()
 
 

@@ -7,6 +7,7 @@ import inspect
 import re
 import subprocess
 import sys
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pandas as pd
@@ -16,7 +17,8 @@ import pytest_kvcache
 from pytest_kvcache import ConfigError, Figures, KvCacheError, NotMeasuredError, fixtures, hookspecs, plugin, selection
 from pytest_kvcache.api.requests import table
 from pytest_kvcache.proof.ledger import Ledger, Tokens
-from pytest_kvcache.tiers import catalogue
+from pytest_kvcache.serving.launchers import catalogue as launchers
+from pytest_kvcache.tiers import catalogue, registry
 from pytest_kvcache.verdict.estimate import estimate
 from tests.unit.verdict.make import requests
 from tests.worked_examples import PAGE, write
@@ -169,16 +171,47 @@ def test_the_package_imports_nothing_until_it_is_asked() -> None:
         ("pytest_kvcache:Workload", "is no class derived from pytest_kvcache.TierModel"),
         ("broken_tier:Tier", "'broken_tier:Tier' cannot be imported: ZeroDivisionError: division by zero"),
         (":", "':' cannot be imported: ValueError: Empty module name"),
+        ("script:Tier", "'script:Tier' cannot be imported: SystemExit: 3"),
+        ("skipping:Tier", "'skipping:Tier' cannot be imported: Skipped: no such service"),
     ],
 )
 def test_a_kind_that_cannot_be_imported_is_named(tmp_path: Path, kind: str, told: str) -> None:
     """What `kind = "MODULE:CLASS"` does not lead to is an error with file, key and cause."""
     (tmp_path / "broken_tier.py").write_text("1 / 0")
+    (tmp_path / "script.py").write_text("raise SystemExit(3)")
+    (tmp_path / "skipping.py").write_text("import pytest\npytest.skip('no such service', allow_module_level=True)")
     (tmp_path / "kvcache.toml").write_text(f'[tiers.mine]\nkind = "{kind}"\n')
     path = list(sys.path)
     with pytest.raises(ConfigError, match=rf"kvcache\.toml: tiers\.mine\.kind: .*{re.escape(told)}"):
         catalogue.load(tmp_path / "kvcache.toml")
     assert sys.path == path
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ("no_such_package:Thing", "'no_such_package:Thing' cannot be imported: ModuleNotFoundError"),
+        ("json:Renamed", "'json:Renamed' cannot be imported: AttributeError"),
+    ],
+)
+def test_a_package_whose_entry_point_is_broken_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str, told: str
+) -> None:
+    """A kind or a launcher that an installed package has registered, and that cannot be imported, is no traceback."""
+    broken = {"mine": EntryPoint("mine", value, "group")}
+    places = ((catalogue, "tier_kinds"), (registry, "tier_kinds"), (catalogue, "workload_kinds"))
+    for module, name in (*places, (launchers, "launchers")):
+        known = getattr(module, name)() | broken
+        monkeypatch.setattr(module, name, lambda known=known: known)
+    tier = '[tiers.a]\nkind = "mine"\n'
+    profile = '[profiles.p]\nmodel = "m"\n[profiles.p.workload]\nkind = "mine"\n'
+    for text, key in ((tier, r"tiers\.a\.kind"), (profile, r"profiles\.p\.workload\.kind")):
+        (tmp_path / "kvcache.toml").write_text(text)
+        with pytest.raises(ConfigError, match=rf"{key}: {re.escape(told)}"):
+            catalogue.load(tmp_path / "kvcache.toml")
+    with pytest.raises(ConfigError, match=rf"--kv-launcher: {re.escape(told)}"):
+        launchers.found("mine", where="--kv-launcher", folder=None)
+    assert not launchers.is_elsewhere("mine")
 
 
 def test_a_kind_of_the_projects_own_file_is_checked_like_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,6 +132,12 @@ def test_a_profile_can_extend_another(tmp_path: Path) -> None:
         ("[profiles.cpu-tiny]\nserver = 3\n", ["profiles.cpu-tiny.server: unknown key; allowed:", "servers"]),
         ("[profiles.cpu-tiny.workload]\nqsp = 3\n", ["profiles.cpu-tiny.workload.qsp: unknown key; allowed:", "qps"]),
         ("[profiles.cpu-tiny.workload]\nqps = 'fast'\n", ["profiles.cpu-tiny.workload.qps:", "number"]),
+        (
+            '[profiles.cpu-tiny.gates.gains."cpu over gpu"]\nttft = "x"\n',
+            ["gpu.ttft: must be a number; or 'x' is not allowed; allowed: 'baseline'\n"],
+        ),
+        ("[profiles.cpu-tiny.gates]\ntokens = []\n", ["gates.tokens: Input should be a valid number; or [] is not"]),
+        ("[profiles.cpu-tiny.gates]\ntokens = {a = 1}\n", ["gates.tokens: Input should be a valid number; or {'a'"]),
         ("[profiles.cpu-tiny.workload]\nqps = -1\n", ["profiles.cpu-tiny.workload.qps:", "greater than 0"]),
         ("[profiles.cpu-tiny.workload]\nrounds = 1\n", ["profiles.cpu-tiny.workload.rounds:", "2"]),
         (
@@ -183,6 +189,14 @@ def test_unknown_names_list_the_known_ones() -> None:
         known.profile("x")
     with pytest.raises(ConfigError, match="unknown tier 'x'; known: gpu, cpu, s3, pnfs"):
         known.select(["gpu", "x"])
+
+
+def test_an_unknown_name_says_which_file_was_read(tmp_path: Path) -> None:
+    """Whose kvcache.toml was not found, or is not the one that was read, learns it with the unknown name."""
+    with pytest.raises(ConfigError, match=r"\[profiles\.NAME\] table in kvcache\.toml, which was not found"):
+        catalogue.load(None).profile("x")
+    with pytest.raises(ConfigError, match=r"\[tiers\.NAME\] table in .*/kvcache\.toml$"):
+        load(tmp_path, "").select(["x"])
 
 
 @pytest.mark.parametrize(

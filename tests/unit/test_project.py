@@ -146,14 +146,18 @@ def test_what_pytest_cannot_read_is_one_line(
 def test_prune_removes_no_baseline_of_the_projects_own_configuration(
     pytester: pytest.Pytester, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A tier that stands in the file of the ini key `kv_config` is live; the file that was read is named."""
+    """A tier in the file of the ini key `kv_config` is live; the file is named, and why each other baseline goes."""
     ini = INI + 'kv_config = "conf/k.toml"\nkv_baselines = "stored"\n'
     write(pytester.path, {"pyproject.toml": ini, "conf/k.toml": TIER})
     write(pytester.path, {f"stored/cpu-tiny/m/{tier}/context-1000.json": "{}" for tier in ("nvme", "gone")})
+    write(pytester.path, {"stored/cpu-tiny/m/nvme/context-60.json": "{}", "stored/x/m/nvme/context-1000.json": "{}"})
     assert cli.main(["baselines", "prune", "--yes"]) == 0
     said = capsys.readouterr().out
     assert f"configuration: {pytester.path / 'conf' / 'k.toml'}" in said
-    assert "1 files removed" in said
+    assert "gone/context-1000.json: there is no tier gone; keep it if a test brings this tier itself" in said
+    assert "nvme/context-60.json: no context of profile cpu-tiny; keep it if a test brings this length itself" in said
+    assert "x/m/nvme/context-1000.json: there is no profile x" in said
+    assert "3 files removed" in said
     assert [path.parts[-2] for path in (pytester.path / "stored").rglob("*.json")] == ["nvme"]
 
 

@@ -38,12 +38,10 @@ def found(name: str, *, where: str, folder: Path | None) -> Callable[[Launch], L
             own: Callable[[Launch], Launcher] = project_code.imported(name, folder)
             return own
         if name in launchers():
-            registered: Callable[[Launch], Launcher] = launchers()[name].load()
+            registered: Callable[[Launch], Launcher] = project_code.loaded(launchers()[name])
             return registered
     except ValueError as error:
         raise ConfigError(str(error), where=where) from None
-    except ImportError as error:
-        raise ConfigError(f"launcher {name!r} cannot be imported: {error}", where=where) from None
     known = ", ".join(sorted(launchers()))
     raise ConfigError(
         f"unknown launcher {name!r}; known: {known}",
@@ -61,8 +59,8 @@ def is_elsewhere(name: str) -> bool:
     """Return whether a launcher boots servers on other machines, so that this one's GPUs say nothing of a boot."""
     point = launchers().get(name)
     try:
-        return point is not None and bool(getattr(point.load(), "elsewhere", False))
-    except ImportError:
+        return point is not None and bool(getattr(project_code.loaded(point), "elsewhere", False))
+    except ValueError:
         return False  # `make` says so
 
 
