@@ -39,6 +39,8 @@ def _unreachable(address: str) -> str:
     return f"ip route replace unreachable {address} table 101; ip addr del {address}/24 dev $LAB_SERVER_DEVICE"
 
 
+#: An address of the storage's network that nobody has.
+_NOBODY = "192.168.77.99"
 #: Layouts whose data server is the server's second address, and which allow I/O through the metadata server.
 _OWN_DATA_SERVER = f"server_setting ff_fallback Y; server_setting ff_server {DATA_SERVER}"
 _QUICK = (
@@ -81,15 +83,21 @@ ALL = (
         f"{_MOUNTED}; exports plain",
     ),
     Arrangement(
-        "resent",
-        "layouts are granted, and all I/O is resent to the metadata server",
-        r"went through the metadata server, .*of what the layout was tried for.*",
+        "unreachable",
+        "layouts are granted whose data server cannot be reached: all I/O goes to the metadata server",
+        r"all through the metadata server",
+        f"{_QUICK}; server_setting ff_fallback Y; server_setting ff_server {_NOBODY}; {_MOUNTED}",
+    ),
+    Arrangement(
+        "refusing",
+        "layouts are granted whose data server refuses the data",
+        r"a write of 4 MiB got no answer within .*layouts were given back and asked for again",
         f"server_setting ff_fallback Y; server_setting ff_uid 4242; {_MOUNTED}",
     ),
     Arrangement(
         "data-server-stops",
         "a data server stops in the middle of the window",
-        r"a data server failed",
+        r"what was written does not come to the storage, .*layouts were given back and asked for again",
         f"{_QUICK}; {_OWN_DATA_SERVER}; {_MOUNTED}",
         _unreachable(DATA_SERVER),
     ),

@@ -35,8 +35,11 @@ class Wait:
     before: Reading | None
 
     def why(self) -> str:
-        """Return what the kernel counted since, in words; "" where that says nothing. The folder is not opened."""
-        return "; ".join([*_full(self.folder), *(_counted(self.before) if self.before else [])])
+        """Return what is known of the cause, in words; "" for nothing. The folder is not opened.
+
+        A full storage explains all that the kernel may have counted.
+        """
+        return "; ".join(_full(self.folder) or (_counted(self.before) if self.before else []))
 
 
 def begin(folder: Path) -> Wait:
