@@ -164,8 +164,9 @@ def _command(args: argparse.Namespace, good: Candidate, candidate: Candidate, ju
         "--rootdir": args.rootdir,
         "--config-file": args.config_file,
     }
-    if args.context is not None and not any(word.startswith("-k") for word in more):
-        named["-k"] = args.context  # boots serve no other lengths; `decide` leaves out what this takes in too much
+    if not any(word.startswith("-k") for word in more):
+        # No boot is spent on what is not asked for; `decide` leaves out what this takes in too much.
+        named["-k"] = " and ".join(filter(None, (str(args.context or ""), args.metric)))
     return [
         *(sys.executable, "-m", "pytest", "-m", "perf", "--kv-tier", args.tier),
         *(f"--kv-engine={good.name}", f"--kv-against={candidate.name}", f"--junitxml={junit}"),

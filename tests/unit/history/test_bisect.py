@@ -101,6 +101,27 @@ def test_the_release_is_found(here: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert argv[-6:] == ["--kv-profile", "p", "-k", "50", "tests/perf", "-x"]
 
 
+@pytest.mark.parametrize(
+    ("flags", "expression"),
+    [
+        (["--context=50"], "50"),
+        (["--metric=tokens"], "tokens"),
+        (["--context=50", "--metric=ttft"], "50 and ttft"),
+        (["--context=50", "--metric=ttft", "--pytest=-k mine"], "mine"),
+        ([], None),
+    ],
+)
+def test_no_boot_is_spent_on_what_is_not_asked_for(
+    here: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], expression: str | None
+) -> None:
+    """A step's session has the tests of the length and gate alone, unless the user chooses tests."""
+    bench = Bench({"0.5.6": "pass"})
+    bisect(monkeypatch, bench, *flags)
+    command = bench.commands[0]
+    assert (command[command.index("-k") + 1] if "-k" in command else None) == expression
+    assert command.count("-k") <= 1
+
+
 def test_it_goes_on_where_it_was(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: Printed) -> None:
     """After an interruption the same command tests what is left; `--again` and another question start anew."""
     bench = Bench({"0.5.3": "pass", "0.5.4": "interrupted", "0.5.5": "regressed", "0.5.6": "regressed"})
