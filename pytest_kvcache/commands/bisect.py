@@ -21,6 +21,8 @@ from pytest_kvcache.history import releases, step
 from pytest_kvcache.history.bisection import Bisection, Step, begun
 from pytest_kvcache.history.candidates import DISTRIBUTIONS, PLACE, Candidate, Candidates
 from pytest_kvcache.history.halving import Outcome
+from pytest_kvcache.verdict.gates import TokenGate
+from pytest_kvcache.verdict.paired import PAIRS_AT_LOOK
 
 Say = Callable[[str], None]
 FOUND, RANGE_LEFT, NOT_WORSE = 0, 3, 4
@@ -167,6 +169,9 @@ def _command(args: argparse.Namespace, good: Candidate, candidate: Candidate, ju
     if not any(word.startswith("-k") for word in more):
         # No boot is spent on what is not asked for; `decide` leaves out what this takes in too much.
         named["-k"] = " and ".join(filter(None, (str(args.context or ""), args.metric)))
+    if args.metric == TokenGate().short and not any(word.startswith("--kv-boots") for word in more):
+        # Where tokens come from is told by the first boots: no more are spent on gates that nobody asked for.
+        named["--kv-boots"] = 2 * PAIRS_AT_LOOK[0]
     return [
         *(sys.executable, "-m", "pytest", "-m", "perf", "--kv-tier", args.tier),
         *(f"--kv-engine={good.name}", f"--kv-against={candidate.name}", f"--junitxml={junit}"),

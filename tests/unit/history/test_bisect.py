@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -122,6 +123,17 @@ def test_no_boot_is_spent_on_what_is_not_asked_for(
     command = bench.commands[0]
     assert (command[command.index("-k") + 1] if "-k" in command else None) == expression
     assert command.count("-k") <= 1
+
+
+@pytest.mark.parametrize(("flags", "boots"), [([], ["4"]), (["--pytest=--kv-boots 8"], ["8"])])
+def test_tokens_are_told_by_the_first_boots(
+    here: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], boots: list[str]
+) -> None:
+    """A step that asks for the exact gate boots two pairs, however open other gates are, unless the user says more."""
+    bench = Bench({f"0.5.{patch}": "pass" for patch in range(3, 7)})
+    bisect(monkeypatch, bench, "--metric=tokens", *flags)
+    command = bench.commands[0]
+    assert [b for a, b in itertools.pairwise(command) if a == "--kv-boots"] == boots
 
 
 def test_it_goes_on_where_it_was(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: Printed) -> None:
