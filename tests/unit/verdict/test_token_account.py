@@ -72,6 +72,39 @@ def test_tokens_from_faster_places_are_an_improvement(changed: dict[str, int]) -
     assert compare([account(ORDER, None, **changed)], [account()]).status == "improved"
 
 
+def told_together(of: TokenAccount, **changed: int) -> TokenAccount:
+    """Return an account as an LMCache counts that does not tell L1 from L2."""
+    tokens = {name: n for name, n in of.tokens.items() if name not in {"l1", "l2"}}
+    tokens["unsplit"] = of.tokens["l1"] + of.tokens["l2"]
+    return of.model_copy(update={"tokens": tokens | changed})
+
+
+@pytest.mark.parametrize("newer", ["new", "old"])
+@pytest.mark.parametrize("order", [ORDER, ANOTHER])
+def test_levels_that_one_side_does_not_tell_are_no_difference(newer: str, order: str) -> None:
+    """Where one LMCache tells L1 from L2 and the other does not, their sums are compared, in any order of requests."""
+    split = account(ORDER, TOKENS)
+    whole = told_together(account(order, TOKENS))
+    found = compare([split], [whole]) if newer == "new" else compare([whole], [split])
+    assert found.status == "pass"
+    assert "tokens from both are added up" in found.reasons[0]
+    assert found.prompt_tokens == sum(TOKENS.values())
+    more = told_together(account(ORDER, TOKENS), computed=14357, unsplit=61311)
+    assert [str(each) for each in compare([more], [split]).differences] == [
+        "computed 14,356 -> 14,357 (+1)",
+        "from LMCache (L1 or L2) 61,312 -> 61,311 (-1)",
+    ]
+
+
+def test_levels_that_both_sides_tell_are_compared() -> None:
+    """A boot without a hit in LMCache says nothing of whether its LMCache tells the levels."""
+    cold = account(l1=0, l2=0, computed=sum(TOKENS.values()) - TOKENS["device"])
+    found = compare([cold], [account()])
+    assert found.status == "regressed"
+    assert found.reasons == ()
+    assert {each.name for each in found.differences} == {"computed", "l1", "l2"}
+
+
 def test_what_the_baselines_boots_differ_by_is_allowed() -> None:
     """A figure between those of the baseline's boots is no change; one beyond them is."""
     old = [account(l2=14586, l1=46726), account(l2=14842, l1=46470)]
