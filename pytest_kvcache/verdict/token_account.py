@@ -142,8 +142,9 @@ def compare(
     accounts = [account for account in new if account is not None]
     found: list[TokenDifference] = []
     reasons: list[str] = []
-    if len({told for account in (*accounts, *known) if (told := account.tells_levels) is not None}) > 1:
-        accounts, known = ([each.without_levels() for each in side] for side in (accounts, known))
+    if len({each.tells_levels for each in (*accounts, *known)} - {None}) > 1:
+        accounts = [each.without_levels() for each in accounts]
+        known = [each.without_levels() for each in known]
         reasons.append("LMCache tells L1 from L2 on one side only, so that tokens from both are added up")
     faster = True
     for number, account in enumerate(accounts, start=1):
