@@ -31,7 +31,7 @@ WORKERS = -n $$(($$(getconf _NPROCESSORS_ONLN) * 2 + 1)) --maxprocesses 16 --dis
 
 test: setup ## Unit tests, sessions on stubs but the long ones, and tests that share one real pair (18 minutes at most)
 	$(BIN)/pytest $(WORKERS) -m "not long" tests/sessions tests/unit
-	$(BIN)/pytest -n 2 --dist loadfile --durations=10 tests/integration
+	$(BIN)/pytest -n 2 --dist loadfile --durations=10 -m "not long" tests/integration
 
 unit: $(READY) ## The unit tests alone (four minutes at most, on two idle processors)
 	$(BIN)/pytest -n logical --maxprocesses 16 --dist worksteal --durations=10 tests/unit
@@ -39,8 +39,9 @@ unit: $(READY) ## The unit tests alone (four minutes at most, on two idle proces
 sessions: $(READY) ## Whole sessions of pytest with the plugin, and of its commands, on stubs, the long ones too (ten minutes)
 	$(BIN)/pytest $(WORKERS) tests/sessions
 
-engine-test: setup ## What the probes of a boot show on each tier of the real engine, in both modes (about twelve minutes)
+engine-test: setup ## What the probes of a boot show on each tier of the real engine, in both modes (about a quarter of an hour)
 	$(BIN)/pytest tests/engine --ignore=tests/engine/test_versions.py
+	$(BIN)/pytest -m long tests/integration
 
 versions: setup ## Real pairs of older versions of vLLM and LMCache, and one that is refused (half an hour, 14 GB)
 	$(BIN)/pytest tests/engine/test_versions.py

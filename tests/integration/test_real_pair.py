@@ -93,7 +93,10 @@ def serve(project: Project, home: Path, tier: str) -> Served:
 
 @pytest.mark.parametrize(
     ("mode", "loaded_counter"),
-    [(BESIDE, "lmcache_mp_lookup_hit_l2_tokens_total"), (INSIDE, "lmcache:num_hit_tokens_total")],
+    [
+        pytest.param(BESIDE, "lmcache_mp_lookup_hit_l2_tokens_total", marks=pytest.mark.long),
+        (INSIDE, "lmcache:num_hit_tokens_total"),
+    ],
 )
 def test_a_pair_on_s3(real_project: Project, kvcache_home: Path, mode: str, loaded_counter: str) -> None:
     """A real pair on S3 answers every request, loads KV from the bucket, keeps to loopback and leaves nothing.
