@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 #: A mount whose server is alive tells its free space within this time (s).
 _SOON_S = 5.0
-#: Layouts that are given back so often a second (1/s) are given back in vain.
-_OFTEN = 5.0
 #: Less free space (bytes) than any write of a boot.
 _NOTHING = 1 << 20
 
@@ -71,13 +69,13 @@ def counted(before: Reading, after: Reading) -> list[str]:
     except RunError as error:
         return [error.what]
     found = []
-    returned = grown.operation("LAYOUTRETURN").ops
-    if returned > _OFTEN * max(1, grown.seconds):
+    if returned := grown.operation("LAYOUTRETURN").ops:
+        refused = f"refuse what they are sent ({way.errors} WRITEs and READs failed)"
         found.append(
-            f"in {grown.seconds} s {returned} layouts were given back and asked for again: the data servers that the "
-            "server names refuse what they are sent, or cannot be reached"
+            f"in {grown.seconds} s {returned} layouts were given back: the data servers that the server names "
+            + (refused if way.errors else "cannot be reached")
         )
-    if way.errors:
+    elif way.errors:
         found.append(f"{way.errors} WRITEs and READs failed")
     late = {name: now.timeouts - before.operation(name).timeouts for name, now in after.operations.items()}
     if told := ", ".join(f"{name} {count}" for name, count in late.items() if count):

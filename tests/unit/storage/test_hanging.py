@@ -33,11 +33,14 @@ def after(seconds: int, **operations: Operation) -> tuple[Reading, Reading]:
     [
         ({}, "its server answered nothing meanwhile"),
         ({"GETATTR": Operation(ops=3)}, ""),
-        ({"LAYOUTGET": Operation(ops=20), "LAYOUTRETURN": Operation(ops=20)}, ""),
         (
-            {"LAYOUTGET": Operation(ops=9000), "LAYOUTRETURN": Operation(ops=9000)},
-            "in 20 s 9000 layouts were given back and asked for again: the data servers that the server names refuse "
-            "what they are sent, or cannot be reached",
+            {"LAYOUTGET": Operation(ops=21), "LAYOUTRETURN": Operation(ops=19)},
+            "in 20 s 19 layouts were given back: the data servers that the server names cannot be reached",
+        ),
+        (
+            {"LAYOUTRETURN": Operation(ops=9000), "WRITE": Operation(ops=9000, errors=9000)},
+            "in 20 s 9000 layouts were given back: the data servers that the server names refuse what they are sent "
+            "(9000 WRITEs and READs failed)",
         ),
         ({"WRITE": Operation(ops=40, errors=40)}, "40 WRITEs and READs failed"),
         (
@@ -45,7 +48,7 @@ def after(seconds: int, **operations: Operation) -> tuple[Reading, Reading]:
             "requests got no answer and were sent again: WRITE 2, GETATTR 1; its server answered nothing meanwhile",
         ),
     ],
-    ids=["nothing", "slow", "usual", "layouts", "errors", "timeouts"],
+    ids=["nothing", "slow", "unreachable", "refusing", "errors", "timeouts"],
 )
 def test_the_kernels_counters_say_what_is_waited_for(operations: dict[str, Operation], said: str) -> None:
     """Each way to hang has its words; what is usual has none."""
