@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_kvcache.check import Finding
-from pytest_kvcache.patience import NoAnswerError, within
+from pytest_kvcache.patience import NoAnswerError
 from pytest_kvcache.storage import caches, hanging
 from pytest_kvcache.storage.layouts import evidence, judge
 from pytest_kvcache.storage.mount_options import page_cache_options
@@ -29,7 +29,6 @@ _ALIGNMENT = 4096
 _GIB = 1 << 30
 #: Time (s) that 4 MiB may take; it is less than a check before a boot has.
 _PATIENCE_S = 20.0
-_TO_SERVERS = "are the mount's servers alive, its data servers too? see the client's kernel log (dmesg | grep -i nfs)"
 #: Below this share of free space file systems slow down, and other users of a shared one suffer.
 _LITTLE = 0.05
 
@@ -51,12 +50,10 @@ def mount(folder: Path, require: Require, *, stand_in: bool = False) -> Finding:
 
 def writable(folder: Path) -> Finding:
     """Look at whether a file can be made, synced, read back and removed, and how long 4 MiB take."""
-    wait = hanging.begin(folder)
     try:
-        return within(_PATIENCE_S, lambda: _written_and_read(folder), name="writable")
+        return hanging.answered(folder, _PATIENCE_S, lambda: _written_and_read(folder), name="writable")
     except NoAnswerError as error:
-        why = f": {told}" if (told := wait.why()) else ""
-        return Finding("fail", f"a write of 4 MiB got {error.strerror}{why}", _TO_SERVERS)
+        return Finding("fail", f"a write of 4 MiB got {error.strerror}", hanging.TODO)
     except OSError as error:
         todo = f"let user {os.getuid()} write there, free space or raise the quota, or mount it read-write"
         return Finding("fail", f"cannot be written: {error}", todo)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_kvcache.errors import RunError
-from pytest_kvcache.patience import NoAnswerError, within
+from pytest_kvcache.patience import NoAnswerError
 from pytest_kvcache.storage import hanging, rdma
 from pytest_kvcache.storage.account import MountReading, StorageReading
 from pytest_kvcache.storage.mounts import Mount, mount_of
@@ -53,14 +53,11 @@ class FolderAccount:
         Raises:
             RunError: The folder is gone, cannot be read, or does not answer.
         """
-        wait = hanging.begin(self.folder)
         try:
-            return within(_PATIENCE_S, self._read, name="account")
+            return hanging.answered(self.folder, _PATIENCE_S, self._read, name="account")
         except NoAnswerError as error:
-            why = f": {told}" if (told := wait.why()) else ""
-            todo = "are the mount's servers alive, its data servers too? (dmesg | grep -i nfs)"
-            what = f"what was written does not come to the storage, {error.strerror}{why}"
-            raise RunError(what, where=str(self.folder), todo=todo) from None
+            what = f"what was written does not come to the storage, {error.strerror}"
+            raise RunError(what, where=str(self.folder), todo=hanging.TODO) from None
 
     def _read(self) -> StorageReading:
         """Read; where the storage does not answer, for ever."""

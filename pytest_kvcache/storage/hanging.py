@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TypeVar
 
 from pytest_kvcache.errors import RunError
-from pytest_kvcache.patience import within
+from pytest_kvcache.patience import NoAnswerError, within
 from pytest_kvcache.storage import data_path, mount_delta, mounts, mountstats
+from pytest_kvcache.storage.mountstats import Reading
 
-if TYPE_CHECKING:
-    from pytest_kvcache.storage.mountstats import Reading
-
+_T = TypeVar("_T")
+#: What a person looks at where a folder does not answer.
+TODO = "are the mount's servers alive, its data servers too? see the client's kernel log (dmesg | grep -i nfs)"
 #: A mount whose server is alive tells its free space within this time (s).
 _SOON_S = 5.0
 #: Less free space (bytes) than any write of a boot.
@@ -46,6 +48,25 @@ def begin(folder: Path) -> Wait:
         return Wait(folder, mounts.mount_of(folder).nfs)
     except OSError:
         return Wait(folder, None)
+
+
+def answered(folder: Path, limit_s: float, action: Callable[[], _T], *, name: str) -> _T:
+    """Return what `action` returns, which asks a folder that may not answer.
+
+    Args:
+        folder: The folder.
+        limit_s: Longest time (s).
+        action: What to call.
+        name: Name of its thread.
+
+    Raises:
+        NoAnswerError: It did not come back in time; the error has what is known of the cause.
+    """
+    wait = begin(folder)
+    try:
+        return within(limit_s, action, name=name)
+    except NoAnswerError as error:
+        raise NoAnswerError(error.errno, ": ".join(filter(None, (error.strerror, wait.why())))) from None
 
 
 def _full(folder: Path) -> list[str]:
