@@ -6,7 +6,7 @@ import types
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationInfo, field_validator
 
 from pytest_kvcache.paths import expanded
 
@@ -27,6 +27,16 @@ class Strict(BaseModel):
         if field is not None:
             _refuse_another_type(value, field.annotation)
         return value
+
+
+def _not_blank(value: str) -> str:
+    if not value.strip():
+        raise ValueError("must not be empty: leave the key out for its default")
+    return value
+
+
+#: A text that says something.
+NonBlank = Annotated[str, AfterValidator(_not_blank)]
 
 
 def as_path(value: Any, info: ValidationInfo) -> Any:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from lab.pnfs import build, doctor, host, netem, record, wrong
@@ -117,9 +118,9 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 def _wrong(args: argparse.Namespace) -> int:
-    """Arrange each wrong mount in a new lab, and tell whether each is caught for its own reason."""
-    with Lab.up(LabSettings(mounts=()), say=_say) as lab:
-        return wrong.all_of_them(lab, args.only, args.captures, _say)
+    """Arrange each wrong mount in new labs, and tell whether each is caught for its own reason."""
+    up = partial(Lab.up, LabSettings(mounts=()), say=_say)
+    return wrong.all_of_them(up, args.only, args.captures, _say)
 
 
 def _netem(args: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from pytest_kvcache.errors import RunError
 _MIB = 16
 _LIMIT_S = 200.0
 REQUIRE = "pnfs-rdma"
+
+Up = Callable[[], AbstractContextManager[Lab]]
 
 
 @dataclass(frozen=True)
@@ -47,31 +50,36 @@ class Outcome:
 def windows(lab: Lab, arrangements: Sequence[Arrangement]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Have the guest arrange each mount and look at it; yield each name with what was told, in their order.
 
-    One process of the guest looks at all of them, since a Python takes long to start there. Where it does not come back
-    from a mount, another one goes on with the rest.
+    One process of the guest looks at all of them, since a Python takes long to start there. It ends with the first one
+    that hangs: no clean-up gets past such a mount, and the rest want a new guest.
     """
-    left = list(arrangements)
-    while left:
-        told = [
-            {
-                "name": each.name,
-                "folder": each.folder,
-                "require": REQUIRE,
-                "mib": _MIB,
-                "prepare": f"{RESET}; {each.prepare}",
-                "midway": each.midway,
-            }
-            for each in left
-        ]
-        process = lab.exec([sys.executable, "-m", "lab.pnfs.window", json.dumps(told)], env=doctor.environment())
-        while left:
-            try:
-                text = lab.guest.wait_for(f"files/window-{left[0].name}.json", _LIMIT_S, of=process)
-            except RunError as error:
-                process.signal("KILL")
-                yield left.pop(0).name, {"failed": str(error)}
-                break
-            yield left.pop(0).name, json.loads(text)
+    told = [
+        {
+            "name": each.name,
+            "folder": each.folder,
+            "require": REQUIRE,
+            "mib": _MIB,
+            "prepare": f"{RESET}; {each.prepare}",
+            "midway": each.midway,
+        }
+        for each in arrangements
+    ]
+    process = lab.exec([sys.executable, "-m", "lab.pnfs.window", json.dumps(told)], env=doctor.environment())
+    for each in arrangements:
+        try:
+            text = lab.guest.wait_for(f"files/window-{each.name}.json", _LIMIT_S, of=process)
+        except RunError as error:
+            yield each.name, {"failed": str(error)}
+            return
+        found: Mapping[str, Any] = json.loads(text)
+        yield each.name, found
+        if hangs(found):
+            return
+
+
+def hangs(told: Mapping[str, Any]) -> bool:
+    """Return whether the guest may still wait for that mount, or was not seen to come back from it."""
+    return "failed" in told or told.get("hangs", False)
 
 
 def outcome(name: str, told: Mapping[str, Any]) -> Outcome:
@@ -114,24 +122,27 @@ def table(outcomes: Sequence[Outcome], wrong: Mapping[str, str]) -> list[str]:
     return lines
 
 
-def all_of_them(lab: Lab, names: Sequence[str], captures: Path | None, say: Callable[[str], None]) -> int:
+def all_of_them(up: Up, names: Sequence[str], captures: Path | None, say: Callable[[str], None]) -> int:
     """Look at all wrong mounts, or at some; print the table; return 1 where one is wrong, or taken for another.
 
     Args:
-        lab: A lab that is up.
+        up: Brings up a lab without mounts; called again after each arrangement that hangs.
         names: Which arrangements; all of them where there are none.
         captures: Folder to write what was told into, a file for each arrangement; None writes nothing.
         say: Gets the lines.
     """
-    chosen = [each for each in (CONTROL, *ALL) if not names or each.name in names]
+    left = [each for each in (CONTROL, *ALL) if not names or each.name in names]
     outcomes = []
-    for name, told in windows(lab, chosen):
-        seen = outcome(name, told)
-        outcomes.append(seen)
-        say(f"{name}: {seen.said or '; '.join(seen.findings) or 'a run would count'}")
-        if captures is not None and seen.told:
-            captures.mkdir(parents=True, exist_ok=True)
-            (captures / f"{name}.json").write_text(json.dumps(seen.told, indent=1) + "\n", encoding="utf-8")
+    while left:
+        with up() as lab:
+            for name, told in windows(lab, left):
+                seen = outcome(name, told)
+                outcomes.append(seen)
+                left = left[1:]
+                say(f"{name}: {seen.said or '; '.join(seen.findings) or 'a run would count'}")
+                if captures is not None and seen.told:
+                    captures.mkdir(parents=True, exist_ok=True)
+                    (captures / f"{name}.json").write_text(json.dumps(seen.told, indent=1) + "\n", encoding="utf-8")
     wrong = faults(outcomes)
     for line in table(outcomes, wrong):
         say(line)

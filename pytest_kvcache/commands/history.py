@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from pytest_kvcache.errors import ConfigError, ResultsError
 from pytest_kvcache.history import index, moves
 from pytest_kvcache.history.moves import State
 from pytest_kvcache.load.table import first_line
+from pytest_kvcache.load.table import read as requests_of
 from pytest_kvcache.paths import argument
 from pytest_kvcache.showable import visible
 from pytest_kvcache.verdict.metrics import DEFAULT_METRICS
@@ -116,16 +117,42 @@ def _query(table: Any, sql: str, say: Say) -> int:
         raise ConfigError(
             "needs DuckDB, which is not installed", where="--sql", todo="pip install 'pytest-kvcache[history]'"
         ) from None
-    files = [str(Path(path).with_name("requests.parquet")) for path in table.column("path").to_pylist()]
-    files = [path for path in files if Path(path).is_file()]
-    try:
+    files = [Path(path).with_name("requests.parquet") for path in table.column("path").to_pylist()]
+    files = [path for path in files if path.is_file()]
+
+    def answer() -> pd.DataFrame:
         with duckdb.connect(":memory:") as engine:
             engine.register("loads", table)
             if files and "requests" in sql:
-                engine.read_parquet(files, filename=True, union_by_name=True).create_view("requests")
+                names = [str(path) for path in files]
+                engine.read_parquet(names, filename=True, union_by_name=True).create_view("requests")
             result = engine.execute(sql)
-            frame = result.df() if result.description else pd.DataFrame()
+            return result.df() if result.description else pd.DataFrame()
+
+    try:
+        try:
+            frame = answer()
+        except duckdb.Error:
+            # Ten thousand files are looked at only where something is wrong.
+            damage = _damage(files) if "requests" in sql else {}
+            if not damage:
+                raise
+            for why in damage.values():
+                say(f"left out: {why}")
+            files = [path for path in files if path not in damage]
+            frame = answer()
     except duckdb.Error as error:
         raise ConfigError(f"DuckDB: {first_line(error)}", where="--sql") from None
     say(frame.to_string(index=False, max_rows=1000, na_rep="-"))
     return 0
+
+
+def _damage(files: Iterable[Path]) -> dict[Path, str]:
+    """Return why tables of requests cannot be read, by their path; without those that can be."""
+    found = {}
+    for path in files:
+        try:
+            requests_of(path)
+        except (OSError, ResultsError) as error:
+            found[path] = str(error)
+    return found

@@ -10,7 +10,7 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from pytest_kvcache.endpoint.address import endpoint
 from pytest_kvcache.errors import ConfigError
-from pytest_kvcache.strict import Strict, UserPath
+from pytest_kvcache.strict import NonBlank, Strict, UserPath
 from pytest_kvcache.verdict.cells import FolderName
 
 #: Names of components: what the ledger finds by their beginning, and no dot in the name of a server.
@@ -26,7 +26,7 @@ class Kubernetes(Strict):
     selector: str = Field(
         min_length=1, description="label selector of the vLLM pods, as `kubectl get pods -l` takes it"
     )
-    namespace: str = Field(default="default", description="namespace of the pods")
+    namespace: NonBlank = Field(default="default", description="namespace of the pods")
     port: PositiveInt | str = Field(default=8000, description="port of vLLM in each pod: a number, or a port's name")
     lmcache_port: PositiveInt | str | None = Field(
         default=None, description="port of the HTTP frontend of an LMCache server in the same pod, if there is one"

@@ -15,7 +15,7 @@ from pytest_kvcache.config.ray import RaySettings
 from pytest_kvcache.config.rules import Rules
 from pytest_kvcache.config.vllm_args import number_of
 from pytest_kvcache.errors import ConfigError
-from pytest_kvcache.strict import Strict, as_path
+from pytest_kvcache.strict import NonBlank, Strict, as_path
 from pytest_kvcache.verdict.cells import FolderName
 from pytest_kvcache.verdict.gates import TokenGate
 from pytest_kvcache.verdict.interim import Policy
@@ -34,10 +34,10 @@ class Profile(Strict):
 
     name: FolderName
     description: str = Field(default="", description="what the profile is for, in a line")
-    model: str = Field(description=f"Hugging Face id, a folder, or {TINY_MODEL!r}")
+    model: NonBlank = Field(description=f"Hugging Face id, a folder, or {TINY_MODEL!r}")
     servers: PositiveInt = Field(default=2, description="vLLM servers behind the balancer")
     gpus_per_server: int = Field(default=1, ge=0, description="0 serves on the CPU")
-    dtype: str = Field(default="auto", description="vLLM's --dtype")
+    dtype: NonBlank = Field(default="auto", description="vLLM's --dtype")
     max_model_len: PositiveInt | None = Field(
         default=None, description="vLLM's --max-model-len (tokens); by default what the model allows"
     )
@@ -57,7 +57,7 @@ class Profile(Strict):
     )
     l1_size_gb: PositiveFloat = Field(default=100, description="CPU RAM of each LMCache (L1)")
     chunk_tokens: PositiveInt = Field(default=256, description="LMCache's chunk size")
-    launcher: str | None = Field(
+    launcher: NonBlank | None = Field(
         default=None,
         description="what boots the servers; by default `process`, and `docker` where the engine is an image",
     )

@@ -36,8 +36,8 @@ def endpoint(text: str, *, where: str, key: str = "") -> Endpoint:
         key: An API key, sent as a bearer token (RFC 6750); "" for none.
 
     Raises:
-        ConfigError: It is no http or https URL with a host that can be resolved, its port is none, or it has a
-            password beside a key.
+        ConfigError: It is no http or https URL with a host that can be resolved, its port is none, it is the address
+            of one call of the API, or it has a password beside a key.
     """
     try:
         url = urlsplit(text.strip())
@@ -54,6 +54,12 @@ def endpoint(text: str, *, where: str, key: str = "") -> Endpoint:
         raise ConfigError("has port 0, on which nobody listens", where=where, todo=_TODO)
     if any(ord(c) <= 32 or ord(c) == 127 for c in text.strip()):
         raise ConfigError("has a space or a control character in it", where=where, todo=_TODO)
+    if call := _CALL.search(url.path):
+        raise ConfigError(
+            f"ends with {call[0].rstrip('/')}, which a load adds by itself",
+            where=where,
+            todo=f"give the address up to there: …{url.path[: call.start()] or '/v1'}",
+        )
     authorization = f"Bearer {key}" if key else ""
     if "@" in url.netloc:
         if key:
@@ -71,6 +77,8 @@ def endpoint(text: str, *, where: str, key: str = "") -> Endpoint:
     return Endpoint(urlunsplit((url.scheme, netloc, path, query, "")), authorization)
 
 
+#: Calls of OpenAI's API that a load makes, below the /v1 of an endpoint.
+_CALL = re.compile(r"/(?:chat/)?completions/*$")
 _TODO = "give scheme, host and, where it is not the usual one, port: http://localhost:8000/v1"
 
 

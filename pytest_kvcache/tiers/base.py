@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import ConfigDict, Field
 
 from pytest_kvcache.serving.tier import TierContext
-from pytest_kvcache.strict import Strict
+from pytest_kvcache.strict import NonBlank, Strict
 from pytest_kvcache.verdict.cells import FolderName
 
 
@@ -15,7 +15,7 @@ class TierModel(Strict):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: FolderName
-    launcher: str | None = Field(
+    launcher: NonBlank | None = Field(
         default=None, description="what boots the servers of this tier, in place of what the profile or an option says"
     )
 

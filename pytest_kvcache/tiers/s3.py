@@ -19,6 +19,7 @@ from pytest_kvcache.serving.offload import Offload, TierPlan, salt_of
 from pytest_kvcache.serving.tier import TierContext
 from pytest_kvcache.storage.bucket import Bucket
 from pytest_kvcache.storage.objects import BucketAccount, OwnServerAccount
+from pytest_kvcache.strict import NonBlank
 from pytest_kvcache.tiers.base import TierModel
 
 _KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
@@ -70,7 +71,7 @@ class S3Tier(TierModel):
     kind: Literal["s3"]
     endpoint: str | None = Field(default=None, description="http(s)://host[:port] of an existing S3 service")
     bucket: str | None = Field(default=None, description="an existing bucket of it")
-    region: str = Field(default=_REGION, description="region that requests are signed for")
+    region: NonBlank = Field(default=_REGION, description="region that requests are signed for")
     io_threads: int = Field(default=2, ge=1, description="LMCache's s3_num_io_threads")
 
     @model_validator(mode="after")

@@ -160,6 +160,16 @@ def test_a_profile_can_extend_another(tmp_path: Path) -> None:
         ("[profiles.cpu-tiny.rules]\nprobes = 1\n", ["rules.probes: must be true or false, not 1"]),
         ("[profiles.cpu-tiny.rules]\nmargins = {tokens_per_s = true}\n", ["rules.margins: must be a number, not true"]),
         ("[profiles.cpu-tiny.workload]\nkind = 3\n", ["workload.kind: 3 is not allowed; allowed:"]),
+        *(
+            (f"[{table}]\n{text} = ' '\n", [f"{table}.{text}: must not be empty"])
+            for table, text in [
+                ("profiles.cpu-tiny", "model"),
+                ("profiles.cpu-tiny", "dtype"),
+                ("profiles.cpu-tiny", "launcher"),
+                ("tiers.cpu", "launcher"),
+                ("tiers.s3", "region"),
+            ]
+        ),
         ("[tier.x]\n", ["unknown key 'tier'; allowed: profiles, tiers"]),
         ("tiers = 3\n", ["tiers: must be a table"]),
         ("[tiers]\nx = 3\n", ["tiers.x: must be a table"]),

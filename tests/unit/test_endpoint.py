@@ -54,6 +54,8 @@ def forgotten() -> Iterator[None]:
         ("http://[fd00::7]:8000/v1", "http://[fd00::7]:8000/v1"),
         ("http://host/modèle%20a/v1?k=ü&a=%C3%BC", "http://host/mod%C3%A8le%20a/v1?k=%C3%BC&a=%C3%BC"),
         ("http://host/~a/(b)/v1?c=[1]", "http://host/~a/(b)/v1?c=[1]"),
+        ("http://host/models", "http://host/models"),
+        ("http://host/mycompletions", "http://host/mycompletions"),
     ],
 )
 def test_an_address_keeps_what_matters(text: str, url: str) -> None:
@@ -77,6 +79,10 @@ def test_an_address_keeps_what_matters(text: str, url: str) -> None:
         ("http://a..b/v1", "label empty or too long"),
         ("http://.host/v1", "label empty or too long"),
         (f"http://{'a' * 64}.com/v1", "label empty or too long"),
+        ("http://host/v1/chat/completions", "ends with /chat/completions, which a load adds by itself"),
+        ("http://host/prefix/v1/chat/completions/?api-version=1", "give the address up to there: …/prefix/v1"),
+        ("http://host/v1/completions", "ends with /completions"),
+        ("http://host/completions", "…/v1"),
         ("http://ho st/v1", "space"),
         ("http://host/v1\r\nX-Evil: 1", "a space or a control character"),
     ],

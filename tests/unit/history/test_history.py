@@ -97,6 +97,23 @@ def test_queries_of_one_s_own(runs: Path, capsys: Printed) -> None:
     assert "--sql: DuckDB: " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1" + bytes(99) + b"PAR1", b"version https://git-lfs"])
+def test_a_query_leaves_damaged_tables_out(runs: Path, capsys: Printed, content: bytes) -> None:
+    """A table of requests that cannot be read is named and left out; where all are damaged, the query says so."""
+    tables = sorted(runs.rglob("requests.parquet"))
+    tables[0].write_bytes(content)
+    query = "select count(*) as n from requests where status = 'ok'"
+    assert history(runs, "--sql", query) == 0
+    (why, _, n) = capsys.readouterr().out.strip().splitlines()
+    assert why.startswith("left out: ")
+    assert str(tables[0]) in why
+    assert n.split() == [str(13 * 5)]
+    for path in tables:
+        path.write_bytes(content)
+    assert history(runs, "--sql", query) == 1
+    assert "--sql: DuckDB: " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", [(), ("--sql", "select profile, machine, commit, versions from loads")])
 def test_names_steer_no_terminal(runs: Path, capsys: Printed, command: tuple[str, ...]) -> None:
     """Control characters and line ends in what a run.json says are shown as text, within their line."""
