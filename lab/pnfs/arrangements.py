@@ -79,7 +79,7 @@ ALL = (
     Arrangement(
         "refused",
         "layouts are negotiated, and refused when asked for",
-        r"LAYOUTGET gave no layout",
+        r"0 writes and 0 reads by the layout: all through the metadata server .*LAYOUTGET gave no layout",
         f"{_MOUNTED}; exports plain",
     ),
     Arrangement(
@@ -95,9 +95,15 @@ ALL = (
         f"server_setting ff_fallback Y; server_setting ff_uid 4242; {_MOUNTED}",
     ),
     Arrangement(
+        "resent",
+        "layouts are granted, the data server refuses the data, and all of it is sent to the metadata server",
+        r"[1-9]\d* writes and \d+ reads by the layout: .*went through the metadata server, .*WRITEs and READs failed",
+        f"server_setting ff_fallback Y; server_setting ff_uid 4242; {_MOUNTED}; turns_of_exports",
+    ),
+    Arrangement(
         "data-server-stops",
         "a data server stops in the middle of the window",
-        r"what was written does not come to the storage, .*the server names cannot be reached",
+        r"a data server failed during the load",
         f"{_QUICK}; {_OWN_DATA_SERVER}; {_MOUNTED}",
         _unreachable(DATA_SERVER),
     ),
@@ -153,7 +159,8 @@ RESET = (
     "umount -l /auto/kv /auto 2>/dev/null || true; pkill -KILL automount || true; umount -l /auto 2>/dev/null || true; "
     f"while umount -l {_MOUNT} 2>/dev/null; do :; done; unmount_all; "
     "server_setting ff_netid; server_setting ff_server; server_setting ff_fallback N; server_setting ff_uid -1; "
-    "rm -rf /export/other /export/kv/*; mount -o remount,size=${LAB_EXPORT_MIB}m /export; exports pnfs; "
+    "no_turns_of_exports; rm -rf /export/other /export/kv/*; "
+    "mount -o remount,size=${LAB_EXPORT_MIB}m /export; exports pnfs; "
     "ip addr replace $LAB_DATA_SERVER/24 dev $LAB_SERVER_DEVICE; "
     "ip route replace $LAB_DATA_SERVER dev $LAB_CLIENT_DEVICE src $LAB_CLIENT table 101"
 )

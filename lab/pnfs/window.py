@@ -92,7 +92,8 @@ def look(told: Mapping[str, Any]) -> dict[str, Any]:
     moved = Moved(0, 0, [])
     try:
         own.mkdir(exist_ok=True)
-        before, raw["before"] = account.read(), tables()
+        raw["before"] = tables(folder)
+        before, raw["before"] = account.read(), tables(folder)
         names = [f"{number:03}.data" for number in range(int(told["mib"]))]
         middle = len(names) // 2
         store(own, names[:middle], moved)
@@ -103,10 +104,10 @@ def look(told: Mapping[str, Any]) -> dict[str, Any]:
             os.sync()
             _CACHES.write_text("3")
             load(own, names, moved)
-        after, raw["after"] = account.read(), tables()
+        after, raw["after"] = account.read(), tables(folder)
         judged = judge(before, after, moved, require)
     except (RunError, OSError) as error:
-        raw["after"] = tables()
+        raw["after"] = tables(folder)
         judged = AccountCheck((f"the storage does not say what it holds: {error}",))
     return {
         "stand_in": "files written by the lab, no LMCache",
@@ -184,9 +185,15 @@ def _loaded(path: Path) -> int:
     return len(path.read_bytes())
 
 
-def tables() -> dict[str, Any]:
-    """Return the kernel's tables of this moment, for a capture."""
+def tables(folder: Path) -> dict[str, Any]:
+    """Return what the kernel says of a folder's mount at this moment, for a capture."""
+    try:
+        room = within(_PATIENCE_S, lambda: os.statvfs(folder), name="statvfs")
+        statvfs = {key: getattr(room, key) for key in ("f_bavail", "f_frsize", "f_blocks")}
+    except OSError:
+        statvfs = {}
     return {
+        "statvfs": statvfs,
         "mountinfo": Path("/proc/self/mountinfo").read_text(encoding="utf-8"),
         "mountstats": Path("/proc/self/mountstats").read_text(encoding="utf-8"),
         "links": [asdict(link) for link in rdma.links()],

@@ -118,7 +118,7 @@ def table(outcomes: Sequence[Outcome], wrong: Mapping[str, str]) -> list[str]:
         judged = "; ".join(each.invalid or each.findings)
         judged = f"{'invalid' if each.invalid else 'counts'}{': ' if judged else ''}{judged}"
         cells = [each.name, what.get(each.name, "nothing"), refused, judged, wrong.get(each.name, "right")]
-        lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
+        lines.append(f"| {' | '.join(' '.join(cell.replace('|', '/').split()) for cell in cells)} |")
     return lines
 
 

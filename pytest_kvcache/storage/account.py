@@ -9,6 +9,9 @@ from pytest_kvcache.storage.mountstats import Reading
 from pytest_kvcache.storage.rdma import Link
 from pytest_kvcache.storage.requirement import Require
 
+#: What a person does about a storage that is full.
+ROOM = "free space, raise the quota, or set the tier's path to a larger file system"
+
 
 @dataclass(frozen=True)
 class MountReading:
@@ -39,12 +42,14 @@ class StorageReading:
         served_bytes: Bytes that the storage's own server has moved since its start, both ways; None where no server
             counts.
         mount: Counters of the mount, None where it has none.
+        full: That nothing more fits in, in words; "" where there is room, or nothing tells.
     """
 
     files: int
     bytes: int
     served_bytes: float | None = None
     mount: MountReading | None = None
+    full: str = ""
 
 
 class StorageAccount(Protocol):

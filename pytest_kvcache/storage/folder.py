@@ -13,7 +13,7 @@ from pathlib import Path
 from pytest_kvcache.errors import RunError
 from pytest_kvcache.patience import NoAnswerError
 from pytest_kvcache.storage import hanging, rdma
-from pytest_kvcache.storage.account import MountReading, StorageReading
+from pytest_kvcache.storage.account import ROOM, MountReading, StorageReading
 from pytest_kvcache.storage.mounts import Mount, mount_of
 from pytest_kvcache.storage.requirement import Require
 
@@ -69,14 +69,13 @@ class FolderAccount:
             files, size = listing(self.folder)
         except OSError as error:
             raise self._unreadable(error) from None
-        return StorageReading(files, size, mount=_counted(found))
+        return StorageReading(files, size, mount=_counted(found), full=hanging.full(self.folder))
 
     def _unreadable(self, error: OSError) -> RunError:
         """Return the error of a folder that cannot be read, with the reason where it is known."""
         where = str(self.folder)
         if error.errno in _FULL:
-            todo = "free space, raise the quota, or set the tier's path to a larger file system"
-            return RunError(f"the storage is full: {error.strerror}", where=where, todo=todo)
+            return RunError(f"the storage is full: {error.strerror}", where=where, todo=ROOM)
         with suppress(OSError):
             found = self.mount(self.folder)
             if found.hides and not found.is_nfs:

@@ -39,7 +39,7 @@ class Wait:
 
         A full storage explains all that the kernel may have counted.
         """
-        return "; ".join(_full(self.folder) or (_counted(self.before) if self.before else []))
+        return full(self.folder) or "; ".join(_counted(self.before) if self.before else [])
 
 
 def begin(folder: Path) -> Wait:
@@ -69,13 +69,14 @@ def answered(folder: Path, limit_s: float, action: Callable[[], _T], *, name: st
         raise NoAnswerError(error.errno, ": ".join(filter(None, (error.strerror, wait.why())))) from None
 
 
-def _full(folder: Path) -> list[str]:
+def full(folder: Path) -> str:
+    """Return that the storage of a folder is full, with its figures; "" where it is not, or does not say."""
     try:
         stat = within(_SOON_S, lambda: os.statvfs(folder), name="statvfs")
     except OSError:
-        return []
+        return ""
     free, size = stat.f_bavail * stat.f_frsize, stat.f_blocks * stat.f_frsize
-    return [f"the storage is full ({free >> 10} KiB of {size >> 20} MiB are free)"] if size and free < _NOTHING else []
+    return f"the storage is full ({free >> 10} KiB of {size >> 20} MiB are free)" if size and free < _NOTHING else ""
 
 
 def _counted(before: Reading) -> list[str]:

@@ -47,6 +47,17 @@ exports() {                                     # exports pnfs|plain: what the s
   exportfs -ra
 }
 
+# What a data server refuses, Linux 6.1 tries again by another layout, as long as it gets one; then it sends it to the
+# metadata server. So now and then none is granted for a moment.
+turns_of_exports() {
+  setsid bash -c '. /lab/storage.sh; while sleep 0.5; do exports plain; sleep 0.05; exports pnfs; done' > /dev/null 2>&1 &
+  echo $! > /run/turns-of-exports
+}
+
+no_turns_of_exports() {
+  if [ -e /run/turns-of-exports ]; then pkill -s "$(cat /run/turns-of-exports)" || true; rm /run/turns-of-exports; fi
+}
+
 server_up() {                                   # server_up pnfs|plain
   # The flexfiles test server asks nothing of the file system below it: a tmpfs does.
   mkdir -p /export && mount -t tmpfs -o size=${LAB_EXPORT_MIB}m tmpfs /export

@@ -55,7 +55,8 @@ class NodesAccount:
                 where=f"node {', '.join(without)}",
                 todo="mount the same file system on all nodes",
             )
-        return replace(most, mount=summed(mounts) if mounts else None)
+        full = next(filter(None, (each.full for each in readings)), "")
+        return replace(most, mount=summed(mounts) if mounts else None, full=full)
 
 
 def summed(mounts: Sequence[MountReading]) -> MountReading:

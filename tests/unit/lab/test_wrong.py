@@ -55,8 +55,11 @@ def test_the_first_failed_check_is_why_a_mount_is_refused() -> None:
 
 
 def test_the_table_is_markdown() -> None:
-    """Each row has name, what is wrong, what checks and window say, and whether that is right; a pipe ends no cell."""
-    (_, _, row) = table([said("plain-rdma", "a | b")], {"plain-rdma": "not caught"})
+    """Each row has name, what is wrong, what checks and window say, and whether that is right.
+
+    No pipe and no line ends a cell.
+    """
+    (_, _, row) = table([said("plain-rdma", "a |\n  b")], {"plain-rdma": "not caught"})
     assert row == "| plain-rdma | NFS over RDMA, without pNFS | all checks pass | invalid: a / b | not caught |"
 
 

@@ -94,6 +94,12 @@ def test_the_node_that_sees_most_is_believed() -> None:
     assert account(a=StorageReading(1, 100), b=StorageReading(2, 250)).read() == StorageReading(2, 250)
 
 
+def test_a_storage_that_is_full_for_one_node_is_full() -> None:
+    """A quota or a mount of its own may leave one node without room."""
+    found = account(a=StorageReading(1, 100, full="full"), b=StorageReading(2, 250)).read()
+    assert found == StorageReading(2, 250, full="full")
+
+
 def test_a_node_on_another_file_system_is_named() -> None:
     """Where one node has the folder on a mount and another has not, they do not share a storage."""
     with pytest.raises(RunError, match="node b: the tier's folder is on no NFS mount there"):

@@ -14,6 +14,7 @@ from pytest_kvcache.proof.storage_account import AccountProof, LmcacheAccount
 from pytest_kvcache.report.ledger import LedgerRow, storage_table
 from pytest_kvcache.serving.claim import Claim
 from pytest_kvcache.storage.account import MountReading, StorageReading
+from pytest_kvcache.storage.mountstats import Operation
 from pytest_kvcache.storage.rdma import Link
 from pytest_kvcache.storage.requirement import Require
 from pytest_kvcache.telemetry.prometheus import Counters
@@ -247,6 +248,20 @@ def test_a_storage_that_says_nothing_is_a_fault() -> None:
     assert held(EMPTY, mute).check.faults == ("the storage does not say what it holds: /mnt/kv: cannot be listed",)
     mounted = StorageReading(0, 0, mount=mounts("pnfs-flexfiles-rdma")[0])
     assert "mounted or unmounted" in held(look(mounted, lmcache()), EMPTY).check.faults[0]
+
+
+def test_a_storage_that_is_full_is_the_cause_of_all_else() -> None:
+    """What a mount counted meanwhile, failed layouts among it, is told of no data server where nothing more fits in."""
+    before, after = mounts("pnfs-flexfiles-rdma")
+    assert before is not None
+    assert after is not None
+    grown = {**after.reading.operations, "LAYOUTERROR": Operation(ops=after.reading.operation("LAYOUTERROR").ops + 1)}
+    failed = replace(after, reading=replace(after.reading, operations=grown))
+    start = look(StorageReading(0, 0, mount=before), lmcache())
+    for full, said in [("", "a data server failed"), ("the storage is full (0 KiB of 9 MiB are free)", "full (0 KiB")]:
+        end = look(StorageReading(400, 400 * CHUNK, mount=failed, full=full), lmcache(400, 400))
+        (fault,) = held(start, end, require="pnfs-rdma").check.faults
+        assert said in fault
 
 
 def test_what_gives_no_account_is_said() -> None:

@@ -62,6 +62,16 @@ def test_a_full_storage_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert hanging.begin(tmp_path).why() == "the storage is full (12 KiB of 100 MiB are free)"
 
 
+def test_an_account_says_that_nothing_more_fits_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reading has what the storage says of its room, also where it says nothing."""
+    found = FolderAccount(tmp_path).read()
+    assert (found.files, found.full) == (0, "")
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=3, f_frsize=4096, f_blocks=25600))
+    assert FolderAccount(tmp_path).read().full == "the storage is full (12 KiB of 100 MiB are free)"
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=0, f_frsize=4096, f_blocks=0))
+    assert FolderAccount(tmp_path).read().full == ""
+
+
 def test_a_write_that_hangs_is_a_failed_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The check ends, and says that the write got no answer, why, and where to look."""
     goes_on = threading.Event()
