@@ -62,11 +62,15 @@ attach-test: setup ## A real pair that the test boots by itself, attached to, wi
 pnfs-lab: $(READY) ## A real pNFS-over-RDMA mount in a guest, proved by the doctor (root; a quarter of an hour once, then a minute)
 	$(BIN)/python -m lab.pnfs doctor
 
-pnfs-lab-wrong: $(READY) ## Every wrong mount, arranged in that guest: each is refused or invalid for its own reason (six minutes)
+pnfs-lab-wrong: $(READY) ## Every wrong mount, arranged in that guest: each is refused or invalid for its own reason (nine minutes)
 	$(BIN)/python -m lab.pnfs wrong
 
-pnfs-lab-perf: setup ## The perf tests on that guest: LMCache on its mount, vLLM beside it; correctness, not performance (five minutes)
+pnfs-lab-perf: setup ## The perf tests on that guest: LMCache on its mount, vLLM beside it (five minutes), or in there too (MODE=in-process: eight)
+ifeq ($(MODE),in-process)
+	$(BIN)/python -m lab.pnfs.perf --target inside --memory-mib 8192 --max-map-count 4000000
+else
 	$(BIN)/python -m lab.pnfs.perf --target perf
+endif
 
 pnfs-lab-test: setup ## A short session on that guest, whose account must hold to the byte (root; ten minutes)
 	$(BIN)/pytest tests/lab

@@ -1,17 +1,20 @@
-"""Places a pair's LMCache servers in the guest, and all else on the host, in the lab's network namespace."""
+"""Places LMCache in the guest, with its vLLM where it is inside one, and all else in the lab's network namespace."""
 
 from __future__ import annotations
 
 import contextlib
+import secrets
 import shlex
+import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
 
-from lab.pnfs import record
+from lab.pnfs import doctor, record
+from lab.pnfs.control import GuestControl
 from lab.pnfs.guest import GuestProcess
 from lab.pnfs.lab import LABEL, Lab
 from lab.pnfs.of_guest import GuestAccount
@@ -22,6 +25,7 @@ from pytest_kvcache.runs.processes import Leader, leader_of
 from pytest_kvcache.serving.component import Component
 from pytest_kvcache.serving.launchers.base import Handle, Launch, prepared_log
 from pytest_kvcache.serving.launchers.process import ProcessStarter
+from pytest_kvcache.serving.nodes.relay import relayed
 from pytest_kvcache.serving.places import Place
 from pytest_kvcache.serving.plan import ServingPlan, build_plan
 
@@ -58,7 +62,7 @@ class GuestHandle:
 
 
 class LabLauncher:
-    """Boots a pair with its LMCache servers in the guest of a lab.
+    """Boots a pair with its LMCache in the guest of a lab.
 
     Args:
         launch: The boot; its tier is one of the lab.
@@ -87,7 +91,13 @@ class LabLauncher:
         """Return the plan: LMCache listens on the guest's address, all else on the namespace's loopback."""
         launch = self._launch
         here = Place(launch.engine, launch.linked_model(), launch.run.ports.take, launch.run.scratch)
-        return build_plan(launch.profile, launch.tier, placement(here, launch.profile))
+        placed = placement(here, launch.profile)
+        plan = build_plan(launch.profile, launch.tier, placed)
+        if launch.profile.lmcache_mode == "mp":
+            return plan
+        key = secrets.token_hex(16)
+        plan = relayed(plan, {GUEST: placed.servers[0]}, {GUEST: Path(sys.executable)}, key)
+        return replace(plan, control=GuestControl(self._lab, key))
 
     def prepare(self) -> None:
         """Show the guest engine and logs, and make the tier's folder there, which must not be there yet."""
@@ -99,6 +109,9 @@ class LabLauncher:
         self._show(self._launch.run.folder, writable=True)
         folder = self._account.folders[0]
         self._lab.guest.shell(f"mkdir {shlex.quote(folder)}; mkdir -p -m 700 {shlex.quote(str(self._scratch))}")
+        if (model := self._launch.model) is not None and self._launch.profile.lmcache_mode == "in-process":
+            self._show(model)
+            self._lab.guest.shell(f"ln -s {shlex.join([str(model), str(self._scratch / model.name)])}")
         # The guest's work is the run's: else the run would be suspect of other programs' work beside it.
         self._launch.run.borrow_process(self._leader)
 
@@ -110,11 +123,10 @@ class LabLauncher:
         """
         if component.place != GUEST:
             return self._here.start(component, logs)
-        if component.secret_env or component.files or component.folders:
-            raise BootError(f"{component.name} needs files or secrets in the guest, which gets none", where=GUEST)
         log = prepared_log(component, logs)
         try:
             with signals.deferred():
+                self._write(component)
                 process = self._lab.exec(component.argv, env=_environment(component), cwd=str(self._scratch), log=log)
                 self._lab.guest.shell(f"echo {process.pid} >> {_LEFT}")
         except RunError as error:
@@ -156,6 +168,14 @@ class LabLauncher:
             if self._lab.is_alive:
                 self._launch.say(f"could not remove {folder} in the guest: {error.what}")
 
+    def _write(self, component: Component) -> None:
+        """Make the folders and files of a component in the guest."""
+        for folder in component.folders:
+            self._lab.guest.shell(f"mkdir -p -m 700 {shlex.quote(str(folder))}")
+        for path, text in component.files.items():
+            written = self._lab.write(f"{secrets.token_hex(4)}-{path.name}", text)
+            self._lab.guest.shell(f"cp {shlex.join([written, str(path)])}")
+
     def _show(self, folder: Path, *, writable: bool = False) -> None:
         if self._lab.run(["mountpoint", "-q", str(folder)], check=False).code:
             self._lab.show(folder, writable=writable)
@@ -191,8 +211,13 @@ def guest_leader(lab: Lab) -> Leader:
 
 
 def _environment(component: Component) -> dict[str, str]:
-    """Return a component's variables in the guest, which sees the host's folders read-only."""
-    return {"PYTHONDONTWRITEBYTECODE": "1", **component.env}
+    """Return a component's variables in the guest, which sees the host's folders read-only.
+
+    They stand in a file that only root can read, until the lab is taken down. The only secret among them is the key of
+    the boot: the lab's storage has no credentials.
+    """
+    ours = doctor.environment() if component.argv[0] == sys.executable else {}
+    return {"PYTHONDONTWRITEBYTECODE": "1", **ours, **component.env, **component.secret_env}
 
 
 def _living(sessions: Sequence[int], lab: Lab) -> list[int]:

@@ -30,6 +30,7 @@ _WAIT_S = 3600.0
 #: What the sessions of the lab's own targets run.
 TARGETS = {
     "perf": ("--kv-profile=pnfs-lab", "--tier=pnfs-lab", "--kv-boots=1"),
+    "inside": ("--kv-profile=pnfs-lab-inside", "--tier=pnfs-lab", "--kv-boots=1"),
     "article": (
         "--kv-profile=pnfs-lab-article", "--tier=gpu", "--tier=cpu", "--tier=s3", "--tier=pnfs-lab", "--kv-boots=1"
     ),
@@ -41,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m lab.pnfs.perf", description=f"{__doc__} ({LABEL})")
     parser.add_argument("--target", choices=TARGETS, help="arguments of one of make's targets, before those given here")
     parser.add_argument("--memory-mib", type=int, default=LabSettings().memory_mib, metavar="MIB", help="of the guest")
+    parser.add_argument("--max-map-count", type=int, default=0, help="the host's vm.max_map_count while the lab is up")
     parser.add_argument(
         "--netem", choices=[each.name for each in netem.ALL], default="none", help="what the storage's link does"
     )
@@ -58,7 +60,8 @@ def session(args: argparse.Namespace, pytest_args: Sequence[str]) -> int:
     lock = MachineLock([PROCESSORS])
     lock.acquire(_WAIT_S, _say)
     try:
-        with Lab.up(LabSettings(memory_mib=args.memory_mib), say=_say) as lab:
+        settings = LabSettings(memory_mib=args.memory_mib, max_map_count=args.max_map_count)
+        with Lab.up(settings, say=_say) as lab:
             _say(f"lab {lab.id} is up after {time.monotonic() - start_s:.1f} s: {LABEL}")
             impairment = next(each for each in netem.ALL if each.name == args.netem)
             if impairment.name != "none":

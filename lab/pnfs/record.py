@@ -71,7 +71,7 @@ class Held:
     def make(cls, runs: Path, name: str) -> Held:
         """Make the folder of a new lab, with its lock held and its record written."""
         folder = runs / name
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, mode=0o700)
         held = cls(folder, _open(folder), Record(name, boot_id(), f"{_PREFIX}{name}"))
         fcntl.flock(held._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         held.note()

@@ -69,11 +69,6 @@ class PnfsLabTier(TierModel):
         """Return why the tier cannot run: no lab, a session outside of its namespace, another mount."""
         try:
             lab = attached()
-            if ctx.profile.lmcache_mode != "mp":
-                return (
-                    f'profile {ctx.profile.name} has lmcache_mode = "in-process", and vLLM runs outside of the guest: '
-                    'take a profile with "mp" (pnfs-lab)'
-                )
             if ctx.profile.servers > len(lab.mounts):
                 return f"{ctx.profile.servers} servers need a mount each, and the lab has {', '.join(lab.mounts)}"
             for row in _mounts(lab, self.require):
@@ -105,7 +100,12 @@ class PnfsLabTier(TierModel):
                     "base_path": own,
                     "relative_tmp_dir": OWN_TMP,
                     **({"use_odirect": True} if self.o_direct else {}),
-                }
+                },
+                engine_config={
+                    "remote_storage_plugins": ["fs"],
+                    "extra_config": {"remote_storage_plugin.fs.base_path": own},
+                },
+                engine_extra={"fs_connector_relative_tmp_dir": OWN_TMP},
             ),
             facts={
                 "storage": "fs",
@@ -139,15 +139,16 @@ def attached() -> Lab:
 
 
 def placement(here: Place, profile: Profile) -> Placement:
-    """Return where each part of a pair runs.
+    """Return where each part of a pair runs: an LMCache inside vLLM takes its vLLM into the guest with it.
 
     Args:
         here: The host, in the lab's network namespace.
-        profile: Profile with the number of servers.
+        profile: Profile with the number of servers, and where LMCache is.
     """
     guest = replace(here, scratch=guest_scratch(here.scratch), host=GUEST_ADDRESS, name=GUEST)
     each = profile.servers
-    return Placement(servers=(here,) * each, caches=(guest,) * each, balancer=here, gpus=((),) * each)
+    server = guest if profile.lmcache_mode == "in-process" else here
+    return Placement(servers=(server,) * each, caches=(guest,) * each, balancer=here, gpus=((),) * each)
 
 
 def guest_scratch(scratch: Path) -> Path:

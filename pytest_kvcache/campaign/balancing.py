@@ -49,7 +49,7 @@ def routing_of(plan: ServingPlan, load: Mapping[str, Any]) -> Routing:
 
 
 def cost(arm: Arm, state: PerfState, pair: ServingPair) -> dict[str, Any]:
-    """Return the facts of the balancer for `run.json`; its latency is measured once a session for each side.
+    """Return the facts of the balancer for `run.json`; its latency is measured once a session for each version.
 
     Args:
         arm: What the pair serves.
@@ -64,7 +64,7 @@ def cost(arm: Arm, state: PerfState, pair: ServingPair) -> dict[str, Any]:
     facts["version"] = version_of(settings, arm.engine)
     if pair.plan.turn_urls or (standing is not None and not pair.plan.server_urls):
         return facts | {"latency": None}
-    key = f"{settings.label} {arm.engine.where}"
+    key = f"{settings.label} {facts['version']}".rstrip()
     if key not in state.balancers:
         try:
             found = balancer_latency.measure(
@@ -82,5 +82,5 @@ def cost(arm: Arm, state: PerfState, pair: ServingPair) -> dict[str, Any]:
             state.say(f"the latency of the balancer was not measured: {error.what}")
             return facts | {"latency": None, "unmeasured": error.what}
         state.balancers[key] = found
-        state.say(f"balancer {settings.label} {facts['version']}: {found.line}")
+        state.say(f"balancer {key}: {found.line}")
     return facts | {"latency": state.balancers[key].facts()}

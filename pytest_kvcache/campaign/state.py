@@ -58,7 +58,7 @@ class PerfState:
         gpus: What the GPUs of each boot did.
         stopping: By profile, engine and whether it offloads, why no pair should be booted.
         cautions_told: Cautions that were told, each once.
-        balancers: What each balancer of the session costs, by its kind, policy and engine.
+        balancers: What each balancer of the session costs, by its kind, policy and version.
         engine_minutes: For which pairs were running.
         fixed_minutes: That designs without looks would have taken for the same verdicts.
         peak_memory_bytes: Of the run, once it is closed.

@@ -144,19 +144,26 @@ def _output(process: psutil.Process) -> str:
         return ""
 
 
-def assert_refused(ended: Ended, *says: str) -> None:
-    """Hold what every fault must come to: nothing passes, these words, no traceback, nothing left."""
+def assert_refused(ended: Ended, *says: str, keeps_journal: bool = False) -> None:
+    """Hold what every fault must come to: nothing passes, these words, no traceback, nothing left.
+
+    Args:
+        ended: The session.
+        says: Words of its output.
+        keeps_journal: Whether its journal stays, for the next run to remove what could not be removed.
+    """
     assert ended.code == 1, ended.output
     assert " passed" not in ended.output.splitlines()[-1], ended.output
     for words in says:
         assert words in ended.output, f"{words!r} is not in:\n{ended.output}"
     assert "Traceback" not in ended.output, ended.output
-    assert ended.left == NOTHING
+    assert {**ended.left, "journal": []} == NOTHING
+    assert bool(ended.left["journal"]) is keeps_journal
 
 
-def assert_invalid(ended: Ended, *says: str) -> None:
+def assert_invalid(ended: Ended, *says: str, keeps_journal: bool = False) -> None:
     """Hold that no gate has a verdict, with these words."""
-    assert_refused(ended, *says)
+    assert_refused(ended, *says, keeps_journal=keeps_journal)
     assert ended.verdicts == dict.fromkeys(GATES, "invalid")
 
 

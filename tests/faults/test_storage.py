@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from pytest_kvcache.runs.journal import clean_up_after_the_dead
 from tests.faults.programs import AGAIN, shim
 from tests.faults.sessions import (
     BESIDE,
@@ -25,7 +26,7 @@ from tests.faults.sessions import (
     run,
 )
 from tests.faults.test_ended import keys_of
-from tests.projects import Project, Session
+from tests.projects import NOTHING, Project, Session, traces
 
 pytestmark = pytest.mark.engine
 
@@ -130,11 +131,15 @@ def test_a_folder_that_becomes_read_only(
     ended = run(project, kvcache_home, "--tier", "pnfs", breaks=breaks)
     print(ended.output)
     print(ended.logs("pnfs")[-6000:])
-    assert_invalid(ended, "were not stored", "Read-only file system")
+    assert_invalid(ended, "stored: its log says why", "Read-only file system", keeps_journal=True)
     assert not ended.rows("pnfs").empty
-    # What cannot be removed is said.
+    # What cannot be removed is said, and the next run removes it.
     (left,) = small.iterdir()
-    assert f"could not remove {left}" in ended.output
+    assert f"could not remove {left}: is its file system read-only? The next run tries again" in ended.output
+    mount("-o", "remount,rw", str(small))
+    clean_up_after_the_dead(kvcache_home / "journal", print)
+    assert list(small.iterdir()) == []
+    assert traces(project.path, kvcache_home) == NOTHING
 
 
 def test_a_full_folder(project: Project, kvcache_home: Path, real_engine: Path, small: Path) -> None:

@@ -47,7 +47,8 @@ def test_the_balancers_own_latency_is_measured_once_a_session(project: Project) 
     assert first["latency"]["pairs"] == sum(first["latency"]["servers"].values()) == 24
     assert (first["kind"], first["policy"], first["version"]) == ("vllm-router", "round_robin", "0.stub")
     assert found[0]["proof"]["routing"]["promises"] == "turns"
-    result.stdout.fnmatch_lines(["*balancer vllm-router round_robin 0.stub: * ms for a small request (*"])
+    line = "balancer vllm-router round_robin 0.stub: * ms for a small request (*"
+    result.stdout.fnmatch_lines([f"kvcache: {line}", line])
     result.stdout.no_fnmatch_line("*was not measured*")
 
 

