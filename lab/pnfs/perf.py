@@ -30,6 +30,7 @@ _WAIT_S = 3600.0
 #: What the sessions of the lab's own targets run.
 TARGETS = {
     "perf": ("--kv-profile=pnfs-lab", "--tier=pnfs-lab", "--kv-boots=1"),
+    "netem": ("--kv-profile=pnfs-lab-netem", "--tier=pnfs-lab", "--kv-boots=1"),
     "inside": ("--kv-profile=pnfs-lab-inside", "--tier=pnfs-lab", "--kv-boots=1"),
     "article": (
         "--kv-profile=pnfs-lab-article", "--tier=gpu", "--tier=cpu", "--tier=s3", "--tier=pnfs-lab", "--kv-boots=1"
