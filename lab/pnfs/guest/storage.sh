@@ -80,9 +80,11 @@ mount_at() {                                    # mount_at FOLDER OPTIONS: /kv o
   mkdir -p "$1" && mount -t nfs -o "$2" "$LAB_SERVER:${3:-/kv}" "$1"
 }
 
-mount_options() {                               # options of the lab's own mounts, without nosharecache
+# Options of the lab's own mounts, without nosharecache. The sizes are those of a chunk: with more memory a server offers
+# larger ones, and LMCache writes nothing by O_DIRECT that is no multiple of them.
+mount_options() {
   local port=$LAB_RDMA_PORT; [ "$LAB_PROTO" = tcp ] && port=2049
-  echo "vers=4.2,proto=$LAB_PROTO,port=$port"
+  echo "vers=4.2,proto=$LAB_PROTO,port=$port,rsize=524288,wsize=524288"
 }
 
 mount_all() {
