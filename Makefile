@@ -10,7 +10,7 @@ WORKFLOWS = $(wildcard .github/workflows/*.yml docs/ci/github*.yml)
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help perf article test unit sessions engine-test versions faults docker-test ray-test attach-test pnfs-lab pnfs-lab-wrong pnfs-lab-netem pnfs-lab-perf pnfs-lab-test bench report-test footprint power docs lint workflows format setup clean
+.PHONY: help perf article test unit sessions engine-test versions faults docker-test ray-test attach-test pnfs-lab pnfs-lab-wrong pnfs-lab-netem pnfs-lab-slow pnfs-lab-perf pnfs-lab-test bench report-test footprint power docs lint workflows format setup clean
 .DELETE_ON_ERROR:
 
 help: ## Print these targets
@@ -77,6 +77,9 @@ pnfs-lab-test: setup ## A short session on that guest, whose account must hold t
 
 pnfs-lab-netem: setup ## What delay, loss and a slow link in that guest make of `doctor --bench` (ten minutes)
 	$(BIN)/python -m lab.pnfs netem
+
+pnfs-lab-slow: setup ## Sessions on links with delay, loss and a low rate: the exact gate must not change (a quarter of an hour)
+	$(BIN)/python -m lab.pnfs.slow
 
 bench: $(READY) ## The client's own errors, beside other clients (needs a C compiler; ten minutes)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
