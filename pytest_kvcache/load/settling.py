@@ -8,15 +8,17 @@ from collections.abc import Callable, Mapping
 from pytest_kvcache.telemetry.prometheus import Counters, scrape_all
 from pytest_kvcache.telemetry.transfers import stores_under_way
 
-#: Longest wait for stores to end (s); a slower storage is read while stores are under way.
-_SETTLE_S = 10.0
+#: Longest wait for the next store to end, and for all of them (s); a slower storage is read while stores are under way.
+_NEXT_S, _ALL_S = 10.0, 120.0
 _POLL_S = 0.2
 
 
 def settled(
     metrics_urls: Mapping[str, str], *, hurry: Callable[[], bool] = lambda: False, lag_s: float = 0.0
 ) -> tuple[dict[str, Counters], float]:
-    """Return the counters by component once no store is under way, and how many stores did not end in 10 s.
+    """Return the counters by component once no store is under way, and how many stores did not end.
+
+    They are waited for as long as one of them ends every 10 s, 2 minutes in all.
 
     Args:
         metrics_urls: Prometheus endpoints by component.
@@ -26,9 +28,15 @@ def settled(
     lagged_s = time.monotonic() + lag_s
     while time.monotonic() < lagged_s and not hurry():
         time.sleep(min(_POLL_S, max(0.0, lagged_s - time.monotonic())))
-    until_s = time.monotonic() + _SETTLE_S
-    while under_way(found := scrape_all(metrics_urls)) and time.monotonic() < until_s and not hurry():
+    start_s = moved_s = time.monotonic()
+    found = scrape_all(metrics_urls)
+    while (left := under_way(found)) and not hurry():
         time.sleep(_POLL_S)
+        found, now_s = scrape_all(metrics_urls), time.monotonic()
+        if under_way(found) < left:
+            moved_s = now_s
+        if now_s > min(moved_s + _NEXT_S, start_s + _ALL_S):
+            break
     return found, under_way(found)
 
 

@@ -133,7 +133,7 @@ def compare(
     if not new or any(account is None for account in new):
         return TokenVerdict(
             "inconclusive",
-            reasons=("a boot was ended early, was still storing after 10 s, or has no counters to compare",),
+            reasons=("a boot was ended early, was still storing when it was read, or has no counters to compare",),
         )
     if not known:
         return TokenVerdict(
