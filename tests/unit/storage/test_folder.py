@@ -141,7 +141,7 @@ def test_a_look_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.Monke
     """A store that does not end is said, and a storage that does not answer too."""
     for module in (looks, settling):
         monkeypatch.setattr(module, "scrape_all", lambda _: counters(2, 1))
-    monkeypatch.setattr(settling, "_SETTLE_S", 0.0)
+    monkeypatch.setattr(settling, "_NEXT_S", 0.0)
     found = looks.take_snapshot(FolderAccount(tmp_path / "gone"), {})
     assert (found.account, found.under_way) == (None, 1)
     assert "cannot be listed" in found.unread
