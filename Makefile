@@ -62,7 +62,7 @@ attach-test: setup ## A real pair that the test boots by itself, attached to, wi
 pnfs-lab: $(READY) ## A real pNFS-over-RDMA mount in a guest, proved by the doctor (root; a quarter of an hour once, then a minute)
 	$(BIN)/python -m lab.pnfs doctor
 
-pnfs-lab-wrong: $(READY) ## Every wrong mount, arranged in that guest: each is refused or invalid for its own reason (nine minutes)
+pnfs-lab-wrong: $(READY) ## Every wrong mount, arranged in that guest: each is refused or invalid for its own reason (five minutes)
 	$(BIN)/python -m lab.pnfs wrong
 
 pnfs-lab-perf: setup ## The perf tests on that guest: LMCache on its mount, vLLM beside it (five minutes), or in there too (MODE=in-process: eight)
