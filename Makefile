@@ -7,6 +7,8 @@ VENV := .venv
 BOOTS ?= 1
 BIN := $(VENV)/bin
 WORKFLOWS = $(wildcard .github/workflows/*.yml docs/ci/github*.yml)
+# The plugin with all that `make perf` needs, and that with what tests, benchmarks and linters need.
+INSTALLED := $(VENV)/.installed
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
@@ -29,7 +31,7 @@ endif
 # Sessions of stubs wait as much as they compute: more than twice as many workers as processors keep those busy.
 WORKERS = -n $$(($$(getconf _NPROCESSORS_ONLN) * 2 + 1)) --maxprocesses 16 --dist worksteal --durations=10
 
-test: setup ## Unit tests, sessions on stubs but the long ones, and tests that share one real pair (18 minutes at most)
+test: $(READY) setup ## Unit tests, sessions on stubs but the long ones, and tests that share one real pair (18 minutes at most)
 	$(BIN)/pytest $(WORKERS) -m "not long" tests/sessions tests/unit
 	$(BIN)/pytest -n 2 --dist loadfile --durations=10 -m "not long" tests/integration
 
@@ -39,24 +41,24 @@ unit: $(READY) ## The unit tests alone (four minutes at most, on two idle proces
 sessions: $(READY) ## Whole sessions of pytest with the plugin, and of its commands, on stubs, the long ones too (ten minutes)
 	$(BIN)/pytest $(WORKERS) tests/sessions
 
-engine-test: setup ## What the probes of a boot show on each tier of the real engine, in both modes (about a quarter of an hour)
+engine-test: $(READY) setup ## What the probes of a boot show on each tier of the real engine, in both modes (about a quarter of an hour)
 	$(BIN)/pytest tests/engine --ignore=tests/engine/test_versions.py
 	$(BIN)/pytest -m long tests/integration
 
-versions: setup ## Real pairs of older versions of vLLM and LMCache, and one that is refused (half an hour, 14 GB)
+versions: $(READY) setup ## Real pairs of older versions of vLLM and LMCache, and one that is refused (half an hour, 14 GB)
 	$(BIN)/pytest tests/engine/test_versions.py
 
-faults: setup ## Every fault on the real engine: none may pass, each is named (about 30 minutes)
+faults: $(READY) setup ## Every fault on the real engine: none may pass, each is named (about 30 minutes)
 	$(BIN)/pytest tests/faults
 
-docker-test: setup ## A real pair in containers (needs a Docker daemon and debootstrap; a quarter of an hour)
+docker-test: $(READY) setup ## A real pair in containers (needs a Docker daemon and debootstrap; a quarter of an hour)
 	$(BIN)/pytest tests/docker
 
 ray-test: $(READY) ## Sessions over three machines with Ray, made of network namespaces (needs root; a quarter of an hour)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[ray]'
 	$(BIN)/pytest tests/ray
 
-attach-test: setup ## A real pair that the test boots by itself, attached to, with a second client beside it (five minutes)
+attach-test: $(READY) setup ## A real pair that the test boots by itself, attached to, with a second client beside it (five minutes)
 	$(BIN)/pytest tests/attach
 
 pnfs-lab: $(READY) ## A real pNFS-over-RDMA mount in a guest, proved by the doctor (root; a quarter of an hour once, then a minute)
@@ -65,20 +67,20 @@ pnfs-lab: $(READY) ## A real pNFS-over-RDMA mount in a guest, proved by the doct
 pnfs-lab-wrong: $(READY) ## Every wrong mount, arranged in that guest: each is refused or invalid for its own reason (five minutes)
 	$(BIN)/python -m lab.pnfs wrong
 
-pnfs-lab-perf: setup ## The perf tests on that guest: LMCache on its mount, vLLM beside it (five minutes), or in there too (MODE=in-process: eight)
+pnfs-lab-perf: $(READY) setup ## The perf tests on that guest: LMCache on its mount, vLLM beside it (five minutes), or in there too (MODE=in-process: eight)
 ifeq ($(MODE),in-process)
 	$(BIN)/python -m lab.pnfs.perf --target inside --memory-mib 8192 --max-map-count 4000000
 else
 	$(BIN)/python -m lab.pnfs.perf --target perf
 endif
 
-pnfs-lab-test: setup ## A short session on that guest, whose account must hold to the byte (root; ten minutes)
+pnfs-lab-test: $(READY) setup ## A short session on that guest, whose account must hold to the byte (root; ten minutes)
 	$(BIN)/pytest tests/lab
 
-pnfs-lab-netem: setup ## What delay, loss and a slow link in that guest make of `doctor --bench` (ten minutes)
+pnfs-lab-netem: $(READY) setup ## What delay, loss and a slow link in that guest make of `doctor --bench` (ten minutes)
 	$(BIN)/python -m lab.pnfs netem
 
-pnfs-lab-slow: setup ## Sessions on links with delay, loss and a low rate: the exact gate must not change (a quarter of an hour)
+pnfs-lab-slow: $(READY) setup ## Sessions on links with delay, loss and a low rate: the exact gate must not change (a quarter of an hour)
 	$(BIN)/python -m lab.pnfs.slow
 
 bench: $(READY) ## The client's own errors, beside other clients (needs a C compiler; ten minutes)
@@ -95,7 +97,7 @@ footprint: $(READY) ## What the plugin costs suites that do not use it, and what
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.install_size
 
-power: setup ## How often verdicts are wrong: simulated, then on the real engine (three hours; goes on where it was stopped)
+power: $(READY) setup ## How often verdicts are wrong: simulated, then on the real engine (three hours; goes on where it was stopped)
 	$(BIN)/python -m benchmarks.power.simulate --sessions 20000
 	$(BIN)/python -m benchmarks.power.engine
 
@@ -118,14 +120,24 @@ format: $(READY) ## Format, and mend what ruff can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-setup: $(READY) ## The engine environment alone, once for each lock
+setup: $(INSTALLED) ## The engine environment alone, once for each lock
 	$(BIN)/pytest-kvcache setup
 
-# Made anew when pyproject.toml changes.
-$(READY): pyproject.toml
+# pip compiles on one processor.
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+COMPILE = @$(BIN)/python -m compileall -qq -j 0 -x '/(tests?|pip)/' $(VENV)/lib || true
+
+# Both are made anew when pyproject.toml changes.
+$(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "needs CPython 3.11 or newer, found " + sys.version.split()[0] + ": make PYTHON=/path/to/python3.11 …")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(INSTALL) -e .
+	$(COMPILE)
+	@touch $(INSTALLED)
+
+$(READY): $(INSTALLED)
+	$(INSTALL) -e '.[dev]'
+	$(COMPILE)
 	@touch $(READY)
 
 clean: ## Remove the plugin's environment (the engine's stays: `pytest-kvcache setup --path` says where)

@@ -34,6 +34,13 @@ _PIN = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;]+)", re.MULTILINE)
 #: This file is written last: an environment without it is half made and is made again.
 _MARKER = "kvcache-engine.json"
 _IMPORTS = "import torch, vllm, lmcache"
+#: Engines import thousands of modules at each boot. What none imports stays uncompiled, and so do files that are no
+#: Python of this version.
+_COMPILES = """
+import compileall, re, sysconfig
+unused = re.compile("/(tests?|testing|pip|anthropic|transformers/models)/")
+compileall.compile_dir(sysconfig.get_path("purelib"), quiet=2, workers=0, rx=unused)
+"""
 
 
 def lock_digest() -> str:
@@ -206,7 +213,8 @@ def _make(path: Path, say: Callable[[str], None], variant: Variant, show: Callab
     log.write_text("", encoding="utf-8")
     say(f"making the engine environment in {path} (about 3.6 GB; log: {log})")
     _run([sys.executable, "-m", "venv", str(path)], log)
-    pip = [str(path / "bin" / "python"), "-m", "pip", "install", "--no-deps", "--no-input"]
+    # All byte code is compiled at the end, on all processors; pip would compile on one.
+    pip = [str(path / "bin" / "python"), "-m", "pip", "install", "--no-deps", "--no-input", "--no-compile"]
     say("installing torch")
     _run([*pip, "-r", str(_TORCH)], log, PipProgress(_count(_TORCH)), show)
     if "+cpu" not in inspect_version(path, "torch"):
@@ -222,6 +230,8 @@ def _make(path: Path, say: Callable[[str], None], variant: Variant, show: Callab
         _run([*pip, *names], log, PipProgress(len(names)), show)
         torch_build.fit(path / "bin" / "python", pip, lambda argv: _run(argv, log), say)
     connector.install(path, lambda argv: _run(argv, log))
+    say("compiling them")
+    _run([str(path / "bin" / "python"), "-c", _COMPILES], log)
     say("importing them once")
     _run([str(path / "bin" / "python"), "-c", _IMPORTS], log)
     seconds = time.monotonic() - started
@@ -269,7 +279,7 @@ def _run(
     Raises:
         SetupError: It failed.
     """
-    # Byte code is compiled while installing: engines import 20,000 modules at each boot.
+    # Byte code is written even where the user's own programs write none.
     env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     with (
         log.open("a", encoding="utf-8") as out,

@@ -82,6 +82,11 @@ class PairClient:
         """Names of the vLLM servers."""
         return tuple(self.server_urls)
 
+    @property
+    def side_by_side(self) -> bool:
+        """Whether several servers may be asked at once: each of a booted pair has caches and counters of its own."""
+        return True
+
     def tokenizer(self) -> Tokenizer:
         """Return the tokenizer of the first server."""
         return ServedTokenizer(next(iter(self.server_urls.values())), self.model, authorization=self.authorization)

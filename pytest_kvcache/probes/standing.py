@@ -29,6 +29,11 @@ class StandingClient(PairClient):
 
     salt: str = ""
 
+    @property
+    def side_by_side(self) -> bool:
+        """One at a time: servers of a deployment may have an LMCache in common."""
+        return False
+
     def tokenizer(self) -> Tokenizer:
         """Return the tokenizer of the first server, with other words in each pass."""
         return SaltedTokenizer(super().tokenizer(), self.salt)

@@ -6,6 +6,7 @@ The order is that of `probe.py`: `cold`, `again`, `reloaded`, `across`, `emptied
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -55,6 +56,10 @@ class ProbedPair(Protocol):
     def servers(self) -> tuple[str, ...]:
         """Names of the vLLM servers."""
 
+    @property
+    def side_by_side(self) -> bool:
+        """Whether several servers may be asked at once: each has counters that no other server's prompts move."""
+
     def tokenizer(self) -> Tokenizer:
         """Return the served tokenizer."""
 
@@ -103,13 +108,12 @@ def across(pair: ProbedPair, sentinels: Sequence[Sentinel], *, stored_chunks: in
     for sentinel in sentinels:
         pair.drain(sentinel.home, stored_chunks=stored_chunks)
     names = [*pair.servers, *pair.servers]
-    return [_ask(pair, names[names.index(each.home) + 1], each, Step.ACROSS) for each in sentinels]
+    return _asked(pair, [(names[names.index(each.home) + 1], each) for each in sentinels], Step.ACROSS)
 
 
 def emptied(pair: ProbedPair, sentinels: Sequence[Sentinel]) -> list[SentinelAnswer]:
     """Fill each server's caches with its sentinel, empty them, check that they are empty, and empty them again."""
-    for sentinel in sentinels:
-        pair.ask(sentinel.home, sentinel)
+    _at_home(pair, sentinels, Step.EMPTIED)
     _empty(pair)
     found = _at_home(pair, sentinels, Step.EMPTIED)
     _empty(pair)
@@ -130,8 +134,21 @@ _EMPTYING: tuple[Callable[[ProbedPair, str], None], ...] = (
 
 
 def _at_home(pair: ProbedPair, sentinels: Sequence[Sentinel], step: Step) -> list[SentinelAnswer]:
-    return [_ask(pair, each.home, each, step) for each in sentinels]
+    return _asked(pair, [(each.home, each) for each in sentinels], step)
 
 
-def _ask(pair: ProbedPair, server: str, sentinel: Sentinel, step: Step) -> SentinelAnswer:
-    return SentinelAnswer(step, server, sentinel, pair.ask(server, sentinel))
+def _asked(pair: ProbedPair, what: Sequence[tuple[str, Sentinel]], step: Step) -> list[SentinelAnswer]:
+    """Send a sentinel to each of some servers, to all at once where that is allowed, and return when all have ended."""
+
+    def ask(server: str, sentinel: Sentinel) -> SentinelAnswer:
+        return SentinelAnswer(step, server, sentinel, pair.ask(server, sentinel))
+
+    threads = ThreadPoolExecutor(max(1, len(what)) if pair.side_by_side else 1)
+    try:
+        return list(threads.map(lambda each: ask(*each), what))
+    except Exception:
+        threads.shutdown()  # what is still under way would be counted as a part of what comes next
+        raise
+    finally:
+        # An interruption does not wait: whatever is under way ends with the servers.
+        threads.shutdown(wait=False, cancel_futures=True)

@@ -38,14 +38,15 @@ def environ(project: Project, kvcache_home: Path) -> dict[str, str]:
     ini = '[tool.pytest.ini_options]\nkv_profile = "stub"\n'
     (project.path / "pyproject.toml").write_text(ini, encoding="utf-8")
     (project.path / "test_multi_round_qa.py").unlink()
-    (project.path / ".ready").touch()
+    for made in (".installed", ".ready"):  # in the order in which make makes them
+        (project.path / made).touch()
     programs = Path(sys.executable).parent
     return os.environ | {
         "PATH": f"{programs}:{os.environ['PATH']}",
         "COLUMNS": "100",
         "PYTHONUTF8": "1",
         # make's own environment would make a new one of the plugin.
-        "MAKEFLAGS": f"BIN={programs} READY=.ready",
+        "MAKEFLAGS": f"BIN={programs} INSTALLED=.installed READY=.ready",
         "PYTEST_ADDOPTS": "-p no:cacheprovider",
     }
 

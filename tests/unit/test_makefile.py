@@ -42,6 +42,16 @@ def test_the_lab_runs_only_where_it_is_named(target: tuple[str, ...], says: str,
     assert says_not not in lines[0]
 
 
+@pytest.mark.parametrize(
+    ("target", "tools"), [("perf", False), ("article", False), ("setup", False), ("test", True), ("lint", True)]
+)
+def test_only_tests_and_linters_wait_for_the_tools_of_developers(target: str, tools: bool, tmp_path: Path) -> None:
+    """On a machine with nothing, a first measurement installs what it needs and not what tests need."""
+    installs = [line for line in make("-n", f"VENV={tmp_path}", target).splitlines() if "pip install" in line]
+    assert any(line.endswith("-e .") for line in installs)
+    assert any("[dev]" in line for line in installs) == tools
+
+
 def test_help_names_the_variable() -> None:
     """The list of targets says how a baseline is taken in one session."""
     (line,) = [line for line in make("help").splitlines() if line.startswith("make perf ")]

@@ -51,6 +51,7 @@ class FakePair:
         sticks: Levels that resets leave as they are.
         stores: Whether anything reaches the shared storage.
         split: Whether LMCache tells L1 from L2.
+        side_by_side: Whether both servers are asked at once.
     """
 
     claim: Claim
@@ -63,6 +64,7 @@ class FakePair:
     device: dict[str, set[str]] = field(default_factory=lambda: {name: set() for name in SERVERS})
     l1: dict[str, set[str]] = field(default_factory=lambda: {name: set() for name in SERVERS})
     servers: tuple[str, ...] = SERVERS
+    side_by_side: bool = True
 
     def tokenizer(self) -> Words:
         """Return a tokenizer of a hundred words."""

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from pytest_kvcache.campaign import boot_probes
 from pytest_kvcache.load.plan import LoadPlan
+from pytest_kvcache.probes.client import ProbeReply
 from pytest_kvcache.probes.judge import ProbeRules
+from pytest_kvcache.probes.posting import ProbeError
 from pytest_kvcache.probes.probe import Probed, Probes
-from pytest_kvcache.probes.sentinels import sentinels
+from pytest_kvcache.probes.sentinels import Sentinel, sentinels
+from pytest_kvcache.probes.steps import cold
 from pytest_kvcache.serving.claim import Claim
 from pytest_kvcache.serving.offload import TierPlan, salt_of
 from pytest_kvcache.workload.multi_round import MultiRoundQa
 from pytest_kvcache.workload.script import Message
-from tests.unit.probes.fake import CHUNK, SERVERS, FakePair, Words
+from tests.unit.probes.fake import CHUNK, SENTINELS, SERVERS, FakePair, Words, whole
 
 RULES = ProbeRules(Claim.L2, CHUNK, 0.01)
 
@@ -48,6 +54,47 @@ def test_loads_are_short_only_where_they_prove_nothing(
     kept = boot_probes.shortened_if_faulty(plan, Probed(faults))
     assert kept.workload.duration_s == kept_s
     assert kept.model_copy(update={"workload": workload}) == plan
+
+
+@dataclass
+class Watched(FakePair):
+    """A pair that notes how many of its servers are asked at once, and fails where it is told."""
+
+    fails: str = ""
+    asked: list[str] = field(default_factory=list)
+    both: threading.Barrier = field(default_factory=lambda: threading.Barrier(2, timeout=30))
+    ended: list[str] = field(default_factory=list)
+
+    def ask(self, server: str, sentinel: Sentinel) -> ProbeReply:
+        """Wait, where both may be asked at once, until both are."""
+        self.asked.append(server)
+        if self.side_by_side:
+            self.both.wait()
+        if server == self.fails:
+            raise ProbeError("it fails")
+        if self.fails and self.side_by_side:
+            time.sleep(0.3)  # the other one answers later
+        self.ended.append(server)
+        return super().ask(server, sentinel)
+
+
+def test_servers_with_counters_of_their_own_are_asked_at_once() -> None:
+    """Each step of a booted pair has both servers under way; those of a deployment are asked one after the other."""
+    at_once, in_turn = Watched(Claim.L2), Watched(Claim.L2, side_by_side=False)
+    found = [whole(at_once), whole(in_turn)]
+    assert sorted(at_once.asked) == sorted(in_turn.asked)
+    assert [(each.step, each.server, each.served) for each in found[0]] == [
+        (each.step, each.server, each.served) for each in found[1]
+    ]
+    assert in_turn.asked == [*SERVERS * 3, *reversed(SERVERS), *SERVERS * 2]
+
+
+def test_a_server_that_fails_leaves_nothing_under_way() -> None:
+    """What comes after a probe that failed is sent when the other server has answered."""
+    pair = Watched(Claim.L2, fails="vllm-0")
+    with pytest.raises(ProbeError, match="it fails"):
+        cold(pair, SENTINELS)
+    assert pair.ended == ["vllm-1"]
 
 
 def test_stores_that_fail_are_told(tmp_path: Path) -> None:
