@@ -45,7 +45,7 @@ engine-test: $(READY) setup ## What the probes of a boot show on each tier of th
 	$(BIN)/pytest tests/engine --ignore=tests/engine/test_versions.py
 	$(BIN)/pytest -m long tests/integration
 
-versions: $(READY) setup ## Real pairs of older versions of vLLM and LMCache, and one that is refused (half an hour, 14 GB)
+versions: $(READY) setup ## Real pairs of older versions of vLLM and LMCache, and one that is refused (half an hour, 10 GB)
 	$(BIN)/pytest tests/engine/test_versions.py
 
 faults: $(READY) setup ## Every fault on the real engine: none may pass, each is named (about 30 minutes)

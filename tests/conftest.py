@@ -18,7 +18,6 @@ import docker
 import pandas.core.arrays.arrow.extension_types  # noqa: F401
 import pytest
 import scipy.optimize  # noqa: F401
-from hypothesis import settings
 
 from pytest_kvcache.engine import setup
 from pytest_kvcache.home import home
@@ -35,10 +34,6 @@ if threading.current_thread() is threading.main_thread():
     for _number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         if signal.getsignal(_number) is signal.SIG_IGN:
             signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
-
-# A slow machine is no fault of an example.
-settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")
 
 # Taken when this file is imported: later, a test may have moved the plugin's home for its own purposes.
 _HOME = home()

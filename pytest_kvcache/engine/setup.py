@@ -211,7 +211,7 @@ def _make(path: Path, say: Callable[[str], None], variant: Variant, show: Callab
     started = time.monotonic()
     log = _beside(path, ".log")
     log.write_text("", encoding="utf-8")
-    say(f"making the engine environment in {path} (about 3.6 GB; log: {log})")
+    say(f"making the engine environment in {path} (about 2.6 GB; log: {log})")
     _run([sys.executable, "-m", "venv", str(path)], log)
     # All byte code is compiled at the end, on all processors; pip would compile on one.
     pip = [str(path / "bin" / "python"), "-m", "pip", "install", "--no-deps", "--no-input", "--no-compile"]

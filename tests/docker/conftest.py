@@ -69,7 +69,7 @@ def archive() -> Iterator[Path]:
 
 
 def imported(archive: Path, address: str, real_engine: Path) -> Image:
-    """Return the image of Debian's base at a daemon; the engine itself (3.6 GB) and its Python are mounted."""
+    """Return the image of Debian's base at a daemon; the engine itself (2.6 GB) and its Python are mounted."""
     prefix = Engine(real_engine, {}).call(
         [str(real_engine / "bin" / "python"), "-c", "import sys; print(sys.base_prefix)"], timeout_s=30
     )

@@ -1,6 +1,6 @@
 """Real pairs of the locked and of older versions of vLLM and LMCache, and one that is refused (`make versions`).
 
-Environments that are not there are made (3.6 GB each; 6.5 where pip finds no CPU build of the torch that a vLLM needs).
+Environments that are not there are made (2.6 GB each; 5.5 where pip finds no CPU build of the torch that a vLLM needs).
 """
 
 from __future__ import annotations

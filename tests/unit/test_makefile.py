@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import subprocess
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
+METADATA = importlib.metadata.metadata("pytest-kvcache")
 
 
 def make(*args: str) -> str:
@@ -50,6 +56,40 @@ def test_only_tests_and_linters_wait_for_the_tools_of_developers(target: str, to
     installs = [line for line in make("-n", f"VENV={tmp_path}", target).splitlines() if "pip install" in line]
     assert any(line.endswith("-e .") for line in installs)
     assert any("[dev]" in line for line in installs) == tools
+
+
+def test_perf_tests_need_no_tools_of_developers() -> None:
+    """What `make perf` runs is collected where nothing of the `dev` extra can be imported."""
+    of_dev = _modules(METADATA.get_all("Requires-Dist") or (), extra="dev") - _modules(
+        METADATA.get_all("Requires-Dist") or (), extra=""
+    )
+    assert {"hypothesis", "aiohttp", "xdist", "pytest_timeout"} <= of_dev
+    program = (
+        f"import sys, pytest; sys.modules.update(dict.fromkeys({sorted(of_dev)}))\n"
+        "sys.exit(pytest.main(['--collect-only', '-q', '-m', 'perf', 'tests/perf', '-p', 'no:cacheprovider',"
+        " '-p', 'pytest_benchmark.plugin', '-p', 'pytest_kvcache.plugin']))"
+    )
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=False, cwd=ROOT, env=environ, text=True, capture_output=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "test_multi_round_qa[pnfs-3500-tokens]" in done.stdout
+
+
+def _modules(requirements: Iterable[str], *, extra: str) -> set[str]:
+    """Return the modules that the distributions of an extra, "" for none, bring themselves."""
+    wanted = {
+        canonicalize_name(each.name)
+        for each in map(Requirement, requirements)
+        if (each.marker is None if not extra else each.marker is not None and each.marker.evaluate({"extra": extra}))
+    }
+    return {
+        module
+        for module, names in importlib.metadata.packages_distributions().items()
+        if wanted & {canonicalize_name(name) for name in names}
+    }
 
 
 def test_help_names_the_variable() -> None:
