@@ -123,7 +123,7 @@ format: $(READY) ## Format, and mend what ruff can mend
 setup: $(INSTALLED) ## The engine environment alone, once for each lock
 	$(BIN)/pytest-kvcache setup
 
-# pip compiles on one processor.
+# pip compiles on one processor, and that of CPython 3.11 takes twice as long for the rest.
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 COMPILE = @$(BIN)/python -m compileall -qq -j 0 -x '/(tests?|pip)/' $(VENV)/lib || true
 
@@ -131,6 +131,7 @@ COMPILE = @$(BIN)/python -m compileall -qq -j 0 -x '/(tests?|pip)/' $(VENV)/lib 
 $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "needs CPython 3.11 or newer, found " + sys.version.split()[0] + ": make PYTHON=/path/to/python3.11 …")'
 	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) --upgrade pip
 	$(INSTALL) -e .
 	$(COMPILE)
 	@touch $(INSTALLED)

@@ -26,6 +26,7 @@ from pytest_kvcache.errors import SetupError
 from pytest_kvcache.runs.files import write_json
 
 LOCKS = Path(__file__).with_name("locks")
+_PIP = LOCKS / "pip.txt"
 _TORCH = LOCKS / "torch.txt"
 _PACKAGES = LOCKS / "cpu.txt"
 _CUDA_RUNTIME = LOCKS / "torch-cuda-runtime.txt"
@@ -215,6 +216,7 @@ def _make(path: Path, say: Callable[[str], None], variant: Variant, show: Callab
     _run([sys.executable, "-m", "venv", str(path)], log)
     # All byte code is compiled at the end, on all processors; pip would compile on one.
     pip = [str(path / "bin" / "python"), "-m", "pip", "install", "--no-deps", "--no-input", "--no-compile"]
+    _run([*pip, "-r", str(_PIP)], log)
     say("installing torch")
     _run([*pip, "-r", str(_TORCH)], log, PipProgress(_count(_TORCH)), show)
     if "+cpu" not in inspect_version(path, "torch"):
