@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,9 @@ def test_results_elsewhere_leave_the_project_as_it_is(
     """With --kv-runs elsewhere a run writes nothing into the project: its folder may be read-only."""
     configure(project, toml(contexts=(50, 60)))
     (project.path / ".kvcache").write_text("in the place of a folder")
+    # What Python compiles is Python's: of the session, which may run in this process, and of what it starts.
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     for variable in ("HOME", "PYTEST_KVCACHE_HOME"):
         monkeypatch.setenv(variable, str(tmp_path_factory.mktemp("home")))
     elsewhere = tmp_path_factory.mktemp("runs")
