@@ -51,14 +51,12 @@ baseline_boots = {{boots}}
 extends = "cpu-tiny"
 [profiles.epochs.workload]
 context_tokens = [{CONTEXT_TOKENS}, {CONTEXT_TOKENS + 1}, {CONTEXT_TOKENS + 2}]
-qps = 0.8
 duration_s = {{epoch_s}}
 
 [profiles.ab]
 extends = "cpu-tiny"
 [profiles.ab.workload]
 context_tokens = [{CONTEXT_TOKENS}]
-qps = 0.8
 duration_s = 24
 """
 

@@ -32,14 +32,12 @@ TOML = f"""
 extends = "cpu-tiny"
 [profiles.{INSIDE}.workload]
 context_tokens = [{CONTEXT_TOKENS}]
-qps = 0.8
 duration_s = 24
 
 [profiles.{BESIDE}]
 extends = "cpu-tiny-mp"
 [profiles.{BESIDE}.workload]
 context_tokens = [{CONTEXT_TOKENS}]
-qps = 0.8
 duration_s = 24
 """
 #: Variables that LMCache takes in place of what its YAML says (`lmcache/v1/config.py`, `_update_config_from_env`).

@@ -147,7 +147,7 @@ REFUSED = (
     Names(("VLLM_API_KEY",), "the load is sent without a key"),
     Names(("VLLM_PLUGINS",), "it would leave out the plugin that connects LMCache to the CPU build"),
     Names(("VLLM_CONFIGURE_LOGGING", "VLLM_LOGGING_CONFIG_PATH"), "the first cause of a failure is read from the log"),
-    Names(("VLLM_USE_V1", "VLLM_ENABLE_V1_MULTIPROCESSING"), "counters and connectors are those of vLLM's V1 engine"),
+    Names(("VLLM_USE_V1",), "counters and connectors are those of vLLM's V1 engine"),
     Names(("VLLM_USE_RUST_FRONTEND", "VLLM_RUST_FRONTEND_PATH"), "it has other arguments and other counters"),
     Names(
         ("AWS_*", "RCLONE_*", "*_TOKEN", "*_PASSWORD", "*_SECRET", "*_SECRET_*", "*_API_KEY", "*_ACCESS_KEY*"),

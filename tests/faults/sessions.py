@@ -23,7 +23,6 @@ PROFILE = """
 extends = "{mode}"
 [profiles.faults.workload]
 context_tokens = [3500]
-qps = 0.8
 duration_s = {duration_s}
 request_timeout_s = 25
 token_timeout_s = 25

@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.faults.sessions import assert_no_secret, assert_refused, component, prepare, run
+from tests.faults.sessions import RULES, assert_no_secret, assert_refused, component, prepare, run
 from tests.projects import Project, Session
 
 pytestmark = pytest.mark.engine
@@ -55,14 +55,24 @@ def test_a_vllm_server_is_killed(project: Project, kvcache_home: Path, real_engi
     assert (ended.rows("cpu")["status"] == "ok").any()
 
 
-def test_a_vllm_worker_is_killed(project: Project, kvcache_home: Path, real_engine: Path) -> None:
+@pytest.mark.parametrize(
+    ("own_process", "said"),
+    [
+        pytest.param("0", "engine core exited unexpectedly", id="in the engine's process"),
+        pytest.param("1", "VllmWorker-0 died unexpectedly", id="in a process of its own"),
+    ],
+)
+def test_a_vllm_worker_is_killed(
+    project: Project, kvcache_home: Path, real_engine: Path, own_process: str, said: str
+) -> None:
     """Where the process that holds the model dies, as the kernel's OOM killer has it, its server is named."""
-    prepare(project, real_engine)
+    variable = f'[profiles.faults.env]\nVLLM_ENABLE_V1_MULTIPROCESSING = "{own_process}"\n'
+    prepare(project, real_engine, rules=RULES + variable)
 
     def breaks(session: Session) -> None:
         max(component(session, "vllm-0"), key=lambda p: p.memory_info().rss).kill()
 
     ended = run(project, kvcache_home, "--tier", "gpu", breaks=breaks)
     print(ended.output)
-    assert_refused(ended, "vllm-0.log: vllm-0 ended while serving", "VllmWorker-0 died unexpectedly", "OOM killer")
+    assert_refused(ended, "vllm-0.log: vllm-0 ended while serving", said, "OOM killer")
     assert (ended.rows("gpu")["status"] == "ok").any()

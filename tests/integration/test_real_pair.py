@@ -27,7 +27,6 @@ extends = "{mode}"
 {more}
 [profiles.short.workload]
 context_tokens = [3500]
-qps = 0.8
 duration_s = 16
 """
 

@@ -41,13 +41,19 @@ ENDINGS = (
     cause(
         "second-hand", "second-hand", r"Worker failed with error .*please check the stack trace", "read the log above"
     ),
-    cause("engine-death", "engine-death", r"Engine core proc(?:ess)? \S+ died unexpectedly", KILLED),
+    # Where the model runs in the engine's process, vLLM 0.32 says only this of one that was killed.
+    cause(
+        "engine-death",
+        "engine-death",
+        r"Engine core proc(?:ess)? \S+ died unexpectedly|engine core exited unexpectedly",
+        KILLED,
+    ),
     cause(
         "consequence",
         "consequence",
         r"initialization failed.*see (?:root cause|stack trace)|See (?:root cause|stack trace) (?:above|for root)|"
         r"WorkerProc (?:initialization failed|hit an exception)|Executor failed|output_handler failed|"
-        r"EngineDeadError|EngineCore (?:failed to start|encountered)|"
+        r"EngineDeadError|EngineCore (?:failed to start|encountered)|Engine Exception caught|"
         r"died unexpectedly|died with exit code|"
         r"^(?:\w+\.)*(?:BrokenPipe|ConnectionReset|ConnectionAborted|Cancelled|EOF|IncompleteRead|"
         r"ServerDisconnected|ClientOS|EngineGenerate)Error\b|"

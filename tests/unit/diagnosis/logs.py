@@ -534,6 +534,11 @@ CONSEQUENCES: tuple[str, ...] = (
     "(APIServer pid=3) ERROR 11-24 04:25:35 [core_client.py:692] Engine core proc EngineCore_DP0 died unexpectedly, "
     "shutting down client.\n",
     thrown("RuntimeError: Engine core process EngineCore_DP0 died unexpectedly."),
+    by(
+        "(APIServer pid=1) ERROR 11-29 23:58:41 [vllm_error.py:54] ",
+        "Engine Exception caught. Request id: None\n"
+        + thrown("vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue. See stack trace (above)"),
+    ),
     thrown("asyncio.exceptions.CancelledError"),
     "concurrent.futures._base.CancelledError\n",
     thrown("BrokenPipeError: [Errno 32] Broken pipe"),

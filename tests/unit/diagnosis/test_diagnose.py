@@ -31,6 +31,32 @@ encountered an issue. See stack trace (above) for the root cause.
 RuntimeError: Executor failed.
 """
 
+#: Of vLLM 0.32, the model in the engine's own process.
+ENGINE_KILLED = """\
+(EngineCore pid=2) INFO 11-29 23:58:31 [block_pool.py:861] Successfully reset prefix cache
+(APIServer pid=1) INFO 11-29 23:58:40 [utils.py:628] [shutdown] Process manager: send sigterm to process EngineCore
+(APIServer pid=1) WARNING 11-29 23:58:40 [core_client.py:817] [shutdown] MPClient: engine core exited unexpectedly; \
+starting cleanup
+(APIServer pid=1) ERROR 11-29 23:58:40 [async_llm.py:906] AsyncLLM output_handler failed.
+(APIServer pid=1) ERROR 11-29 23:58:40 [async_llm.py:906] Traceback (most recent call last):
+(APIServer pid=1) ERROR 11-29 23:58:40 [async_llm.py:906]   File "core_client.py", line 1235, in get_output_async
+(APIServer pid=1) ERROR 11-29 23:58:40 [async_llm.py:906]     raise self._format_exception(outputs) from None
+(APIServer pid=1) ERROR 11-29 23:58:40 [async_llm.py:906] vllm.v1.engine.exceptions.EngineDeadError: EngineCore \
+encountered an issue. See stack trace (above) for the root cause.
+(APIServer pid=1) ERROR 11-29 23:58:41 [vllm_error.py:54] Engine Exception caught. Request id: None
+(APIServer pid=1) ERROR 11-29 23:58:41 [vllm_error.py:54] Traceback (most recent call last):
+(APIServer pid=1) ERROR 11-29 23:58:41 [vllm_error.py:54]   File "serving.py", line 9, in _preflight
+(APIServer pid=1) ERROR 11-29 23:58:41 [vllm_error.py:54]     raise self.engine_client.dead_error
+(APIServer pid=1) ERROR 11-29 23:58:41 [vllm_error.py:54] vllm.v1.engine.exceptions.EngineDeadError: EngineCore \
+encountered an issue. See stack trace (above) for the root cause.
+INFO:     Shutting down
+INFO:     Finished server process [1]
+"""
+ENGINE_FAILED = (
+    "(EngineCore pid=2) ERROR 11-29 23:58:40 [core.py:1512] EngineCore encountered a fatal error.\n"
+    "(EngineCore pid=2) ERROR 11-29 23:58:40 [core.py:1512] ValueError: of its own\n"
+) + ENGINE_KILLED
+
 WORKER_FAILED = (
     "(Worker pid=9) ERROR 11-24 04:25:32 [w.py:1] ValueError: of its own\n(EngineCore pid=7) ERROR 11-24 04:25:35 "
     "[multiproc_executor.py:315] Worker proc VllmWorker-0 died unexpectedly (exit code: 1), shutting down executor.\n"
@@ -80,6 +106,8 @@ WORKER_FAILED = (
         ),
         (WORKER_KILLED, "Worker proc VllmWorker-0 died unexpectedly (exit code: -9)", "OOM killer"),
         (WORKER_FAILED, "ValueError: of its own", ""),
+        (ENGINE_KILLED, "engine core exited unexpectedly", "OOM killer"),
+        (ENGINE_FAILED, "ValueError: of its own", ""),
         ("all is well\nthe last line\n\n", "the last line", ""),
         ("", "", ""),
     ],
@@ -94,6 +122,8 @@ WORKER_FAILED = (
         "connector",
         "worker",
         "failed-worker",
+        "engine",
+        "failed-engine",
         "unknown",
         "empty",
     ],
