@@ -48,14 +48,14 @@ engine-test: $(READY) setup ## What the probes of a boot show on each tier of th
 versions: $(READY) setup ## Real pairs of older versions of vLLM and LMCache, and one that is refused (half an hour, 10 GB)
 	$(BIN)/pytest tests/engine/test_versions.py
 
-faults: $(READY) setup ## Every fault on the real engine: none may pass, each is named (about 30 minutes)
+faults: $(READY) setup ## Every fault on the real engine: none may pass, each is named (about 40 minutes)
 	$(BIN)/pytest tests/faults
 
 docker-test: $(READY) setup ## A real pair in containers (needs a Docker daemon and debootstrap; a quarter of an hour)
 	$(BIN)/pytest tests/docker
 
 ray-test: $(READY) ## Sessions over three machines with Ray, made of network namespaces (needs root; a quarter of an hour)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[ray]'
+	$(PIP) -e '.[ray]'
 	$(BIN)/pytest tests/ray
 
 attach-test: $(READY) setup ## A real pair that the test boots by itself, attached to, with a second client beside it (five minutes)
@@ -84,13 +84,13 @@ pnfs-lab-slow: $(READY) setup ## Sessions on links with delay, loss and a low ra
 	$(BIN)/python -m lab.pnfs.slow
 
 bench: $(READY) ## The client's own errors, beside other clients (needs a C compiler; ten minutes)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+	$(PIP) -e '.[bench]'
 	$(BIN)/python -m benchmarks.client.run
 	$(BIN)/python -m benchmarks.client.scale
 	$(BIN)/python -m benchmarks.trace_start
 
 report-test: $(READY) ## The HTML report in headless Chromium; skips where there is none (RUN=FOLDER: of a real run)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[browser]'
+	$(PIP) -e '.[browser]'
 	KVCACHE_REPORT_RUN='$(abspath $(RUN))' $(BIN)/pytest tests/browser
 
 footprint: $(READY) ## What the plugin costs suites that do not use it, and what weighs how much on disk (five minutes)
@@ -102,7 +102,7 @@ power: $(READY) setup ## How often verdicts are wrong: simulated, then on the re
 	$(BIN)/python -m benchmarks.power.engine
 
 docs: $(READY) ## The documentation as a site, in build/site; warnings are errors (half a minute)
-	@$(BIN)/python -c 'import material' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	@$(BIN)/python -c 'import material' 2>/dev/null || $(PIP) -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 lint: $(READY) ## ruff, mypy (strict) and the layers of the packages
@@ -112,7 +112,7 @@ lint: $(READY) ## ruff, mypy (strict) and the layers of the packages
 	$(BIN)/lint-imports
 
 workflows: $(READY) ## actionlint (with shellcheck) and zizmor on workflows, action and CI examples (a minute at the first time)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[workflows]'
+	$(PIP) -e '.[workflows]'
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/actionlint $(WORKFLOWS)
 	$(BIN)/zizmor --offline --no-progress --quiet $(WORKFLOWS) action.yml
 
@@ -124,7 +124,8 @@ setup: $(INSTALLED) ## The engine environment alone, once for each lock
 	$(BIN)/pytest-kvcache setup
 
 # pip compiles on one processor, and that of CPython 3.11 takes twice as long for the rest.
-INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+INSTALL = $(PIP) --no-compile
 COMPILE = @$(BIN)/python -m compileall -qq -j 0 -x '/(tests?|pip)/' $(VENV)/lib || true
 
 # Both are made anew when pyproject.toml changes.

@@ -7,6 +7,12 @@ import os
 import sys
 from pathlib import Path
 
+from hypothesis import settings
+
+# A slow machine is no fault of an example.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
+
 # What a session computes is small, and the threads of a matrix library would wait for more on other tests' processors.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 

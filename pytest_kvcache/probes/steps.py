@@ -140,12 +140,13 @@ def _at_home(pair: ProbedPair, sentinels: Sequence[Sentinel], step: Step) -> lis
 def _asked(pair: ProbedPair, what: Sequence[tuple[str, Sentinel]], step: Step) -> list[SentinelAnswer]:
     """Send a sentinel to each of some servers, to all at once where that is allowed, and return when all have ended."""
 
-    def ask(server: str, sentinel: Sentinel) -> SentinelAnswer:
+    def ask(each: tuple[str, Sentinel]) -> SentinelAnswer:
+        server, sentinel = each
         return SentinelAnswer(step, server, sentinel, pair.ask(server, sentinel))
 
     threads = ThreadPoolExecutor(max(1, len(what)) if pair.side_by_side else 1)
     try:
-        return list(threads.map(lambda each: ask(*each), what))
+        return list(threads.map(ask, what))
     except Exception:
         threads.shutdown()  # what is still under way would be counted as a part of what comes next
         raise
