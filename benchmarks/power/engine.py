@@ -70,12 +70,14 @@ class Job:
         profile: Of kvcache.toml.
         options: Of pytest.
         engine: Makes the environment that it runs in; called when it is its turn.
+        before: Words before the command.
     """
 
     kind: str
     profile: str
     options: tuple[str, ...]
     engine: Callable[[], Path]
+    before: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,8 @@ class Lab:
         session = before.loc[before["kind"] == job.kind, "session"].nunique() + 1
         log = self.folder / "logs" / f"{job.kind.replace(' ', '-').replace('/', '')}-{session}.txt"
         report = log.with_suffix(".xml")
-        argv = [sys.executable, "-m", "pytest", "-q", "-m", "perf", "--kv-profile", job.profile, *job.options]
+        argv = [*job.before, sys.executable, "-m", "pytest", "-q", "-m", "perf"]
+        argv += ["--kv-profile", job.profile, *job.options]
         argv += [f"--kv-engine={job.engine()}", "--kv-no-strict", "--benchmark-disable", f"--junitxml={report}"]
         facts = {"kind": job.kind, "session": session, "began": time.strftime("%H:%M:%S", time.gmtime())}
         started = time.monotonic()

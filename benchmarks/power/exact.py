@@ -32,13 +32,11 @@ TOML = f"""
 extends = "cpu-tiny"
 [profiles.{INSIDE}.workload]
 context_tokens = [{CONTEXT_TOKENS}]
-duration_s = 24
 
 [profiles.{BESIDE}]
 extends = "cpu-tiny-mp"
 [profiles.{BESIDE}.workload]
 context_tokens = [{CONTEXT_TOKENS}]
-duration_s = 24
 """
 #: Variables that LMCache takes in place of what its YAML says (`lmcache/v1/config.py`, `_update_config_from_env`).
 CHUNK = {"LMCACHE_CHUNK_SIZE": "128"}

@@ -1,0 +1,166 @@
+"""What makes boots of the default profile more alike? Each lever alone, boots of all of them in turn.
+
+    python -m benchmarks.power.levers [--dir DIR] [--boots 12] [--only NAME …] [--preload FILE …]
+
+A round has one boot without a lever and one with each, so that a slow hour is in all of them; every second round goes
+backwards. A lever is a program before vLLM or the router in an overlay, an environment variable, or a setting of the
+kernel for the session; the plugin knows of none. Needs root, for real-time priority and huge pages. Leave the machine
+alone meanwhile; a run that was ended goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from benchmarks.power.engine import CONTEXT_TOKENS, Job, Lab
+from benchmarks.power.overlay import make
+from pytest_kvcache.baselines import files
+from pytest_kvcache.engine import setup
+from pytest_kvcache.home import home
+
+NONE = "none"
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+_SHOWN = ("ttft_geomean_s", "ttft_cold_geomean_s", "ttft_hit_over_cold", "decode_tokens_per_s", "cpu_s_per_request")
+
+
+@dataclass(frozen=True)
+class Lever:
+    """Something that may make boots more alike.
+
+    Args:
+        name: Of the lever, and of its profile.
+        server: Words before each vLLM; `{core}` is the number of a processor of its own.
+        router: Words before the router.
+        session: Words before pytest itself, which the client inherits.
+        huge_pages: What the kernel is told of transparent huge pages while the session runs.
+        workload: More keys of the profile's workload.
+    """
+
+    name: str
+    server: str = ""
+    router: str = ""
+    session: tuple[str, ...] = ()
+    huge_pages: str = ""
+    workload: str = ""
+
+
+def levers(preload: Sequence[Path]) -> list[Lever]:
+    """Return all levers, that without any first.
+
+    Args:
+        preload: Libraries that vLLM's guide for CPUs asks for (tcmalloc, libiomp); without any, that lever is left out.
+    """
+    found = [
+        Lever(NONE),
+        Lever("servers pinned to cores of their own", server="taskset -c {core}"),
+        Lever(
+            "client and router at real-time priority", server="chrt -o 0", router="chrt -r 1",
+            session=("chrt", "-r", "1"),
+        ),
+        Lever("one router thread", router="env TOKIO_WORKER_THREADS=1"),
+        Lever("huge pages always", huge_pages="always"),
+        Lever("fixed address layout", server="setarch -R"),
+        Lever("three times the warm-up", workload="warmup_requests = 12"),
+        Lever("four yardsticks", workload="yardsticks = 4"),
+    ]  # fmt: skip
+    if preload:
+        found.append(Lever("tcmalloc and libiomp", server=f"env LD_PRELOAD={':'.join(map(str, preload))}"))
+    return found
+
+
+def profile_of(lever: Lever) -> str:
+    """Return the name of a lever's profile."""
+    return lever.name.replace(" ", "-")
+
+
+def toml(all_of_them: Sequence[Lever]) -> str:
+    """Return a configuration with a profile for each lever."""
+    return "\n".join(
+        f"[profiles.{profile_of(lever)}]\n"
+        'extends = "cpu-tiny"\n'
+        f"[profiles.{profile_of(lever)}.workload]\n"
+        f"context_tokens = [{CONTEXT_TOKENS}]\n{lever.workload}\n"
+        for lever in all_of_them
+    )
+
+
+def overlay(folder: Path, engine: Path, lever: Lever) -> Path:
+    """Write an environment whose programs run with a lever; return it."""
+    make(folder, engine)
+    if lever.server:
+        lines = ["core=0", 'case "$*" in *assistant@vllm-1*) core=1;; esac']
+        lines.append(f'exec {lever.server.format(core="$core")} {engine}/bin/python "$@"')
+        (folder / "bin" / "python").write_text("\n".join(["#!/bin/sh", *lines, ""]), encoding="utf-8")
+    if lever.router:
+        text = f'#!/bin/sh\nexec {lever.router} {engine}/bin/vllm-router "$@"\n'
+        (folder / "bin" / "vllm-router").write_text(text, encoding="utf-8")
+    return folder
+
+
+@contextlib.contextmanager
+def kernel(huge_pages: str) -> Iterator[None]:
+    """Have the kernel use transparent huge pages as told, for the body."""
+    if not huge_pages:
+        yield
+        return
+    before = HUGE_PAGES.read_text(encoding="ascii").partition("[")[2].partition("]")[0]
+    HUGE_PAGES.write_text(huge_pages, encoding="ascii")
+    try:
+        yield
+    finally:
+        HUGE_PAGES.write_text(before, encoding="ascii")
+
+
+def table(lab: Lab, all_of_them: Sequence[Lever]) -> pd.DataFrame:
+    """Return the geometric mean and the sd (log scale) of each figure over the boots of each lever."""
+    cells = {each.cell.profile: each for each in files.readable(files.scan(lab.folder / "baselines"))}
+    rows = []
+    for lever in all_of_them:
+        if (stored := cells.get(profile_of(lever))) is None:
+            continue
+        row: dict[str, object] = {"lever": lever.name, "boots": len(stored.boots)}
+        for key in _SHOWN:
+            logs = np.log([boot.figures[key] for boot in stored.boots if boot.figures.get(key)])
+            if len(logs) > 1:
+                row[key] = f"{np.exp(logs.mean()):.4g}, {100 * logs.std(ddof=1):.1f} %"
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def main() -> None:
+    """Measure, writing results as they come."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dir", type=Path, default=Path(".kvcache/levers"))
+    parser.add_argument("--boots", type=int, default=12, help="of each lever")
+    parser.add_argument("--only", nargs="*", default=[], help="names of levers, beside that without any")
+    parser.add_argument("--preload", type=Path, nargs="*", default=[], help="tcmalloc and libiomp, where they are")
+    args = parser.parse_args()
+    lab = Lab(args.dir.absolute(), setup.engine_path(home()))
+    chosen = [each for each in levers(args.preload) if not args.only or each.name in (NONE, *args.only)]
+    lab.prepare(boots=args.boots, epoch_s=24.0)
+    (lab.folder / "kvcache.toml").write_text(toml(chosen), encoding="utf-8")
+    had = Counter(lab.done().drop_duplicates(["kind", "session"])["kind"])
+    for at in range(args.boots):
+        for lever in chosen if at % 2 == 0 else chosen[::-1]:
+            if had[lever.name] > at:
+                continue
+            options = ("--tier", "pnfs", "--record-baselines", "--kv-boots", "1", "--kv-allow-suspect")
+            engine = overlay(lab.folder / "engines" / profile_of(lever), lab.engine, lever)
+            job = Job(lever.name, profile_of(lever), options, lambda engine=engine: engine)  # type: ignore[misc]
+            with kernel(lever.huge_pages):
+                rows = lab.run(replace(job, before=lever.session))
+            print(lever.name, " ".join(sorted(set(rows["kv_verdict"].astype(str)))), flush=True)
+    print(table(lab, chosen).to_string(index=False))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
