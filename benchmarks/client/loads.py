@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pytest_kvcache.load import records
 from pytest_kvcache.load.children import Children, Share
-from pytest_kvcache.load.driver import Encoder
+from pytest_kvcache.load.encoder import Encoder
 from pytest_kvcache.load.nodes import coordinator
 from pytest_kvcache.load.nodes.coordinator import LoadNodes
 from pytest_kvcache.load.nodes.messages import KEY_ENV
