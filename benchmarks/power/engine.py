@@ -135,9 +135,10 @@ class Lab:
         pd.concat([before, rows]).to_csv(self.folder / "sessions.csv", index=False)
         return rows
 
-    def baseline(self, profile: str) -> StoredCell:
-        """Return the first cell of a profile's baselines."""
-        found = [c for c in files.readable(files.scan(self.folder / "baselines")) if c.cell.profile == profile]
+    def baseline(self, profile: str, tier: str = "") -> StoredCell:
+        """Return the first cell of a profile's baselines, of one tier where it is named."""
+        cells = files.readable(files.scan(self.folder / "baselines"))
+        found = [c for c in cells if c.cell.profile == profile and tier in {"", c.cell.tier}]
         return min(found, key=lambda stored: stored.cell.context_tokens)
 
     def slowed(self, share: float) -> Path:

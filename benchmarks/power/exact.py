@@ -21,8 +21,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from benchmarks.power import changes
 from benchmarks.power.engine import CONTEXT_TOKENS, Job, Lab
-from benchmarks.power.overlay import make
 from pytest_kvcache.engine import setup
 from pytest_kvcache.home import home
 
@@ -38,58 +38,6 @@ extends = "cpu-tiny-mp"
 [profiles.{BESIDE}.workload]
 context_tokens = [{CONTEXT_TOKENS}]
 """
-#: Variables that LMCache takes in place of what its YAML says (`lmcache/v1/config.py`, `_update_config_from_env`).
-CHUNK = {"LMCACHE_CHUNK_SIZE": "128"}
-SMALL_L1 = {"LMCACHE_MAX_LOCAL_CPU_SIZE": "0.02"}
-#: Loaded by the interpreter at its start: every second call of LMCache's `store` returns before it stores anything.
-HALF = """
-import importlib.abc
-import importlib.util
-import itertools
-import sys
-
-NAME = "lmcache.v1.cache_engine"
-
-
-class Halves(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path, target=None):
-        if name != NAME:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        run = spec.loader.exec_module
-
-        def exec_module(module):
-            run(module)
-            whole, calls = module.LMCacheEngine.store, itertools.count()
-
-            def store(self, *args, **kwargs):
-                return whole(self, *args, **kwargs) if next(calls) % 2 == 0 else None
-
-            module.LMCacheEngine.store = store
-
-        spec.loader.exec_module = exec_module
-        return spec
-
-
-sys.meta_path.insert(0, Halves())
-"""
-
-
-def told(folder: Path, engine: Path, variables: dict[str, str]) -> Path:
-    """Write an overlay whose vLLM gets some environment variables in place of what the plugin set; return it."""
-    make(folder, engine)
-    words = " ".join(f"{name}={value}" for name, value in variables.items())
-    (folder / "bin" / "python").write_text(f'#!/bin/sh\nexec env {words} {engine}/bin/python "$@"\n', encoding="utf-8")
-    return folder
-
-
-def half(folder: Path, engine: Path) -> Path:
-    """Write an overlay whose LMCache stores only every second time; return it."""
-    hook = folder / "hook"
-    hook.mkdir(parents=True, exist_ok=True)
-    (hook / "sitecustomize.py").write_text(HALF, encoding="utf-8")
-    return told(folder, engine, {"PYTHONPATH": str(hook)})
 
 
 @contextmanager
@@ -113,10 +61,10 @@ def plan(lab: Lab, args: argparse.Namespace) -> Iterator[tuple[Job, int]]:
     real = lambda: lab.engine  # noqa: E731
     record = ("--tier", "pnfs", "--kv-boots", "1", "--record-baselines", "--kv-allow-suspect")
     yield Job("baseline inside", INSIDE, record, real), 0
-    changes = {
-        "chunks of half the size": lambda: told(lab.folder / "chunk", lab.engine, CHUNK),
-        "an L1 of 20 MB": lambda: told(lab.folder / "l1", lab.engine, SMALL_L1),
-        "stores every second time": lambda: half(lab.folder / "half", lab.engine),
+    changed = {
+        "chunks of half the size": lambda: changes.told(lab.folder / "chunk", lab.engine, changes.CHUNK),
+        "an L1 of 20 MB": lambda: changes.told(lab.folder / "l1", lab.engine, changes.SMALL_L1),
+        "stores every second time": lambda: changes.half(lab.folder / "half", lab.engine),
     }
     if args.against:
         yield Job("baseline beside", BESIDE, record, real), 0
@@ -124,7 +72,7 @@ def plan(lab: Lab, args: argparse.Namespace) -> Iterator[tuple[Job, int]]:
         if at < args.unchanged:
             yield (job("nothing changed, busy", real), 2) if at % 2 else (job("nothing changed", real), 0)
         if at < args.changed:
-            for kind, engine in changes.items():
+            for kind, engine in changed.items():
                 yield job(kind, engine), 0
             if args.against:
                 yield job("another LMCache, beside", lambda: args.against, BESIDE), 0
