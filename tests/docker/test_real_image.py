@@ -55,7 +55,8 @@ def daemon() -> Iterator[docker.DockerClient]:
 
 def of_runs(daemon: docker.DockerClient) -> list[Any]:
     """Return all containers that the plugin has made, whatever they do."""
-    return list(daemon.containers.list(all=True, filters={"label": containers.LABEL}))
+    # One may end between the list and the look at it: those of another session's preflight, for instance.
+    return list(daemon.containers.list(all=True, filters={"label": containers.LABEL}, ignore_removed=True))
 
 
 def under_load(project: Project, tier: str) -> Session:
