@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from fnmatch import fnmatch
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -14,7 +13,7 @@ from pytest_kvcache.engine.named import engine_named
 from pytest_kvcache.errors import ConfigError
 from pytest_kvcache.serving.launchers import catalogue as launchers
 from pytest_kvcache.tiers import catalogue
-from tests.conformance.launchers import WHILE_UP, Boot, Case, booted, leaves_nothing, starts_cold
+from tests.conformance.launchers import WHILE_UP, Case, Check, booted, leaves_nothing, starts_cold
 from tests.projects import Project, configure, run, run_folder
 from tests.stubs.docker import StubDocker
 from tests.stubs.engine import toml
@@ -30,7 +29,7 @@ def case(name: str, engine: str, tmp_path: Path, home: Path) -> Case:
 @pytest.mark.parametrize("check", WHILE_UP.values(), ids=WHILE_UP)
 @pytest.mark.parametrize(("name", "engine"), [("process", ""), ("docker", "image:kv:1")], ids=["process", "docker"])
 def test_a_pair_that_is_up(  # noqa: PLR0917 - fixtures
-    check: Callable[[Boot], None],
+    check: Check,
     name: str,
     engine: str,
     stub_engine: Path,
