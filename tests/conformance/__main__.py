@@ -122,7 +122,7 @@ def killed(case: Case, options: argparse.Namespace, word: str) -> Column:
     column: Column = {}
     for what in kills.KILLS:
         column[what] = _outcome(lambda what=what: kills.killed(case, what))  # type: ignore[misc]
-    again = ["--profile", options.profile, "--folder", str(case.folder), word]
+    again = ["--profile", options.profile, word]
     again += ["--config", str(options.config)] if options.config else []
     again += ["--address", options.address] if options.address else []
     column[kills.PYTEST] = _outcome(lambda: kills.pytest_killed(case, again))

@@ -84,7 +84,9 @@ def pytest_killed(case: Case, arguments: Sequence[str]) -> str:
         arguments: Those of `python -m tests.conformance` that boot it.
     """
     held = case.folder / "held.json"
-    child = subprocess.Popen([sys.executable, "-m", "tests.conformance", "--hold", str(held), *arguments])
+    # Whatever folder the child makes goes with that of the case.
+    where = ["--hold", str(held), "--folder", str(case.folder)]
+    child = subprocess.Popen([sys.executable, "-m", "tests.conformance", *where, *arguments])
     try:
         deadline = time.monotonic() + 2 * case.boot_s
         while not held.exists():
