@@ -7,28 +7,36 @@ so that each launcher starts LMCache servers, vLLM servers and a balancer, makes
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
-import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import psutil
 import pytest
-import requests
 
+from pytest_kvcache.campaign.arm import Arm
+from pytest_kvcache.campaign.comparability import comparability
+from pytest_kvcache.campaign.load_process import load_plan
+from pytest_kvcache.campaign.runner import _facts
 from pytest_kvcache.config.profile import Profile
+from pytest_kvcache.engine.attached import AttachedEngine
 from pytest_kvcache.engine.base import BaseEngine
+from pytest_kvcache.engine.models import model_folder
 from pytest_kvcache.errors import BootError
 from pytest_kvcache.runs.session import RunSession
 from pytest_kvcache.serving import pair as pairs
 from pytest_kvcache.serving.launchers import catalogue
 from pytest_kvcache.serving.launchers.base import Handle, Launch, Launcher
+from pytest_kvcache.serving.launchers.docker import ContainerHandle
+from pytest_kvcache.serving.launchers.process import ProcessHandle
 from pytest_kvcache.serving.offload import Offload, TierPlan
 from pytest_kvcache.serving.pair import ServingPair
+from pytest_kvcache.tiers import catalogue as tiers
+from pytest_kvcache.verdict.comparability import differences
+from tests.conformance.asking import ask, status
+from tests.conformance.traces import Traces, containers_of, node_leader, traces_of
 
 #: What no file, output or command line may have.
 SECRET = "planted-s3cret"
@@ -46,7 +54,6 @@ class Case:
         home: Folder of journals and leases.
         folder: Folder for results and for the tier.
         boot_s: Limit of a boot (s).
-        kill: Ends a component's process from outside, with SIGKILL; None for a signal to its first process.
     """
 
     name: str
@@ -55,7 +62,6 @@ class Case:
     home: Path
     folder: Path
     boot_s: float = 60.0
-    kill: Callable[[Handle], None] | None = None
 
     def tier(self) -> TierPlan:
         """Return the plan of a tier with a folder and a secret."""
@@ -65,7 +71,9 @@ class Case:
 
     def launch(self, run: RunSession) -> Launch:
         """Return a boot of the tier."""
-        return Launch(run, self.engine, self.profile, self.tier())
+        stands = isinstance(self.engine, AttachedEngine)
+        model = None if stands else model_folder(self.profile, self.engine, self.home)
+        return Launch(run, self.engine, self.profile, self.tier(), model)
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,7 @@ class Boot:
         run: The run that owns it.
         logs: Folder of the logs.
         handles: What runs now.
+        traces: What the boot must not leave.
     """
 
     case: Case
@@ -87,10 +96,15 @@ class Boot:
     run: RunSession
     logs: Path
     handles: list[Handle]
+    traces: Traces
 
     def handle(self, name: str) -> Handle:
         """Return a component's handle."""
         return next(handle for handle in self.handles if handle.component.name == name)
+
+    def check_alive(self) -> None:
+        """Return if every component still runs, one that was started anew by its new handle; else raise BootError."""
+        replace(self.pair, handles=tuple(self.handles)).check_alive()
 
 
 @contextlib.contextmanager
@@ -105,7 +119,8 @@ def booted(case: Case) -> Iterator[Boot]:
             pair = pairs.boot(launcher.plan(), launcher, logs, timeout_s=case.boot_s)
             handles = list(pair.handles)
             try:
-                yield Boot(case, launcher, pair, run, logs, handles)
+                run.note_shared_memory()
+                yield Boot(case, launcher, pair, run, logs, handles, traces_of(run, pair))
             finally:
                 launcher.stop(handles)
         finally:
@@ -119,22 +134,17 @@ def boots(boot: Boot) -> None:
     boot.pair.check_alive()
     assert [handle.component.name for handle in boot.pair.handles] == [c.name for c in boot.pair.plan.components]
     for url in boot.pair.plan.server_urls.values():
-        assert _status(f"{url}/health") == 200
-    asked = {"model": boot.pair.model, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 1}
-    with requests.Session() as session:
-        session.trust_env = False
-        answer = session.post(
-            f"{boot.pair.base_url}/chat/completions", json={**asked, **boot.pair.extra_body, "stream": True}, timeout=60
-        )
-    assert answer.status_code == 200
-    assert "data: [DONE]" in answer.text
+        assert status(f"{url}/health") == 200
+    asked = ask(boot.pair, "hello")
+    assert asked.status_code == 200
+    assert "data: [DONE]" in asked.text
 
 
 def counts(boot: Boot) -> None:
     """Every address of counters that the plan names answers, from this machine."""
     assert set(boot.pair.plan.metrics_urls) == {"vllm-0", "vllm-1", "lmcache-0", "lmcache-1"}
     for url in boot.pair.plan.metrics_urls.values():
-        assert _status(url) == 200
+        assert status(url) == 200
 
 
 def logs(boot: Boot) -> None:
@@ -150,14 +160,56 @@ def describes_itself(boot: Boot) -> None:
     assert all(isinstance(value, str) for item in described.items() for value in item)
 
 
+def labels(boot: Boot) -> None:
+    """The tier's label is the one that was planned, in the pair and in the record of a load; containers have theirs."""
+    label = boot.case.tier().label
+    sent = load_plan(
+        boot.pair,
+        boot.case.profile.workload,
+        context_tokens=boot.case.profile.workload.context_tokens[0],
+        first_user=0,
+        folder=boot.run.folder,
+        salt="",
+        nodes=(),
+    )
+    assert {boot.pair.plan.tier.label, boot.pair.label, _facts(boot.pair, sent)["label"]} == {label}
+    in_containers = [handle.id for handle in boot.handles if isinstance(handle, ContainerHandle)]
+    assert sorted(containers_of(boot.run.id, boot.run.journal.record.docker)) == sorted(in_containers)
+    assert bool(in_containers) == (boot.case.name == "docker")
+
+
+def comparability_keys(boot: Boot) -> None:
+    """The launcher's name is a key, and a baseline of any other launcher is incomparable, with both names."""
+    profile = boot.case.profile.model_copy(update={"launcher": boot.case.name})
+    arm = Arm("", boot.case.engine, profile, tiers.load(None).select(["gpu"])[0])
+
+    def keys(launcher: str) -> dict[str, str]:
+        return comparability(
+            profile,
+            context_tokens=profile.workload.context_tokens[0],
+            model_id=arm.model_id,
+            hardware={},
+            storage=boot.pair.plan.tier.facts,
+            launcher=launcher,
+            deployed=arm.standing is not None,
+        )
+
+    own = keys(arm.launched_by)
+    assert own["serving.launcher"] == boot.case.name
+    for other in catalogue.launchers().keys() - {boot.case.name}:
+        assert differences(keys(other), own) == [f"serving.launcher: {other} -> {boot.case.name}"]
+
+
 def keeps_secrets(boot: Boot) -> None:
     """No command line, log, result or description has a secret that components got, while they run."""
     lines = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
     assert [line for line in lines if SECRET in line] == []
     assert SECRET not in str(boot.launcher.describe())
     for path in (*boot.run.folder.rglob("*"), *boot.case.home.rglob("*.json")):
-        if path.is_file() and not path.is_symlink():
-            assert SECRET.encode() not in path.read_bytes(), path
+        # Journals of other runs come and go beside this one.
+        with contextlib.suppress(FileNotFoundError):
+            if path.is_file() and not path.is_symlink():
+                assert SECRET.encode() not in path.read_bytes(), path
 
 
 def restarts_one(boot: Boot) -> None:
@@ -168,30 +220,44 @@ def restarts_one(boot: Boot) -> None:
     again = boot.launcher.restart(before, boot.logs)
     boot.handles[boot.handles.index(before)] = again
     url = f"{boot.pair.plan.server_urls['vllm-0']}/health"
-    _until(lambda: _status(url) == 200, boot.case.boot_s)
+    _until(lambda: status(url) == 200, boot.case.boot_s)
     assert again.exit_code() is None
     assert [handle.exit_code() for handle in others] == [None] * len(others)
     assert again.log == before.log
     assert again.log.stat().st_size >= size
 
 
-def tells_a_kill(boot: Boot) -> None:
+def tells_a_kill(boot: Boot) -> str | None:
     """A component that was killed is found out, with the signal, by name."""
     handle = boot.handle("vllm-1")
-    (boot.case.kill or _kill)(handle)
-    _until(lambda: handle.exit_code() is not None, _ENDS_S)
+    if not end_by_force(boot, handle):
+        return "not tried: vllm-1 is on another machine"
     assert handle.exit_code() == -signal.SIGKILL
     with pytest.raises(BootError, match=r"vllm-1 ended while serving.*SIGKILL"):
-        boot.pair.check_alive()
+        boot.check_alive()
     assert boot.handle("vllm-0").exit_code() is None
+    return None
+
+
+def end_by_force(boot: Boot, handle: Handle) -> bool:
+    """Kill a component's first process and wait until that is known; return False where it is on another machine."""
+    if (pid := first_process(boot, handle)) is None:
+        return False
+    psutil.Process(pid).kill()
+    _until(lambda: handle.exit_code() is not None, _ENDS_S)
+    return True
+
+
+def first_process(boot: Boot, handle: Handle) -> int | None:
+    """Return the first process of a component, None where it is on another machine."""
+    if isinstance(handle, (ProcessHandle, ContainerHandle)):
+        return handle.leader.pid
+    return node_leader(boot.case.home, Path(handle.component.env["TMPDIR"]), handle.component.name)
 
 
 def leaves_nothing(boot: Boot) -> None:
-    """Once a boot has ended, no process, listener or folder of it is there; its logs are."""
-    urls = [*boot.pair.plan.server_urls.values(), *boot.pair.plan.metrics_urls.values(), boot.pair.base_url]
-    assert _processes(boot.run) == []
-    assert [url for url in urls if _listens(url)] == []
-    assert [folder for folder in (*boot.pair.plan.tier.folders, boot.run.scratch) if folder.exists()] == []
+    """Once a boot has ended, no process, listener, folder, container or journal of it is there; its logs are."""
+    assert boot.traces.left() == []
     assert boot.logs.exists()
 
 
@@ -204,20 +270,20 @@ def starts_cold(case: Case) -> None:
         assert list(folder.iterdir()) == []
 
 
+#: Raises where something does not hold; returns None where it does, else in words why it is not the launcher's to hold.
+Check = Callable[[Boot], str | None]
 #: What must hold while a pair is up, in this order: the last two change it.
-WHILE_UP: Mapping[str, Callable[[Boot], None]] = {
+WHILE_UP: Mapping[str, Check] = {
     "boots": boots,
     "metrics": counts,
     "logs": logs,
     "describe": describes_itself,
+    "labels": labels,
+    "comparability keys": comparability_keys,
     "secrets": keeps_secrets,
     "restart one": restarts_one,
     "kill": tells_a_kill,
 }
-
-
-def _kill(handle: Handle) -> None:
-    psutil.Process(handle.leader.pid).send_signal(signal.SIGKILL)  # type: ignore[attr-defined]
 
 
 def _until(holds: Callable[[], bool], seconds: float) -> None:
@@ -225,31 +291,3 @@ def _until(holds: Callable[[], bool], seconds: float) -> None:
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.05)
-
-
-def _status(url: str) -> int:
-    try:
-        with requests.Session() as session:
-            session.trust_env = False
-            return session.get(url, timeout=5).status_code
-    except requests.RequestException:
-        return 0
-
-
-def _listens(url: str) -> bool:
-    parts = urlsplit(url)
-    try:
-        with socket.create_connection((parts.hostname or "", parts.port or 80), timeout=1):
-            return True
-    except OSError:
-        return False
-
-
-def _processes(run: RunSession) -> list[str]:
-    """Return the processes, of whatever container or node of this machine, that a component of the run started."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.pid != os.getpid() and process.environ().get("TMPDIR") == str(run.scratch):
-                found.append(" ".join(process.cmdline()))
-    return found

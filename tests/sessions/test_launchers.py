@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import re
 from fnmatch import fnmatch
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -14,7 +14,9 @@ from pytest_kvcache.engine.named import engine_named
 from pytest_kvcache.errors import ConfigError
 from pytest_kvcache.serving.launchers import catalogue as launchers
 from pytest_kvcache.tiers import catalogue
-from tests.conformance.launchers import WHILE_UP, Boot, Case, booted, leaves_nothing, starts_cold
+from tests.conformance.__main__ import tried
+from tests.conformance.kills import KILLS, killed, pytest_killed
+from tests.conformance.launchers import WHILE_UP, Case, Check, booted, leaves_nothing, starts_cold
 from tests.projects import Project, configure, run, run_folder
 from tests.stubs.docker import StubDocker
 from tests.stubs.engine import toml
@@ -30,7 +32,7 @@ def case(name: str, engine: str, tmp_path: Path, home: Path) -> Case:
 @pytest.mark.parametrize("check", WHILE_UP.values(), ids=WHILE_UP)
 @pytest.mark.parametrize(("name", "engine"), [("process", ""), ("docker", "image:kv:1")], ids=["process", "docker"])
 def test_a_pair_that_is_up(  # noqa: PLR0917 - fixtures
-    check: Callable[[Boot], None],
+    check: Check,
     name: str,
     engine: str,
     stub_engine: Path,
@@ -52,6 +54,42 @@ def test_a_second_boot(  # noqa: PLR0917 - fixtures
     """Storage is fresh for each boot."""
     starts_cold(case(name, engine or str(stub_engine), tmp_path, kvcache_home))
     assert daemon.all == []
+
+
+def test_a_deployment_that_is_attached_to(stub_engine: Path, tmp_path: Path, kvcache_home: Path) -> None:
+    """All checks hold or are the deployment's own, a killed server is named, and the deployment is left alone."""
+    column = tried(case("attach", str(stub_engine), tmp_path, kvcache_home))
+    own = {"logs", "restart one", "cold start", "boot"}
+    assert {row for row, said in column.items() if str(said).startswith("not its own: ")} == own
+    assert str(column.pop("kill")).startswith("holds, once the load is over: vllm-1: its counters could not be read")
+    assert isinstance(column.pop("TTFT, small request"), float)
+    assert {said for row, said in column.items() if row not in own} == {"holds"}
+    assert {*WHILE_UP, "teardown"} - {"kill"} <= {*column}
+
+
+@pytest.mark.parametrize("what", ["LMCache server", "balancer", "agent", "container"])
+@pytest.mark.parametrize(("name", "engine"), [("process", ""), ("docker", "image:kv:1")], ids=["process", "docker"])
+def test_what_is_killed_is_named(  # noqa: PLR0917 - fixtures
+    name: str, engine: str, what: str, stub_engine: Path, daemon: StubDocker, tmp_path: Path, kvcache_home: Path
+) -> None:
+    """Whatever of a pair is killed, the run says its name and the signal, and leaves nothing."""
+    said = killed(case(name, engine or str(stub_engine), tmp_path, kvcache_home), what)
+    component = KILLS[what][0]
+    none = what == "agent" or (what == "container" and name == "process")
+    ended = f"{component} ended while serving: it was killed (SIGKILL); nothing left"
+    assert said == ("has none" if none else ended)
+    assert daemon.all == []
+
+
+def test_a_process_with_a_pair_is_killed(stub_engine: Path, tmp_path: Path, kvcache_home: Path) -> None:
+    """After SIGKILL of the process that has booted a pair, the next run removes everything and says so."""
+    made = case("process", str(stub_engine), tmp_path, kvcache_home)
+    config = str(tmp_path / "kvcache.toml")
+    said = pytest_killed(made, ["--config", config, "--profile", "stub", f"process={stub_engine}"])
+    assert re.fullmatch(
+        r"next run: cleaned up after run ID, which was killed: \d+ processes ended, 2 folders removed; nothing left",
+        said,
+    )
 
 
 #: A launcher that a project has itself: it counts what it starts.
