@@ -115,7 +115,7 @@ def test_gpus_of_all_machines_are_one_table(tmp_path: Path) -> None:
     assert (table["context_tokens"] == 3500).all()
     assert table.groupby("node")["since_start_s"].apply(list).tolist() == [[0, 1, 2, 3, 4]] * 3
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["gpus.parquet"]
-    assert [node.stopped for node in (here, *nodes)] == [1, 1, 1]
+    assert [here.stopped, *(node.stopped for node in nodes)] == [1, 1, 1]
     (argv,) = [each.argv for each in nodes[0].started]
     assert argv == ("/node/python", *gpus.SAMPLER[1:], "/dev/stdout", "0")
     (boot,) = told
