@@ -10,7 +10,8 @@ FILES = {
     "verdicts.json": "What each gate came to, with old, new, interval and margin; the report reads it.",
     "details.txt": "All tables of the session, also those that the terminal does not show.",
     "TIER/boot-N/probes.json": "What the probes found before the load: cold start, cross-instance hits, integrity.",
-    "TIER/boot-N/gpus.parquet": "One row for each sample of each GPU; only where servers are given GPUs.",
+    "TIER/boot-N/gpus.parquet": "One row for each sample of each GPU, with its node; only where servers are "
+    "given GPUs.",
     "TIER/boot-N/gpus.jsonl": "The samples of a run that was killed before the table was made.",
     "TIER/boot-N/logs/COMPONENT.log": "The whole output of a component: each vLLM server, LMCache, the router, the "
     "storage.",
@@ -41,7 +42,8 @@ RUN_JSON = {
     "label": "The tier as outputs show it, with the words stand-in where it is one.",
     "launcher": "What booted the servers, and where they ran.",
     "load": "What the load process says of itself.",
-    "other_work": "How much of the processors was used by the run, by the kernel and by others.",
+    "other_work": "How much of the processors was used by the run, by the kernel and by others; in `nodes` the same of "
+    "each other machine of servers.",
     "proof": "The ledger of prompt tokens, counters before and after, expected hits, and where TTFT went.",
     "reference_summary": "The summary as LMCache's `multi-round-qa.py` prints it; only in mode compat.",
     "session": "The profile's name, the machine's, and the commit of the project.",

@@ -28,6 +28,7 @@ from pytest_kvcache.proof.gpus import GpuLoad
 from pytest_kvcache.proof.judge import ServedCaches
 from pytest_kvcache.serving import pair as pairs
 from pytest_kvcache.serving.launchers.base import Launcher
+from pytest_kvcache.serving.launchers.on_nodes import nodes_of
 from pytest_kvcache.serving.offload import TierPlan, salt_of
 from pytest_kvcache.serving.pair import ServingPair
 from pytest_kvcache.storage import bucket as buckets
@@ -102,7 +103,7 @@ def _started(arm: Arm, state: PerfState, launcher: Launcher, *, logs: Path) -> I
         state.run.note_shared_memory()
         state.say(f"{pair.label}{_named(arm)}: {_ready(arm, pair)}")
         state.listener.booted(arm, logs, pair, "")
-        yield replace(pair, launched=launcher.describe())
+        yield replace(pair, launched=launcher.describe(), nodes=nodes_of(launcher))
     finally:
         state.progress.rest()
         launcher.stop(list(pair.handles))
@@ -146,6 +147,7 @@ def measure(
                 label=f"{pair.label} {boot}",
                 tell=state.gpus.append,
                 leaders=lambda: state.run.leaders,
+                nodes=gpus.on_nodes(pair),
             ) as watch,
         ):
             salt = salt_of(f"{state.run.id}-{arm.tier.name}-{boot}") if arm.standing is not None else ""

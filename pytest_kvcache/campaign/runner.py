@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from pytest_kvcache.campaign import load_process
+from pytest_kvcache.campaign import load_process, other_work
 from pytest_kvcache.campaign.balancing import routing_of
 from pytest_kvcache.config.gates import ServiceLevel
 from pytest_kvcache.errors import RunError
@@ -35,7 +35,7 @@ from pytest_kvcache.serving.diagnosis.diagnose import diagnose_file, failed_stor
 from pytest_kvcache.serving.launchers.base import Handle
 from pytest_kvcache.serving.launchers.process import ProcessStarter
 from pytest_kvcache.serving.pair import ServingPair
-from pytest_kvcache.telemetry import counters, other_work
+from pytest_kvcache.telemetry import counters
 from pytest_kvcache.telemetry.gpu.readings import Span
 from pytest_kvcache.verdict.estimate import Estimates, estimate
 from pytest_kvcache.verdict.token_account import TokenAccount
@@ -132,7 +132,7 @@ def run_load(
     before = _look(pair, plan)
     handle: Handle | None = None
     try:
-        with other_work.watched(leaders) as watch:
+        with other_work.watched(leaders, pair.nodes) as work:
             with signals.deferred():  # what is started is known before an interruption comes
                 handle = launcher.start(component, folder)
             load_process.wait_for(handle, pair, told)
@@ -169,8 +169,8 @@ def run_load(
     start_s: float = load["started_monotonic_s"]
     seen = gpus(Span(plan.context_tokens, start_s, start_s + load["elapsed_s"]))
     figures = estimate(rows, duration_s=_duration_s(plan, load)) | dict(proof.figures) | seen.figures
-    if figures["finished"] and watch.found.own_s:
-        figures["cpu_s_per_request"] = watch.found.own_s / figures["finished"]
+    if figures["finished"] and work.own_s:
+        figures["cpu_s_per_request"] = work.own_s / figures["finished"]
     figures |= slo.figures(rows, duration_s=_duration_s(plan, load)) if slo else {}
     faults = [
         *moved,
@@ -179,10 +179,10 @@ def run_load(
         *_faults(rows, plan, load, proof),
         *_storage_errors(pair, served, proof),
     ]
-    disturbances = [*watch.found.suspicions(most_other_work), *seen.disturbances]
+    disturbances = [*work.suspicions(most_other_work), *seen.disturbances]
     suspicions = [*validity.suspicions(rows, plan.workload), *proof.findings, *seen.suspicions, *disturbances]
     more: dict[str, Any] = {"estimates": _finite(figures), "faults": faults, "suspicions": suspicions}
-    more |= {"proof": proof.facts()} | seen.facts() | watch.found.facts()
+    more |= {"proof": proof.facts()} | seen.facts() | work.facts()
     if isinstance(plan.workload, MultiRoundQa) and plan.workload.mode == "compat":
         table = reference_csv.csv_table(rows, started_at=load["started_at"])
         replace_whole(folder / CSV, lambda partial: table.to_csv(partial, index=False))

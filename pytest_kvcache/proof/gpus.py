@@ -6,6 +6,7 @@ short of power answered rightly, only later.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -48,12 +49,13 @@ class GpuLoad:
     Args:
         gpus: Summary of each GPU; empty where there are none or nothing could be read.
         notes: What could not be read, and why.
-        own_pids: Process and session numbers of the run; None where the processes of others cannot be told from them.
+        own_pids: Process and session numbers of the run, by the GPUs' node ("" for the machine of pytest). On a node
+            that is missing, the processes of others cannot be told from them.
     """
 
     gpus: tuple[GpuSummary, ...] = ()
     notes: tuple[str, ...] = field(default=())
-    own_pids: frozenset[int] | None = None
+    own_pids: Mapping[str, frozenset[int]] = field(default_factory=dict)
 
     @property
     def faults(self) -> list[str]:
@@ -77,21 +79,19 @@ class GpuLoad:
     @property
     def untold(self) -> list[str]:
         """Which GPUs list processes, and none of the run: their numbers are those of another container's namespace."""
-        if self.own_pids is None:
-            return []
         return [
             f"{each.gpu}: processes on it cannot be told from the run's: the driver lists none of the run's"
             for each in self.gpus
-            if each.processes and not any(self._is_own(process) for process in each.processes)
+            if each.gpu.node in self.own_pids and each.processes and not self._own(each)
         ]
 
     def _others(self, each: GpuSummary) -> list[GpuProcess]:
-        others = [process for process in each.processes if not self._is_own(process)]
-        return others if self.own_pids is not None and len(others) < len(each.processes) else []
+        own = self._own(each)
+        return [process for process in each.processes if process not in own] if own else []
 
-    def _is_own(self, process: GpuProcess) -> bool:
-        own = self.own_pids or frozenset()
-        return process.pid in own or process.session_id in own
+    def _own(self, each: GpuSummary) -> list[GpuProcess]:
+        own = self.own_pids.get(each.gpu.node, frozenset())
+        return [process for process in each.processes if process.pid in own or process.session_id in own]
 
     @property
     def figures(self) -> dict[str, float]:

@@ -69,7 +69,7 @@ class Journal:
         self._path = folder / f"{run_id}.json"
         self._lock = FileLock(folder / f"{run_id}.lock")
         self._lock.acquire(timeout=0)
-        self.record = Record(run_id=run_id, boot_id=_boot_id())
+        self.record = Record(run_id=run_id, boot_id=boot_id())
         self._write()
 
     def add_folder(self, folder: Path) -> None:
@@ -154,7 +154,7 @@ def _clean(record: Record) -> tuple[str, bool]:
     Raises:
         ConfigError: The run had containers, and their daemon does not answer.
     """
-    same_boot = record.boot_id == _boot_id()
+    same_boot = record.boot_id == boot_id()
     left = processes.members(record.leaders) if same_boot else []
     if same_boot:
         processes.end(record.leaders, grace_s=2.0)
@@ -196,7 +196,8 @@ def _read(path: Path) -> Record:
         raise _UnreadableError(f"cannot be read ({key:.80}: {first['msg']:.80})") from None
 
 
-def _boot_id() -> str:
+def boot_id() -> str:
+    """Return the kernel's id of the present start of the machine, "" where it is not told."""
     try:
         return _BOOT_ID.read_text(encoding="ascii").strip()
     except (OSError, ValueError):

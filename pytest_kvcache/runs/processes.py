@@ -40,11 +40,11 @@ class Leader:
 
 def leader_of(pid: int, log: Path) -> Leader:
     """Return the record of a process that was just started as a session leader."""
-    return Leader(pid=pid, start_ticks=_start_ticks(pid), log=str(log))
+    return Leader(pid=pid, start_ticks=start_ticks(pid), log=str(log))
 
 
-def _start_ticks(pid: int) -> int:
-    """Return when a process began (proc(5), field 22 of its stat), 0 where there is none."""
+def start_ticks(pid: int) -> int:
+    """Return when a process began, in clock ticks (proc(5), field 22 of its stat); 0 where there is none."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -54,7 +54,7 @@ def _start_ticks(pid: int) -> int:
 
 def is_same(leader: Leader) -> bool:
     """Return whether the process of that number is still the leader: a stranger may have got the number since."""
-    return leader.start_ticks > 0 and _start_ticks(leader.pid) == leader.start_ticks
+    return leader.start_ticks > 0 and start_ticks(leader.pid) == leader.start_ticks
 
 
 def members(leaders: Iterable[Leader]) -> list[psutil.Process]:

@@ -17,6 +17,7 @@ from pytest_kvcache.serving.component import Component, Stage
 from pytest_kvcache.serving.diagnosis.diagnose import diagnose_file
 from pytest_kvcache.serving.diagnosis.endings import KILLED
 from pytest_kvcache.serving.launchers.base import Handle, Starter
+from pytest_kvcache.serving.launchers.on_nodes import ServerNodes
 from pytest_kvcache.serving.plan import ServingPlan
 
 _STAGES: tuple[Stage, ...] = ("storage", "servers", "balancer")
@@ -33,6 +34,7 @@ class ServingPair:
         boot_s: Time from the first start to the last readiness (s).
         launched: Where and how its components run (`Launcher.describe`).
         logs: Folder of the components' logs.
+        nodes: Other machines on which servers run, where its launcher has them watched.
     """
 
     plan: ServingPlan
@@ -40,6 +42,7 @@ class ServingPair:
     boot_s: float
     launched: Mapping[str, str] = field(default_factory=dict)
     logs: Path = Path()
+    nodes: ServerNodes | None = None
 
     @property
     def base_url(self) -> str:

@@ -12,8 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 from pytest_kvcache.runs.processes import Leader
 from pytest_kvcache.telemetry.processes import Key, Look, Ours, Process, allotted_processors, look
@@ -98,10 +97,6 @@ class OtherWork:
         if self.steal_share > most:
             found.append(f"the hypervisor took {percent(self.steal_share)} of the processors (steal); {TODO}")
         return found
-
-    def facts(self) -> dict[str, Any]:
-        """Return it for `run.json`."""
-        return {"other_work": asdict(self)}
 
     def _named(self) -> str:
         least = _WORTH_NAMING * max([self.unnamed_share, *(each.share for each in self.top)])
@@ -238,14 +233,15 @@ class Watch:
 
     Args:
         leaders: Returns the leaders of the run's components at present.
+        alone: Processes that are the run's without what they start.
 
     Attributes:
         found: What was done, once the watch is over.
     """
 
-    def __init__(self, leaders: Callable[[], Iterable[Leader]]) -> None:
+    def __init__(self, leaders: Callable[[], Iterable[Leader]], alone: frozenset[Key] = frozenset()) -> None:
         self.found = OtherWork()
-        self._ours = Ours(leaders)
+        self._ours = Ours(leaders, alone=alone)
         self._account = Account(allotted_processors(), available=len(os.sched_getaffinity(0)))
         self._unseen = self._ours.unseen()
         self._notes: list[str] = []
@@ -282,13 +278,14 @@ class Watch:
 
 
 @contextmanager
-def watched(leaders: Callable[[], Iterable[Leader]]) -> Iterator[Watch]:
+def watched(leaders: Callable[[], Iterable[Leader]], alone: frozenset[Key] = frozenset()) -> Iterator[Watch]:
     """Look at the machine while the body runs, however it ends.
 
     Args:
         leaders: Returns the leaders of the run's components at present.
+        alone: Processes that are the run's without what they start.
     """
-    watch = Watch(leaders)
+    watch = Watch(leaders, alone)
     watch.start()
     try:
         yield watch

@@ -56,6 +56,23 @@ class Process:
 
 
 @dataclass(frozen=True)
+class Owned:
+    """Processes that do a run's work beside those that the run has started on this machine.
+
+    Args:
+        leaders: First processes of components: all that they start is the run's too.
+        alone: Processes that are the run's, and what they start is not.
+    """
+
+    leaders: tuple[Leader, ...] = ()
+    alone: frozenset[Key] = frozenset()
+
+    def __or__(self, other: Owned) -> Owned:
+        """Return both together."""
+        return Owned((*self.leaders, *other.leaders), self.alone | other.alone)
+
+
+@dataclass(frozen=True)
 class Look:
     """The machine at one moment.
 
@@ -140,10 +157,12 @@ class Ours:
     Args:
         leaders: Returns the leaders at present.
         writes_to: Returns the paths of the files that are a process's standard output and error.
+        alone: As in `Owned`.
     """
 
     leaders: Callable[[], Iterable[Leader]]
     writes_to: Callable[[int], Iterable[str]] = _outputs
+    alone: frozenset[Key] = frozenset()
     _known: set[Key] = field(default_factory=set)
     _asked: set[Key] = field(default_factory=set)
 
@@ -152,7 +171,7 @@ class Ours:
         leaders = {leader.pid: leader for leader in self.leaders() if leader.start_ticks}
         logs = {leader.log for leader in leaders.values()}
         by_pid = {process.pid: process for process in processes.values()}
-        found = {key for key in processes if key in self._known or key[0] == os.getpid()}
+        found = {key for key in processes if key in self._known or key in self.alone or key[0] == os.getpid()}
         for key, process in processes.items():
             if key in found or process.kernel:
                 continue
@@ -174,19 +193,22 @@ class Ours:
     def _descendants(
         self, processes: Mapping[Key, Process], by_pid: Mapping[int, Process], found: set[Key]
     ) -> set[Key]:
-        """Return what descends from `found`; not from this process, whose other children are tests' own programs."""
+        """Return what descends from `found`; not from this process, whose other children are tests' own programs.
+
+        Nor from those that are the run's alone; what has started these counts for what they start.
+        """
+        heirless = self.alone | {key for key in found if key[0] == os.getpid()}
         more: set[Key] = set()
         for process in processes.values():
             line, each = [], process
-            while each.key not in found and each.key not in more:
+            while each.key in heirless or (each.key not in found and each.key not in more):
                 line.append(each.key)
                 parent = by_pid.get(each.parent_pid)
                 if parent is None or parent.start_ticks > each.start_ticks or parent.key in line:
                     break
                 each = parent
             else:
-                if each.pid != os.getpid():
-                    more.update(line)
+                more.update(line)
         return more
 
 
@@ -212,6 +234,14 @@ def look(ours: Ours) -> Look:
     with contextlib.suppress(OSError):  # kernels before 4.20, or without PSI
         pressure_s = parse_pressure(_read(f"{_PROC}/pressure/cpu"))
     return Look(time.monotonic(), busy_s, steal_s, pressure_s, processes, own)
+
+
+def pid_namespace() -> str:
+    """Return the namespace in which processes have the numbers that this process sees, "" where it is not told."""
+    try:
+        return os.readlink(f"{_PROC}/self/ns/pid")  # noqa: PTH115 - it names no file
+    except OSError:
+        return ""
 
 
 def allotted_processors(groups: Path = _CGROUPS, membership: Path = _PROC / "self" / "cgroup") -> float:

@@ -161,7 +161,8 @@ class Machines:
             "--disable-usage-stats",
             f"--node-ip-address={machine.address}",
         ]
-        words += [f"--num-cpus={cpus}", "--object-store-memory=80000000"]
+        # Ray takes our word for the GPU, which only servers that ask for one are given.
+        words += [f"--num-cpus={cpus}", "--num-gpus=1", "--object-store-memory=80000000"]
         words += [f"--temp-dir={machine.folder / 'ray'}"]
         head = ["--head", f"--port={_PORT}", "--include-dashboard=false"]
         words += head if machine is self.head else [f"--address={self.address}"]

@@ -66,6 +66,31 @@ def test_a_session_over_three_machines(project: Project, cluster: Machines) -> N
         assert wait_nothing(machine) == NOTHING, machine.name
 
 
+def test_gpus_and_work_of_nodes(project: Project, cluster: Machines) -> None:
+    """A node whose GPUs cannot be sampled is a note with its name; on one kernel, servers of nodes are no strangers."""
+    project.configure(**LONG)
+    settings = project.path / "kvcache.toml"
+    settings.write_text(settings.read_text().replace("gpus_per_server = 0", "gpus_per_server = 1"))
+    session = project.start("--tier", "gpu", "--record-baselines")
+    under_load(session)
+    servers = {process.pid for machine in cluster.all[:-1] for process in ours(machine)}
+    assert session.ended() == 0, session.out
+    (path,) = project.result("run.json")
+    facts = json.loads(path.read_text())
+    notes = facts["gpus"]["notes"]
+    for machine in cluster.all[:-1]:
+        name = f"node {machine.name} ({machine.address})"
+        assert any(note.startswith(f"{name}: no GPU telemetry: NVML: ") for note in notes), notes
+        assert f"gpu boot-1: not looked at: {name}: no GPU telemetry: NVML: " in session.out
+    work = facts["other_work"]
+    assert "nodes" not in work
+    assert servers
+    assert not servers & {each["pid"] for each in work["top"]}
+    assert not [each for each in work["top"] if each["name"] in {"raylet", "gcs_server"}]
+    for machine in cluster.all:
+        assert wait_nothing(machine) == NOTHING, machine.name
+
+
 def test_who_may_ask_what_and_no_secret_is_seen(project: Project, cluster: Machines) -> None:
     """While a load runs: nothing of ours listens on all addresses, servers ask for the key, and no secret is seen."""
     project.configure(**LONG)

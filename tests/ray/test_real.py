@@ -29,7 +29,7 @@ def test_a_real_pair_over_three_machines(
     )
     (tmp_path / "kvcache.toml").write_text(
         f"[profiles.{profile}]\nboot_timeout_s = 900\n"
-        # The machines of the test are one: what the nodes do is other work to the one that looks for it.
+        # The machines of the test are one, on which whatever runs beside the test is other work.
         f"[profiles.{profile}.rules]\nother_work = 9\n"
         f"[profiles.{profile}.workload]\ncontext_tokens = [1000]\nsend_late_budget_s = 5\nresidual_budget_s = 9\n"
         f'[profiles.{profile}.ray]\naddress = "{cluster.address}"\ncpus_per_server = 0.5\nresources = {{pnfs = 1}}\n'

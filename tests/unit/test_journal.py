@@ -139,7 +139,7 @@ def test_a_clock_that_was_set_hides_no_process(tmp_path: Path, monkeypatch: pyte
 def test_processes_of_an_earlier_boot_are_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After the machine was started anew the same numbers are others': nothing is ended."""
     left = _dead_run(tmp_path)
-    monkeypatch.setattr(journal, "_boot_id", lambda: "another")
+    monkeypatch.setattr(journal, "boot_id", lambda: "another")
     said: list[str] = []
     journal.clean_up_after_the_dead(tmp_path / "journal", said.append)
     assert said == ["cleaned up after run dead, which was killed: 0 processes ended, 0 folders removed"]

@@ -271,6 +271,22 @@ def test_the_run_is_its_sessions_descendants_and_logs(tmp_path: Path) -> None:
     assert 1000003 in {pid for pid, _ in ours.among(orphaned)}
 
 
+def test_what_a_process_starts_that_is_the_runs_alone() -> None:
+    """A cluster's daemon is the run's and its workers are not, unless the run has started the daemon."""
+
+    def among(of_daemon: int) -> set[int]:
+        parents = {1: 0, 1000001: 1, 1000002: of_daemon, 1000003: 1000002, 1000004: 1000003}
+        there = {p.key: p for p in (Process(pid, 50, "x", parent, 1, 0.0) for pid, parent in parents.items())}
+        leaders = [Leader(1000001, 50, "/x.log")]
+        there[1000001, 50] = Process(1000001, 50, "x", 1, 1000001, 0.0)
+        ours = Ours(lambda: leaders, lambda _: [], alone=frozenset({(1000002, 50)}))
+        ours.among(there)
+        return {pid for pid, _ in ours.among(there)}
+
+    assert among(1) == {1000001, 1000002}
+    assert among(1000001) == {1000001, 1000002, 1000003, 1000004}
+
+
 @pytest.mark.parametrize(
     ("files", "membership", "found"),
     [

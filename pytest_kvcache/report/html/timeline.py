@@ -213,9 +213,9 @@ def _gpus(load: Load) -> list[dict[str, Any]]:
         return []
     known = load.gpus.dropna(subset=["utilization_gpu_percent"])
     return [
-        {"c": load.cell, "what": "gpu", "k": f"GPU {index}", "s": round(float(at), 1), "y": int(busy)}
-        for index, at, busy in zip(
-            known["gpu_index"], known["since_start_s"], known["utilization_gpu_percent"], strict=True
+        {"c": load.cell, "what": "gpu", "k": f"GPU {index} {node}".rstrip(), "s": round(float(at), 1), "y": int(busy)}
+        for index, node, at, busy in zip(
+            known["gpu_index"], known["node"], known["since_start_s"], known["utilization_gpu_percent"], strict=True
         )
     ]
 

@@ -30,6 +30,7 @@ from pytest_kvcache.serving.nodes.following import SILENCE_S, Followed, Follower
 from pytest_kvcache.serving.nodes.relay import relayed
 from pytest_kvcache.serving.nodes.secured import new_key, secured
 from pytest_kvcache.serving.nodes.tools import NodeEngine
+from pytest_kvcache.serving.nodes.watching import WatchedNode, WatchedNodes
 from pytest_kvcache.serving.places import Place, Placement
 from pytest_kvcache.serving.plan import ServingPlan, build_plan
 from pytest_kvcache.storage.account import StorageAccount, StorageReading
@@ -178,6 +179,13 @@ class RayLauncher:
             found[f"vllm-{index}.niceness"] = str(facts.niceness)
             found[f"vllm-{index}.hardware"] = "; ".join(f"{key} {value}" for key, value in facts.hardware.items())
         return found
+
+    def server_nodes(self) -> WatchedNodes:
+        """Return the nodes, for what is measured on them while they serve."""
+        cluster, agents = self._connected, self._follower.agents
+        return WatchedNodes(
+            [WatchedNode(agents[i], place, partial(cluster.ask, i), self) for place, i in self._places.items()]
+        )
 
     def clear(self) -> None:
         """Remove the tier's folders, and leave the cluster: agents, their folders and ports, the placement group."""

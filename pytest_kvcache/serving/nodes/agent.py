@@ -9,6 +9,7 @@ import platform
 import socket
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,16 +22,19 @@ from pytest_kvcache.engine.models import model_folder
 from pytest_kvcache.errors import RunError, SetupError
 from pytest_kvcache.home import home
 from pytest_kvcache.runs import processes
-from pytest_kvcache.runs.journal import clean_up_after_the_dead
+from pytest_kvcache.runs.journal import boot_id, clean_up_after_the_dead
 from pytest_kvcache.runs.session import RunSession
 from pytest_kvcache.serving.component import Component
 from pytest_kvcache.serving.launchers.base import Handle
 from pytest_kvcache.serving.launchers.process import ProcessStarter
 from pytest_kvcache.serving.nodes import watchdog
+from pytest_kvcache.serving.nodes.daemons import daemons, key_of
 from pytest_kvcache.serving.nodes.facts import AgentFacts, Progress, own_version
 from pytest_kvcache.serving.nodes.home import node_home
 from pytest_kvcache.telemetry.hardware import hardware
 from pytest_kvcache.telemetry.memory import MemoryWatch
+from pytest_kvcache.telemetry.other_work import OtherWork, Watch
+from pytest_kvcache.telemetry.processes import Owned, pid_namespace
 
 #: The most output of a component that one answer carries (bytes).
 _PIECE = 1 << 20
@@ -62,6 +66,7 @@ class NodeAgent:
         self._handles: dict[str, Handle] = {}
         self._memory = MemoryWatch(lambda: processes.members(list(self._session.journal.record.leaders)))
         self._starting = threading.Lock()
+        self._watch: Watch | None = None
 
     def facts(self) -> AgentFacts:
         """Return what is to be known of the node."""
@@ -76,6 +81,8 @@ class NodeAgent:
             gpus=gpus,
             niceness=os.getpriority(os.PRIO_PROCESS, 0),
             hardware=hardware(gpus),
+            boot_id=boot_id(),
+            pid_namespace=pid_namespace(),
         )
 
     def versions(self, engine: Path, programs: Sequence[str]) -> Mapping[str, str]:
@@ -148,6 +155,40 @@ class NodeAgent:
         """Record shared memory, in case that the node's processes are killed one by one."""
         self._session.note_shared_memory()
 
+    def clock(self) -> int:
+        """Return the node's CLOCK_MONOTONIC (ns)."""
+        return time.monotonic_ns()
+
+    def own_pids(self) -> frozenset[int]:
+        """Return the numbers of the components' processes, and of their sessions."""
+        leaders = self._session.leaders
+        return frozenset({each.pid for each in leaders} | {each.pid for each in processes.members(leaders)})
+
+    def owned(self) -> Owned:
+        """Return the processes here that do the run's work: components, this agent, and those of the cluster itself."""
+        return Owned(self._session.leaders, daemons() | {key_of(os.getpid())})
+
+    def watch_other_work(self, beside: Owned) -> None:
+        """Begin to look at whose work is done on this machine; what an earlier call has begun ends.
+
+        Args:
+            beside: Processes of the run that other agents have on this machine.
+        """
+        self._end_watch()
+        self._watch = Watch(lambda: (*self._session.leaders, *beside.leaders), (self.owned() | beside).alone)
+        self._watch.start()
+
+    def other_work(self) -> OtherWork:
+        """End that, and return what was found."""
+        return self._end_watch()
+
+    def _end_watch(self) -> OtherWork:
+        watch, self._watch = self._watch, None
+        if watch is None:
+            return OtherWork()
+        watch.stop()
+        return watch.found
+
     def post(self, url: str, body: object, key: str) -> tuple[int, str]:
         """Send a request from this node, for endpoints that serve nobody else; return status and text.
 
@@ -187,6 +228,7 @@ class NodeAgent:
     def close(self) -> list[str]:
         """End and remove everything; return a line for each thing that stays."""
         self._memory.stop()
+        self._end_watch()
         with self._starting:
             self._starter.stop(list(self._handles.values()))
             self._session.close()

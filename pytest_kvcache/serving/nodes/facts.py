@@ -26,6 +26,8 @@ class AgentFacts:
         gpus: GPUs that the cluster has given the agent, as `CUDA_VISIBLE_DEVICES` names them.
         niceness: Scheduling priority of the agent, which servers inherit; 0 is the usual one.
         hardware: Processor, cores, memory and GPUs of the node.
+        boot_id: Its kernel's id of the present start, by which nodes on one machine are known; "" where none is told.
+        pid_namespace: Where the numbers of its processes hold.
     """
 
     hostname: str
@@ -36,6 +38,8 @@ class AgentFacts:
     gpus: tuple[str, ...] = ()
     niceness: int = 0
     hardware: Mapping[str, str] = field(default_factory=dict)
+    boot_id: str = ""
+    pid_namespace: str = ""
 
     @property
     def node(self) -> str:

@@ -23,6 +23,7 @@ class Gpu:
         index: NVML's number, which is that of the PCI bus order and of `nvidia-smi`; None where it cannot be told.
         name: The model.
         instance: The GPU instance of MIG that it is, None where it is a whole GPU.
+        node: The machine that it is in, "" for that of pytest.
     """
 
     identifier: str
@@ -30,12 +31,13 @@ class Gpu:
     index: int | None = None
     name: str = ""
     instance: int | None = None
+    node: str = ""
 
     def __str__(self) -> str:
-        """Its number or UUID, and the model."""
+        """Its number or UUID, the model, and the node where it is in another machine."""
         known = f"GPU {self.uuid if self.index is None else self.index}"
         known += f" (MIG instance {self.instance})" if self.instance is not None else ""
-        return f"{known} {self.name}".rstrip()
+        return f"{known} {self.name}".rstrip() + (f" of node {self.node}" if self.node else "")
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Sample:
 
     Args:
         monotonic_s: When it was read: CLOCK_MONOTONIC, by which requests are stamped.
-        wall_s: The same (s since the epoch).
+        wall_s: The same (s since the epoch), by the clock of the GPU's machine.
         uuid: Which GPU.
         utilization_gpu_percent: Share of the last period (1/6 to 1 s) in which a kernel ran.
         utilization_memory_percent: Share of it in which memory was read or written.
@@ -155,6 +157,31 @@ class Readings:
         """Return the same with more that could not be looked at."""
         return replace(self, notes=(*self.notes, *notes))
 
+    def of_node(self, node: str, ahead_s: float) -> Readings:
+        """Return what was read on another machine, with its name, and with times of this machine's clock.
+
+        Args:
+            node: Name of the machine.
+            ahead_s: Its CLOCK_MONOTONIC less this one's.
+        """
+        return Readings(
+            tuple(replace(each, node=node) for each in self.gpus),
+            tuple(replace(each, monotonic_s=each.monotonic_s - ahead_s) for each in self.samples),
+            tuple(replace(each, monotonic_s=each.monotonic_s - ahead_s) for each in self.xids),
+            tuple(f"node {node}: {each}" for each in self.notes),
+            tuple(replace(each, monotonic_s=each.monotonic_s - ahead_s) for each in self.users),
+        )
+
+    def __or__(self, other: Readings) -> Readings:
+        """Return both together."""
+        return Readings(
+            self.gpus + other.gpus,
+            self.samples + other.samples,
+            self.xids + other.xids,
+            self.notes + other.notes,
+            self.users + other.users,
+        )
+
 
 @dataclass
 class _Parts:
@@ -222,9 +249,9 @@ class Span:
 def to_frame(readings: Readings, spans: Iterable[Span]) -> pd.DataFrame:
     """Return the table of `gpus.parquet`, a row a sample and GPU.
 
-    Beside the fields of `Sample`: `identifier`, `gpu_index`, `gpu_name` and `mig_instance` of the GPU; `xids`, those
-    that came since its sample before; and of samples within a load `context_tokens` and `since_start_s`, which is the
-    clock of that load's `requests.parquet`.
+    Beside the fields of `Sample`: `node`, `identifier`, `gpu_index`, `gpu_name` and `mig_instance` of the GPU; `xids`,
+    those that came since its sample before; and of samples within a load `context_tokens` and `since_start_s`, which
+    is the clock of that load's `requests.parquet`.
     """
     import pandas as pd  # noqa: PLC0415 - the sampler reads this module too, and needs no table
 
@@ -238,6 +265,7 @@ def to_frame(readings: Readings, spans: Iterable[Span]) -> pd.DataFrame:
         rows.append(
             asdict(sample)
             | {
+                "node": gpu.node,
                 "identifier": gpu.identifier,
                 "gpu_index": gpu.index,
                 "gpu_name": gpu.name,
@@ -261,6 +289,7 @@ _TYPES = {
     for each in fields(Sample)
 } | {
     "clock_reasons": "UInt64",  # bit 63 has a meaning
+    "node": "string",
     "identifier": "string",
     "gpu_index": "Int64",
     "gpu_name": "string",

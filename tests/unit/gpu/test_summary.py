@@ -307,7 +307,7 @@ def test_strangers_on_a_gpu(
     written: list[Gpu | Sample | Users] = [GPU, sample(0), *(Users(at_s, GPU.uuid, tuple(who)) for at_s, who in lines)]
     file.write_text("".join(f"{line_of(each)}\n" for each in written))
     found = summarize(read(file), [Span(3500, 100.0, 110.0)], until_s=110.0)
-    load = GpuLoad(found, own_pids=None if own is None else frozenset(own))
+    load = GpuLoad(found, own_pids={} if own is None else {"": frozenset(own)})
     named = f"{', '.join(map(str, others))}; run it again on a quiet machine"
     assert load.disturbances == ([f"other processes are on {GPU}: {named}"] if others else [])
     assert [each["pid"] for each in load.facts()["gpus"]["others"][str(GPU)]] == [each.pid for each in others]

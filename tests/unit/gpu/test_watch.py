@@ -166,7 +166,7 @@ def test_a_sampler_that_cannot_be_started(tmp_path: Path) -> None:
 
     told: list[BootGpus] = []
     with watched(("0",), Broken(), tmp_path, label="gpu boot-1", tell=told.append) as watch:
-        assert watch.during(Span(1, 0.0, 1.0)).notes == watch.notes
+        assert watch.during(Span(1, 0.0, 1.0)).notes == watch.samplers[0].notes
     assert gpu_lines(told) == [
         "gpu boot-1: not looked at: no GPU telemetry: the sampler could not be started: no gpus in logs"
     ]
