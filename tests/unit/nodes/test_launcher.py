@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import pytest
 
+from pytest_kvcache.campaign import gpus
 from pytest_kvcache.config.profile import Profile
 from pytest_kvcache.config.ray import RaySettings
 from pytest_kvcache.engine.environment import Engine
@@ -18,6 +19,8 @@ from pytest_kvcache.runs.session import RunSession
 from pytest_kvcache.serving.launchers import catalogue as launchers
 from pytest_kvcache.serving.launchers import ray as launching
 from pytest_kvcache.serving.launchers.base import Launch
+from pytest_kvcache.serving.launchers.on_nodes import nodes_of
+from pytest_kvcache.serving.launchers.process import ProcessLauncher
 from pytest_kvcache.serving.launchers.ray import RayLauncher
 from pytest_kvcache.serving.nodes.facts import AgentFacts, Node, own_version
 from pytest_kvcache.serving.nodes.guard import KEY
@@ -210,6 +213,22 @@ def planned_storage() -> TierPlan:
     from pytest_kvcache.serving.component import Component
 
     return TierPlan("s3 (stand-in)", Offload(), storage=(Component("s3", ("rclone",), "storage"),))
+
+
+def test_its_nodes_can_be_watched_and_a_launcher_without_nodes_offers_none(run: RunSession) -> None:
+    """What is measured on nodes is asked of a launcher that offers it; others go on without."""
+    made = launcher(run, QWEN)
+    try:
+        made.prepare()
+        plan, nodes = made.plan(), nodes_of(made)
+        assert nodes is not None
+        assert [(node.name, node.place) for node in nodes.each] == [
+            (f"gpu-{i} (10.0.0.{i})", f"gpu-{i}") for i in (1, 2)
+        ]
+        assert {gpus.named(plan.components, node.place) for node in nodes.each} == {("4",)}
+    finally:
+        made.clear()
+    assert nodes_of(ProcessLauncher(Launch(run, Engine(run.scratch, VERSIONS), MP, CPU_RAM))) is None
 
 
 def test_it_is_chosen_by_name() -> None:
