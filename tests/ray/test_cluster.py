@@ -107,7 +107,7 @@ def test_who_may_ask_what_and_no_secret_is_seen(project: Project, cluster: Machi
 
 
 def test_the_runs_bucket_and_events_of_blocks_go_by_tls(project: Project, cluster: Machines) -> None:
-    """With tier s3 and kv_aware, bucket and events cross machines by TLS alone; what is left is nothing, keys neither."""
+    """With tier s3 and kv_aware, bucket and events cross machines by TLS alone, no key is seen, and nothing is left."""
     project.configure(more='\n[profiles.stub.balancer]\npolicy = "kv_aware"\n', **LONG)
     session = project.start("--tier", "s3", "--record-baselines")
     under_load(session)
