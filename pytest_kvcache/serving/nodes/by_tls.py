@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from types import MappingProxyType
 
 from pytest_kvcache.errors import SetupError
 from pytest_kvcache.redaction import hide
@@ -146,7 +145,7 @@ class Ways:
         stage: Stage,
         listen: str,
         connect: str,
-        secret: Mapping[str, str] = MappingProxyType({}),
+        secret: Mapping[str, str] | None = None,
         *,
         at: int | None = None,
     ) -> Component:
@@ -157,7 +156,7 @@ class Ways:
             name=name,
             argv=(str(python), "-I", str(source), *way, "--certificate", str(certificate)),
             stage=stage,
-            secret_env=secret,
+            secret_env=dict(secret or {}),
             files={source: _SOURCE.read_text(encoding="utf-8"), certificate: self.shown.text},
             ready_url=f"{place.url(health)}/",
             place=place.name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -114,7 +115,9 @@ def planned(made: RayLauncher) -> ServingPlan:
     """Return the plan of a boot."""
     try:
         made.prepare()
-        return made.plan()
+        plan = made.plan()
+        assert pickle.dumps(plan.components)  # they go to agents over a pipe
+        return plan
     finally:
         made.clear()
 
