@@ -30,17 +30,18 @@ def rclone_server(
 
     rclone reads `--auth-key` from RCLONE_AUTH_KEY too, which keeps the keys out of the process list.
     """
+    shown: tuple[str, ...]
     if reach is None:
-        listen, ready = ("--addr", f"127.0.0.1:{port}"), f"http://127.0.0.1:{port}/"
+        address, shown, ready = f"127.0.0.1:{port}", (), f"http://127.0.0.1:{port}/"
     else:
         shown = ("--cert", str(reach.certificate), "--key", str(reach.key), "--min-tls-version", "tls1.3")
-        listen, ready = ("--addr", reach.address, *shown), f"http://127.0.0.1:{metrics_port}/metrics"
+        address, ready = reach.address, f"http://127.0.0.1:{metrics_port}/metrics"
     access, secret = keys["AWS_ACCESS_KEY_ID"], keys["AWS_SECRET_ACCESS_KEY"]
     return Component(
         name="s3",
         argv=(
             rclone, "serve", "s3", str(folder),
-            *listen,
+            "--addr", address, *shown,
             "--force-path-style=false",
             "--config", "/dev/null",
             "--vfs-cache-mode", "off",

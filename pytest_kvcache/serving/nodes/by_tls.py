@@ -115,8 +115,8 @@ class Ways:
         if tier.reached is None:
             return tier
         address, doors = _address(self.outward), tuple(f"{LOOPBACK}:{place.port()}" for place in self.places)
-        files = (self.shown.folder / name for name in (_CERTIFICATE, _KEY))
-        found = tier.reached(Reach(self.machine, address, *files, doors))
+        folder = self.shown.folder
+        found = tier.reached(Reach(self.machine, address, folder / _CERTIFICATE, folder / _KEY, doors))
         relays = [
             self._relay(f"storage-{index}", "storage", door, f"{TLS}{address}", at=index)
             for index, door in enumerate(doors)
