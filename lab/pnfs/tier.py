@@ -89,7 +89,7 @@ class PnfsLabTier(TierModel):
         lab = attached() if self.unavailable(ctx) is None else None
         settings = lab.settings if lab else LabSettings()  # to be shown, where it cannot run
         mounts = settings.mounts[: ctx.profile.servers]
-        own = OwnMount(f"kvcache-{ctx.run_id}-{self.name}", mounts=mounts)
+        own = OwnMount(f"kvcache-{ctx.run_id}-{self.name}", mounts)
         found = sorted({row["mount"] for row in _mounts(lab, self.require)}) if lab else ["unknown"]
         folders = tuple(map(own.of, range(len(mounts))))
         return TierPlan(

@@ -24,7 +24,7 @@ class PerServer:
     """
 
     prefix: str
-    ends: tuple[str, ...] = ()
+    ends: tuple[str, ...] = field(default=(), kw_only=True)
 
     def of(self, index: int) -> str:
         """Return the value of the `index`-th server."""

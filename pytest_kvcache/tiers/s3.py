@@ -172,7 +172,7 @@ class S3Tier(TierModel):
 
 
 def _of_each(prefix: str, host: str | tuple[str, ...]) -> str | PerServer:
-    return f"{prefix}{host}" if isinstance(host, str) else PerServer(prefix, host)
+    return f"{prefix}{host}" if isinstance(host, str) else PerServer(prefix, ends=host)
 
 
 def _first_part(model: str) -> str:
