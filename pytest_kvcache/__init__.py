@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pytest_kvcache.perf import BaselineCheck, LoadPair, Measure, MeasureTier
     from pytest_kvcache.serving.claim import Claim
     from pytest_kvcache.serving.component import Component
-    from pytest_kvcache.serving.offload import Offload, PerServer, TierPlan
+    from pytest_kvcache.serving.offload import Offload, PerServer, Reach, TierPlan
     from pytest_kvcache.serving.pair import ServingPair
     from pytest_kvcache.serving.tier import Tier, TierContext
     from pytest_kvcache.tiers.base import TierModel
@@ -69,6 +69,7 @@ __all__ = [
     "PairBoot",
     "PerServer",
     "Profile",
+    "Reach",
     "Result",
     "RunError",
     "Script",
@@ -110,7 +111,7 @@ _MODULES = {
     "perf": ("BaselineCheck", "LoadPair", "Measure", "MeasureTier"),
     "serving.claim": ("Claim",),
     "serving.component": ("Component",),
-    "serving.offload": ("Offload", "PerServer", "TierPlan"),
+    "serving.offload": ("Offload", "PerServer", "Reach", "TierPlan"),
     "serving.pair": ("ServingPair",),
     "serving.tier": ("Tier", "TierContext"),
     "tiers.base": ("TierModel",),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,34 @@ class PerServer:
 
     Args:
         prefix: Beginning of the value; the server's number follows.
+        ends: What follows for each server, in their order, in place of its number.
     """
 
     prefix: str
+    ends: tuple[str, ...] = field(default=(), kw_only=True)
 
     def of(self, index: int) -> str:
         """Return the value of the `index`-th server."""
-        return f"{self.prefix}{index}"
+        return f"{self.prefix}{self.ends[index] if self.ends else index}"
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How servers on other machines reach a storage that the run serves on this one: by TLS, with relays beside them.
+
+    Args:
+        machine: This machine, as outputs name it.
+        address: HOST:PORT on this machine where the storage must listen, with TLS and nothing else.
+        certificate: File of the certificate that it must show (PEM), which the relays trust alone.
+        key: File of its private key (PEM).
+        doors: HOST:PORT at which each server finds the storage on its own machine, without TLS.
+    """
+
+    machine: str
+    address: str
+    certificate: Path
+    key: Path
+    doors: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -68,6 +89,8 @@ class TierPlan:
         bucket: Bucket of the user, from which LMCache's objects with the salt are removed at the end.
         storage_account: Account that the storage itself gives of what was stored and loaded; None without one.
         claims: Claim that the counters must prove; None for the claim that follows from `offload`.
+        reached: Returns the plan with the same folders whose `storage` servers on other machines reach; None where the
+            components of `storage` serve this machine alone.
     """
 
     label: str
@@ -81,6 +104,7 @@ class TierPlan:
     bucket: Bucket | None = None
     storage_account: StorageAccount | None = None
     claims: Claim | None = None
+    reached: Callable[[Reach], TierPlan] | None = field(default=None, repr=False, compare=False)
 
     @property
     def claim(self) -> Claim:

@@ -15,7 +15,7 @@ from pytest_kvcache.preflight import fs as checks_of_fs
 from pytest_kvcache.preflight import s3 as checks_of_s3
 from pytest_kvcache.preflight.kvsize import stored
 from pytest_kvcache.serving.objectstore import LOCAL_BUCKET, rclone_server
-from pytest_kvcache.serving.offload import Offload, TierPlan, salt_of
+from pytest_kvcache.serving.offload import Offload, PerServer, Reach, TierPlan, salt_of
 from pytest_kvcache.serving.tier import TierContext
 from pytest_kvcache.storage.bucket import Bucket
 from pytest_kvcache.storage.objects import BucketAccount, OwnServerAccount
@@ -135,19 +135,26 @@ class S3Tier(TierModel):
         port, metrics_port = ctx.port(), ctx.port()
         folder = ctx.storage_home / f"kvcache-{ctx.run_id}-{self.name}"
         keys = dict(zip(_KEYS, (secrets.token_hex(10), secrets.token_hex(20)), strict=True))
-        rclone = ctx.tool("rclone")
-        server = rclone_server(str(rclone or "rclone"), folder=folder, port=port, metrics_port=metrics_port, keys=keys)
-        return TierPlan(
-            label=self.label(ctx),
-            offload=self._offload(f"127.0.0.1:{port}", tls=False),
-            storage=(server,),
-            folders=(folder, folder / LOCAL_BUCKET),
-            secret_env=keys,
-            facts={"storage": "s3", "endpoint": "rclone on loopback"},
-            storage_account=OwnServerAccount(folder, f"http://127.0.0.1:{metrics_port}/metrics"),
-        )
+        rclone = str(ctx.tool("rclone") or "rclone")
 
-    def _offload(self, host: str, *, tls: bool) -> Offload:
+        def served(reach: Reach | None = None) -> TierPlan:
+            server = rclone_server(rclone, folder=folder, port=port, metrics_port=metrics_port, keys=keys, reach=reach)
+            where = "on loopback" if reach is None else f"on {reach.machine}, by TLS relays"
+            return TierPlan(
+                label=self.label(ctx) if reach is None else f"{self.label(ctx)} (by TLS relays)",
+                offload=self._offload(f"127.0.0.1:{port}" if reach is None else reach.doors, tls=False),
+                storage=(server,),
+                folders=(folder, folder / LOCAL_BUCKET),
+                secret_env=keys,
+                facts={"storage": "s3", "endpoint": f"rclone {where}"},
+                storage_account=OwnServerAccount(folder, f"http://127.0.0.1:{metrics_port}/metrics"),
+                reached=served,
+            )
+
+        return served()
+
+    def _offload(self, host: str | tuple[str, ...], *, tls: bool) -> Offload:
+        """Return LMCache's settings for one host and port, or for one that is each server's own."""
         options = {
             "s3_region": self.region,
             "s3_num_io_threads": self.io_threads,
@@ -155,13 +162,17 @@ class S3Tier(TierModel):
             "disable_tls": not tls,
         }
         return Offload(
-            l2_adapter={"type": "s3", "s3_endpoint": host, **options},
+            l2_adapter={"type": "s3", "s3_endpoint": _of_each("", host), **options},
             engine_config={
-                "remote_url": f"s3://{host}",
+                "remote_url": _of_each("s3://", host),
                 "remote_serde": "naive",
                 "extra_config": {**options, "save_chunk_meta": False},
             },
         )
+
+
+def _of_each(prefix: str, host: str | tuple[str, ...]) -> str | PerServer:
+    return f"{prefix}{host}" if isinstance(host, str) else PerServer(prefix, ends=host)
 
 
 def _first_part(model: str) -> str:

@@ -20,7 +20,7 @@ from tests.stubs.engine import make_engine, toml
 
 EXAMPLE = Path(__file__).parents[1] / "perf" / "test_multi_round_qa.py"
 #: A session that has not ended after this long hangs (s); real servers boot for minutes on a busy machine.
-END_S = 900.0
+END_S = 1800.0
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -18,6 +18,7 @@ import pytest
 from pytest_kvcache.load.worker import CLOCK_STARTS
 from tests.ray.conftest import Project, Session
 from tests.ray.machines import NOTHING, Machine, Machines
+from tests.stubs.programs import BLOCKS
 
 #: What a user has in the environment of pytest, and what must be nowhere else than in processes' environments.
 PLANTED = {"HF_TOKEN": "hf_plantedplantedplanted", "AWS_SECRET_ACCESS_KEY": "awsplantedplantedplanted"}
@@ -126,6 +127,47 @@ def test_who_may_ask_what_and_no_secret_is_seen(project: Project, cluster: Machi
     assert session.ended() == 0, session.out
     for path in [*project.path.rglob("*"), *cluster.all[0].folder.parent.rglob("*")]:
         if path.is_file() and path != cluster.token and not path.is_socket():
+            text = path.read_bytes()
+            assert not [secret for secret in secrets if secret.encode() in text], path
+
+
+def test_the_runs_bucket_and_events_of_blocks_go_by_tls(project: Project, cluster: Machines) -> None:
+    """With tier s3 and kv_aware, bucket and events cross machines by TLS alone, no key is seen, and nothing is left."""
+    project.configure(more='\n[profiles.stub.balancer]\npolicy = "kv_aware"\n', **LONG)
+    session = project.start("--tier", "s3", "--record-baselines")
+    under_load(session)
+    node, other, head = cluster.all
+    carrying = {machine.name: [*ours(machine), *_relays(machine)] for machine in cluster.all}
+    secrets = {
+        word.strip('"\n').partition("\n")[0]
+        for process in (process for each in carrying.values() for process in each)
+        for name in ("RCLONE_AUTH_KEY", "KVCACHE_RELAY_KEY")
+        for word in re.split(r",|-----[A-Z ]+-----", process.environ().get(name, ""))
+        if word.strip()
+    }
+    assert len(secrets) == 3
+    for machine in cluster.all:
+        for process in machine.processes():
+            with contextlib.suppress(psutil.Error):
+                assert not any(secret in word for word in process.cmdline() for secret in secrets)
+        listening = machine.listening({process.pid for process in carrying[machine.name]})
+        assert listening == {"127.0.0.1", machine.address}
+    (bucket,) = {word[6:] for word in _words(_relays(node)) if word.startswith(f"tls://{head.address}:")}
+    (door,) = {word for word in _words(_relays(node)) if word.startswith("127.0.0.1:")}
+    assert _status(node, f"http://{door}/", method="GET") == 200
+    assert "certificate verify failed" in _told_by_tls(other, bucket, verified=True)
+    assert BLOCKS not in _told_by_tls(other, _events(node), verified=False)
+    for index in (0, 1):
+        assert f"{BLOCKS} assistant@vllm-{index}" in session.logs("router.log")
+    assert session.ended() == 0, session.out
+    (path,) = project.result("run.json")
+    facts = json.loads(path.read_text())
+    assert facts["comparability"]["storage.endpoint"] == f"rclone on kv-3 ({head.address}), by TLS relays"
+    assert "s3 (by TLS relays)" in session.out
+    for machine in cluster.all:
+        assert wait_nothing(machine) == NOTHING, machine.name
+    for path in [*project.path.rglob("*"), *cluster.all[0].folder.parent.rglob("*")]:
+        if path.is_file() and not path.is_socket():
             text = path.read_bytes()
             assert not [secret for secret in secrets if secret.encode() in text], path
 
@@ -266,6 +308,35 @@ def test_an_interrupted_session_leaves_nothing(project: Project, cluster: Machin
 def _pytest_of(session: Session) -> psutil.Process:
     """Return pytest itself: what makes it a process of the machine became it by exec."""
     return psutil.Process(session.process.pid)
+
+
+def _relays(machine: Machine) -> list[psutil.Process]:
+    """Return the ends of ways by TLS on a machine."""
+    found = []
+    for process in machine.processes():
+        with contextlib.suppress(psutil.Error):
+            if "--certificate" in process.cmdline():
+                found.append(process)
+    return found
+
+
+def _events(machine: Machine) -> str:
+    """Return HOST:PORT at which a machine has the events of its server by TLS."""
+    (found,) = {word[6:] for word in _words(_relays(machine)) if word.startswith(f"tls://{machine.address}:")}
+    return found
+
+
+def _told_by_tls(machine: Machine, address: str, *, verified: bool) -> str:
+    """Return what a stranger on a machine is told at HOST:PORT, or why it is told nothing."""
+    code = (
+        "import socket, ssl, sys\n"
+        "host, _, port = sys.argv[1].rpartition(':')\n"
+        "context = ssl.create_default_context() if sys.argv[2] == 'True' else ssl._create_unverified_context()\n"
+        "with socket.create_connection((host, port), timeout=9) as raw:\n"
+        "    print(context.wrap_socket(raw, server_hostname=host).recv(999))\n"
+    )
+    done = machine.run(sys.executable, "-c", code, address, str(verified))
+    return done.stdout + done.stderr
 
 
 def _words(processes: list[psutil.Process]) -> list[str]:

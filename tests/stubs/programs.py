@@ -6,11 +6,13 @@ Each boot of a test starts several of them, so they import little: threads of th
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import itertools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -49,6 +51,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--addr")
     parser.add_argument("--http-port", type=int)
     parser.add_argument("--metrics-addr", default="")
+    parser.add_argument("--cert", default="")
+    parser.add_argument("--key", default="")
+    parser.add_argument("--kv-events-config", default="{}")
+    parser.add_argument("--kv-event-source", action="append", default=[])
     parser.add_argument("--worker-urls", nargs="*", default=[])
     parser.add_argument("--response-role", default="assistant")
     parser.add_argument("--stub-ttft", type=float, default=0.005)
@@ -267,16 +273,53 @@ def guarded(middleware: str) -> Refuses:
     return refusal
 
 
+#: Beginning of the address of a Unix socket, as ZeroMQ has it.
+IPC = "ipc://"
+#: What a server tells of its blocks, and what a router prints of what it was told.
+BLOCKS = "BLOCKS"
+
+
+def publish(endpoint: str, role: str) -> None:
+    """Tell everybody who connects with a socket whose blocks these are."""
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(endpoint.removeprefix(IPC))
+        listening.listen()
+        while True:
+            with contextlib.suppress(OSError), listening.accept()[0] as told:
+                told.sendall(f"{BLOCKS} {role}\n".encode())
+
+
+def be_told(source: str) -> None:
+    """Print what a server tells of its blocks."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(source.partition(f"={IPC}")[2])
+        with connection.makefile() as lines:
+            print(lines.readline(), flush=True)
+
+
 def serve(
-    *ports: int, host: str = "127.0.0.1", posts: Mapping[str, Handler] = MappingProxyType({}), middleware: str = ""
+    *addresses: str,
+    posts: Mapping[str, Handler] = MappingProxyType({}),
+    middleware: str = "",
+    certificate: tuple[str, str] | None = None,
 ) -> None:
-    """Answer health checks, metrics, LMCache's /cache/clear and `posts` at `host` until SIGTERM or SIGINT."""
+    """Answer health checks, metrics, LMCache's /cache/clear and `posts` at each HOST:PORT until SIGTERM or SIGINT.
+
+    With a certificate the first of them is with TLS.
+    """
     pages: dict[str, Callable[[], str]] = dict.fromkeys(READ, counters if posts else lambda: ELSEWHERE)
     if posts:
         pages |= ABOUT
     refused = guarded(middleware)
     answers = {"/cache/clear": clear, **posts}
-    servers = [Server(port, pages, answers, host=host, refused=refused) for port in ports]
+    where = (address.rpartition(":") for address in addresses)
+    servers = [Server(int(port), pages, answers, host=host, refused=refused) for host, _, port in where]
+    if certificate is not None:
+        import ssl
+
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*certificate)
+        servers[0].socket = context.wrap_socket(servers[0].socket, server_side=True)
 
     # Waited for instead of handled: none is lost, and none cuts short what is done at the end.
     ends = {signal.SIGTERM, signal.SIGINT}
@@ -306,7 +349,9 @@ def main(name: str, argv: list[str]) -> None:
         posts: dict[str, Handler] = {"/tokenize": tokenize, "/detokenize": detokenize, "/reset_prefix_cache": reset}
         try:
             posts[CHAT] = lambda request: answer(request, args)
-            serve(args.port, host=args.host, posts=posts, middleware=args.middleware)
+            if endpoint := json.loads(args.kv_events_config).get("endpoint"):
+                threading.Thread(target=publish, args=(endpoint, args.response_role), daemon=True).start()
+            serve(f"{args.host}:{args.port}", posts=posts, middleware=args.middleware)
         finally:
             child.terminate()
             segment.close()
@@ -314,11 +359,14 @@ def main(name: str, argv: list[str]) -> None:
     elif name == "vllm-router":
         workers = itertools.cycle(args.worker_urls)
         paths = (CHAT, "/tokenize", "/detokenize", "/reset_prefix_cache")
-        serve(args.port, host=args.host, posts=dict.fromkeys(paths, lambda request: forward(request, workers)))
+        for source in args.kv_event_source:
+            be_told(source)
+        posts = dict.fromkeys(paths, lambda request: forward(request, workers))
+        serve(f"{args.host}:{args.port}", posts=posts)
+    elif args.http_port:
+        serve(f"{args.host}:{args.http_port}")
     else:
-        addresses = [f":{args.http_port}"] if args.http_port else [args.addr, args.metrics_addr]
-        own = args.host if args.http_port else args.addr.rpartition(":")[0]
-        serve(*(int(address.rpartition(":")[2]) for address in addresses), host=own)
+        serve(args.addr, args.metrics_addr, certificate=(args.cert, args.key) if args.cert else None)
 
 
 if __name__ == "__main__":

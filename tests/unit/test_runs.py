@@ -33,13 +33,14 @@ def test_two_runs_never_get_one_port(tmp_path: Path) -> None:
     two.release()
 
 
-def test_a_port_in_use_is_not_handed_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A port on which somebody listens is passed over."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.0.0.9"])
+def test_a_port_in_use_is_not_handed_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    """A port on which somebody listens is passed over, on loopback or on another address that is asked for."""
+    with socket.create_server((address, 0)) as listener:
         busy = listener.getsockname()[1]
         monkeypatch.setattr("pytest_kvcache.runs.ports._RANGE", range(busy, busy + 40))
         leases = PortLeases(tmp_path)
-        assert busy not in [leases.take() for _ in range(5)]
+        assert busy not in [leases.take("127.0.0.9") for _ in range(5)]
         leases.release()
 
 

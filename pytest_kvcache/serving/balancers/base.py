@@ -91,6 +91,12 @@ class BalancerKind(Protocol):
     def server_args(self, settings: Balancer, scratch: Path, index: int) -> tuple[str, ...]:
         """Return what the `index`-th vLLM server needs so that the balancer can do its work."""
 
+    def socket(self, settings: Balancer, index: int) -> str | None:
+        """Return the name of the Unix socket by which the `index`-th server tells the balancer something, None of most.
+
+        The server makes it in the folder `scratch` of its place, the balancer reads it in that of its own.
+        """
+
     def version_argv(self, program: str) -> Sequence[str]:
         """Return the command that prints the program's version, nothing where the engine knows it."""
 
@@ -107,6 +113,10 @@ class Plain:
     def server_args(self, settings: Balancer, scratch: Path, index: int) -> tuple[str, ...]:  # noqa: ARG002
         """Return nothing: servers need to know nothing of most balancers."""
         return ()
+
+    def socket(self, settings: Balancer, index: int) -> str | None:  # noqa: ARG002
+        """Return None: servers tell most balancers nothing."""
+        return None
 
     def version_argv(self, program: str) -> Sequence[str]:  # noqa: ARG002
         """Return nothing."""

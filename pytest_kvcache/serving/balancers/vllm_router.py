@@ -50,11 +50,18 @@ class VllmRouter(Plain):
         return BalancerPlan((f"{front.url(port)}/v1",), component, f"{front.url(metrics_port)}/metrics")
 
     def server_args(self, settings: Balancer, scratch: Path, index: int) -> tuple[str, ...]:
-        """Return what has a server tell of its blocks, which kv_aware goes by; over a socket of this machine alone."""
+        """Return what has a server tell of its blocks, which kv_aware goes by.
+
+        It is told over a Unix socket, since vLLM (0.32) listens for TCP on all addresses of a machine or not at all.
+        """
         if settings.policy != _BY_EVENTS:
             return ()
         events = {"enable_kv_cache_events": True, "publisher": "zmq", "endpoint": _socket(scratch, index)}
         return ("--kv-events-config", json.dumps(events, separators=(",", ":")))
+
+    def socket(self, settings: Balancer, index: int) -> str | None:
+        """Return the name of the socket of the server's events where the policy goes by them."""
+        return _name(index) if settings.policy == _BY_EVENTS else None
 
 
 def _events(front: Front) -> tuple[str, ...]:
@@ -67,4 +74,8 @@ def _events(front: Front) -> tuple[str, ...]:
 
 
 def _socket(scratch: Path, index: int) -> str:
-    return f"ipc://{scratch}/kv-events-{index}"
+    return f"ipc://{scratch}/{_name(index)}"
+
+
+def _name(index: int) -> str:
+    return f"kv-events-{index}"

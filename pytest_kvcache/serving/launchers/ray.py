@@ -23,6 +23,7 @@ from pytest_kvcache.serving.launchers.base import Handle, Launch, remove_tier_fo
 from pytest_kvcache.serving.launchers.process import ProcessStarter
 from pytest_kvcache.serving.nodes import checks, placing
 from pytest_kvcache.serving.nodes.account import NodesAccount
+from pytest_kvcache.serving.nodes.by_tls import Ways
 from pytest_kvcache.serving.nodes.cluster import Cluster
 from pytest_kvcache.serving.nodes.control import NodeControl
 from pytest_kvcache.serving.nodes.facts import AgentFacts, Progress
@@ -112,7 +113,12 @@ class RayLauncher:
         here = Place(
             tools=launch.engine, model=launch.profile.model, port=launch.run.ports.take, scratch=launch.run.scratch
         )
-        tier = launch.tier
+        own = cluster.here()
+        outward = replace(here, host=own.address, port=partial(launch.run.ports.take, own.address))
+        python = [self._agents[index].python for index in self._places.values()]
+        ways = Ways(here, outward, own.name, places, python)
+        # All of a cluster that is made here is on loopback.
+        tier = ways.to_storage(launch.tier) if self._settings.address else launch.tier
         if tier.storage_account is not None and not tier.storage:
             readers = {facts.node: partial(_read, cluster, index) for index, facts in enumerate(self._agents)}
             tier = replace(tier, storage_account=NodesAccount(tier.storage_account, readers))
@@ -120,11 +126,9 @@ class RayLauncher:
         plan = build_plan(launch.profile, tier, Placement(servers=places, caches=places, balancer=here, gpus=gpus))
         scratch = {place.name: place.scratch for place in places}
         key = new_key()
-        by_name = {place.name: place for place in places}
-        python = {name: self._agents[index].python for name, index in self._places.items()}
-        made = relayed(
-            secured(plan, key, scratch=scratch, more=environment.credentials(os.environ)), by_name, python, key
-        )
+        made = secured(plan, key, scratch=scratch, more=environment.credentials(os.environ))
+        made = relayed(made, {place.name: place for place in places}, dict(zip(self._places, python, strict=True)), key)
+        made = ways.to_balancer(made)
         return replace(made, control=NodeControl(cluster, self._index_of(made), key))
 
     def start(self, component: Component, logs: Path) -> Handle:
@@ -273,13 +277,7 @@ def _fits(launch: Launch, settings: RaySettings) -> None:
             where=f"profiles.{name}.ray.strategy",
             todo=f"set profiles.{name}.ray.address to a cluster, or leave the strategy out",
         )
-    if launch.profile.balancer.policy == "kv_aware":
-        raise ConfigError(
-            "kv_aware goes by events of the servers, which are told over sockets of one machine",
-            where=f"profiles.{name}.balancer.policy",
-            todo="take another policy, or another launcher",
-        )
-    if launch.tier.storage:
+    if launch.tier.storage and launch.tier.reached is None and settings.address:
         raise ConfigError(
             f"tier {launch.tier.label} keeps its storage on this machine's loopback, which nodes do not reach",
             where="--kv-launcher ray",

@@ -6,7 +6,6 @@ import contextlib
 import importlib
 import os
 import platform
-import socket
 import sys
 import threading
 import time
@@ -116,12 +115,7 @@ class NodeAgent:
 
     def ports(self, count: int) -> tuple[int, ...]:
         """Return ports on which nothing listens here, leased for as long as the agent lives."""
-        found: list[int] = []
-        while len(found) < count:
-            port = self._session.ports.take()
-            if _is_free(self._address, port):
-                found.append(port)
-        return tuple(found)
+        return tuple(self._session.ports.take(self._address) for _ in range(count))
 
     def start(self, component: Component) -> None:
         """Start a component, after whatever of the same name was there before."""
@@ -243,13 +237,3 @@ def _at_usual_priority() -> None:
     """
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, 0)
-
-
-def _is_free(address: str, port: int) -> bool:
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family) as probe:
-        try:
-            probe.bind((address, port))
-        except OSError:
-            return False
-    return True

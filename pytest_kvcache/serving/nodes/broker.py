@@ -77,6 +77,11 @@ class Broker:
             for each in ray.nodes()
         ]
 
+    def here(self) -> Node:
+        """Return the node of this machine."""
+        own = ray.get_runtime_context().get_node_id()
+        return next(node for node in self.nodes() if node.id == own)
+
     def sweep(self) -> dict[str, list[str]]:
         """Have every node that lives remove what dead runs left there; return lines by the node's name.
 

@@ -50,11 +50,13 @@ def engines(cluster: Cluster, agents: Sequence[AgentFacts], launch: Launch, engi
 def folders(cluster: Cluster, agents: Sequence[AgentFacts], launch: Launch) -> None:
     """Make the tier's folders on this machine, and check that all nodes see them.
 
+    Those of a storage that is served from this machine, nodes need not see.
+
     Raises:
         BootError: A node does not see them: they are not on a storage that the nodes share.
     """
     make_folders(launch)
-    wanted = list(launch.tier.folders)
+    wanted = [] if launch.tier.storage else list(launch.tier.folders)
 
     def look(index: int, _: AgentFacts) -> None:
         if missing := cluster.ask(index, "missing", folders=wanted):
@@ -67,10 +69,12 @@ def folders(cluster: Cluster, agents: Sequence[AgentFacts], launch: Launch) -> N
 def storage(cluster: Cluster, agents: Sequence[AgentFacts], launch: Launch, engine: Path) -> None:
     """Have each node look at the tier's storage as it would before a boot of its own.
 
+    One that is served from this machine is looked at here, before any boot.
+
     Raises:
         BootError: The tier cannot run there, its checks fail, or its storage is not what this machine has.
     """
-    if launch.kind is None:
+    if launch.kind is None or launch.tier.storage:
         return
     secrets = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
 

@@ -89,6 +89,11 @@ class Cluster:
         found: list[Node] = self._ask("nodes", 30.0)
         return found
 
+    def here(self) -> Node:
+        """Return the node of this machine."""
+        found: Node = self._ask("here", 30.0)
+        return found
+
     def sweep(self) -> dict[str, list[str]]:
         """Have every node remove what dead runs left there; return lines by the node's name."""
         found: dict[str, list[str]] = self._ask("sweep", _CONNECT_S)

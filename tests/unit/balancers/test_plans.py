@@ -61,7 +61,7 @@ def test_kv_aware_is_told_of_blocks_over_a_socket_of_this_machine(tmp_path: Path
         endpoint = json.loads(text)["endpoint"]
         assert option == "--kv-events-config"
         assert source == f"{url}={endpoint}"
-        assert endpoint.startswith(f"ipc://{tmp_path}/")
+        assert endpoint == f"ipc://{tmp_path}/{kinds.socket(chosen, index)}"
     assert argv[argv.index("--kv-event-block-size") + 1] == "128"
 
 
@@ -69,6 +69,7 @@ def test_kv_aware_is_told_of_blocks_over_a_socket_of_this_machine(tmp_path: Path
 def test_servers_need_to_know_nothing_of_other_balancers(tmp_path: Path, kind: str, policy: str) -> None:
     """Only kv_aware changes the servers' commands: with any other balancer they are the same."""
     assert kinds.server_args(settings(kind, policy), tmp_path, 0) == ()
+    assert kinds.socket(settings(kind, policy), 0) is None
 
 
 @pytest.mark.parametrize(("kind", "policy"), WITH_CONFIGURATION)

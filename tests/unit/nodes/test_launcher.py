@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import yaml
 
 from pytest_kvcache.campaign import gpus
+from pytest_kvcache.config.balancer import Balancer
 from pytest_kvcache.config.profile import Profile
 from pytest_kvcache.config.ray import RaySettings
 from pytest_kvcache.engine.environment import Engine
 from pytest_kvcache.errors import BootError, ConfigError
 from pytest_kvcache.redaction import redacted
 from pytest_kvcache.runs.session import RunSession
+from pytest_kvcache.serving.component import Component
 from pytest_kvcache.serving.launchers import catalogue as launchers
 from pytest_kvcache.serving.launchers import ray as launching
 from pytest_kvcache.serving.launchers.base import Launch
@@ -26,7 +30,9 @@ from pytest_kvcache.serving.nodes.facts import AgentFacts, Node, own_version
 from pytest_kvcache.serving.nodes.guard import KEY
 from pytest_kvcache.serving.offload import Offload, TierPlan
 from pytest_kvcache.serving.plan import ServingPlan
+from pytest_kvcache.serving.tier import TierContext
 from pytest_kvcache.tiers import catalogue
+from pytest_kvcache.tiers.s3 import S3Tier
 
 VERSIONS = {"python": "3.11.0", "vllm": "0.32.0", "lmcache": "0.5.6", "vllm-router": "0.1.17"}
 CPU_RAM = TierPlan("cpu", Offload())
@@ -55,6 +61,10 @@ class Placed:
         """Return the two nodes."""
         resources = {"CPU": 64.0, "GPU": 8.0, "pnfs": 1.0}
         return [Node(f"id{i}", f"gpu-{i}", f"10.0.0.{i}", True, resources) for i in (1, 2)]
+
+    def here(self) -> Node:
+        """Return the node on which pytest runs, which has no servers."""
+        return Node("id9", "head", "127.0.0.9")
 
     def place(self, bundles: Sequence[Mapping[str, float]], strategy: str, wait_s: float) -> bool:
         """Note what is to be placed how."""
@@ -108,7 +118,9 @@ def planned(made: RayLauncher) -> ServingPlan:
     """Return the plan of a boot."""
     try:
         made.prepare()
-        return made.plan()
+        plan = made.plan()
+        assert pickle.dumps(plan.components)  # they go to agents over a pipe
+        return plan
     finally:
         made.clear()
 
@@ -198,8 +210,105 @@ def test_a_router_of_another_version_matters_nowhere_else(run: RunSession, monke
     assert planned(launcher(run, MP)).components
 
 
+def s3(run: RunSession, profile: Profile) -> TierPlan:
+    """Return the plan of the tier s3 without an endpoint, as it is for servers of this machine."""
+    tool = Path("/engine/bin/rclone")
+    scratch = run.scratch
+    context = TierContext(profile, run.id, scratch, scratch, lambda _: tool, run.ports.take, {})
+    return S3Tier(name="s3", kind="s3").plan(context)
+
+
+def option(component: Component, name: str) -> str:
+    """Return the value of an option."""
+    return component.argv[component.argv.index(name) + 1]
+
+
+@pytest.mark.parametrize("profile", [QWEN, MP], ids=["in-process", "mp"])
+def test_the_runs_own_bucket_is_reached_by_tls(run: RunSession, profile: Profile) -> None:
+    """The S3 server listens with TLS on this machine's address alone; each LMCache finds it on its own loopback."""
+    plan = planned(launcher(run, profile, s3(run, profile)))
+    by_name = {each.name: each for each in plan.components}
+    rclone, relays = by_name["s3"], [by_name[f"storage-{index}"] for index in (0, 1)]
+    address = option(rclone, "--addr")
+    assert address.startswith("127.0.0.9:")
+    assert option(rclone, "--metrics-addr").startswith("127.0.0.1:")
+    assert rclone.ready_url == f"http://{option(rclone, '--metrics-addr')}/metrics"
+    assert Path(option(rclone, "--key")).parent.is_relative_to(run.scratch)
+    assert [(each.place, each.stage) for each in relays] == [("gpu-1", "storage"), ("gpu-2", "storage")]
+    assert {option(each, "--connect") for each in relays} == {f"tls://{address}"}
+    doors = [option(each, "--listen") for each in relays]
+    assert all(door.startswith("127.0.0.1:") for door in doors)
+    found = [
+        json.loads(option(by_name[f"lmcache-{i}"], "--l2-adapter"))["s3_endpoint"]
+        if profile is MP
+        else yaml.safe_load(next(text for path, text in by_name[f"vllm-{i}"].files.items() if path.suffix == ".yaml"))[
+            "remote_url"
+        ].removeprefix("s3://")
+        for i in (0, 1)
+    ]
+    assert found == doors
+    assert plan.tier.label == "s3 (by TLS relays)"
+    assert plan.tier.facts == {"storage": "s3", "endpoint": "rclone on head (127.0.0.9), by TLS relays"}
+    assert plan.tier.storage_account is not None
+    assert "read on" not in plan.tier.storage_account.name
+    shown = repr(plan)
+    assert not [secret for secret in plan.tier.secret_env.values() if secret in shown]
+    assert "PRIVATE KEY" not in shown
+
+
+def test_each_boot_is_compared_as_the_same_storage(run: RunSession) -> None:
+    """Ports, keys and the certificate differ from boot to boot; what is compared does not."""
+    first, second = (planned(launcher(run, MP, s3(run, MP))).tier for _ in range(2))
+    assert first.facts == second.facts
+    assert first.label == second.label
+    assert first.secret_env != second.secret_env
+
+
+@pytest.mark.parametrize("address", ["head:6379", ""])
+def test_events_of_blocks_are_carried_by_tls(run: RunSession, address: str) -> None:
+    """With kv_aware vLLM and the router have sockets of their machines; what joins them needs the boot's key."""
+    profile = MP.model_copy(update={"balancer": Balancer.model_validate({"policy": "kv_aware"})})
+    plan = planned(launcher(run, profile, address=address))
+    by_name = {each.name: each for each in plan.components}
+    router = by_name["router"].argv
+    sources = [router[i + 1] for i, word in enumerate(router) if word == "--kv-event-source"]
+    for index, source in enumerate(sources):
+        there, here = by_name[f"events-{index}"], by_name[f"events-{index}-here"]
+        told = json.loads(option(by_name[f"vllm-{index}"], "--kv-events-config"))["endpoint"]
+        assert told == f"ipc://{option(there, '--connect')}"
+        assert told.startswith(f"ipc:///tmp/kvc-{index + 1}/")
+        assert option(there, "--listen").startswith(f"tls://10.0.0.{index + 1}:")
+        assert option(there, "--listen") == option(here, "--connect")
+        assert source == f"{plan.server_urls[f'vllm-{index}']}=ipc://{option(here, '--listen')}"
+        assert (there.place, here.place) == (f"gpu-{index + 1}", "")
+        assert here.ready_url is not None
+        assert here.ready_url.startswith("http://127.0.0.1:")
+        keys = {each.secret_env["KVCACHE_RELAY_KEY"] for each in (there, here)}
+        assert len(keys) == 1
+        assert "PRIVATE KEY" in keys.pop()
+    assert len(sources) == 2
+    assert "PRIVATE KEY" not in repr(plan)
+
+
+def test_nothing_is_made_where_nothing_is_carried(run: RunSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A boot whose servers need no way to this machine needs no openssl, and has no relay."""
+    monkeypatch.setenv("PATH", "")
+    assert {each.name for each in planned(launcher(run, MP)).components} == {
+        *("lmcache-0", "lmcache-1", "vllm-0", "vllm-1", "router")
+    }
+
+
+def test_a_cluster_of_this_machine_reaches_its_loopback(run: RunSession) -> None:
+    """In a cluster that is made on loopback any storage of the run is reached as it is."""
+    own = s3(run, MP)
+    for tier in (own, planned_storage()):
+        plan = planned(launcher(run, MP, tier, address=""))
+        assert plan.tier.storage == tier.storage
+    assert plan.tier.label == "s3 (stand-in)"
+
+
 def test_what_cannot_be_is_said_before_anything_is_asked(run: RunSession) -> None:
-    """Spreading over one machine, and a storage on loopback, are errors of the configuration."""
+    """Spreading over one machine, and a storage that stays on loopback, are errors of the configuration."""
     with pytest.raises(ConfigError, match="2 servers cannot be spread over a cluster of this machine alone"):
         launcher(run, MP, address="", strategy="spread")
     storage = planned_storage()
@@ -210,8 +319,6 @@ def test_what_cannot_be_is_said_before_anything_is_asked(run: RunSession) -> Non
 
 def planned_storage() -> TierPlan:
     """Return the plan of a tier that starts a server of its own."""
-    from pytest_kvcache.serving.component import Component
-
     return TierPlan("s3 (stand-in)", Offload(), storage=(Component("s3", ("rclone",), "storage"),))
 
 
