@@ -14,6 +14,7 @@ from pytest_kvcache.errors import RunError
 #: This range lies below the one that Linux hands out for outgoing connections (32768 and up), so that no such
 #: connection takes a port in the minute between its choice and a server's listening on it.
 _RANGE = range(18000, 32000)
+_LOOPBACK = "127.0.0.1"
 
 
 class PortLeases:
@@ -28,8 +29,11 @@ class PortLeases:
         self._folder = folder
         self._held: list[FileLock] = []
 
-    def take(self) -> int:
+    def take(self, host: str = _LOOPBACK) -> int:
         """Return a port on which nothing listens and which no other run has leased.
+
+        Args:
+            host: Address of this machine at which it must be free; it is free on loopback in any case.
 
         Raises:
             RunError: No port is left.
@@ -40,7 +44,7 @@ class PortLeases:
                 lock.acquire(timeout=0)
             except Timeout:
                 continue
-            if _is_free(port):
+            if _is_free(port) and (host == _LOOPBACK or _is_free(port, host)):
                 self._held.append(lock)
                 return port
             lock.release()
@@ -70,10 +74,10 @@ def _shuffled() -> Iterator[int]:
     return (_RANGE[(start + count * step) % len(_RANGE)] for count in range(len(_RANGE)))
 
 
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
+def _is_free(port: int, host: str = _LOOPBACK) -> bool:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         try:
-            probe.bind(("127.0.0.1", port))
+            probe.bind((host, port))
         except OSError:
             return False
     return True

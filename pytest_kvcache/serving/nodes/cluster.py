@@ -89,6 +89,10 @@ class Cluster:
         found: list[Node] = self._ask("nodes", 30.0)
         return found
 
+    def address(self) -> str:
+        """Return the address of this machine within the cluster."""
+        return str(self._ask("address", 30.0))
+
     def sweep(self) -> dict[str, list[str]]:
         """Have every node remove what dead runs left there; return lines by the node's name."""
         found: dict[str, list[str]] = self._ask("sweep", _CONNECT_S)
