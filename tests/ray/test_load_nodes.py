@@ -52,7 +52,7 @@ def keys_of(session: Session, machine: Machine) -> set[str]:
 
 
 def test_a_node_sends_the_load(sending: Project, cluster: Machines) -> None:
-    """Its rows and clock are in the run; what listens does so within the cluster, no secret is seen, nothing is left."""
+    """Its rows and clock are in the run; all listens within the cluster, no secret is seen, and nothing is left."""
     session = sending.start("--tier", "pnfs", "--record-baselines", **PLANTED)
     under_load(session)
     keys = keys_of(session, cluster.head)
@@ -110,6 +110,4 @@ def test_a_load_node_that_ends_is_named(sending: Project, cluster: Machines) -> 
 
 
 def _load_key(machine: Machine) -> str:
-    return next(
-        each.environ()["KVCACHE_LOAD_KEY"] for each in of_the_run(machine) if "load-node" in each.cmdline()
-    )
+    return next(each.environ()["KVCACHE_LOAD_KEY"] for each in of_the_run(machine) if "load-node" in each.cmdline())

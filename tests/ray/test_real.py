@@ -87,7 +87,7 @@ def test_a_real_pair_over_three_machines(real: Real, profile: str) -> None:
 
 
 def test_a_real_load_from_a_node(real: Real) -> None:
-    """A node sends to a real pair on two others, through HAProxy; its clock is known to far less than a figure's error."""
+    """A node sends to a real pair on two others, through HAProxy; its clock is known well enough."""
     ray, balancer = "load_nodes = 1\ncpus_per_load_node = 0.5\n", 'kind = "haproxy"\n'
     project = real.project("cpu-tiny", ray=ray, more=f"[profiles.cpu-tiny.balancer]\n{balancer}")
     session = project.run("--tier", "pnfs", "--record-baselines", "--kv-boots", "1")
