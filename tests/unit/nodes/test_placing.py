@@ -73,7 +73,7 @@ def test_load_nodes_take_room_too(
     have: list[dict[str, int]], servers: int, load_nodes: int, load_cpus: int, strategy: str
 ) -> None:
     """Nothing is said exactly where servers and load nodes find a placement together, tried out one by one."""
-    nodes = [node(f"n{i}", **each) for i, each in enumerate(have)]
+    nodes = [node(f"n{i}", CPU=each["CPU"], pnfs=each["pnfs"]) for i, each in enumerate(have)]
     load = {"CPU": float(load_cpus)}
     if strategy == "pack":
         cpus = servers + load_nodes * load_cpus

@@ -143,7 +143,7 @@ def test_the_balancer_is_where_load_nodes_reach_it(run: RunSession, third: str, 
 @pytest.mark.parametrize(("kind", "ray"), [("haproxy", {"load_nodes": 0}), ("vllm-router", {"address": ""})])
 def test_what_nobody_else_sends_to_stays_on_loopback(run: RunSession, kind: str, ray: dict[str, Any]) -> None:
     """Without load nodes, and in a cluster of this machine alone, the balancer listens on loopback."""
-    resources = {"resources": {}} if "address" in ray else {}
+    resources: dict[str, Any] = {"resources": {}} if "address" in ray else {}
     assert plan_of(run, kind, **ray, **resources).base_url.startswith("http://127.0.0.1:")
 
 
@@ -197,8 +197,8 @@ def test_load_nodes_of_two_kinds_are_refused(tmp_path: Path) -> None:
     path.write_text('[profiles.cpu-tiny.ray]\naddress = "auto"\nload_nodes = 2\n')
 
     def options(launcher: str | None, *nodes: str) -> Options:
-        folders = {"rootdir": tmp_path, "runs": tmp_path, "baselines": tmp_path}
-        return Options(  # type: ignore[arg-type]
+        folders: dict[str, Any] = {"rootdir": tmp_path, "runs": tmp_path, "baselines": tmp_path}
+        return Options(
             **folders, tiers=("gpu",), profile="cpu-tiny", engine=None, config=path, update="none", boots=None,
             strict=False, against=None, image_mounts=(), launcher=launcher, load_nodes=nodes,
         )  # fmt: skip
@@ -240,7 +240,7 @@ def test_what_speaks_no_http_is_ready_once_it_says_so(run: RunSession, tmp_path:
 
     only = ServingPlan(plan.tier, components, "", "", {}, {})
     if ready:
-        assert boot(only, Starter(), tmp_path, timeout_s=20).handles  # type: ignore[arg-type]
+        assert boot(only, Starter(), tmp_path, timeout_s=20).handles
     else:
         with pytest.raises(BootError, match="load-node-0 was not ready in time"):
-            boot(only, Starter(), tmp_path, timeout_s=0.3)  # type: ignore[arg-type]
+            boot(only, Starter(), tmp_path, timeout_s=0.3)
