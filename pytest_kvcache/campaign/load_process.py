@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pytest_kvcache.load.nodes.messages import KEY_ENV
-from pytest_kvcache.load.plan import LoadPlan
+from pytest_kvcache.load.plan import API_KEY, LoadPlan
 from pytest_kvcache.load.stopping import StopRule
 from pytest_kvcache.runs import signals
 from pytest_kvcache.serving.component import Component
@@ -20,8 +20,6 @@ from pytest_kvcache.serving.pair import ServingPair
 from pytest_kvcache.workload.base import Workload
 
 ROWS, LOAD = "requests.parquet", "load.json"
-#: Variable with which the load process is given the key of a pair that asks for one.
-API_KEY = "KVCACHE_API_KEY"
 #: How often a load says how far it is (s), unless it is told otherwise.
 REPORT_S = LoadPlan.model_fields["report_s"].default
 _POLL_S = 0.2
@@ -51,10 +49,11 @@ def load_plan(
         first_user: Users are numbered from the next one on.
         folder: Folder of the rows and of the load's own facts.
         salt: Of every prompt, "" for none.
-        nodes: Addresses of the load nodes, none where this machine sends.
+        nodes: Addresses of the load nodes where the pair has none of its own; none where this machine sends.
         stop: When the run may end before its time.
         report_s: How often progress is told (s).
     """
+    nodes = pair.plan.load_nodes or nodes
     return LoadPlan(
         base_url=pair.base_url,
         turn_urls=pair.plan.turn_urls,
@@ -90,6 +89,8 @@ def load_component(pair: ServingPair, plan: LoadPlan, plan_file: Path) -> Compon
     keys = {name: os.environ[name] for name in (plan.api_key_env, plan.node_key_env) if name in os.environ}
     if pair.plan.api_key:
         keys[API_KEY] = pair.plan.api_key
+    if pair.plan.load_nodes:
+        keys[plan.node_key_env] = pair.plan.load_node_key
     return Component(
         name="load",
         argv=(sys.executable, "-m", "pytest_kvcache.load.worker", str(plan_file)),

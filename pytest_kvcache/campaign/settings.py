@@ -27,6 +27,8 @@ from pytest_kvcache.verdict.paired import PAIRS_AT_LOOK
 CPU_PROFILE, GPU_PROFILE = "cpu-tiny", "qwen3-8b"
 #: Launcher of deployments that stand.
 ATTACH = "attach"
+#: Launcher that may start load nodes of its own.
+RAY = "ray"
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ def resolve(options: Options) -> Settings:
     _check_against(options)
     tiers = tuple(known.select(options.tiers, option=options.tier_option))
     _check_launchers(profile, tiers, known, options)
+    _check_load_nodes(profile, tiers, options)
     deployments.check_options(options, attaches=profile.launcher == ATTACH)
     attached: Mapping[str, Attach] = {}
     if profile.launcher == ATTACH:
@@ -145,6 +148,16 @@ def _check_launchers(profile: Profile, tiers: Sequence[Tier], known: Catalogue, 
                 where=where,
                 todo="leave it out, and name the tiers that stand with --kv-launcher attach --tier NAME",
             )
+
+
+def _check_load_nodes(profile: Profile, tiers: Sequence[Tier], options: Options) -> None:
+    on_ray = RAY in {tier_launcher(tier) or profile.launcher for tier in tiers}
+    if options.load_nodes and on_ray and profile.ray is not None and profile.ray.load_nodes:
+        raise ConfigError(
+            f"names load nodes, and the launcher {RAY} starts {profile.ray.load_nodes} of its own",
+            where="--kv-load-node",
+            todo=f"leave out either this or profiles.{profile.name}.ray.load_nodes",
+        )
 
 
 def _check_gains(profile: Profile, known: Catalogue) -> None:

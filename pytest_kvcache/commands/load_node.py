@@ -44,7 +44,7 @@ def run(args: argparse.Namespace, say: Say) -> int:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, end)
-    say(f"load node listens on {address}")
+    say(f"{agent.LISTENS} {address}")
     try:
         agent.serve(listener, key, say, once=args.once)
     except KeyboardInterrupt:

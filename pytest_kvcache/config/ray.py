@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, PositiveFloat, field_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, field_validator
 
 from pytest_kvcache.strict import Strict
 
@@ -30,11 +30,18 @@ class RaySettings(Strict):
         description="custom resources that the node of a server must have, as `pnfs = 1` for nodes with the mount",
     )
     cpus_per_server: PositiveFloat = Field(default=1, description="processors that the cluster sets aside for a server")
+    load_nodes: NonNegativeInt = Field(
+        default=0,
+        description="so many nodes send the load, placed as the servers are; 0: the machine of pytest sends it",
+    )
+    cpus_per_load_node: PositiveFloat = Field(
+        default=1, description="processors that the cluster sets aside for the load processes of a load node"
+    )
     engine: str = Field(
         default="",
         description="folder of the engine environment on the nodes; by default the same as on this machine",
     )
-    wait_s: PositiveFloat = Field(default=60, description="time in which the cluster must have room for all servers")
+    wait_s: PositiveFloat = Field(default=60, description="time in which the cluster must have room for all of it")
 
     @field_validator("address")
     @classmethod
@@ -70,3 +77,8 @@ class RaySettings(Strict):
         """
         found: dict[str, float] = {"CPU": self.cpus_per_server, "GPU": float(gpus), **self.resources}
         return {name: amount for name, amount in found.items() if amount}
+
+    @property
+    def load_bundle(self) -> dict[str, float]:
+        """What a load node must have, by Ray's names: neither GPUs nor what servers need of their nodes."""
+        return {"CPU": self.cpus_per_load_node}

@@ -11,6 +11,9 @@ from pytest_kvcache.load.stopping import StopRule
 from pytest_kvcache.strict import Strict
 from pytest_kvcache.workload.registry import AnyWorkload
 
+#: Variable with which load processes are given the key of a pair that asks for one.
+API_KEY = "KVCACHE_API_KEY"
+
 
 class LoadPlan(Strict):
     """One workload against one endpoint.

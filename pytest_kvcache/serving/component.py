@@ -24,6 +24,7 @@ class Component:
         folders: Folders made empty before the start, closed to other users, and removed after the end.
         ready_url: URL that answers 200 once the program is ready; None where a running process is enough.
         place: Name of the place where it runs (`serving/places.py`); "" for this machine.
+        ready_line: Beginning of the line that the program prints once it is ready, where it does not speak HTTP.
         ready_any_status: Whether any HTTP answer of `ready_url` counts (an S3 server answers 403 to a stranger).
     """
 
@@ -35,5 +36,6 @@ class Component:
     files: Mapping[Path, str] = field(default_factory=dict)
     folders: tuple[Path, ...] = ()
     ready_url: str | None = None
+    ready_line: str = ""
     place: str = ""
     ready_any_status: bool = False

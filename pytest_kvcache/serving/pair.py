@@ -125,7 +125,7 @@ def _wait(
             code = handle.exit_code()
             if code is not None:
                 raise component_failed(handle, code, "ended while starting")
-        waiting = [handle for handle in waiting if not _is_ready(handle.component)]
+        waiting = [handle for handle in waiting if not _is_ready(handle)]
         if waiting and time.monotonic() > deadline:
             handle = waiting[0]
             raise component_failed(handle, None, "was not ready in time (boot_timeout_s)")
@@ -134,7 +134,11 @@ def _wait(
             time.sleep(_POLL_S)
 
 
-def _is_ready(component: Component) -> bool:
+def _is_ready(handle: Handle) -> bool:
+    component = handle.component
+    if component.ready_line:
+        lines = handle.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        return any(line.startswith(component.ready_line) for line in lines)
     if component.ready_url is None:
         return True
     try:

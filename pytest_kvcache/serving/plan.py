@@ -47,6 +47,8 @@ class ServingPlan:
         balancer: The balancer as the profile asks for it.
         turn_urls: Without a balancer the URL of each server with /v1, over which the client takes turns; else empty.
         balancer_metrics_url: What the balancer says of itself, "" where nothing.
+        load_nodes: Addresses (HOST:PORT) of the load nodes among `components`; empty where others send the load.
+        load_node_key: Key by which these load nodes and the load process know each other.
         standing: Deployment that was there before, with all of its caches; None for a pair that the run has booted.
     """
 
@@ -63,6 +65,8 @@ class ServingPlan:
     balancer: Balancer = field(default_factory=Balancer)
     turn_urls: tuple[str, ...] = ()
     balancer_metrics_url: str = ""
+    load_nodes: tuple[str, ...] = ()
+    load_node_key: str = field(default="", repr=False)
     standing: Standing | None = None
 
     @property

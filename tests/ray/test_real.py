@@ -89,3 +89,20 @@ def test_kv_aware_over_machines(cluster: Machines, real_engine: Path, tmp_path: 
     found = recorded(real_project(tmp_path, cluster, real_engine, "cpu-tiny", policy), "cpu")
     assert found["cpu"]["comparability"]["serving.balancer"].startswith("vllm-router kv_aware")
     assert found["cpu"]["proof"]["figures"]["share_device"] > 0
+
+
+@pytest.mark.usefixtures("models")
+def test_a_real_load_from_a_node(cluster: Machines, real_engine: Path, tmp_path: Path) -> None:
+    """A node sends to a real pair on two others, through HAProxy; its clock is known well enough."""
+    more = 'load_nodes = 1\ncpus_per_load_node = 0.5\n[profiles.cpu-tiny.balancer]\nkind = "haproxy"\n'
+    facts = recorded(real_project(tmp_path, cluster, real_engine, "cpu-tiny", more), "pnfs")["pnfs"]
+    (node,) = facts["load"]["nodes"]
+    assert node["host"] == "kv-3"
+    assert node["rows"] > 0
+    clock, budget_s = node["clock"], facts["settings"]["workload"]["clock_error_budget_s"]
+    assert abs(clock["offset_before_s"]) < 1e-4
+    assert clock["offset_before_uncertainty_s"] < budget_s
+    assert clock["offset_after_uncertainty_s"] < budget_s
+    assert clock["error_s"] < budget_s
+    assert facts["comparability"]["load.nodes"] == "1"
+    assert facts["proof"]["figures"]["share_l2"] > 0

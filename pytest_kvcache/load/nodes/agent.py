@@ -35,6 +35,8 @@ _TICK_S = 0.2
 #: A load that is ending is waited for so long (s).
 _ENDING_S = 3.0
 _PR_SET_PDEATHSIG = 1
+#: What an agent prints once coordinators may connect, with its address behind it.
+LISTENS = "load node listens on"
 Say = Callable[[str], None]
 
 

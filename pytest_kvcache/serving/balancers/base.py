@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
@@ -52,6 +53,11 @@ class Front:
     def bracketed(self) -> str:
         """The address as it stands in URLs and configurations."""
         return f"[{self.host}]" if ":" in self.host else self.host
+
+    @property
+    def beyond(self) -> bool:
+        """Whether it is reached from other machines, which are served prompts and nothing else."""
+        return not ip_address(self.host).is_loopback
 
     def addresses(self) -> dict[str, str]:
         """Return host and port of each server by name, as a configuration has them."""

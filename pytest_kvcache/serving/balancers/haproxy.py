@@ -8,6 +8,7 @@ from pytest_kvcache.config.balancer import Balancer
 from pytest_kvcache.serving.balancers import templates
 from pytest_kvcache.serving.balancers.base import BalancerPlan, Front, Plain
 from pytest_kvcache.serving.component import Component
+from pytest_kvcache.serving.places import LOOPBACK
 
 
 class HaProxy(Plain):
@@ -32,7 +33,7 @@ class HaProxy(Plain):
             files={path: text},
             ready_url=f"{front.url(port)}/health",
         )
-        return BalancerPlan((f"{front.url(port)}/v1",), component, f"{front.url(metrics_port)}/metrics")
+        return BalancerPlan((f"{front.url(port)}/v1",), component, f"http://{LOOPBACK}:{metrics_port}/metrics")
 
     def version_argv(self, program: str) -> Sequence[str]:
         """Return the command that prints `HAProxy version 2.6.12-1+deb12u2 …`."""

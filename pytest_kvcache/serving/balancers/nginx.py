@@ -8,6 +8,7 @@ from pytest_kvcache.config.balancer import Balancer
 from pytest_kvcache.serving.balancers import templates
 from pytest_kvcache.serving.balancers.base import BalancerPlan, Front, Plain
 from pytest_kvcache.serving.component import Component
+from pytest_kvcache.serving.places import LOOPBACK
 
 
 class Nginx(Plain):
@@ -33,7 +34,7 @@ class Nginx(Plain):
             folders=(folder,),
             ready_url=f"{front.url(port)}/health",
         )
-        return BalancerPlan((f"{front.url(port)}/v1",), component, f"{front.url(metrics_port)}/nginx_status")
+        return BalancerPlan((f"{front.url(port)}/v1",), component, f"http://{LOOPBACK}:{metrics_port}/nginx_status")
 
     def version_argv(self, program: str) -> Sequence[str]:
         """Return the command that prints `nginx version: nginx/1.22.1`."""

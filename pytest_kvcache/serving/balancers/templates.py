@@ -44,6 +44,8 @@ def filled_in(settings: Balancer, built_in: Path, front: Front, *, port: int, me
         "folder": str(front.scratch / settings.kind),
         "max_inflight": MAX_INFLIGHT,
     }
+    if settings.template is None:
+        names["beyond"] = front.beyond
     try:
         return environment.from_string(_text(path)).render(names)
     except jinja2.TemplateSyntaxError as error:

@@ -1,7 +1,7 @@
 """Boot a pair on the nodes of a Ray cluster: Ray places and watches, an agent on each node starts the processes.
 
-The load balancer and the load run on this machine, on loopback. Each vLLM runs on a node of its own (`strategy =
-"spread"`), or all of them on one (`"pack"`), with its LMCache beside it. docs/ray.md has the whole.
+Each vLLM runs on a node of its own (`strategy = "spread"`), or all of them on one (`"pack"`), with its LMCache beside
+it. The load balancer runs on this machine; the load is sent from here, or by load nodes. docs/ray.md has the whole.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from pytest_kvcache.serving.nodes.facts import AgentFacts, Progress
 from pytest_kvcache.serving.nodes.following import SILENCE_S, Followed, Follower, NodeHandle
 from pytest_kvcache.serving.nodes.relay import relayed
 from pytest_kvcache.serving.nodes.secured import new_key, secured
+from pytest_kvcache.serving.nodes.sending import Sender, refuse_balancer, with_load_nodes
 from pytest_kvcache.serving.nodes.tools import NodeEngine
 from pytest_kvcache.serving.nodes.watching import WatchedNode, WatchedNodes
 from pytest_kvcache.serving.places import Place, Placement
@@ -62,13 +63,15 @@ class RayLauncher:
         _fits(launch, self._settings)
         self._here = ProcessStarter(launch.run)
         self._cluster: Cluster | None = None
+        #: Those of the servers, and those of the load nodes, which come after them by index.
         self._agents: list[AgentFacts] = []
+        self._senders: list[AgentFacts] = []
         self._places: dict[str, int] = {}
         self._follower = Follower([])
         self._models: list[str] = []
 
     def prepare(self) -> None:
-        """Have the cluster place an agent for each server, check all nodes, and make the tier's folders.
+        """Have the cluster place an agent for each server and load node, check all nodes, and make the tier's folders.
 
         Raises:
             BootError: A node is missing, lacks something or is not as it must be; it is named.
@@ -80,18 +83,20 @@ class RayLauncher:
         for node, lines in cluster.sweep().items():
             for line in lines:
                 launch.say(f"node {node}: {line}")
-        bundle = self._settings.bundle(launch.profile.gpus_per_server)
-        self._agents = placing.place(cluster, self._settings, bundle, servers=launch.profile.servers)
-        for facts in self._agents:
+        bundle, servers = self._settings.bundle(launch.profile.gpus_per_server), launch.profile.servers
+        agents = placing.place(cluster, self._settings, bundle, servers=servers)
+        self._agents, self._senders = agents[:servers], agents[servers:]
+        for facts in agents:
             if facts.niceness:
                 launch.say(
-                    f"node {facts.node}: servers run at niceness {facts.niceness}, since Ray gives it to its workers: "
-                    "other programs come before them; start the node with RAY_worker_niceness=0"
+                    f"node {facts.node}: its part of the run has niceness {facts.niceness}, since Ray gives it to its "
+                    "workers: other programs come before them; start the node with RAY_worker_niceness=0"
                 )
-        self._places = {name: index for index, name in enumerate(placing.names(self._agents))}
+        self._places = {name: index for index, name in enumerate(placing.names(agents))}
         self._follower = Follower(
-            [Followed(facts, partial(_progress, cluster, index)) for index, facts in enumerate(self._agents)]
+            [Followed(facts, partial(_progress, cluster, index)) for index, facts in enumerate(agents)]
         )
+        checks.senders(cluster, self._senders, first=servers)
         self._models = checks.engines(cluster, self._agents, launch, self._engine_path)
         checks.folders(cluster, self._agents, launch)
         checks.storage(cluster, self._agents, launch, self._engine_path)
@@ -99,6 +104,7 @@ class RayLauncher:
     def plan(self) -> ServingPlan:
         """Return the plan of a pair whose servers listen on the addresses of their nodes, and ask for a key."""
         launch, cluster = self._launch, self._connected
+        names = list(self._places)[: len(self._agents)]
         places = tuple(
             Place(
                 tools=NodeEngine(self._engine_path, launch.engine.versions),
@@ -108,27 +114,30 @@ class RayLauncher:
                 host=self._agents[index].address,
                 name=name,
             )
-            for name, index in self._places.items()
+            for index, name in enumerate(names)
         )
         here = Place(
             tools=launch.engine, model=launch.profile.model, port=launch.run.ports.take, scratch=launch.run.scratch
         )
         own = cluster.here()
         outward = replace(here, host=own.address, port=partial(launch.run.ports.take, own.address))
-        python = [self._agents[index].python for index in self._places.values()]
+        python = [facts.python for facts in self._agents]
         ways = Ways(here, outward, own.name, places, python)
+        # Load nodes of other machines send through the balancer: it is where they reach it.
+        balancer = outward if self._senders and self._settings.address else here
         # All of a cluster that is made here is on loopback.
         tier = ways.to_storage(launch.tier) if self._settings.address else launch.tier
         if tier.storage_account is not None and not tier.storage:
             readers = {facts.node: partial(_read, cluster, index) for index, facts in enumerate(self._agents)}
             tier = replace(tier, storage_account=NodesAccount(tier.storage_account, readers))
         gpus = tuple(facts.gpus if launch.profile.gpus_per_server else () for facts in self._agents)
-        plan = build_plan(launch.profile, tier, Placement(servers=places, caches=places, balancer=here, gpus=gpus))
+        plan = build_plan(launch.profile, tier, Placement(servers=places, caches=places, balancer=balancer, gpus=gpus))
         scratch = {place.name: place.scratch for place in places}
         key = new_key()
+        by_name = {place.name: place for place in places}
         made = secured(plan, key, scratch=scratch, more=environment.credentials(os.environ))
-        made = relayed(made, {place.name: place for place in places}, dict(zip(self._places, python, strict=True)), key)
-        made = ways.to_balancer(made)
+        made = relayed(made, by_name, dict(zip(by_name, python, strict=True)), key)
+        made = with_load_nodes(ways.to_balancer(made), self._where_load_is_sent(cluster))
         return replace(made, control=NodeControl(cluster, self._index_of(made), key))
 
     def start(self, component: Component, logs: Path) -> Handle:
@@ -182,6 +191,7 @@ class RayLauncher:
             found[f"vllm-{index}"] = facts.node
             found[f"vllm-{index}.niceness"] = str(facts.niceness)
             found[f"vllm-{index}.hardware"] = "; ".join(f"{key} {value}" for key, value in facts.hardware.items())
+        found |= {f"load-node-{index}": facts.node for index, facts in enumerate(self._senders)}
         return found
 
     def server_nodes(self) -> WatchedNodes:
@@ -210,6 +220,14 @@ class RayLauncher:
     @property
     def _engine_path(self) -> Path:
         return Path(self._settings.engine or self._launch.engine.where)
+
+    def _where_load_is_sent(self, cluster: Cluster) -> list[Sender]:
+        first = len(self._agents)
+        names = list(self._places)[first:]
+        return [
+            Sender(name, facts, partial(_port, cluster, first + index))
+            for index, (name, facts) in enumerate(zip(names, self._senders, strict=True))
+        ]
 
     def _index_of(self, plan: ServingPlan) -> dict[str, int]:
         return {each.name: self._places[each.place] for each in plan.components if each.place in self._places}
@@ -265,15 +283,18 @@ def _read(cluster: Cluster, index: int, account: StorageAccount) -> StorageReadi
 
 def _fits(launch: Launch, settings: RaySettings) -> None:
     name = launch.profile.name
+    refuse_balancer(launch.profile, settings)
     if isinstance(launch.engine, ImageEngine):
         raise ConfigError(
             f"launcher ray starts programs of a folder, and the engine is an image: {launch.engine.where}",
             where="--kv-launcher ray",
             todo="give --kv-engine the folder of an environment that all nodes have",
         )
-    if settings.strategy == "spread" and not settings.address and launch.profile.servers > 1:
+    count, senders = launch.profile.servers, settings.load_nodes
+    if settings.strategy == "spread" and not settings.address and count + senders > 1:
+        more = f" and {senders} load nodes" if senders else ""
         raise ConfigError(
-            f"{launch.profile.servers} servers cannot be spread over a cluster of this machine alone",
+            f"{count} servers{more} cannot be spread over a cluster of this machine alone",
             where=f"profiles.{name}.ray.strategy",
             todo=f"set profiles.{name}.ray.address to a cluster, or leave the strategy out",
         )

