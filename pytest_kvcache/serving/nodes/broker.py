@@ -23,6 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 from pytest_kvcache.errors import KvCacheError
 from pytest_kvcache.serving.nodes import agent
 from pytest_kvcache.serving.nodes.facts import AgentFacts, Failure, Node
+from pytest_kvcache.serving.places import LOOPBACK
 
 #: Half of Ray's functions have no types.
 ray: Any = _ray
@@ -32,10 +33,14 @@ _LOST = "the node was lost, or its agent was killed"
 
 
 class _Agent(agent.NodeAgent):
-    """The agent as Ray runs it: on the address that the cluster knows the node by, with errors as data."""
+    """The agent as Ray runs it: on the address that the cluster knows the node by, with errors as data.
 
-    def __init__(self) -> None:
-        super().__init__(ray.util.get_node_ip_address())
+    Args:
+        address: Another address of the node; "" for that one.
+    """
+
+    def __init__(self, address: str) -> None:
+        super().__init__(address or ray.util.get_node_ip_address())
 
     def ask(self, method: str, arguments: Mapping[str, Any]) -> tuple[bool, Any]:
         """Call a method; return whether it succeeded, with its result or its `Failure`."""
@@ -51,6 +56,7 @@ class Broker:
     def __init__(self) -> None:
         self._group: Any = None
         self._agents: list[Any] = []
+        self._address = ""
 
     def connect(self, address: str, options: Mapping[str, Any]) -> None:
         """Connect to a cluster, or make one on this machine where the address is "local".
@@ -59,6 +65,8 @@ class Broker:
             address: As `ray.init` takes it.
             options: More arguments of `ray.init`.
         """
+        # Ray takes this machine's outward address in place of the loopback that it is given.
+        self._address = LOOPBACK if address == "local" else ""
         try:
             ray.init(address=address, configure_logging=False, log_to_driver=False, **options)
         except (ConnectionError, RuntimeError, ValueError, RayError) as error:
@@ -124,7 +132,7 @@ class Broker:
                     scheduling_strategy=PlacementGroupSchedulingStrategy(
                         self._group, placement_group_bundle_index=index
                     ),
-                ).remote()
+                ).remote(self._address)
             )
         facts = [self.ask(index, "facts", {}, _START_S) for index in range(len(self._agents))]
         # Ray places bundles in any order; the same server is on the same node in every boot, where it can be.
