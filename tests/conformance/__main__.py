@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from pytest_kvcache.config.ray import RaySettings
+from pytest_kvcache.engine.container import same_path
 from pytest_kvcache.engine.named import engine_named
 from pytest_kvcache.engine.setup import engine_path
 from pytest_kvcache.home import home
@@ -63,6 +64,9 @@ def _parser() -> argparse.ArgumentParser:
         "--folder", type=Path, help="where results and the tier's folder are made; all nodes must see it"
     )
     parser.add_argument(
+        "--mount", type=Path, action="append", default=[], help="what containers see of this machine, at its own path"
+    )
+    parser.add_argument(
         "--hold", type=Path, metavar="FILE", help="only boot, note in FILE what that has made, and serve"
     )
     return parser
@@ -74,7 +78,8 @@ def case_of(options: argparse.Namespace, word: str, folder: Path) -> Case:
     profile = catalogue.load(options.config).profile(options.profile)
     if options.address:
         profile = profile.model_copy(update={"ray": RaySettings(address=options.address)})
-    return Case(name, engine_named(engine or str(engine_path(home()))), profile, home(), folder, boot_s=_BOOT_S)
+    found = engine_named(engine or str(engine_path(home())), [same_path(path) for path in options.mount])
+    return Case(name, found, profile, home(), folder, boot_s=_BOOT_S)
 
 
 def tried(case: Case) -> Column:
@@ -125,6 +130,7 @@ def killed(case: Case, options: argparse.Namespace, word: str) -> Column:
     again = ["--profile", options.profile, word]
     again += ["--config", str(options.config)] if options.config else []
     again += ["--address", options.address] if options.address else []
+    again += [word for path in options.mount for word in ("--mount", str(path))]
     column[kills.PYTEST] = _outcome(lambda: kills.pytest_killed(case, again))
     return column
 
