@@ -97,7 +97,7 @@ class ImageEngine(BaseEngine):
 
     def find(self, name: str) -> Path | None:
         """Return the path of the program `name` in the image, else of its stand-in on this machine, else None."""
-        return self.programs.get(name) or self.local.get(name)
+        return self.interpreter if name == "python" else self.programs.get(name) or self.local.get(name)
 
     def is_local(self, program: str) -> bool:
         """Whether a command line that begins with `program` runs on this machine and not in a container."""

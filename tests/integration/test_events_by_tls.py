@@ -11,13 +11,13 @@ from pytest_kvcache.runs.ports import free_ports
 from pytest_kvcache.serving.nodes import tls_relay
 from pytest_kvcache.serving.nodes.by_tls import new_certificate
 
-#: A publisher that binds as vLLM does, a subscriber that connects as the router does; both on sockets of their own.
+#: A publisher that binds as vLLM does, to a socket; a subscriber that connects as vllm-router does, to a port.
 _ZMQ = """
 import sys, time, zmq
 context = zmq.Context()
 publisher, subscriber = context.socket(zmq.PUB), context.socket(zmq.SUB)
 publisher.bind(f"ipc://{sys.argv[1]}")
-subscriber.connect(f"ipc://{sys.argv[2]}")
+subscriber.connect(f"tcp://{sys.argv[2]}")
 subscriber.setsockopt(zmq.SUBSCRIBE, b"")
 large, until = bytes(3 << 20), time.monotonic() + 60
 while not subscriber.poll(50) and time.monotonic() < until:
@@ -27,10 +27,10 @@ print(subscriber.recv_multipart(zmq.NOBLOCK) == [b"", (0).to_bytes(8, "big"), la
 
 
 def test_a_router_hears_a_server_on_another_machine(real_engine: Path, tmp_path: Path) -> None:
-    """What a server publishes on its socket, whole and of several megabytes, is heard on the router's socket."""
+    """What a server publishes on its socket, whole and of several megabytes, is heard on the router's port."""
     shown = new_certificate(tmp_path, ["127.0.0.1"])
-    there, here = str(tmp_path / "there"), str(tmp_path / "here")
-    port, *health = free_ports(3)
+    port, door, *health = free_ports(4)
+    there, here = str(tmp_path / "there"), f"127.0.0.1:{door}"
     address, trusted = f"tls://127.0.0.1:{port}", ("--certificate", str(shown.folder / "certificate.pem"))
     ways = [("--listen", address, "--connect", there), ("--listen", here, "--connect", address)]
     relays = [

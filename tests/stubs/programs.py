@@ -291,10 +291,9 @@ def publish(endpoint: str, role: str) -> None:
 
 def be_told(source: str) -> None:
     """Print what a server tells of its blocks."""
-    with socket.socket(socket.AF_UNIX) as connection:
-        connection.connect(source.partition(f"={IPC}")[2])
-        with connection.makefile() as lines:
-            print(lines.readline(), flush=True)
+    host, _, port = source.partition("=tcp://")[2].rpartition(":")
+    with socket.create_connection((host, int(port))) as connection, connection.makefile() as lines:
+        print(lines.readline(), flush=True)
 
 
 def serve(

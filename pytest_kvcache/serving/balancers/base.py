@@ -72,11 +72,13 @@ class BalancerPlan:
         base_urls: Where requests go, with /v1: one URL, or those that the client takes turns over.
         component: The process that balances; None where the run starts none.
         metrics_url: What it says of itself, "" where nothing.
+        events: HOST:PORT at which it hears of the blocks of each server, by number; empty where it goes by none.
     """
 
     base_urls: tuple[str, ...]
     component: Component | None = None
     metrics_url: str = ""
+    events: tuple[str, ...] = ()
 
 
 class BalancerKind(Protocol):
@@ -98,9 +100,9 @@ class BalancerKind(Protocol):
         """Return what the `index`-th vLLM server needs so that the balancer can do its work."""
 
     def socket(self, settings: Balancer, index: int) -> str | None:
-        """Return the name of the Unix socket by which the `index`-th server tells the balancer something, None of most.
+        """Return the name of the Unix socket on which the `index`-th server publishes what the balancer goes by.
 
-        The server makes it in the folder `scratch` of its place, the balancer reads it in that of its own.
+        The server makes it in the folder `scratch` of its place. None where there is none.
         """
 
     def version_argv(self, program: str) -> Sequence[str]:

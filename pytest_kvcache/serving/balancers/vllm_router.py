@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from pytest_kvcache.config.balancer import Balancer
 from pytest_kvcache.serving.balancers.base import MAX_INFLIGHT, BalancerPlan, Front, Plain
 from pytest_kvcache.serving.component import Component
+from pytest_kvcache.serving.places import LOOPBACK
 
 _BY_EVENTS = "kv_aware"
 
@@ -24,7 +26,7 @@ class VllmRouter(Plain):
     def plan(self, settings: Balancer, front: Front) -> BalancerPlan:
         """Return the router's process, which listens for requests and for scrapes of its counters."""
         port, metrics_port = front.port(), front.port()
-        events = _events(front) if settings.policy == _BY_EVENTS else ()
+        doors = tuple(f"{LOOPBACK}:{front.port()}" for _ in front.servers) if settings.policy == _BY_EVENTS else ()
         component = Component(
             name="router",
             argv=(
@@ -41,13 +43,13 @@ class VllmRouter(Plain):
                 "--disable-retries",
                 "--disable-circuit-breaker",
                 "--log-level", "warning",
-                *events,
+                *(_events(front, doors) if doors else ()),
                 *settings.args,
             ),
             stage="balancer",
             ready_url=f"{front.url(port)}/health",
         )  # fmt: skip
-        return BalancerPlan((f"{front.url(port)}/v1",), component, f"{front.url(metrics_port)}/metrics")
+        return BalancerPlan((f"{front.url(port)}/v1",), component, f"{front.url(metrics_port)}/metrics", doors)
 
     def server_args(self, settings: Balancer, scratch: Path, index: int) -> tuple[str, ...]:
         """Return what has a server tell of its blocks, which kv_aware goes by.
@@ -64,8 +66,8 @@ class VllmRouter(Plain):
         return _name(index) if settings.policy == _BY_EVENTS else None
 
 
-def _events(front: Front) -> tuple[str, ...]:
-    sources = [f"{url}={_socket(front.scratch, index)}" for index, url in enumerate(front.servers.values())]
+def _events(front: Front, doors: Sequence[str]) -> tuple[str, ...]:
+    sources = [f"{url}=tcp://{door}" for url, door in zip(front.servers.values(), doors, strict=True)]
     return (
         *(word for source in sources for word in ("--kv-event-source", source)),
         "--kv-event-block-size", str(front.block_tokens),

@@ -19,13 +19,12 @@ from pytest_kvcache.errors import SetupError
 from pytest_kvcache.redaction import hide
 from pytest_kvcache.serving.balancers import kinds as balancers
 from pytest_kvcache.serving.component import Component, Stage
-from pytest_kvcache.serving.nodes import tls_relay
+from pytest_kvcache.serving.events import SOURCE, relay_name
 from pytest_kvcache.serving.nodes.tls_relay import KEY, TLS
 from pytest_kvcache.serving.offload import Reach, TierPlan
 from pytest_kvcache.serving.places import LOOPBACK, Place, bracketed
 from pytest_kvcache.serving.plan import ServingPlan
 
-_SOURCE = Path(tls_relay.__file__)
 _CERTIFICATE, _KEY = "certificate.pem", "key.pem"
 _MAKE_S = 30.0
 #: A boot's certificate is thrown away with its run (days).
@@ -124,20 +123,23 @@ class Ways:
         return replace(found, storage=(*found.storage, *relays))
 
     def to_balancer(self, plan: ServingPlan) -> ServingPlan:
-        """Return the plan with the sockets over which servers tell the balancer of their blocks carried to it.
+        """Return the plan in which what servers tell the balancer of their blocks is carried to it from their machines.
 
         Raises:
             SetupError: There is no certificate to be had.
         """
+        if not plan.events:
+            return plan
         relays: list[Component] = []
-        for index, place in enumerate(self.places):
-            if (name := balancers.socket(plan.balancer, index)) is not None:
-                address, secret = f"{TLS}{_address(place)}", {KEY: self.shown.key}
+        for index, (door, place) in enumerate(zip(plan.events, self.places, strict=True)):
+            if (socket := balancers.socket(plan.balancer, index)) is not None:
+                name, address, secret = relay_name(index), f"{TLS}{_address(place)}", {KEY: self.shown.key}
                 relays += [
-                    self._relay(f"events-{index}", "servers", address, f"{place.scratch / name}", secret, at=index),
-                    self._relay(f"events-{index}-here", "servers", f"{self.here.scratch / name}", address, secret),
+                    self._relay(name, "servers", address, f"{place.scratch / socket}", secret, at=index),
+                    self._relay(f"{name}-here", "servers", door, address, secret),
                 ]
-        return replace(plan, components=(*plan.components, *relays))
+        replaced = {each.name for each in relays}
+        return replace(plan, components=(*(c for c in plan.components if c.name not in replaced), *relays))
 
     def _relay(
         self,
@@ -157,7 +159,7 @@ class Ways:
             argv=(str(python), "-I", str(source), *way, "--certificate", str(certificate)),
             stage=stage,
             secret_env=dict(secret or {}),
-            files={source: _SOURCE.read_text(encoding="utf-8"), certificate: self.shown.text},
+            files={source: SOURCE.read_text(encoding="utf-8"), certificate: self.shown.text},
             ready_url=f"{place.url(health)}/",
             place=place.name,
         )

@@ -1,8 +1,8 @@
-"""Carries the connections of a port or socket of one machine to another machine by TLS, byte by byte.
+"""Carries the connections of a port or socket to another one, byte by byte; from machine to machine by TLS.
 
-The program is sent to the machines on which it runs, as text, and so imports nothing but the standard library. One end
-of a way is without TLS, on loopback or a Unix socket of a machine; the other end is TLS on the cluster. Both ends know
-one certificate, which was made for the boot, and trust no other one.
+The program is sent to the machines on which it runs, as text, and so imports nothing but the standard library. An end
+without TLS is on loopback or a Unix socket of a machine; one that is TLS is on the cluster. Both ends of TLS know one
+certificate, which was made for the boot, and trust no other one.
 """
 
 from __future__ import annotations
@@ -134,10 +134,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--listen", required=True)
     parser.add_argument("--connect", required=True)
-    parser.add_argument("--certificate", type=Path, required=True)
+    parser.add_argument("--certificate", type=Path, help="of both ends, where one is TLS")
     parser.add_argument("--health", required=True)
     args = parser.parse_args(argv)
-    certificate, key = args.certificate.read_text(encoding="ascii"), os.environ.pop(KEY, "")
+    certificate = args.certificate.read_text(encoding="ascii") if args.certificate else ""
+    key = os.environ.pop(KEY, "")
     inward = tls(certificate, key, server=True) if args.listen.startswith(TLS) else None
     outward = tls(certificate, key) if args.connect.startswith(TLS) else None
     ends = (each.removeprefix(TLS) for each in (args.listen, args.connect))

@@ -49,20 +49,26 @@ def test_the_router_gets_policy_and_arguments(tmp_path: Path, policy: str) -> No
     assert argv[-2:] == ["--request-timeout-secs", "9"]
 
 
-def test_kv_aware_is_told_of_blocks_over_a_socket_of_this_machine(tmp_path: Path) -> None:
-    """Each server publishes at the socket that the router reads for it, and nothing listens beyond the machine."""
+def test_kv_aware_is_told_of_blocks_on_this_machine(tmp_path: Path) -> None:
+    """Each server publishes on a socket, the router listens to a port of loopback, and a program joins the two."""
     chosen = settings("vllm-router", "kv_aware")
-    component = kinds.plan(chosen, front(tmp_path)).component
-    assert component is not None
-    argv = list(component.argv)
-    sources = [argv[i + 1] for i, word in enumerate(argv) if word == "--kv-event-source"]
-    for index, (url, source) in enumerate(zip(SERVERS.values(), sources, strict=True)):
-        option, text = kinds.server_args(chosen, tmp_path, index)
-        endpoint = json.loads(text)["endpoint"]
-        assert option == "--kv-events-config"
-        assert source == f"{url}={endpoint}"
-        assert endpoint == f"ipc://{tmp_path}/{kinds.socket(chosen, index)}"
-    assert argv[argv.index("--kv-event-block-size") + 1] == "128"
+    profile = catalogue.load(None).profile("cpu-tiny").model_copy(update={"balancer": chosen})
+    (tier,) = catalogue.load(None).select(["gpu"])
+    data = json.loads(render(profile, tier, None, {}, as_json=True))
+    by_name = {each["name"]: each["argv"] for each in data["components"]}
+    router = by_name["router"]
+    sources = [router[i + 1] for i, word in enumerate(router) if word == "--kv-event-source"]
+    assert len(sources) == 2
+    for index, source in enumerate(sources):
+        server, relay = by_name[f"vllm-{index}"], by_name[f"events-{index}"]
+        told = json.loads(server[server.index("--kv-events-config") + 1])["endpoint"]
+        door, socket = (relay[relay.index(word) + 1] for word in ("--listen", "--connect"))
+        url = f"http://127.0.0.1:{server[server.index('--port') + 1]}"
+        assert source == f"{url}=tcp://{door}"
+        assert door.startswith("127.0.0.1:")
+        assert told == f"ipc://{socket}"
+    assert router[router.index("--kv-event-block-size") + 1] == "128"
+    assert list(by_name) == ["vllm-0", "vllm-1", "events-0", "events-1", "router"]
 
 
 @pytest.mark.parametrize(("kind", "policy"), [each for each in EVERY if each[1] != "kv_aware"])
@@ -170,7 +176,8 @@ def test_rendering_shows_files_and_commands(kind: str, policy: str) -> None:
     assert data["balancer"]["kind"] == kind
     assert data["balancer"]["promises"] == chosen.promises
     ours = {"vllm-router": "router", "haproxy": "haproxy", "nginx": "nginx"}.get(kind)
-    assert names == ["vllm-0", "vllm-1", *([ours] if ours else [])]
+    relays = ["events-0", "events-1"] if policy == "kv_aware" else []
+    assert names == ["vllm-0", "vllm-1", *relays, *([ours] if ours else [])]
     if kind == "none":
         assert len(data["turn_urls"]) == 2
         assert "No balancer: the client takes turns over http://127.0.0.1:" in script

@@ -268,7 +268,7 @@ def test_each_boot_is_compared_as_the_same_storage(run: RunSession) -> None:
 
 @pytest.mark.parametrize("address", ["head:6379", ""])
 def test_events_of_blocks_are_carried_by_tls(run: RunSession, address: str) -> None:
-    """With kv_aware vLLM and the router have sockets of their machines; what joins them needs the boot's key."""
+    """With kv_aware vLLM has a socket, the router a port of loopback; what joins them needs the boot's key."""
     profile = MP.model_copy(update={"balancer": Balancer.model_validate({"policy": "kv_aware"})})
     plan = planned(launcher(run, profile, address=address))
     by_name = {each.name: each for each in plan.components}
@@ -281,7 +281,8 @@ def test_events_of_blocks_are_carried_by_tls(run: RunSession, address: str) -> N
         assert told.startswith(f"ipc:///tmp/kvc-{index + 1}/")
         assert option(there, "--listen").startswith(f"tls://10.0.0.{index + 1}:")
         assert option(there, "--listen") == option(here, "--connect")
-        assert source == f"{plan.server_urls[f'vllm-{index}']}=ipc://{option(here, '--listen')}"
+        assert source == f"{plan.server_urls[f'vllm-{index}']}=tcp://{option(here, '--listen')}"
+        assert option(here, "--listen").startswith("127.0.0.1:")
         assert (there.place, here.place) == (f"gpu-{index + 1}", "")
         assert here.ready_url is not None
         assert here.ready_url.startswith("http://127.0.0.1:")
