@@ -54,7 +54,7 @@ faults: $(READY) setup ## Every fault on the real engine: none may pass, each is
 docker-test: $(READY) setup ## A real pair in containers (needs a Docker daemon and debootstrap; a quarter of an hour)
 	$(BIN)/pytest tests/docker
 
-ray-test: $(READY) ## Sessions over three machines with Ray, made of network namespaces (needs root; a quarter of an hour)
+ray-test: $(READY) setup ## Sessions over three machines with Ray, made of network namespaces, the last of them real (needs root; 25 minutes)
 	$(PIP) -e '.[ray]'
 	$(BIN)/pytest tests/ray
 
