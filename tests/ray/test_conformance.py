@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -10,7 +11,7 @@ from pytest_kvcache.engine.named import engine_named
 from pytest_kvcache.tiers import catalogue
 from tests.conformance.__main__ import tried
 from tests.conformance.kills import killed
-from tests.conformance.launchers import Case
+from tests.conformance.launchers import Case, booted
 from tests.stubs.engine import make_engine, toml
 
 
@@ -27,6 +28,14 @@ def test_a_cluster_of_this_machine(case: Case) -> None:
     """On a cluster that is made for the boot, every check of the suite holds."""
     column = tried(case)
     assert {value for value in column.values() if not isinstance(value, float)} == {"holds"}
+
+
+def test_the_pair_of_a_cluster_that_is_made_listens_on_loopback(case: Case) -> None:
+    """Ray takes the machine's outward address for itself; nothing of the pair is reached by it."""
+    with booted(case) as boot:
+        plan = boot.pair.plan
+        urls = [plan.base_url, *plan.server_urls.values(), *plan.metrics_urls.values()]
+        assert {urlsplit(url).hostname for url in urls} == {"127.0.0.1"}
 
 
 def test_a_killed_agent_is_named_with_its_servers(case: Case) -> None:
