@@ -68,10 +68,8 @@ sys.meta_path.insert(0, Changes())
 
 def told(folder: Path, engine: Path, variables: dict[str, str]) -> Path:
     """Write an overlay whose vLLM gets some environment variables in place of what the plugin set; return it."""
-    make(folder, engine)
     words = " ".join(f"{name}={value}" for name, value in variables.items())
-    (folder / "bin" / "python").write_text(f'#!/bin/sh\nexec env {words} {engine}/bin/python "$@"\n', encoding="utf-8")
-    return folder
+    return make(folder, engine, before={"python": f"env {words}"})
 
 
 def half(folder: Path, engine: Path) -> Path:

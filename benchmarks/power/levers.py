@@ -28,6 +28,8 @@ from pytest_kvcache.home import home
 
 NONE = "none"
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+#: The number of a vLLM server, by the name that it is started with.
+_OWN_CORE = '$(case "$*" in (*assistant@vllm-1*) echo 1;; (*) echo 0;; esac)'
 _SHOWN = ("ttft_geomean_s", "ttft_cold_geomean_s", "ttft_hit_over_cold", "decode_tokens_per_s", "cpu_s_per_request")
 
 
@@ -37,7 +39,7 @@ class Lever:
 
     Args:
         name: Of the lever, and of its profile.
-        server: Words before each vLLM; `{core}` is the number of a processor of its own.
+        server: Words of the shell before each vLLM.
         router: Words before the router.
         session: Words before pytest itself, which the client inherits.
         huge_pages: What the kernel is told of transparent huge pages while the session runs.
@@ -60,7 +62,7 @@ def levers(preload: Sequence[Path]) -> list[Lever]:
     """
     found = [
         Lever(NONE),
-        Lever("servers pinned to cores of their own", server="taskset -c {core}"),
+        Lever("servers pinned to cores of their own", server=f"taskset -c {_OWN_CORE}"),
         Lever(
             "client and router at real-time priority", server="chrt -o 0", router="chrt -r 1",
             session=("chrt", "-r", "1"),
@@ -90,19 +92,6 @@ def toml(all_of_them: Sequence[Lever]) -> str:
         f"context_tokens = [{CONTEXT_TOKENS}]\n{lever.workload}\n"
         for lever in all_of_them
     )
-
-
-def overlay(folder: Path, engine: Path, lever: Lever) -> Path:
-    """Write an environment whose programs run with a lever; return it."""
-    make(folder, engine)
-    if lever.server:
-        lines = ["core=0", 'case "$*" in *assistant@vllm-1*) core=1;; esac']
-        lines.append(f'exec {lever.server.format(core="$core")} {engine}/bin/python "$@"')
-        (folder / "bin" / "python").write_text("\n".join(["#!/bin/sh", *lines, ""]), encoding="utf-8")
-    if lever.router:
-        text = f'#!/bin/sh\nexec {lever.router} {engine}/bin/vllm-router "$@"\n'
-        (folder / "bin" / "vllm-router").write_text(text, encoding="utf-8")
-    return folder
 
 
 @contextlib.contextmanager
@@ -153,7 +142,8 @@ def main() -> None:
             if had[lever.name] > at:
                 continue
             options = ("--tier", "pnfs", "--record-baselines", "--kv-boots", "1", "--kv-allow-suspect")
-            engine = overlay(lab.folder / "engines" / profile_of(lever), lab.engine, lever)
+            words = {"python": lever.server, "vllm-router": lever.router}
+            engine = make(lab.folder / "engines" / profile_of(lever), lab.engine, before=words)
             job = Job(lever.name, profile_of(lever), options, lambda engine=engine: engine)  # type: ignore[misc]
             with kernel(lever.huge_pages):
                 rows = lab.run(replace(job, before=lever.session))

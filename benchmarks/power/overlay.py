@@ -11,12 +11,21 @@ import asyncio
 import contextlib
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 _PROGRAMS = ("python", "lmcache", "vllm-router", "rclone")
 
 
-def make(folder: Path, engine: Path, *, delay_s: float = 0.0, off: bool = False, bwlimit: str = "") -> Path:
+def make(
+    folder: Path,
+    engine: Path,
+    *,
+    delay_s: float = 0.0,
+    off: bool = False,
+    bwlimit: str = "",
+    before: Mapping[str, str] | None = None,
+) -> Path:
     """Write an overlay of `engine` and return it.
 
     Args:
@@ -25,13 +34,14 @@ def make(folder: Path, engine: Path, *, delay_s: float = 0.0, off: bool = False,
         delay_s: Each request reaches its server this much later (TTFT grows by as much).
         off: vLLM loses `--kv-transfer-config`: the tier is configured and does nothing.
         bwlimit: Of the S3 server, as rclone takes it.
+        before: Words of the shell that stand before a program of that name.
     """
     programs = folder / "bin"
     programs.mkdir(parents=True, exist_ok=True)
     real = engine / "bin"
     me = f"{sys.executable} {Path(__file__).absolute()}"
     for name in _PROGRAMS:
-        command = f'exec {real / name} "$@"'
+        command = f'exec {(before or {}).get(name, "")} {real / name} "$@"'
         if name == "vllm-router" and delay_s:
             command = f'exec {me} router {delay_s} {real / name} "$@"'
         elif name == "python" and off:

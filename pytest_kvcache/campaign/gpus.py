@@ -145,8 +145,7 @@ class GpuWatch:
         found: dict[str, frozenset[int]] = {}
         for each in self.samplers:
             if each.node is None:
-                leaders = list(self.leaders())
-                found[""] = frozenset({one.pid for one in leaders} | {one.pid for one in processes.members(leaders)})
+                found[""] = processes.own_pids(list(self.leaders()))
             else:
                 with contextlib.suppress(KvCacheError):  # it is lost, which the load says
                     name = each.node.name

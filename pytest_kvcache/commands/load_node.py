@@ -12,6 +12,7 @@ import signal
 from collections.abc import Callable
 from types import FrameType
 
+from pytest_kvcache.endpoint.address import bracketed
 from pytest_kvcache.load.nodes import agent
 from pytest_kvcache.load.nodes.link import split_address
 from pytest_kvcache.load.nodes.messages import KEY_ENV, read_node_key
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace, say: Say) -> int:
     key = read_node_key(args.node_key_env, os.environ)
     listener = agent.listen(*split_address(args.listen))
     host, port = listener.getsockname()[:2]
-    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    address = f"{bracketed(host)}:{port}"
 
     def end(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt

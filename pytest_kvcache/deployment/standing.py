@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pytest_kvcache.config.attach import Attach
 from pytest_kvcache.deployment import pods as kubernetes
 from pytest_kvcache.deployment.pods import Pod
+from pytest_kvcache.endpoint.address import bracketed
 from pytest_kvcache.errors import BootError, KvCacheError
 
 
@@ -107,5 +108,5 @@ def find(settings: Attach, *, lmcache_inside: bool, authorization: str = "") -> 
 def _url(pod: Pod, port: int | str) -> str:
     if not pod.ip:
         raise BootError("has no address yet", where=f"pod {pod.name}")
-    host = f"[{pod.ip}]" if ":" in pod.ip else pod.ip
+    host = bracketed(pod.ip)
     return f"http://{host}:{pod.port(port)}"

@@ -25,6 +25,11 @@ class Endpoint:
     authorization: str = ""
 
 
+def bracketed(host: str) -> str:
+    """Return a host as it stands in a URL, or before a port: an IPv6 address in brackets."""
+    return f"[{host}]" if ":" in host else host
+
+
 def endpoint(text: str, *, where: str, key: str = "") -> Endpoint:
     """Return the endpoint of a URL.
 

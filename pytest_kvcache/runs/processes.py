@@ -12,7 +12,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +55,11 @@ def start_ticks(pid: int) -> int:
 def is_same(leader: Leader) -> bool:
     """Return whether the process of that number is still the leader: a stranger may have got the number since."""
     return leader.start_ticks > 0 and start_ticks(leader.pid) == leader.start_ticks
+
+
+def own_pids(leaders: Collection[Leader]) -> frozenset[int]:
+    """Return the numbers of leaders' sessions and of all processes in them."""
+    return frozenset({each.pid for each in leaders} | {each.pid for each in members(leaders)})
 
 
 def members(leaders: Iterable[Leader]) -> list[psutil.Process]:

@@ -10,11 +10,12 @@ from typing import Any
 import yaml
 
 from pytest_kvcache.config.profile import Profile
+from pytest_kvcache.endpoint.address import bracketed
 from pytest_kvcache.engine import floors
 from pytest_kvcache.serving.component import Component
 from pytest_kvcache.serving.names import lmcache_name
 from pytest_kvcache.serving.offload import Offload
-from pytest_kvcache.serving.places import Place, bracketed
+from pytest_kvcache.serving.places import Place
 from pytest_kvcache.telemetry import internal_api
 
 #: Beginning of the names of the sockets of LMCache's internal API servers.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from pytest_kvcache.config.profile import Profile
+from pytest_kvcache.endpoint.address import bracketed
 from pytest_kvcache.telemetry.allotment import Allotment, dealt
 
 #: The address of places of this machine: nothing listens beyond it.
@@ -89,8 +90,3 @@ def all_at(place: Place, profile: Profile, gpus: Allotment | None = None) -> Pla
     devices = dealt(gpus, servers=profile.servers, each=profile.gpus_per_server)
     each = (place,) * profile.servers
     return Placement(servers=each, caches=each, balancer=place, gpus=tuple(devices))
-
-
-def bracketed(host: str) -> str:
-    """Return an address as it stands in a URL."""
-    return f"[{host}]" if ":" in host else host

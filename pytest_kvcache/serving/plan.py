@@ -10,10 +10,10 @@ from pytest_kvcache.config.balancer import Balancer
 from pytest_kvcache.config.profile import Profile
 from pytest_kvcache.deployment.standing import Standing
 from pytest_kvcache.endpoint.address import without_version
-from pytest_kvcache.serving import events, lmcache
+from pytest_kvcache.serving import lmcache, relays
 from pytest_kvcache.serving import versions as older
 from pytest_kvcache.serving.balancers import kinds as balancers
-from pytest_kvcache.serving.balancers.base import Front
+from pytest_kvcache.serving.balancers.base import EventSource, Front
 from pytest_kvcache.serving.component import Component
 from pytest_kvcache.serving.control import Control
 from pytest_kvcache.serving.names import lmcache_name, server_name
@@ -47,7 +47,7 @@ class ServingPlan:
         balancer: The balancer as the profile asks for it.
         turn_urls: Without a balancer the URL of each server with /v1, over which the client takes turns; else empty.
         balancer_metrics_url: What the balancer says of itself, "" where nothing.
-        events: HOST:PORT at which the balancer hears of the blocks of each server; empty where it goes by none.
+        events: How the balancer hears of the blocks of each server, by number; empty where it goes by none.
         load_nodes: Addresses (HOST:PORT) of the load nodes among `components`; empty where others send the load.
         load_node_key: Key by which these load nodes and the load process know each other.
         standing: Deployment that was there before, with all of its caches; None for a pair that the run has booted.
@@ -66,7 +66,7 @@ class ServingPlan:
     balancer: Balancer = field(default_factory=Balancer)
     turn_urls: tuple[str, ...] = ()
     balancer_metrics_url: str = ""
-    events: tuple[str, ...] = ()
+    events: tuple[EventSource, ...] = ()
     load_nodes: tuple[str, ...] = ()
     load_node_key: str = field(default="", repr=False)
     standing: Standing | None = None
@@ -149,9 +149,9 @@ def build_plan(profile: Profile, tier: TierPlan, placement: Placement) -> Servin
     at = placement.balancer
     front = Front(urls, at.host, at.port, at.scratch, at.tools, profile.served_name, profile.block_tokens)
     balanced = balancers.plan(profile.balancer, front)
-    for index, (door, place) in enumerate(zip(balanced.events, placement.servers, strict=False)):
-        if (name := balancers.socket(profile.balancer, index)) is not None:
-            components.append(events.relay(at, index, door=door, socket=place.scratch / name))
+    for index, each in enumerate(balanced.events):
+        name, socket = relays.events_name(index), str(placement.servers[index].scratch / each.socket)
+        components.append(relays.relay(name, at, at.tools.program("python"), listen=each.door, connect=socket))
     if balanced.component is not None:
         components.append(replace(balanced.component, place=at.name))
     return ServingPlan(

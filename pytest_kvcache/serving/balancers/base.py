@@ -10,6 +10,7 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 from pytest_kvcache.config.balancer import Balancer
+from pytest_kvcache.endpoint.address import bracketed
 from pytest_kvcache.serving.component import Component
 
 #: Requests that may be under way before a balancer refuses more.
@@ -52,7 +53,7 @@ class Front:
     @property
     def bracketed(self) -> str:
         """The address as it stands in URLs and configurations."""
-        return f"[{self.host}]" if ":" in self.host else self.host
+        return bracketed(self.host)
 
     @property
     def beyond(self) -> bool:
@@ -65,6 +66,19 @@ class Front:
 
 
 @dataclass(frozen=True)
+class EventSource:
+    """How a balancer hears of the blocks of a server; what joins the two ends is in `serving/relays.py`.
+
+    Args:
+        door: HOST:PORT on loopback to which the balancer connects.
+        socket: Name of the Unix socket on which the server publishes, in the folder `scratch` of its place.
+    """
+
+    door: str
+    socket: str
+
+
+@dataclass(frozen=True)
 class BalancerPlan:
     """How requests reach the servers.
 
@@ -72,13 +86,13 @@ class BalancerPlan:
         base_urls: Where requests go, with /v1: one URL, or those that the client takes turns over.
         component: The process that balances; None where the run starts none.
         metrics_url: What it says of itself, "" where nothing.
-        events: HOST:PORT at which it hears of the blocks of each server, by number; empty where it goes by none.
+        events: How it hears of the blocks of each server, by number; empty where it goes by none.
     """
 
     base_urls: tuple[str, ...]
     component: Component | None = None
     metrics_url: str = ""
-    events: tuple[str, ...] = ()
+    events: tuple[EventSource, ...] = ()
 
 
 class BalancerKind(Protocol):
@@ -99,12 +113,6 @@ class BalancerKind(Protocol):
     def server_args(self, settings: Balancer, scratch: Path, index: int) -> tuple[str, ...]:
         """Return what the `index`-th vLLM server needs so that the balancer can do its work."""
 
-    def socket(self, settings: Balancer, index: int) -> str | None:
-        """Return the name of the Unix socket on which the `index`-th server publishes what the balancer goes by.
-
-        The server makes it in the folder `scratch` of its place. None where there is none.
-        """
-
     def version_argv(self, program: str) -> Sequence[str]:
         """Return the command that prints the program's version, nothing where the engine knows it."""
 
@@ -121,10 +129,6 @@ class Plain:
     def server_args(self, settings: Balancer, scratch: Path, index: int) -> tuple[str, ...]:  # noqa: ARG002
         """Return nothing: servers need to know nothing of most balancers."""
         return ()
-
-    def socket(self, settings: Balancer, index: int) -> str | None:  # noqa: ARG002
-        """Return None: servers tell most balancers nothing."""
-        return None
 
     def version_argv(self, program: str) -> Sequence[str]:  # noqa: ARG002
         """Return nothing."""

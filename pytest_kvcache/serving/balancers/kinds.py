@@ -44,13 +44,3 @@ def server_args(settings: Balancer, scratch: Path, index: int) -> tuple[str, ...
         index: Number of the server in the pair, from 0.
     """
     return KINDS[settings.kind].server_args(settings, scratch, index)
-
-
-def socket(settings: Balancer, index: int) -> str | None:
-    """Return the name of the Unix socket by which the `index`-th vLLM server tells the balancer something, or None.
-
-    Args:
-        settings: The profile's balancer.
-        index: Number of the server in the pair, from 0.
-    """
-    return KINDS[settings.kind].socket(settings, index)

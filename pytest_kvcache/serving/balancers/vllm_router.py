@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pytest_kvcache.config.balancer import Balancer
-from pytest_kvcache.serving.balancers.base import MAX_INFLIGHT, BalancerPlan, Front, Plain
+from pytest_kvcache.serving.balancers.base import MAX_INFLIGHT, BalancerPlan, EventSource, Front, Plain
 from pytest_kvcache.serving.component import Component
 from pytest_kvcache.serving.places import LOOPBACK
 
@@ -26,7 +26,9 @@ class VllmRouter(Plain):
     def plan(self, settings: Balancer, front: Front) -> BalancerPlan:
         """Return the router's process, which listens for requests and for scrapes of its counters."""
         port, metrics_port = front.port(), front.port()
-        doors = tuple(f"{LOOPBACK}:{front.port()}" for _ in front.servers) if settings.policy == _BY_EVENTS else ()
+        events: tuple[EventSource, ...] = ()
+        if settings.policy == _BY_EVENTS:
+            events = tuple(EventSource(f"{LOOPBACK}:{front.port()}", _name(i)) for i in range(len(front.servers)))
         component = Component(
             name="router",
             argv=(
@@ -43,13 +45,13 @@ class VllmRouter(Plain):
                 "--disable-retries",
                 "--disable-circuit-breaker",
                 "--log-level", "warning",
-                *(_events(front, doors) if doors else ()),
+                *(_events(front, events) if events else ()),
                 *settings.args,
             ),
             stage="balancer",
             ready_url=f"{front.url(port)}/health",
         )  # fmt: skip
-        return BalancerPlan((f"{front.url(port)}/v1",), component, f"{front.url(metrics_port)}/metrics", doors)
+        return BalancerPlan((f"{front.url(port)}/v1",), component, f"{front.url(metrics_port)}/metrics", events)
 
     def server_args(self, settings: Balancer, scratch: Path, index: int) -> tuple[str, ...]:
         """Return what has a server tell of its blocks, which kv_aware goes by.
@@ -61,13 +63,9 @@ class VllmRouter(Plain):
         events = {"enable_kv_cache_events": True, "publisher": "zmq", "endpoint": _socket(scratch, index)}
         return ("--kv-events-config", json.dumps(events, separators=(",", ":")))
 
-    def socket(self, settings: Balancer, index: int) -> str | None:
-        """Return the name of the socket of the server's events where the policy goes by them."""
-        return _name(index) if settings.policy == _BY_EVENTS else None
 
-
-def _events(front: Front, doors: Sequence[str]) -> tuple[str, ...]:
-    sources = [f"{url}=tcp://{door}" for url, door in zip(front.servers.values(), doors, strict=True)]
+def _events(front: Front, events: Sequence[EventSource]) -> tuple[str, ...]:
+    sources = [f"{url}=tcp://{each.door}" for url, each in zip(front.servers.values(), events, strict=True)]
     return (
         *(word for source in sources for word in ("--kv-event-source", source)),
         "--kv-event-block-size", str(front.block_tokens),

@@ -155,8 +155,7 @@ class NodeAgent:
 
     def own_pids(self) -> frozenset[int]:
         """Return the numbers of the components' processes, and of their sessions."""
-        leaders = self._session.leaders
-        return frozenset({each.pid for each in leaders} | {each.pid for each in processes.members(leaders)})
+        return processes.own_pids(self._session.leaders)
 
     def owned(self) -> Owned:
         """Return the processes here that do the run's work: components, this agent, and those of the cluster itself."""

@@ -10,20 +10,20 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
+from pytest_kvcache.endpoint.address import bracketed
 from pytest_kvcache.errors import SetupError
 from pytest_kvcache.redaction import hide
-from pytest_kvcache.serving.balancers import kinds as balancers
-from pytest_kvcache.serving.component import Component, Stage
-from pytest_kvcache.serving.events import SOURCE, relay_name
+from pytest_kvcache.serving.component import Component
 from pytest_kvcache.serving.nodes.tls_relay import KEY, TLS
 from pytest_kvcache.serving.offload import Reach, TierPlan
-from pytest_kvcache.serving.places import LOOPBACK, Place, bracketed
+from pytest_kvcache.serving.places import LOOPBACK, Place
 from pytest_kvcache.serving.plan import ServingPlan
+from pytest_kvcache.serving.relays import events_name, relay
 
 _CERTIFICATE, _KEY = "certificate.pem", "key.pem"
 _MAKE_S = 30.0
@@ -117,8 +117,16 @@ class Ways:
         folder = self.shown.folder
         found = tier.reached(Reach(self.machine, address, folder / _CERTIFICATE, folder / _KEY, doors))
         relays = [
-            self._relay(f"storage-{index}", "storage", door, f"{TLS}{address}", at=index)
-            for index, door in enumerate(doors)
+            relay(
+                f"storage-{index}",
+                place,
+                str(self.python[index]),
+                listen=door,
+                connect=f"{TLS}{address}",
+                stage="storage",
+                certificate=self.shown.text,
+            )
+            for index, (door, place) in enumerate(zip(doors, self.places, strict=True))
         ]
         return replace(found, storage=(*found.storage, *relays))
 
@@ -130,39 +138,23 @@ class Ways:
         """
         if not plan.events:
             return plan
-        relays: list[Component] = []
-        for index, (door, place) in enumerate(zip(plan.events, self.places, strict=True)):
-            if (socket := balancers.socket(plan.balancer, index)) is not None:
-                name, address, secret = relay_name(index), f"{TLS}{_address(place)}", {KEY: self.shown.key}
-                relays += [
-                    self._relay(name, "servers", address, f"{place.scratch / socket}", secret, at=index),
-                    self._relay(f"{name}-here", "servers", door, address, secret),
-                ]
-        replaced = {each.name for each in relays}
-        return replace(plan, components=(*(c for c in plan.components if c.name not in replaced), *relays))
-
-    def _relay(
-        self,
-        name: str,
-        stage: Stage,
-        listen: str,
-        connect: str,
-        secret: Mapping[str, str] | None = None,
-        *,
-        at: int | None = None,
-    ) -> Component:
-        place, python = (self.here, Path(sys.executable)) if at is None else (self.places[at], self.python[at])
-        source, certificate, health = place.scratch / f"{name}.py", place.scratch / f"{name}.pem", place.port()
-        way = ("--listen", listen, "--connect", connect, "--health", f"{bracketed(place.host)}:{health}")
-        return Component(
-            name=name,
-            argv=(str(python), "-I", str(source), *way, "--certificate", str(certificate)),
-            stage=stage,
-            secret_env=dict(secret or {}),
-            files={source: SOURCE.read_text(encoding="utf-8"), certificate: self.shown.text},
-            ready_url=f"{place.url(health)}/",
-            place=place.name,
-        )
+        carried: list[Component] = []
+        for index, (each, place) in enumerate(zip(plan.events, self.places, strict=True)):
+            name, address, socket = events_name(index), f"{TLS}{_address(place)}", str(place.scratch / each.socket)
+            shown, secret = self.shown.text, {KEY: self.shown.key}
+            carried += [
+                relay(
+                    name, place, str(self.python[index]),
+                    listen=address, connect=socket, certificate=shown, secret=secret,
+                ),
+                relay(
+                    f"{name}-here", self.here, sys.executable,
+                    listen=each.door, connect=address, certificate=shown, secret=secret,
+                ),
+            ]  # fmt: skip
+        # On one machine a relay of the same name would connect to the server's socket itself.
+        names = {each.name for each in carried}
+        return replace(plan, components=(*(each for each in plan.components if each.name not in names), *carried))
 
 
 def _address(place: Place) -> str:

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from pytest_kvcache.config.balancer import Balancer
 from pytest_kvcache.config.profile import Profile
 from pytest_kvcache.config.ray import RaySettings
+from pytest_kvcache.endpoint.address import bracketed
 from pytest_kvcache.errors import ConfigError
 from pytest_kvcache.load.nodes.agent import LISTENS
 from pytest_kvcache.load.nodes.messages import KEY_ENV
@@ -17,7 +18,6 @@ from pytest_kvcache.load.plan import API_KEY
 from pytest_kvcache.serving.component import Component
 from pytest_kvcache.serving.nodes.facts import AgentFacts
 from pytest_kvcache.serving.nodes.secured import new_key
-from pytest_kvcache.serving.places import bracketed
 from pytest_kvcache.serving.plan import ServingPlan
 
 

@@ -75,7 +75,7 @@ def test_kv_aware_is_told_of_blocks_on_this_machine(tmp_path: Path) -> None:
 def test_servers_need_to_know_nothing_of_other_balancers(tmp_path: Path, kind: str, policy: str) -> None:
     """Only kv_aware changes the servers' commands: with any other balancer they are the same."""
     assert kinds.server_args(settings(kind, policy), tmp_path, 0) == ()
-    assert kinds.socket(settings(kind, policy), 0) is None
+    assert kinds.plan(settings(kind, policy), front(tmp_path)).events == ()
 
 
 @pytest.mark.parametrize(("kind", "policy"), WITH_CONFIGURATION)

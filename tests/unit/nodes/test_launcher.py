@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -97,14 +97,6 @@ class Placed:
 def _cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launching, "Cluster", Placed)
     monkeypatch.setattr(Placed, "asked", {})
-
-
-@pytest.fixture
-def run(kvcache_home: Path, tmp_path: Path) -> Iterator[RunSession]:
-    """A run."""
-    made = RunSession(kvcache_home, tmp_path / "runs", print)
-    yield made
-    made.close()
 
 
 def launcher(run: RunSession, profile: Profile, tier: TierPlan = CPU_RAM, **settings: Any) -> RayLauncher:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,14 +63,6 @@ class Three(Placed):
 def _cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launching, "Cluster", Three)
     monkeypatch.setattr(Placed, "asked", {})
-
-
-@pytest.fixture
-def run(kvcache_home: Path, tmp_path: Path) -> Iterator[RunSession]:
-    """A run."""
-    made = RunSession(kvcache_home, tmp_path / "runs", print)
-    yield made
-    made.close()
 
 
 def plan_of(run: RunSession, kind: str = "none", *, balancer: dict[str, Any] | None = None, **ray: Any) -> ServingPlan:
