@@ -115,7 +115,7 @@ def wait_for(handle: Handle, pair: ServingPair, told: Callable[[str], None]) -> 
         if line := _last_line(handle.log):
             told(line)
         time.sleep(_POLL_S)
-    pair.check_alive()  # a storage server that died with the last request has no counters that would be missed
+    pair.check_alive_now()  # a storage server that died with the last request has no counters that would be missed
 
 
 def end(handle: Handle, launcher: ProcessStarter) -> None:
