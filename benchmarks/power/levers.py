@@ -4,14 +4,18 @@
 
 A round has one boot without a lever and one with each, so that a slow hour is in all of them; every second round goes
 backwards. A lever is a program before vLLM or the router in an overlay, an environment variable, or a setting of the
-kernel for the session; the plugin knows of none. Needs root, for real-time priority and huge pages. Leave the machine
-alone meanwhile; a run that was ended goes on where it stopped.
+kernel for the session; the plugin knows of none. Before and after each boot threads wake each other up, to see whether
+that tells how slow the machine is. Needs root, for real-time priority and huge pages. Leave the machine alone
+meanwhile; a run that was ended goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import os
+import threading
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -83,15 +87,41 @@ def profile_of(lever: Lever) -> str:
     return lever.name.replace(" ", "-")
 
 
-def toml(all_of_them: Sequence[Lever]) -> str:
+def toml(all_of_them: Sequence[Lever], boots: int) -> str:
     """Return a configuration with a profile for each lever."""
     return "\n".join(
         f"[profiles.{profile_of(lever)}]\n"
         'extends = "cpu-tiny"\n'
         f"[profiles.{profile_of(lever)}.workload]\n"
         f"context_tokens = [{CONTEXT_TOKENS}]\n{lever.workload}\n"
+        f"[profiles.{profile_of(lever)}.rules]\n"
+        f"baseline_boots = {boots}\n"
         for lever in all_of_them
     )
+
+
+def wakeup_s(times: int = 1000, rest_s: float = 0.001) -> float:
+    """Return how long it takes to wake a thread that sleeps, and to be woken by it (s): the median of many times."""
+    there, back = os.pipe(), os.pipe()
+
+    def answer() -> None:
+        while word := os.read(there[0], 1):
+            os.write(back[1], word)
+
+    other = threading.Thread(target=answer)
+    other.start()
+    took = []
+    for _ in range(times):
+        time.sleep(rest_s)
+        start = time.perf_counter()
+        os.write(there[1], b"x")
+        os.read(back[0], 1)
+        took.append(time.perf_counter() - start)
+    os.close(there[1])
+    other.join()
+    for descriptor in (there[0], *back):
+        os.close(descriptor)
+    return float(np.median(took))
 
 
 @contextlib.contextmanager
@@ -135,7 +165,7 @@ def main() -> None:
     lab = Lab(args.dir.absolute(), setup.engine_path(home()))
     chosen = [each for each in levers(args.preload) if not args.only or each.name in (NONE, *args.only)]
     lab.prepare(boots=args.boots, epoch_s=24.0)
-    (lab.folder / "kvcache.toml").write_text(toml(chosen), encoding="utf-8")
+    (lab.folder / "kvcache.toml").write_text(toml(chosen, args.boots), encoding="utf-8")
     had = Counter(lab.done().drop_duplicates(["kind", "session"])["kind"])
     for at in range(args.boots):
         for lever in chosen if at % 2 == 0 else chosen[::-1]:
@@ -145,8 +175,12 @@ def main() -> None:
             words = {"python": lever.server, "vllm-router": lever.router}
             engine = make(lab.folder / "engines" / profile_of(lever), lab.engine, before=words)
             job = Job(lever.name, profile_of(lever), options, lambda engine=engine: engine)  # type: ignore[misc]
+            before_s = wakeup_s()
             with kernel(lever.huge_pages):
                 rows = lab.run(replace(job, before=lever.session))
+            woken = {"lever": lever.name, "wakeup_s": float(np.sqrt(before_s * wakeup_s()))}
+            path = lab.folder / "wakeups.csv"
+            pd.DataFrame([woken]).to_csv(path, mode="a", index=False, header=not path.exists())
             print(lever.name, " ".join(sorted(set(rows["kv_verdict"].astype(str)))), flush=True)
     print(table(lab, chosen).to_string(index=False))
 

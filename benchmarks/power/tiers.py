@@ -24,7 +24,6 @@ from benchmarks.power import changes
 from benchmarks.power.engine import CONTEXT_TOKENS, Job, Lab
 from pytest_kvcache.engine import setup
 from pytest_kvcache.home import home
-from pytest_kvcache.verdict.metrics import DEFAULT_METRICS
 
 GAINS, DEFAULT = "gains", "default"
 TOML = f"""
@@ -43,10 +42,9 @@ context_tokens = [{CONTEXT_TOKENS}]
 SLOWER = 0.5
 
 
-def ttft_s(lab: Lab, profile: str, tier: str) -> float:
-    """Return the mean TTFT of a profile's baseline of a tier (s)."""
-    boots = lab.baseline(profile, tier).boots
-    return float(np.exp(np.mean([DEFAULT_METRICS[0].of(boot.figures) for boot in boots])))
+def mean_of(lab: Lab, profile: str, tier: str, key: str) -> float:
+    """Return the geometric mean of a figure over the boots of a profile's baseline of a tier."""
+    return float(np.exp(np.mean([np.log(boot.figures[key]) for boot in lab.baseline(profile, tier).boots])))
 
 
 def gain_jobs(lab: Lab, args: argparse.Namespace) -> Iterator[Job]:
@@ -58,7 +56,7 @@ def gain_jobs(lab: Lab, args: argparse.Namespace) -> Iterator[Job]:
 
     def without_gain() -> Path:
         # Each load takes what vLLM alone needs for the whole prompt.
-        return changes.slow_loads(lab.folder / "no-gain", lab.engine, ttft_s(lab, GAINS, "gpu"))
+        return changes.slow_loads(lab.folder / "no-gain", lab.engine, mean_of(lab, GAINS, "gpu", "ttft_geomean_s"))
 
     yield from _in_turn(
         args,
@@ -73,7 +71,10 @@ def default_jobs(lab: Lab, args: argparse.Namespace) -> Iterator[Job]:
     yield Job("default: baseline", DEFAULT, ("--tier", "pnfs", "-k", "3500", "--update-baselines"), real)
 
     def slowed() -> Path:
-        return changes.slow_loads(lab.folder / "slow", lab.engine, SLOWER * ttft_s(lab, DEFAULT, "pnfs"))
+        hit_s = mean_of(lab, DEFAULT, "pnfs", "ttft_hit_over_cold") * mean_of(
+            lab, DEFAULT, "pnfs", "ttft_cold_geomean_s"
+        )
+        return changes.slow_loads(lab.folder / "slow", lab.engine, SLOWER * hit_s)
 
     options = ("--tier", "pnfs", "-k", "3500")
     yield from _in_turn(

@@ -15,7 +15,8 @@ from pytest_kvcache.errors import BaselineError
 from pytest_kvcache.verdict import spread
 from pytest_kvcache.verdict.cells import Cell, StoredBoot, StoredCell, name_of
 from pytest_kvcache.verdict.comparability import differences
-from pytest_kvcache.verdict.interim import Policy, resolution, t_quantile
+from pytest_kvcache.verdict.interim import Policy, t_quantile
+from pytest_kvcache.verdict.interval import judge
 from pytest_kvcache.verdict.metrics import DEFAULT_METRICS, Metric, judged_of
 from pytest_kvcache.verdict.procedure import Boot, unusable
 
@@ -177,11 +178,20 @@ def levels(tier: Sequence[StoredCell], *, family: int, policy: Policy | None = N
         if spread.degrees(tier, adjust_for=policy.adjust_for) > 0:
             known = spread.level(tier, metric, adjust_for=policy.adjust_for)
             sd = known.sd
-            resolved = sd * resolution(
-                policy, baseline_boots=count, df=known.df, family=family, usual_leverage=known.usual_leverage
-            )
+            resolved = judge(
+                0.0,
+                sd,
+                df=known.df,
+                baseline_boots=count,
+                new_boots=policy.looks,
+                family=family,
+                policy=policy,
+                metric=metric.key,
+                days=len({boot.run_id for boot in tier[0].boots}),
+                usual_leverage=known.usual_leverage,
+            ).margin
             # The exponent is capped, since a cell that resolves next to nothing would overflow.
-            margin = max(policy.margin_of(metric.key), float(np.expm1(min(resolved, 100.0))))
+            margin = float(np.expm1(min(float(resolved), 100.0)))
         if count > 1:
             half = t_quantile((1 - _CONFIDENCE) / 2, count - 1) * float(own.std(ddof=1)) / math.sqrt(count)
         middle = metric.natural(float(own.mean()))

@@ -147,12 +147,18 @@ class Gates(Strict):
             for metric in [BY_NAME[name]]
         )
 
-    def judged(self, *, decodes: bool) -> tuple[Metric, ...]:
+    def judged(self, *, decodes: bool, yardsticks: bool) -> tuple[Metric, ...]:
         """Return what is compared with a baseline, in the order of tables.
+
+        Where there are yardsticks, TTFT is judged as its two parts, cold prefill and hits over it: the speed of the
+        machine is in the first alone. That of decoding is in no part of its own, so that it is not judged.
 
         Args:
             decodes: Whether answers have more than one token.
+            yardsticks: Whether the workload has requests that no cache can have.
         """
         if self.metrics:
             return tuple(BY_NAME[name] for name in self.metrics)
+        if yardsticks:
+            return tuple(BY_NAME[name] for name in ("tier", "compute", "speed"))
         return tuple(metric for metric in DEFAULT_METRICS if decodes or metric.key != "decode_tokens_per_s")

@@ -198,7 +198,7 @@ class Profile(Strict):
     @property
     def judged(self) -> tuple[Metric, ...]:
         """What is compared with a baseline, in the order of tables."""
-        return self.gates.judged(decodes=self.workload.decodes)
+        return self.gates.judged(decodes=self.workload.decodes, yardsticks=self.workload.yardstick_count > 0)
 
     @property
     def policy(self) -> Policy:

@@ -35,6 +35,9 @@ class Rules(Strict):
         description="a canary reading, where it is read; what follows the machine's speed by it is no change",
     )
     day_sd: float = Field(default=0.0, ge=0, lt=1, description="sd, on the log scale, of what boots of a day share")
+    day_sds: dict[str, Annotated[float, Field(ge=0, lt=1)]] = Field(
+        default_factory=dict, description="another `day_sd`, by metric"
+    )
     probes: bool = Field(
         default=True, description="look at each boot before its load: cold start, cross-instance hits, integrity"
     )
@@ -47,10 +50,11 @@ class Rules(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        for key in self.margins:
-            if key not in BY_NAME:
-                allowed = ", ".join(metric.key for metric in METRICS)
-                raise ValueError(f"margins.{key}: unknown metric; allowed: {allowed}")
+        for table, keys in (("margins", self.margins), ("day_sds", self.day_sds)):
+            for key in keys:
+                if key not in BY_NAME:
+                    allowed = ", ".join(metric.key for metric in METRICS)
+                    raise ValueError(f"{table}.{key}: unknown metric; allowed: {allowed}")
         self.policy(DEFAULT_METRICS)
         return self
 
@@ -63,6 +67,7 @@ class Rules(Strict):
             least_effect=self.least_effect,
             looks=self.looks,
             day_sd=self.day_sd,
+            day_sds={BY_NAME[name].key: sd for name, sd in self.day_sds.items()},
             canary_tolerance=self.canary_tolerance,
             adjust_for=self.adjust_for if self.canary else "",
             metrics=metrics,

@@ -59,6 +59,7 @@ class Policy:
         day_sd: sd, on the log scale, of what all boots of one session have in common: drift from day to day. It cannot
             be seen in one session's boots, and no number of them averages it out; measure it with sessions in which
             nothing changed. Zero trusts the canary to have seen it all.
+        day_sds: By metric key, another `day_sd` for that metric.
         canary_tolerance: By how much the machine may be faster or slower than for the baseline.
         adjust_for: Name of a canary reading; what follows the machine's speed by it is no change (`spread`). Empty for
             none.
@@ -76,6 +77,7 @@ class Policy:
     pass_error: float = 0.05
     power: float = 0.90
     day_sd: float = 0.0
+    day_sds: dict[str, float] = field(default_factory=dict)
     canary_tolerance: float = 0.10
     adjust_for: str = ""
     metrics: tuple[Metric, ...] = DEFAULT_METRICS
@@ -92,7 +94,7 @@ class Policy:
             raise ValueError("errors and power are probabilities; a pass error of a half or more decides nothing")
         if not 0 < self.least_effect <= min([self.margin, *self.margins.values()]):
             raise ValueError("the least effect must be positive and no larger than a margin")
-        if not 0 <= self.day_sd < math.inf:
+        if not all(0 <= sd < math.inf for sd in (self.day_sd, *self.day_sds.values())):
             raise ValueError("day_sd is a standard deviation")
         if not self.metrics:
             raise ValueError("nothing to judge")
@@ -102,6 +104,10 @@ class Policy:
     def margin_of(self, metric: str) -> float:
         """Return the declared margin of a metric, by key, as a share."""
         return self.margins.get(metric, self.margin)
+
+    def day_sd_of(self, metric: str) -> float:
+        """Return the sd, on the log scale, of what all boots of one session have in common in a metric, by key."""
+        return self.day_sds.get(metric, self.day_sd)
 
     def regression_level(self, look: int, family: int) -> float:
         """Return the one-sided level of `regressed` (and of its mirror, `improved`) of one gate at a look (from 1).

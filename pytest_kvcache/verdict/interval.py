@@ -24,6 +24,10 @@ Real = Floats | np.float64
 Ints = npt.NDArray[np.int64]
 
 
+#: Degrees of freedom of a standard deviation that somebody has declared.
+_DECLARED = 100_000
+
+
 class Outcome(IntEnum):
     """What one gate says after a look."""
 
@@ -128,8 +132,8 @@ def judge(
         new_boots: m, the number of the look.
         family: How many gates are declared.
         policy: The rules.
-        metric: Key, where it has a margin of its own.
-        days: Over how many sessions the baseline's boots were taken; used with `policy.day_sd`.
+        metric: Key, where it has a margin or a `day_sd` of its own.
+        days: Over how many sessions the baseline's boots were taken; used with `policy.day_sd_of`.
         leverage: What an adjustment adds to the variance of the difference (`spread.Level.leverage`).
         usual_leverage: What it usually adds: the margin is what the baseline can resolve then, and a machine that has
             gone further away makes intervals wider and no margin.
@@ -137,20 +141,27 @@ def judge(
     difference = np.asarray(differences, dtype=np.float64)
     spread = np.broadcast_to(np.asarray(sd, dtype=np.float64), difference.shape)
 
-    def standard_error(boots: int, more: npt.ArrayLike) -> Floats:
-        # The new boots are of one day, the baseline's of `days`: variances of random effects add (Searle, "Variance
-        # Components", 1992).
-        drift = policy.day_sd * standard_errors(days, 1)
-        return np.asarray(np.hypot(spread * standard_errors(baseline_boots, boots, more), drift))
-
-    error, last = standard_error(new_boots, leverage), standard_error(policy.looks, usual_leverage)
-    resolved = resolved_errors(policy, df=df, family=family) * last
-    strict = t_quantile(policy.regression_level(new_boots, family), df) * error
-    ratio = standard_errors(baseline_boots, policy.looks, usual_leverage) / standard_errors(
-        baseline_boots, new_boots, leverage
+    now, last = (
+        standard_errors(baseline_boots, boots, more)
+        for boots, more in ((new_boots, leverage), (policy.looks, usual_leverage))
     )
-    noncentrality = resolved_errors(policy, df=df, family=family) * ratio
-    ample = pass_quantile(policy, new_boots, df=df, noncentrality=noncentrality) * error
+    level = policy.regression_level(new_boots, family)
+
+    def half_widths(df: int, now: Floats, last: Floats) -> tuple[Floats, Floats, Floats]:
+        # Of `regressed`, of `pass`, and what is resolved, for a spread of one that is known so well.
+        errors = resolved_errors(policy, df=df, family=family)
+        told = pass_quantile(policy, new_boots, df=df, noncentrality=errors * (last / now))
+        return np.asarray(t_quantile(level, df) * now), np.asarray(told * now), np.asarray(errors * last)
+
+    # The new boots are of one day, the baseline's of `days`: variances of random effects add (Searle, "Variance
+    # Components", 1992). What days differ by is declared and not estimated from few boots, so that it has the quantiles
+    # of a normal distribution; squares of half-widths are added, which is close to what Cochran (Biometrics 1964) does
+    # for variances of unlike degrees of freedom.
+    drift, one = policy.day_sd_of(metric) * standard_errors(days, 1), np.asarray(1.0)
+    strict, ample, resolved = (
+        np.hypot(spread * of_boots, drift * of_days)
+        for of_boots, of_days in zip(half_widths(df, now, last), half_widths(_DECLARED, one, one), strict=True)
+    )
     margin = np.maximum(np.log1p(policy.margin_of(metric)), resolved)
     return classify(
         difference, strict, ample, margin, policy, widest=max(policy.widest_margin, policy.margin_of(metric))

@@ -240,7 +240,9 @@ def _notes(stored: StoredCell, boots: Sequence[Boot], policy: Policy, *, wanted:
         notes.append(
             f"not adjusted for the machine's speed: the baseline's boots have no readings of {wanted} that differ"
         )
-    if len({boot.run_id for boot in stored.boots}) == 1 and not policy.day_sd:
+    if len({boot.run_id for boot in stored.boots}) == 1 and not all(
+        policy.day_sd_of(metric.key) for metric in policy.metrics
+    ):
         notes.append("all boots of the baseline are of one session: what differs from day to day is not in its spread")
     return tuple(notes)
 

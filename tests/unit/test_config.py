@@ -157,6 +157,10 @@ def test_a_profile_can_extend_another(tmp_path: Path) -> None:
         ("[profiles.cpu-tiny.workload]\nqps = true\n", ["workload.qps: must be a number, not true"]),
         ("[profiles.cpu-tiny.workload]\nqps = '3'\n", ["workload.qps: must be a number, not '3'"]),
         ("[profiles.cpu-tiny.workload]\ncontext_tokens = [true]\n", ["context_tokens: must be a number, not true"]),
+        (
+            "[profiles.cpu-tiny.rules]\nday_sds = {x = 0.1}\n",
+            ["rules", "day_sds.x: unknown metric; allowed:"],
+        ),
         ("[profiles.cpu-tiny.rules]\nprobes = 1\n", ["rules.probes: must be true or false, not 1"]),
         ("[profiles.cpu-tiny.rules]\nmargins = {tokens_per_s = true}\n", ["rules.margins: must be a number, not true"]),
         ("[profiles.cpu-tiny.workload]\nkind = 3\n", ["workload.kind: 3 is not allowed; allowed:"]),
@@ -299,7 +303,7 @@ def test_no_value_of_a_profile_is_more_than_an_error(at: tuple[str, ...], kind: 
 
 
 def test_readings_that_are_not_taken_adjust_nothing(tmp_path: Path) -> None:
-    """A profile that inherits `adjust_for` and reads no canary is judged without it."""
-    text = '[profiles.mine]\nextends = "cpu-tiny"\n[profiles.mine.rules]\ncanary = {}\n'
+    """A profile that names `adjust_for` and reads no canary is judged without it."""
+    text = '[profiles.mine]\nextends = "cpu-tiny"\n[profiles.mine.rules]\nadjust_for = "matmul_s"\ncanary = {}\n'
     for canary, reading in (("true", "matmul_s"), ("false", "")):
         assert load(tmp_path, text.format(canary)).profile("mine").policy.adjust_for == reading

@@ -150,6 +150,14 @@ def test_answers_of_one_token_have_no_decode_gate() -> None:
     assert [metric.short for metric in stub(toml()).judged] == ["ttft", "speed", "decode"]
 
 
+def test_yardsticks_are_judged_where_they_are() -> None:
+    """A workload with yardsticks has TTFT judged in its two parts, unless the profile names its metrics."""
+    with_some = toml().replace("users = 3", "users = 3\nyardsticks = 2")
+    assert [metric.short for metric in stub(with_some).judged] == ["tier", "compute", "speed"]
+    named = with_some + '\n[profiles.stub.gates]\nmetrics = ["ttft"]\n'
+    assert [metric.short for metric in stub(named).judged] == ["ttft"]
+
+
 def test_what_more_metrics_cost_is_said() -> None:
     """A caution tells how much larger a change must be, and that boots run to their end; the defaults cost nothing."""
     names = '"ttft", "speed", "decode", "ttft_p50", "itl_p50", "tpot_p50"'

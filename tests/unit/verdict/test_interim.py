@@ -134,3 +134,28 @@ def test_arrays_and_single_gates_are_judged_alike() -> None:
             together.outcome[i],
         )
     assert set(together.outcome.tolist()) >= {Outcome.OPEN, Outcome.PASS, Outcome.REGRESSED}
+
+
+@pytest.mark.parametrize(("sd", "day_sd"), [(0.05, 0.05), (0.09, 0.12), (0.03, 0.01)])
+def test_a_declared_drift_keeps_errors_and_power(sd: float, day_sd: float) -> None:
+    """Where sessions differ by what is declared, alarms and false passes stay in their budgets, and the power is there."""
+    random, sessions, boots = np.random.default_rng(7), 40_000, 6
+    policy = Policy(day_sd=day_sd, widest_margin=9.0)
+    base = random.normal(0, sd, (sessions, boots)) + random.normal(0, day_sd, (sessions, 1))
+    new = random.normal(0, sd, (sessions, policy.looks)) + random.normal(0, day_sd, (sessions, 1))
+    spread, middle = base.std(-1, ddof=1), base.mean(-1)
+
+    def outcomes(shift: float | np.ndarray[tuple[int], np.dtype[np.float64]], look: int) -> list[float]:
+        said = judge(
+            new[:, :look].mean(-1) - middle + shift, spread, df=boots - 1, baseline_boots=boots, new_boots=look,
+            family=3, policy=policy,
+        )  # fmt: skip
+        return [float((said.outcome == outcome).mean()) for outcome in (Outcome.REGRESSED, Outcome.PASS)]
+
+    unchanged = judge(
+        new.mean(-1) - middle, spread, df=boots - 1, baseline_boots=boots, new_boots=3, family=3, policy=policy
+    )
+    assert outcomes(0.0, 1)[0] <= policy.regression_level(1, 3)
+    assert outcomes(0.0, 3)[0] <= policy.regression_level(3, 3)
+    assert outcomes(unchanged.margin, 3)[1] <= policy.pass_level(3)
+    assert outcomes(unchanged.margin, 3)[0] >= policy.power

@@ -192,6 +192,21 @@ def test_drift_between_days_widens_what_it_must() -> None:
     assert widths[0] < widths[1] < widths[2]
 
 
+def test_drift_of_one_metric_widens_that_one_alone() -> None:
+    """A drift that is declared for a metric leaves the others as they are, and one of zero takes it back."""
+
+    def margins(policy: Policy) -> list[float]:
+        return [gate.margin for gate in decide(evidence(boot()), stored(), family=FAMILY, policy=policy).gates]
+
+    plain = margins(Policy())
+    ttft, *others = margins(Policy(day_sds={"ttft_geomean_s": 0.1}))
+    assert ttft > 2 * plain[0]
+    assert others == plain[1:]
+    drift = margins(Policy(day_sd=0.1, day_sds={"ttft_geomean_s": 0.0}))
+    assert drift[0] == plain[0]
+    assert drift[1] > plain[1]
+
+
 @given(baselines, boots_of_effects, st.floats(1e-3, 1e3), families)
 def test_units_do_not_matter(base: list[float], worse: list[float], scale: float, family: int) -> None:
     """Measuring then and now in another unit changes no outcome and no bound."""
