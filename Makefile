@@ -97,8 +97,12 @@ footprint: $(READY) ## What the plugin costs suites that do not use it, and what
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.install_size
 
-power: $(READY) setup ## How often verdicts are wrong: simulated, then on the real engine (three hours; goes on where it was stopped)
+power: $(READY) setup ## How often each kind of gate is wrong: simulated, then on the real engine (a day; goes on where it was stopped)
 	$(BIN)/python -m benchmarks.power.simulate --sessions 20000
+	$(BIN)/python -m benchmarks.power.exact
+	$(BIN)/python -m benchmarks.power.tiers default --unchanged 10
+	$(BIN)/python -m benchmarks.power.tiers gains
+	$(BIN)/python -m benchmarks.power.levers
 	$(BIN)/python -m benchmarks.power.engine
 
 docs: $(READY) ## The documentation as a site, in build/site; warnings are errors (half a minute)

@@ -32,11 +32,13 @@ TOML = f"""
 extends = "cpu-tiny"
 [profiles.{INSIDE}.workload]
 context_tokens = [{CONTEXT_TOKENS}]
+yardsticks = 0
 
 [profiles.{BESIDE}]
 extends = "cpu-tiny-mp"
 [profiles.{BESIDE}.workload]
 context_tokens = [{CONTEXT_TOKENS}]
+yardsticks = 0
 """
 
 

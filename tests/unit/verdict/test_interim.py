@@ -138,7 +138,7 @@ def test_arrays_and_single_gates_are_judged_alike() -> None:
 
 @pytest.mark.parametrize(("sd", "day_sd"), [(0.05, 0.05), (0.09, 0.12), (0.03, 0.01)])
 def test_a_declared_drift_keeps_errors_and_power(sd: float, day_sd: float) -> None:
-    """Where sessions differ by what is declared, alarms and false passes stay in their budgets, and the power is there."""
+    """Where sessions differ by what is declared, alarms and false passes stay in their budgets, and power is there."""
     random, sessions, boots = np.random.default_rng(7), 40_000, 6
     policy = Policy(day_sd=day_sd, widest_margin=9.0)
     base = random.normal(0, sd, (sessions, boots)) + random.normal(0, day_sd, (sessions, 1))
