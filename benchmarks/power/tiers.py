@@ -52,7 +52,8 @@ def gain_jobs(lab: Lab, args: argparse.Namespace) -> Iterator[Job]:
     real = lambda: lab.engine  # noqa: E731
     tiers = ("--tier", "gpu", "--tier", "cpu", "--tier", "pnfs")
     for _ in range(args.boots):
-        yield Job("gains: baseline", GAINS, (*tiers, "--record-baselines", "--kv-boots", "1", "-k", "speed and not over"), real)
+        record = ("--record-baselines", "--kv-boots", "1", "-k", "speed and not over")
+        yield Job("gains: baseline", GAINS, (*tiers, *record), real)
 
     def without_gain() -> Path:
         # Each load takes what vLLM alone needs for the whole prompt.
