@@ -48,6 +48,7 @@ class Lever:
         session: Words before pytest itself, which the client inherits.
         huge_pages: What the kernel is told of transparent huge pages while the session runs.
         workload: More keys of the profile's workload.
+        yardsticks: Of the profile's workload; only one lever has any.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Lever:
     session: tuple[str, ...] = ()
     huge_pages: str = ""
     workload: str = ""
+    yardsticks: int = 0
 
 
 def levers(preload: Sequence[Path]) -> list[Lever]:
@@ -74,8 +76,8 @@ def levers(preload: Sequence[Path]) -> list[Lever]:
         Lever("one router thread", router="env TOKIO_WORKER_THREADS=1"),
         Lever("huge pages always", huge_pages="always"),
         Lever("fixed address layout", server="setarch -R"),
-        Lever("three times the warm-up", workload="warmup_requests = 12\nyardsticks = 0"),
-        Lever("four yardsticks", workload="yardsticks = 4"),
+        Lever("three times the warm-up", workload="warmup_requests = 12"),
+        Lever("four yardsticks", yardsticks=4),
     ]  # fmt: skip
     if preload:
         found.append(Lever("tcmalloc and libiomp", server=f"env LD_PRELOAD={':'.join(map(str, preload))}"))
@@ -93,7 +95,7 @@ def toml(all_of_them: Sequence[Lever], boots: int) -> str:
         f"[profiles.{profile_of(lever)}]\n"
         'extends = "cpu-tiny"\n'
         f"[profiles.{profile_of(lever)}.workload]\n"
-        f"context_tokens = [{CONTEXT_TOKENS}]\n{lever.workload or 'yardsticks = 0'}\n"
+        f"context_tokens = [{CONTEXT_TOKENS}]\nyardsticks = {lever.yardsticks}\n{lever.workload}\n"
         f"[profiles.{profile_of(lever)}.rules]\n"
         f"baseline_boots = {boots}\n"
         for lever in all_of_them

@@ -3,15 +3,16 @@
     python -m benchmarks.power.redraw BASELINES [--profile NAME] [--draws 1000] [--worse 0.15 0.30 0.50]
 
 Of the boots of each cell, `baseline_boots` of its profile are drawn as a baseline and as many more as the rules look at
-as a session, all different, without regard to when they were taken. In turn: nothing changed, and TTFT of every boot of
-the session worse by a share. What the hour of the machine does is in both, so that this tells the spread of boots and
-not that of days; and so few boots are drawn from that sessions are alike. Where all boots make no more than one
-session, that is said instead.
+as a session, all different, without regard to when they were taken. In turn: nothing changed, and the first metric that
+is judged (TTFT, or `tier` where there are yardsticks) worse by a share in every boot of the session. What the hour of
+the machine does is in both, so that this tells the spread of boots and not that of days; and so few boots are drawn
+from that sessions are alike. Where all boots make no more than one session, that is said instead.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,23 +24,22 @@ from pytest_kvcache.baselines import files
 from pytest_kvcache.tiers import catalogue
 from pytest_kvcache.verdict.cells import StoredBoot, StoredCell
 from pytest_kvcache.verdict.interim import Policy
-from pytest_kvcache.verdict.metrics import DEFAULT_METRICS
+from pytest_kvcache.verdict.metrics import Metric
 from pytest_kvcache.verdict.procedure import Boot, Evidence, decide
 
 SEED = 20261130
-TTFT = DEFAULT_METRICS[0]
 
 
-def worse(boot: StoredBoot, by: float) -> Boot:
-    """Return a measured boot as a new one whose TTFT is worse by a share."""
-    return Boot({**boot.figures, TTFT.key: boot.figures[TTFT.key] * (1 + by)}, boot.canary)
+def worse(boot: StoredBoot, metric: Metric, by: float) -> Boot:
+    """Return a measured boot as a new one that is worse in a metric by a share."""
+    return Boot({**boot.figures, metric.key: metric.natural(metric.of(boot.figures) + math.log1p(by))}, boot.canary)
 
 
 def session(cell: StoredCell, new: Sequence[StoredBoot], by: float, *, family: int, policy: Policy) -> tuple[str, int]:
     """Return what a session comes to that looks at its boots one by one, and how many it took."""
     boots: list[Boot] = []
     for boot in new:
-        boots.append(worse(boot, by))
+        boots.append(worse(boot, policy.metrics[0], by))
         evidence = Evidence(boots, cell.comparability, cell.workload)
         verdict = decide(evidence, cell, family=family, policy=policy)
         if verdict.status != "needs-boot":
@@ -50,13 +50,13 @@ def session(cell: StoredCell, new: Sequence[StoredBoot], by: float, *, family: i
 def drawn(
     cell: StoredCell, *, baseline_boots: int, draws: int, shares: Sequence[float], family: int, policy: Policy
 ) -> Iterator[dict[str, str]]:
-    """Yield a row for each share that TTFT is worse by: how sessions ended, and the boots that they took.
+    """Yield a row for each share that the first metric is worse by: how sessions ended, and the boots that they took.
 
     Args:
         cell: With more boots than a baseline and a session have.
         baseline_boots: K.
         draws: Sessions of each row; the same draws in all rows.
-        shares: By which TTFT of the session is worse.
+        shares: By which the first metric of the session is worse.
         family: Declared gates.
         policy: The rules of the profile.
 
@@ -82,7 +82,7 @@ def drawn(
             "cell": str(cell.address),
             "boots": str(len(cell.boots)),
             "K": str(baseline_boots),
-            "TTFT": f"{share:+.0%}",
+            policy.metrics[0].short: f"{share:+.0%}",
         }
         for status in ("pass", "regressed", "inconclusive", "improved"):
             row[status] = f"{ends[status] / draws:.1%}"
@@ -95,7 +95,9 @@ def main() -> None:
     parser.add_argument("baselines", type=Path, help="folder, with the kvcache.toml of its profiles beside it")
     parser.add_argument("--profile")
     parser.add_argument("--draws", type=int, default=1000, help="sessions of each row")
-    parser.add_argument("--worse", type=float, nargs="*", default=[0.15, 0.30, 0.50], help="TTFT by these shares")
+    parser.add_argument(
+        "--worse", type=float, nargs="*", default=[0.15, 0.30, 0.50], help="the first metric by these shares"
+    )
     parser.add_argument("--boots", type=int, help="K, in place of the profile's")
     args = parser.parse_args()
     profiles = catalogue.load(args.baselines.parent / "kvcache.toml").profiles

@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks.power.redraw import drawn
 from pytest_kvcache.verdict.interim import Policy
+from pytest_kvcache.verdict.metrics import DEFAULT_METRICS
 from tests.unit.verdict import make
 
 
@@ -34,3 +35,13 @@ def test_boots_that_make_one_session_are_refused() -> None:
     """Six boots and three more have nothing to draw: a table of them would be one session, told many times."""
     with pytest.raises(ValueError, match="9 boots make one session of 6 and 3"):
         _rows(9)
+
+
+def test_what_is_judged_first_is_what_gets_worse() -> None:
+    """Where TTFT is not judged, sessions are worse in what is: otherwise no change could ever be told."""
+    metrics = DEFAULT_METRICS[1:]
+    cell = make.stored(np.random.default_rng(1).normal(0, 0.03, 20).tolist())
+    policy = Policy(metrics=metrics)
+    [row] = drawn(cell, baseline_boots=6, draws=20, shares=[1.0], family=2, policy=policy)
+    assert row[metrics[0].short] == "+100%"
+    assert row["regressed"] == "100.0%"
