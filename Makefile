@@ -100,8 +100,8 @@ footprint: $(READY) ## What the plugin costs suites that do not use it, and what
 power: $(READY) setup ## How often each kind of gate is wrong: simulated, then on the real engine (a day; goes on where it was stopped)
 	$(BIN)/python -m benchmarks.power.simulate --sessions 20000
 	$(BIN)/python -m benchmarks.power.exact
-	$(BIN)/python -m benchmarks.power.tiers default --unchanged 10
-	$(BIN)/python -m benchmarks.power.tiers gains
+	$(BIN)/python -m benchmarks.power.two_steps
+	$(BIN)/python -m benchmarks.power.nightly
 	$(BIN)/python -m benchmarks.power.levers
 	$(BIN)/python -m benchmarks.power.engine
 

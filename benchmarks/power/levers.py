@@ -1,18 +1,21 @@
 """What makes boots of the default profile more alike? Each lever alone, boots of all of them in turn.
 
     python -m benchmarks.power.levers [--dir DIR] [--boots 12] [--only NAME …] [--preload FILE …]
+    python -m benchmarks.power.levers --table FILE
 
 A round has one boot without a lever and one with each, so that a slow hour is in all of them; every second round goes
 backwards. A lever is a program before vLLM or the router in an overlay, an environment variable, or a setting of the
 kernel for the session; the plugin knows of none. Before and after each boot threads wake each other up, to see whether
 that tells how slow the machine is. Needs root, for real-time priority and huge pages. Leave the machine alone
-meanwhile; a run that was ended goes on where it stopped.
+meanwhile; a run that was ended goes on where it stopped. DIR/boots.csv has a line for each boot, of which the second
+command prints the tables again.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import os
 import threading
 import time
@@ -29,12 +32,24 @@ from benchmarks.power.overlay import make
 from pytest_kvcache.baselines import files
 from pytest_kvcache.engine import setup
 from pytest_kvcache.home import home
+from pytest_kvcache.verdict.metrics import BY_NAME
 
 NONE = "none"
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 #: The number of a vLLM server, by the name that it is started with.
 _OWN_CORE = '$(case "$*" in (*assistant@vllm-1*) echo 1;; (*) echo 0;; esac)'
-_SHOWN = ("ttft_geomean_s", "ttft_cold_geomean_s", "ttft_hit_over_cold", "decode_tokens_per_s", "cpu_s_per_request")
+#: Columns of the file: natural logarithms, more is worse.
+_FIGURES = {
+    "log_ttft": "ttft_geomean_s",
+    "log_decode_s": "decode_tokens_per_s",
+    "log_cpu_s": "cpu_s_per_request",
+    "log_ttft_cold": "ttft_cold_geomean_s",
+    "log_hit_over_cold": "ttft_hit_over_cold",
+}
+_CANARY = {"log_matmul_s": "matmul_s", "log_storage_read_s": "storage_read_s"}
+_WAKEUP = "log_wakeup_s"
+#: What may explain TTFT.
+_COVARIATES = ("log_matmul_s", _WAKEUP, "log_cpu_s")
 
 
 @dataclass(frozen=True)
@@ -140,20 +155,52 @@ def kernel(huge_pages: str) -> Iterator[None]:
         HUGE_PAGES.write_text(before, encoding="ascii")
 
 
-def table(lab: Lab, all_of_them: Sequence[Lever]) -> pd.DataFrame:
-    """Return the geometric mean and the sd (log scale) of each figure over the boots of each lever."""
+def boots(lab: Lab, all_of_them: Sequence[Lever]) -> pd.DataFrame:
+    """Return a row a boot: its lever, its round, and the logarithms of what was measured."""
     cells = {each.cell.profile: each for each in files.readable(files.scan(lab.folder / "baselines"))}
+    woken = pd.read_csv(lab.folder / "wakeups.csv").groupby("lever")["wakeup_s"].apply(list)
     rows = []
     for lever in all_of_them:
-        if (stored := cells.get(profile_of(lever))) is None:
-            continue
-        row: dict[str, object] = {"lever": lever.name, "boots": len(stored.boots)}
-        for key in _SHOWN:
-            logs = np.log([boot.figures[key] for boot in stored.boots if boot.figures.get(key)])
-            if len(logs) > 1:
-                row[key] = f"{np.exp(logs.mean()):.4g}, {100 * logs.std(ddof=1):.1f} %"
+        stored = cells.get(profile_of(lever))
+        for number, boot in enumerate(stored.boots if stored else ()):
+            row: dict[str, object] = {"lever": lever.name, "round": number}
+            row |= {name: BY_NAME[key].of(boot.figures) for name, key in _FIGURES.items() if key in boot.figures}
+            row |= {name: math.log(boot.canary[key]) for name, key in _CANARY.items() if key in boot.canary}
+            rows.append(row | {_WAKEUP: math.log(woken[lever.name][number])})
+    return pd.DataFrame(rows).round(5)
+
+
+def table(measured: pd.DataFrame) -> pd.DataFrame:
+    """Return, for each lever, geometric means and the sd of a boot (log scale), whole and net of the round's mean."""
+    columns = [name for name in _FIGURES if name in measured]
+    apart = measured[columns] - measured.groupby("lever")[columns].transform("mean")
+    net = apart - apart.groupby(measured["round"]).transform("mean")
+    rows = []
+    for lever, own in measured.groupby("lever", sort=False):
+        row: dict[str, object] = {"lever": lever, "boots": len(own)}
+        for name in columns:
+            if own[name].notna().sum() > 1:
+                others = f", net {net.loc[own.index, name].std():.1%}" if measured[name].count() > len(own) else ""
+                row[name.removeprefix("log_")] = f"{math.exp(own[name].mean()):.4g}: {own[name].std():.1%}{others}"
         rows.append(row)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).fillna("")
+
+
+def explained(measured: pd.DataFrame) -> list[str]:
+    """Return lines on what TTFT moves with, over all boots about the means of their levers."""
+    names = ["log_ttft", *_COVARIATES]
+    apart = measured[names] - measured.groupby("lever")[names].transform("mean")
+    hours = apart.groupby(measured["round"]).mean()["log_ttft"]
+    lines = [
+        f"log TTFT about the means of levers: sd {apart['log_ttft'].std():.1%}; "
+        f"means of rounds from {hours.min():+.2f} to {hours.max():+.2f}"
+    ]
+    for name in _COVARIATES:
+        slope = float((apart[name] * apart["log_ttft"]).sum() / (apart[name] ** 2).sum())
+        rest = (apart["log_ttft"] - slope * apart[name]).std()
+        r = apart["log_ttft"].corr(apart[name])
+        lines.append(f"{name.removeprefix('log_')}: r = {r:.2f}, slope {slope:.2f}, leaves sd {rest:.1%}")
+    return lines
 
 
 def main() -> None:
@@ -163,7 +210,13 @@ def main() -> None:
     parser.add_argument("--boots", type=int, default=12, help="of each lever")
     parser.add_argument("--only", nargs="*", default=[], help="names of levers, beside that without any")
     parser.add_argument("--preload", type=Path, nargs="*", default=[], help="tcmalloc and libiomp, where they are")
+    parser.add_argument(
+        "--table", type=Path, metavar="FILE", help="boots that were taken: print their tables, boot nothing"
+    )
     args = parser.parse_args()
+    if args.table:
+        show(pd.read_csv(args.table))
+        return
     lab = Lab(args.dir.absolute(), setup.engine_path(home()))
     chosen = [each for each in levers(args.preload) if not args.only or each.name in (NONE, *args.only)]
     lab.prepare(boots=args.boots, epoch_s=24.0)
@@ -184,7 +237,15 @@ def main() -> None:
             path = lab.folder / "wakeups.csv"
             pd.DataFrame([woken]).to_csv(path, mode="a", index=False, header=not path.exists())
             print(lever.name, " ".join(sorted(set(rows["kv_verdict"].astype(str)))), flush=True)
-    print(table(lab, chosen).to_string(index=False))
+    measured = boots(lab, chosen)
+    measured.to_csv(lab.folder / "boots.csv", index=False)
+    show(measured)
+
+
+def show(measured: pd.DataFrame) -> None:
+    """Print what boots tell."""
+    print(table(measured).to_string(index=False))
+    print(*explained(measured), sep="\n")
 
 
 if __name__ == "__main__":

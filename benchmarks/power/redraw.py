@@ -25,12 +25,13 @@ from pytest_kvcache.tiers import catalogue
 from pytest_kvcache.verdict.cells import StoredBoot, StoredCell
 from pytest_kvcache.verdict.interim import Policy
 from pytest_kvcache.verdict.metrics import Metric
+from pytest_kvcache.verdict.paired import PAIRS_AT_LOOK, BootPair, decide_pairs
 from pytest_kvcache.verdict.procedure import Boot, Evidence, decide
 
 SEED = 20261130
 
 
-def worse(boot: StoredBoot, metric: Metric, by: float) -> Boot:
+def worse(boot: StoredBoot | Boot, metric: Metric, by: float) -> Boot:
     """Return a measured boot as a new one that is worse in a metric by a share."""
     return Boot({**boot.figures, metric.key: metric.natural(metric.of(boot.figures) + math.log1p(by))}, boot.canary)
 
@@ -84,9 +85,52 @@ def drawn(
             "K": str(baseline_boots),
             policy.metrics[0].short: f"{share:+.0%}",
         }
-        for status in ("pass", "regressed", "inconclusive", "improved"):
-            row[status] = f"{ends[status] / draws:.1%}"
-        yield row | {"boots a session": f"{took / draws:.2f}"}
+        yield row | _shares(ends, draws) | {"boots a session": f"{took / draws:.2f}"}
+
+
+def against(
+    pairs: Sequence[BootPair],
+    *,
+    draws: int,
+    shares: Sequence[float],
+    family: int,
+    policy: Policy,
+) -> Iterator[dict[str, str]]:
+    """Yield a row for each share by which B is worse than A, as `--kv-against` would have told it.
+
+    Args:
+        pairs: Of neighbours, more than a session has; which boot of one is A is drawn too.
+        draws: Sessions of each row; the same draws in all rows.
+        shares: By which the first metric of B is worse.
+        family: Declared gates.
+        policy: The rules of the profile.
+
+    Raises:
+        ValueError: There are no more pairs than make one session.
+    """
+    looks = PAIRS_AT_LOOK[: policy.looks]
+    if len(pairs) <= looks[-1]:
+        raise ValueError(f"{len(pairs)} pairs make one session of {looks[-1]}")
+    for share in shares:
+        random = np.random.default_rng(SEED)
+        ends: Counter[str] = Counter()
+        took = 0
+        for _ in range(draws):
+            chosen = [pairs[at] for at in random.permutation(len(pairs))[: looks[-1]]]
+            turned = [BootPair(p.b, p.a) if random.random() < 0.5 else p for p in chosen]
+            new = [BootPair(p.a, worse(p.b, policy.metrics[0], share)) for p in turned]
+            for count in looks:
+                told = decide_pairs({0: new[:count]}, family=family, policy=policy, another_block=count < looks[-1])[0]
+                if told.status != "needs-boot":
+                    break
+            ends[told.status] += 1
+            took += told.pairs
+        row = {"A/B": f"{len(pairs)} pairs", policy.metrics[0].short: f"{share:+.0%}"}
+        yield row | _shares(ends, draws) | {"pairs a session": f"{took / draws:.2f}"}
+
+
+def _shares(ends: Counter[str], draws: int) -> dict[str, str]:
+    return {status: f"{ends[status] / draws:.1%}" for status in ("pass", "regressed", "inconclusive", "improved")}
 
 
 def main() -> None:
@@ -100,12 +144,12 @@ def main() -> None:
     )
     parser.add_argument("--boots", type=int, help="K, in place of the profile's")
     args = parser.parse_args()
-    profiles = catalogue.load(args.baselines.parent / "kvcache.toml").profiles
+    known = catalogue.load(args.baselines.parent / "kvcache.toml")
     rows: list[dict[str, str]] = []
     for cell in files.readable(files.scan(args.baselines)):
         if args.profile not in {None, cell.cell.profile}:
             continue
-        profile = profiles[cell.cell.profile]
+        profile = known.profiles[cell.cell.profile]
         policy = profile.policy
         try:
             rows += drawn(
@@ -113,7 +157,7 @@ def main() -> None:
                 baseline_boots=args.boots or profile.rules.baseline_boots,
                 draws=args.draws,
                 shares=[0.0, *args.worse],
-                family=len(policy.metrics),
+                family=known.declared_gates(profile),
                 policy=policy,
             )
         except ValueError as error:

@@ -16,9 +16,9 @@ from pytest_kvcache.campaign.state import PerfState
 from pytest_kvcache.errors import BaselineError
 from pytest_kvcache.verdict import paired
 from pytest_kvcache.verdict.cells import Cell, StoredCell
-from pytest_kvcache.verdict.gains import NOTHING_KNOWN, Gain, GainVerdict, KnownSpread, decide_gain
+from pytest_kvcache.verdict.gains import Gain, GainVerdict, KnownSpread, decide_gain, known_spread
 from pytest_kvcache.verdict.paired import BootPair
-from pytest_kvcache.verdict.spread import level, mean
+from pytest_kvcache.verdict.spread import mean
 
 
 @dataclass(frozen=True)
@@ -122,17 +122,12 @@ class GainCampaign:
         return replace(gain, bound=gain.ratio(effect + math.log1p(self._policy.margin_of(gain.metric.key))))
 
     def _known_spread(self, gain: Gain) -> KnownSpread:
-        """Return the spread of the difference of a boot of each tier, as their baselines have it."""
-        found = []
-        for arm in self._arms.values():
-            read = (_read(self._state, arm.tier.name, context) for context in self._contexts)
-            cells = [cell for cell in read if cell is not None and len(cell.boots) > 1]
-            cells = [cell for cell in cells if not cell.unmeasured([gain.metric])]
-            if not cells:
-                return NOTHING_KNOWN
-            found.append(level(cells, gain.metric))
-        # The fewer degrees of freedom are those that the sum certainly has.
-        return KnownSpread(math.hypot(*(each.sd for each in found)), min(each.df for each in found))
+        """Return the spread of a boot of one tier over one of the other, as their baselines have it."""
+        over, tier = (
+            [cell for context in self._contexts if (cell := _read(self._state, arm.tier.name, context)) is not None]
+            for arm in (self._arms["a"], self._arms["b"])
+        )
+        return known_spread(tier, over, gain.metric, least_boots=self._policy.least_boots)
 
 
 def check_baselines(state: PerfState, wanted: Mapping[Gain, Sequence[int]]) -> None:

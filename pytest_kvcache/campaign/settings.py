@@ -71,7 +71,7 @@ class Settings:
     @property
     def family(self) -> int:
         """Number of declared gates: all tiers and contexts, whatever this session selects (docs/verdicts.md)."""
-        return len(self.catalogue.tiers) * len(self.profile.workload.context_tokens) * len(self.profile.judged)
+        return self.catalogue.declared_gates(self.profile)
 
     def launched(self, profile: Profile) -> Profile:
         """Return a profile with the launcher that was asked for in place of its own."""

@@ -57,6 +57,10 @@ class Catalogue:
         """Folder of the user's file."""
         return None if self.source is None else self.source.absolute().parent
 
+    def declared_gates(self, profile: Profile) -> int:
+        """Return how many gates share the error of a profile: those of all tiers, contexts and metrics."""
+        return len(self.tiers) * len(profile.workload.context_tokens) * len(profile.judged)
+
     def profile(self, name: str) -> Profile:
         """Return the profile `name`.
 

@@ -13,9 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from pytest_kvcache.verdict.cells import StoredCell
 from pytest_kvcache.verdict.interim import Policy, t_quantile
 from pytest_kvcache.verdict.metrics import Metric
 from pytest_kvcache.verdict.paired import PAIRS_AT_LOOK, BootPair
+from pytest_kvcache.verdict.spread import level, mean
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,8 @@ class KnownSpread:
     """What is known of the spread of a pair's log ratio before it is measured.
 
     Args:
-        sd: Standard deviation on the log scale. That of the difference of two boots that share no hour is an upper
-            bound for boots that follow each other.
+        sd: Standard deviation on the log scale. That of boots further from each other than neighbours are is an upper
+            bound.
         df: Degrees of freedom of `sd`; 0 where nothing is known.
     """
 
@@ -75,6 +77,53 @@ class KnownSpread:
 
 
 NOTHING_KNOWN = KnownSpread(0.0, 0)
+
+
+def known_spread(
+    tier: Sequence[StoredCell], over: Sequence[StoredCell], metric: Metric, *, least_boots: int
+) -> KnownSpread:
+    """Return what two tiers' baselines say of the spread of a boot of one over a boot of the other.
+
+    Sessions that booted each of them once are pairs too, of boots some minutes apart: what an hour does to both is not
+    in their ratio. Where fewer than `least_boots` have, boots are taken to share no hour, and their spreads add up.
+
+    Args:
+        tier: Baselines of the tier, a cell a context; any that lacks the metric in a boot counts for nothing.
+        over: Those of the other one, in any order.
+        metric: Which figure.
+        least_boots: So many sessions of a context have booted both, or none counts as a pair.
+    """
+    cells = [[c for c in each if len(c.boots) > 1 and not c.unmeasured([metric])] for each in (tier, over)]
+    if not all(cells):
+        return NOTHING_KNOWN
+    others = {cell.cell.context_tokens: cell for cell in cells[1]}
+    found = [_shared(c, others[c.cell.context_tokens], metric) for c in cells[0] if c.cell.context_tokens in others]
+    if found := [ratios for ratios in found if len(ratios) >= least_boots]:
+        return spread_of(found)
+    levels = [level(each, metric) for each in cells]
+    # The fewer degrees of freedom are those that the sum certainly has.
+    return KnownSpread(math.hypot(*(each.sd for each in levels)), min(each.df for each in levels))
+
+
+def spread_of(by_context: Sequence[Sequence[float]]) -> KnownSpread:
+    """Return the spread of log ratios about the mean of their context.
+
+    Args:
+        by_context: Of pairs, at least two of one context.
+    """
+    squares = [math.fsum((x - mean(ratios)) ** 2 for x in ratios) for ratios in by_context]
+    df = sum(len(ratios) - 1 for ratios in by_context)
+    return KnownSpread(math.sqrt(math.fsum(squares) / df), df)
+
+
+def _shared(tier: StoredCell, over: StoredCell, metric: Metric) -> list[float]:
+    """Return the log ratio in each session that booted both cells once."""
+    logs: list[dict[str, list[float]]] = [{}, {}]
+    for cell, by_session in zip((tier, over), logs, strict=True):
+        for boot in cell.boots:
+            by_session.setdefault(boot.run_id, []).append(metric.of(boot.figures))
+    both = [(logs[0][run], logs[1][run]) for run in logs[0] if run in logs[1]]
+    return [a[0] - b[0] for a, b in both if len(a) == len(b) == 1]
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_kvcache.verdict.gains import NOTHING_KNOWN, Gain, KnownSpread, decide_gain
+from pytest_kvcache.verdict.cells import Cell, StoredCell
+from pytest_kvcache.verdict.gains import NOTHING_KNOWN, Gain, KnownSpread, decide_gain, known_spread
 from pytest_kvcache.verdict.interim import Policy
 from pytest_kvcache.verdict.metrics import DEFAULT_METRICS, Metric
 from pytest_kvcache.verdict.paired import BootPair
 from pytest_kvcache.verdict.procedure import Boot
+from tests.unit.verdict import make
 
 TTFT, SPEED, DECODE = DEFAULT_METRICS
 POLICY = Policy()
@@ -107,3 +109,48 @@ def test_a_boot_that_says_nothing_decides_nothing(figures: dict[str, float]) -> 
     assert found[2].status == "pass"
     faulty = [BootPair(Boot({TTFT.key: 1.0}, faults=["no hits"]), good[0].b), good[1]]
     assert decide_gain(gain, {1: faulty}, family=2, policy=POLICY)[1].reasons == ("pair 1, gpu: no hits",)
+
+
+def _baselines(
+    sessions: int, *, hours: float = 0.3, sd: float = 0.05, boots: int = 12
+) -> tuple[StoredCell, StoredCell]:
+    """Return baselines of two tiers: boots share the hour of their session (sd of log TTFT), and spread besides."""
+    random = np.random.default_rng(3)
+    hour = random.normal(0, hours, sessions)[np.arange(boots) % sessions]
+    a, b = (
+        make.stored((hour + random.normal(0, sd, boots)).tolist(), sessions=sessions, cell=Cell("p", "m", tier, 1000))
+        for tier in ("pnfs", "gpu")
+    )
+    return a, b
+
+
+def test_sessions_that_booted_both_tiers_are_pairs() -> None:
+    """What the hour did to both is not in the spread of their ratio, though each tier alone spreads by it."""
+    a, b = _baselines(12)
+    known = known_spread([a], [b], TTFT, least_boots=6)
+    assert known.df == 11
+    assert known.sd == pytest.approx(0.05 * math.sqrt(2), rel=0.5)
+
+
+def test_baselines_of_other_sessions_share_no_hour() -> None:
+    """Where too few sessions booted each tier once, the spreads of both tiers add up: an upper bound."""
+    for a, b in (_baselines(2), _baselines(5, boots=5)):
+        known = known_spread([a], [b], TTFT, least_boots=6)
+        assert known.df == len(a.boots) - 1
+        assert known.sd > 0.2
+
+
+def test_contexts_lend_their_pairs_to_each_other() -> None:
+    """Each context has its own mean ratio, and all of them one spread."""
+    a, b = _baselines(12)
+    both = [[c, c.model_copy(update={"cell": c.cell.model_copy(update={"context_tokens": 3500})})] for c in (a, b)]
+    known = known_spread(both[0], both[1][::-1], TTFT, least_boots=6)
+    assert known.df == 22
+    assert known.sd == pytest.approx(known_spread([a], [b], TTFT, least_boots=6).sd)
+
+
+def test_a_tier_without_a_baseline_lends_nothing() -> None:
+    """One baseline alone says nothing of a ratio, and neither does one of a single boot."""
+    a, _ = _baselines(12)
+    assert known_spread([a], [], TTFT, least_boots=6) == NOTHING_KNOWN
+    assert known_spread([a], [make.stored([0.0])], TTFT, least_boots=6) == NOTHING_KNOWN

@@ -1,0 +1,80 @@
+"""How often are the default profile's gates wrong on the real engine? The README's two steps, unchanged and slowed.
+
+    python -m benchmarks.power.two_steps [--dir DIR] [--unchanged 10] [--changed 10]
+
+pnfs at context 3500 on `cpu-tiny`: `--update-baselines`, then sessions that are unchanged and such with every load from
+the tier slowed by half of what a request with hits takes, in turn.
+
+Leave the machine alone meanwhile. A session that was ended is not repeated: DIR/sessions.csv has a line for each gate.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.power import changes
+from benchmarks.power.engine import CONTEXT_TOKENS, Job, Lab
+from pytest_kvcache.engine import setup
+from pytest_kvcache.home import home
+
+DEFAULT = "default"
+TOML = f"""
+[profiles.{DEFAULT}]
+extends = "cpu-tiny"
+[profiles.{DEFAULT}.workload]
+context_tokens = [{CONTEXT_TOKENS}]
+"""
+#: Share of the TTFT of a request with hits by which its load is made slower.
+SLOWER = 0.5
+
+
+def mean_of(lab: Lab, key: str) -> float:
+    """Return the geometric mean of a figure over the boots of the baseline."""
+    return float(np.exp(np.mean([np.log(boot.figures[key]) for boot in lab.baseline(DEFAULT).boots])))
+
+
+def plan(lab: Lab, args: argparse.Namespace) -> Iterator[Job]:
+    """Yield the baseline, then sessions of both kinds in turn."""
+    real = lambda: lab.engine  # noqa: E731
+    yield Job("default: baseline", DEFAULT, ("--tier", "pnfs", "-k", "3500", "--update-baselines"), real)
+
+    def slowed() -> Path:
+        hit_s = mean_of(lab, "ttft_hit_over_cold") * mean_of(lab, "ttft_cold_geomean_s")
+        return changes.slow_loads(lab.folder / "slow", lab.engine, SLOWER * hit_s)
+
+    options = ("--tier", "pnfs", "-k", "3500")
+    for at in range(max(args.unchanged, args.changed)):
+        if at < args.unchanged:
+            yield Job("default: unchanged", DEFAULT, options, real)
+        if at < args.changed:
+            yield Job("default: slow loads", DEFAULT, options, slowed)
+
+
+def main() -> None:
+    """Measure, writing results as they come."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dir", type=Path, default=Path(".kvcache/two-steps"))
+    parser.add_argument("--unchanged", type=int, default=10, help="sessions in which nothing changed")
+    parser.add_argument("--changed", type=int, default=10, help="sessions with slower loads")
+    args = parser.parse_args()
+    lab = Lab(args.dir.absolute(), setup.engine_path(home()))
+    lab.prepare(boots=6, epoch_s=24.0)
+    (lab.folder / "kvcache.toml").write_text(TOML, encoding="utf-8")
+    had = Counter(lab.done().drop_duplicates(["kind", "session"])["kind"])
+    for job in plan(lab, args):
+        if had[job.kind] > 0:
+            had[job.kind] -= 1
+            continue
+        rows = lab.run(job)
+        shown = [name for name in ("session", "began", "minutes", "test", "kv_verdict") if name in rows]
+        print(job.kind, rows[shown].to_string(index=False, header=False), sep="\n", flush=True)
+    print(lab.done().groupby(["kind", "test", "kv_verdict"], dropna=False).size().to_string())
+
+
+if __name__ == "__main__":
+    main()
