@@ -171,11 +171,11 @@ def levels(tier: Sequence[StoredCell], *, family: int, policy: Policy | None = N
     count = len(tier[0].boots)
     result = []
     for metric in policy.metrics:
-        if any(cell.unmeasured([metric]) for cell in tier):
+        if tier[0].unmeasured([metric]):
             continue
         own = np.array([metric.of(boot.figures) for boot in tier[0].boots])
         sd, margin, half = math.nan, math.nan, math.nan
-        if spread.degrees(tier, adjust_for=policy.adjust_for) > 0:
+        if spread.degrees(tier, metric, adjust_for=policy.adjust_for) > 0:
             known = spread.level(tier, metric, adjust_for=policy.adjust_for)
             sd = known.sd
             resolved = judge(

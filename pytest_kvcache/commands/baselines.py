@@ -195,7 +195,7 @@ def _rules(args: argparse.Namespace, stored: StoredCell) -> tuple[Policy, int]:
         profile = known.profile(stored.cell.profile)
     except ConfigError:
         return Policy(), len(DEFAULT_METRICS)
-    return profile.policy, len(known.tiers) * len(profile.workload.context_tokens) * len(profile.judged)
+    return profile.policy, known.declared_gates(profile)
 
 
 def _long(cell: Cell) -> str:

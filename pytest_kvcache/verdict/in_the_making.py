@@ -181,18 +181,17 @@ def too_wide(tier: Sequence[StoredCell], *, needed: int, family: int, policy: Po
         policy: The rules.
 
     Returns:
-        Nothing of a metric that could pass, and nothing at all where there is no degree of freedom yet.
+        Nothing of a metric that could pass, or of which there is no degree of freedom yet.
     """
-    if spread.degrees(tier, adjust_for=policy.adjust_for) < 1:
-        return {}
-    counts = [max(len(cell.boots), needed) for cell in tier]
-    df = sum(counts) - len(counts)
-    adjusted = bool(spread.usable(tier, policy.adjust_for))
-    days = len({boot.run_id for boot in tier[0].boots}) + counts[0] - len(tier[0].boots)
     lines = {}
     for metric in policy.metrics:
-        if any(cell.unmeasured([metric]) for cell in tier):
+        if spread.degrees(tier, metric, adjust_for=policy.adjust_for) < 1:
             continue
+        own = spread.having(tier, metric)
+        counts = [max(len(cell.boots), needed) for cell in own]
+        df = sum(counts) - len(counts)
+        adjusted = bool(spread.usable(own, policy.adjust_for))
+        days = len({boot.run_id for boot in tier[0].boots}) + counts[0] - len(tier[0].boots)
         sd = spread.level(tier, metric, adjust_for=policy.adjust_for).sd
         bounds = judge(
             0.0,

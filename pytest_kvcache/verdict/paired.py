@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -97,19 +97,25 @@ def decide_pairs(
     for pairs in by_context.values():
         if len(pairs) not in allowed:
             raise ValueError(f"{len(pairs)} pairs; looks are at {', '.join(map(str, allowed))}")
-    every = [boot.figures for pairs in by_context.values() for pair in pairs for boot in (pair.a, pair.b)]
-    metrics = judged_of(policy.metrics, every)
-    if not metrics:
-        none = nothing_judged(policy)
-        return {c: PairedVerdict("inconclusive", reasons=(none,), pairs=len(pairs)) for c, pairs in by_context.items()}
-    policy = replace(policy, metrics=metrics)
-    faults = {context: _faults(pairs, policy.metrics) for context, pairs in by_context.items()}
-    sound = {context: pairs for context, pairs in by_context.items() if not faults[context]}
-    verdicts = {c: PairedVerdict("invalid", reasons=f, pairs=len(by_context[c])) for c, f in faults.items() if f}
-    for position, (context, pairs) in enumerate(sound.items()):
-        gates = tuple(_gate(metric, list(sound.values()), position, family, policy) for metric in policy.metrics)
+    judged = {context: _judged(pairs, policy) for context, pairs in by_context.items()}
+    verdicts: dict[int, PairedVerdict] = {}
+    sound: dict[int, Sequence[BootPair]] = {}
+    for context, pairs in by_context.items():
+        if not judged[context]:
+            verdicts[context] = PairedVerdict("inconclusive", reasons=(nothing_judged(policy),), pairs=len(pairs))
+        elif faults := _faults(pairs, judged[context]):
+            verdicts[context] = PairedVerdict("invalid", reasons=faults, pairs=len(pairs))
+        else:
+            sound[context] = pairs
+    for context, pairs in sound.items():
+        gates = []
+        for metric in judged[context]:
+            # Contexts that have none of an optional metric lend nothing to its spread.
+            lenders = [other for other in sound if metric in judged[other]]
+            groups = [sound[other] for other in lenders]
+            gates.append(_gate(metric, groups, lenders.index(context), family, policy))
         more = another_block and len(pairs) < allowed[-1]
-        verdicts[context] = PairedVerdict(*_combine(gates, more=more), pairs=len(pairs))
+        verdicts[context] = PairedVerdict(*_combine(tuple(gates), more=more), pairs=len(pairs))
     return {context: verdicts[context] for context in by_context}
 
 
@@ -138,6 +144,10 @@ def judge_pairs(
         policy,
         widest=declared,
     )
+
+
+def _judged(pairs: Sequence[BootPair], policy: Policy) -> tuple[Metric, ...]:
+    return judged_of(policy.metrics, [boot.figures for pair in pairs for boot in (pair.a, pair.b)])
 
 
 def _gate(metric: Metric, groups: Sequence[Sequence[BootPair]], position: int, family: int, policy: Policy) -> Gate:

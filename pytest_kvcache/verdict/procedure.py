@@ -86,16 +86,20 @@ def decide(
 
 
 def incomparable(evidence: Evidence, stored: StoredCell, policy: Policy) -> tuple[str, ...]:
-    """Return a line for every key, hash, canary and metric that keeps the two from being compared; empty for none."""
+    """Return a line for every key, hash, canary and metric that keeps the two from being compared; empty for none.
+
+    What neither has and no tier must have, such as hits where nothing is offloaded, keeps nothing from being compared.
+    """
     lines = differences(stored.comparability, evidence.comparability)
     if stored.workload != evidence.workload:
         lines.append(f"workload hash: {stored.workload:.12} -> {evidence.workload:.12}")
     lines += canary.differences(
         [b.canary for b in stored.boots], [b.canary for b in evidence.boots], tolerance=policy.canary_tolerance
     )
+    known = [boot.figures for boot in evidence.boots] + [boot.figures for boot in stored.boots]
     lines += [
         f"{metric.label}: the baseline has no {metric.key}; record it anew with --update-baselines"
-        for metric in stored.unmeasured(policy.metrics)
+        for metric in stored.unmeasured(judged_of(policy.metrics, known))
     ]
     return tuple(lines)
 
@@ -137,7 +141,7 @@ def _gates(
     boots: Sequence[Boot], stored: StoredCell, tier: Sequence[StoredCell], family: int, policy: Policy
 ) -> tuple[Gate, ...]:
     reading = policy.adjust_for
-    if degrees(tier, adjust_for=reading) < policy.least_df:
+    if min(degrees(tier, metric, adjust_for=reading) for metric in policy.metrics) < policy.least_df:
         return ()
     gates = []
     for metric in policy.metrics:

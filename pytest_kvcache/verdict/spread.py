@@ -49,6 +49,16 @@ class Level:
         return (reading - self.reading) ** 2 / self.squares
 
 
+def having(tier: Sequence[StoredCell], metric: Metric) -> tuple[StoredCell, ...]:
+    """Return the cells whose boots all have a metric, and none where the first cell has it not.
+
+    Contexts may lack an optional one: where a device cache holds a short history, vLLM alone has hits there, and none
+    at longer ones.
+    """
+    found = tuple(cell for cell in tier if not cell.unmeasured([metric]))
+    return found if found and found[0] is tier[0] else ()
+
+
 def level(tier: Sequence[StoredCell], metric: Metric, *, adjust_for: str = "") -> Level:
     """Return the level of a metric in the first cell.
 
@@ -56,14 +66,15 @@ def level(tier: Sequence[StoredCell], metric: Metric, *, adjust_for: str = "") -
     what the machine does to them is taken to be alike.
 
     Args:
-        tier: The cell, then those it is pooled with (`procedure.tier_of`).
-        metric: One that every boot of these cells has (`StoredCell.unmeasured`).
+        tier: The cell, then those it is pooled with (`procedure.tier_of`), of which those count that have the metric.
+        metric: One that every boot of the cell has (`StoredCell.unmeasured`).
         adjust_for: A canary reading. Where it is empty, or a boot has no such reading, or all have the same, nothing is
             adjusted.
 
     Raises:
         ValueError: There is no degree of freedom, or a boot has no such figure.
     """
+    tier = having(tier, metric) or tier[:1]
     logs = [[metric.of(boot.figures) for boot in cell.boots] for cell in tier]
     middle, apart = mean(logs[0]), _about_means(logs)
     dfs = [len(values) - 1 for values in logs]
@@ -101,8 +112,9 @@ def usable(tier: Sequence[StoredCell], reading: str) -> str:
     return reading if differ else ""
 
 
-def degrees(tier: Sequence[StoredCell], *, adjust_for: str = "") -> int:
-    """Return the degrees of freedom that `level` has for its spread."""
+def degrees(tier: Sequence[StoredCell], metric: Metric, *, adjust_for: str = "") -> int:
+    """Return the degrees of freedom that `level` has for the spread of a metric; none where the cell has it not."""
+    tier = having(tier, metric)
     return sum(len(cell.boots) - 1 for cell in tier) - bool(usable(tier, adjust_for))
 
 

@@ -124,3 +124,13 @@ def test_a_profile_is_gated_by_metrics_of_its_own(project: Project) -> None:
     stored = json.loads(next((project.path / "baselines").rglob("context-50.json")).read_text())
     assert stored["comparability"]["gates.slo"] == "ttft_s 9"
     assert stored["boots"][0]["figures"]["goodput_share"] == 1.0
+
+
+def test_a_tier_that_lacks_an_optional_figure_adds_boot_to_boot(project: Project) -> None:
+    """What neither the boots that are there nor the new one have keeps no second boot from being added."""
+    metrics = 'metrics = ["itl_p50", "l2_load_bytes_per_s"]'
+    configure(project, toml(boots=3, more=f"\n[profiles.stub.gates]\n{metrics}\n"))
+    for count in (1, 2):
+        run(project, "--tier", "gpu", "--record-baselines", "--kv-boots", "1").assert_outcomes(passed=1, skipped=1)
+        stored = json.loads(next((project.path / "baselines").rglob("context-50.json")).read_text())
+        assert len(stored["boots"]) == count

@@ -14,7 +14,7 @@ from pytest_kvcache.verdict.cells import StoredBoot, StoredCell
 from pytest_kvcache.verdict.interim import Policy
 from pytest_kvcache.verdict.metrics import BY_NAME, DEFAULT_METRICS, METRICS, Metric
 from pytest_kvcache.verdict.paired import BootPair, decide_pairs
-from pytest_kvcache.verdict.procedure import Boot, decide
+from pytest_kvcache.verdict.procedure import Boot, decide, incomparable
 from tests.unit.verdict.make import FAMILY, UNIT, boot, evidence, stored
 
 STORAGE = BY_NAME["l2_load_bytes_per_s"]
@@ -86,6 +86,16 @@ def test_what_no_side_has_of_an_optional_metric_is_not_judged() -> None:
     assert decide(evidence(boot()), had, family=FAMILY, policy=policy).status == "invalid"
     gained = replace(boot(), figures=dict(boot().figures) | {STORAGE.key: 1e8})
     assert decide(evidence(gained), stored(), family=FAMILY, policy=policy).status == "incomparable"
+
+
+@pytest.mark.parametrize("metric", [m for m in METRICS if m.optional], ids=lambda metric: metric.short)
+def test_what_neither_has_keeps_nothing_from_being_compared(metric: Metric) -> None:
+    """A boot may be added to a baseline that lacks an optional figure as it does; one that has it may not."""
+    policy = Policy(metrics=(*DEFAULT_METRICS, metric))
+    assert incomparable(evidence(boot()), stored(), policy) == ()
+    gained = replace(boot(), figures=dict(boot().figures) | {metric.key: 1.0})
+    [line] = incomparable(evidence(gained), stored(), policy)
+    assert f"the baseline has no {metric.key}" in line
 
 
 def test_a_tier_that_has_none_of_what_is_judged_is_undecided() -> None:

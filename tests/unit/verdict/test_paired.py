@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from benchmarks.power.sessions import INCONCLUSIVE, PASSED, REGRESSED, play_pairs
 from pytest_kvcache.verdict.interim import Policy
 from pytest_kvcache.verdict.interval import Outcome
-from pytest_kvcache.verdict.metrics import DEFAULT_METRICS
+from pytest_kvcache.verdict.metrics import DEFAULT_METRICS, METRICS, Metric
 from pytest_kvcache.verdict.paired import PAIRS_AT_LOOK, BootPair, PairedVerdict, decide_pairs, order
-from tests.unit.verdict.make import boot
+from pytest_kvcache.verdict.procedure import Boot
+from tests.unit.verdict.make import FAMILY, boot
 
 NOISE = np.array([0.01, -0.01, 0.005, -0.005, 0.008, -0.008])
 differences = st.sampled_from(PAIRS_AT_LOOK).flatmap(lambda n: st.lists(st.floats(-0.5, 0.5), min_size=n, max_size=n))
@@ -66,6 +67,22 @@ def test_other_numbers_of_pairs_are_refused() -> None:
         say([0.0, 0.0, 0.0])
     with pytest.raises(ValueError, match="6 pairs"):
         say([0.0] * 6, policy=Policy(looks=2))
+
+
+@pytest.mark.parametrize("metric", [m for m in METRICS if m.optional], ids=lambda metric: metric.short)
+def test_contexts_that_lack_an_optional_metric_are_judged_without_it(metric: Metric) -> None:
+    """A context without hits is no fault, and lends nothing to the spread of one that has them."""
+    policy = Policy(metrics=(*DEFAULT_METRICS, metric))
+    without = pairs(NOISE.tolist())
+    having = [
+        BootPair(*(Boot({**b.figures, metric.key: 1.0 + n / 100}) for b in (pair.a, pair.b)))
+        for n, pair in enumerate(without)
+    ]
+    told = decide_pairs({1000: having, 3500: without}, family=FAMILY, policy=policy)
+    assert [[gate.df for gate in told[context].gates] for context in told] == [[10, 10, 10, 5], [10, 10, 10]]
+    assert {verdict.status for verdict in told.values()} == {"pass"}
+    lost = [BootPair(pair.a, b.b) for pair, b in zip(having, without, strict=True)]
+    assert decide_pairs({1000: lost, 3500: without}, family=FAMILY, policy=policy)[1000].status == "invalid"
 
 
 def test_a_fault_is_invalid_and_lends_no_spread() -> None:

@@ -9,11 +9,14 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from pytest_kvcache.baselines.update import levels
+from pytest_kvcache.verdict.cells import StoredCell
 from pytest_kvcache.verdict.headline import deciding_gate
+from pytest_kvcache.verdict.in_the_making import too_wide
 from pytest_kvcache.verdict.interim import Policy
 from pytest_kvcache.verdict.interval import Outcome
-from pytest_kvcache.verdict.metrics import DEFAULT_METRICS
-from pytest_kvcache.verdict.procedure import Boot, CellVerdict, decide, share
+from pytest_kvcache.verdict.metrics import DEFAULT_METRICS, METRICS, Metric
+from pytest_kvcache.verdict.procedure import Boot, CellVerdict, Evidence, decide, share
 from tests.unit.verdict.make import FAMILY, UNIT, boot, evidence, figures, sibling, stored
 
 TEN = math.log(1.10)
@@ -166,6 +169,36 @@ def test_contexts_of_the_same_tier_are_pooled() -> None:
     assert say(0.0).gates[0].df == 10
     assert say(0.0, siblings=[other, stored()]).gates[0].df == 5
     assert say(0.0).gates[0].margin < lone.gates[0].margin
+
+
+OPTIONAL = [metric for metric in METRICS if metric.optional]
+
+
+def _with(base: StoredCell, metric: Metric, sd: float = 0.03) -> StoredCell:
+    """Return a baseline whose boots have one figure more, about 1."""
+    boots = [
+        b.model_copy(update={"figures": b.figures | {metric.key: metric.natural(u * sd)}})
+        for b, u in zip(base.boots, UNIT, strict=True)
+    ]
+    return base.model_copy(update={"boots": tuple(boots)})
+
+
+@pytest.mark.parametrize("metric", OPTIONAL, ids=lambda metric: metric.short)
+def test_a_context_that_lacks_an_optional_metric_lends_it_nothing(metric: Metric) -> None:
+    """Where vLLM alone has hits at a short context and none at a long one, each is judged by what it has."""
+    policy = Policy(metrics=(*DEFAULT_METRICS, metric))
+    short, long = _with(stored(), metric), sibling()
+    new = Boot({**boot().figures, metric.key: 1.0})
+    verdict = decide(evidence(new), short, family=FAMILY, siblings=[short, long], policy=policy)
+    assert (verdict.status, [gate.df for gate in verdict.gates]) == ("pass", [10, 10, 10, 5])
+    at_long = Evidence([boot()], long.comparability, long.workload)
+    other = decide(at_long, long, family=FAMILY, siblings=[short, long], policy=policy)
+    assert (other.status, [gate.df for gate in other.gates]) == ("pass", [10, 10, 10])
+    assert [each.metric for each in levels([short, long], family=FAMILY, policy=policy)] == list(policy.metrics)
+    assert [each.metric for each in levels([long, short], family=FAMILY, policy=policy)] == list(DEFAULT_METRICS)
+    loose = [_with(stored(), metric, sd=3.0), long]
+    assert set(too_wide(loose, needed=6, family=FAMILY, policy=policy)) == {metric.key}
+    assert too_wide(loose[::-1], needed=6, family=FAMILY, policy=policy) == {}
 
 
 def test_a_context_that_spreads_more_keeps_its_own_spread() -> None:
