@@ -38,12 +38,16 @@ from pytest_kvcache.verdict.paired import BootPair
 from pytest_kvcache.verdict.procedure import Boot
 
 PROFILE, NO_GAIN = "nightly", "nightly-no-gain"
+GATED = "cpu-nightly"
+#: Sessions add their boot however many there are.
 TOML = f"""
 [profiles.{PROFILE}]
-extends = "cpu-nightly"
+extends = "{GATED}"
+[profiles.{PROFILE}.rules]
+baseline_boots = 500
 
 [profiles.{NO_GAIN}]
-extends = "cpu-nightly"
+extends = "{PROFILE}"
 """
 #: What boots are of; the last is pnfs with loads that bring nothing.
 GPU, PNFS, CPU, SLOWED = "gpu", "pnfs", "cpu", "pnfs without gain"
@@ -236,7 +240,7 @@ def main() -> None:
 def tables(lab: Lab, taken: Sequence[Taken], *, draws: int) -> None:
     """Print what the boots tell."""
     configured = catalogue.load(lab.folder / "kvcache.toml")
-    profile = configured.profiles[PROFILE]
+    profile = configured.profiles[GATED]
     policy, family = profile.policy, configured.declared_gates(profile)
     print(metrics.table([lab.baseline(PROFILE, tier) for tier in (GPU, CPU, PNFS)]).to_string(index=False))
     print(metrics.together(lab.baseline(PROFILE, PNFS)))
