@@ -2,8 +2,8 @@
 
     python -m benchmarks.power.two_steps [--dir DIR] [--unchanged 10] [--changed 10]
 
-pnfs at context 3500 on `cpu-tiny`: `--update-baselines`, then sessions that are unchanged and such with every load from
-the tier slowed by half of what a request with hits takes, in turn.
+pnfs at context 3500 on `cpu-tiny`, which has 36 gates: `--update-baselines`, then sessions that are unchanged and such
+with every load from the tier slowed by half of what a request with hits takes, in turn.
 
 Leave the machine alone meanwhile. A session that was ended is not repeated: DIR/sessions.csv has a line for each gate.
 """
@@ -22,13 +22,7 @@ from benchmarks.power.engine import CONTEXT_TOKENS, Job, Lab
 from pytest_kvcache.engine import setup
 from pytest_kvcache.home import home
 
-DEFAULT = "default"
-TOML = f"""
-[profiles.{DEFAULT}]
-extends = "cpu-tiny"
-[profiles.{DEFAULT}.workload]
-context_tokens = [{CONTEXT_TOKENS}]
-"""
+DEFAULT = "cpu-tiny"
 #: Share of the TTFT of a request with hits by which its load is made slower.
 SLOWER = 0.5
 
@@ -41,13 +35,13 @@ def mean_of(lab: Lab, key: str) -> float:
 def plan(lab: Lab, args: argparse.Namespace) -> Iterator[Job]:
     """Yield the baseline, then sessions of both kinds in turn."""
     real = lambda: lab.engine  # noqa: E731
-    yield Job("default: baseline", DEFAULT, ("--tier", "pnfs", "-k", "3500", "--update-baselines"), real)
+    options = ("--tier", "pnfs", "-k", str(CONTEXT_TOKENS))
+    yield Job("default: baseline", DEFAULT, (*options, "--update-baselines"), real)
 
     def slowed() -> Path:
         hit_s = mean_of(lab, "ttft_hit_over_cold") * mean_of(lab, "ttft_cold_geomean_s")
         return changes.slow_loads(lab.folder / "slow", lab.engine, SLOWER * hit_s)
 
-    options = ("--tier", "pnfs", "-k", "3500")
     for at in range(max(args.unchanged, args.changed)):
         if at < args.unchanged:
             yield Job("default: unchanged", DEFAULT, options, real)
@@ -64,7 +58,6 @@ def main() -> None:
     args = parser.parse_args()
     lab = Lab(args.dir.absolute(), setup.engine_path(home()))
     lab.prepare(boots=6, epoch_s=24.0)
-    (lab.folder / "kvcache.toml").write_text(TOML, encoding="utf-8")
     had = Counter(lab.done().drop_duplicates(["kind", "session"])["kind"])
     for job in plan(lab, args):
         if had[job.kind] > 0:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import special
 
 from pytest_kvcache.verdict import spread
 from pytest_kvcache.verdict.cells import StoredCell
@@ -21,6 +22,8 @@ from pytest_kvcache.verdict.procedure import share
 
 #: From this share on a margin is told in words: its digits say nothing.
 _TENFOLD = 9.0
+#: How sure a forecast is.
+_SURE = 0.9
 _TODO = (
     "see which boot is off (pytest-kvcache baselines show), take the baseline anew on a quieter machine "
     "(--update-baselines), or take more boots (rules.baseline_boots)"
@@ -171,8 +174,9 @@ def changes(
 def too_wide(tier: Sequence[StoredCell], *, needed: int, family: int, policy: Policy) -> dict[str, str]:
     """Return, by metric key, why it could not pass even with all boots if these went on to spread as they do.
 
-    It is a forecast: two boots know their spread badly, and later ones may say otherwise. It takes the spread for that
-    of the whole baseline, and every boot that is still to come for one of a session of its own.
+    It is a forecast, and two boots know their spread badly: taken at their word they would often call a machine noisy
+    that is not. So the spread of the whole baseline is taken for the least that these boots leave open, the lower end
+    of a one-sided interval of 90 %; and every boot that is still to come for one of a session of its own.
 
     Args:
         tier: The cell, then those it is pooled with.
@@ -192,10 +196,11 @@ def too_wide(tier: Sequence[StoredCell], *, needed: int, family: int, policy: Po
         df = sum(counts) - len(counts)
         adjusted = bool(spread.usable(own, policy.adjust_for))
         days = len({boot.run_id for boot in tier[0].boots}) + counts[0] - len(tier[0].boots)
-        sd = spread.level(tier, metric, adjust_for=policy.adjust_for).sd
+        known = spread.level(tier, metric, adjust_for=policy.adjust_for)
+        least_sd = known.sd * math.sqrt(known.df / float(special.chdtri(known.df, 1 - _SURE)))
         bounds = judge(
             0.0,
-            sd,
+            least_sd,
             df=df - adjusted,
             baseline_boots=counts[0],
             new_boots=1,
@@ -210,8 +215,8 @@ def too_wide(tier: Sequence[StoredCell], *, needed: int, family: int, policy: Po
             least = f"a change of {told:+.0%}" if told < _TENFOLD else "a tenfold change or more"
             most = max(policy.widest_margin, policy.margin_of(metric.key))
             lines[metric.key] = (
-                f"{metric.label}: with this session's, boots spread by {share(sd):.1%}: if they go on so, "
-                f"{counts[0]} of them tell only {least}, and at most {most:+.0%} may pass: {_TODO}"
+                f"{metric.label}: with this session's, boots spread by {share(known.sd):.1%}, {share(least_sd):.1%} at "
+                f"the least: even so {counts[0]} of them tell only {least}, and at most {most:+.0%} may pass: {_TODO}"
             )
     return lines
 
