@@ -28,8 +28,9 @@ from pytest_kvcache.showable import inert
 from pytest_kvcache.tier_check import told_plainly, usable
 from pytest_kvcache.verdict.gains import Gain
 from pytest_kvcache.verdict.gates import AnyGate, GateVerdict
-from pytest_kvcache.verdict.metrics import Metric, judged_of
+from pytest_kvcache.verdict.metrics import Metric
 from pytest_kvcache.verdict.paired import PAIRS_AT_LOOK
+from pytest_kvcache.verdict.procedure import judged
 from pytest_kvcache.workload.base import Workload
 
 
@@ -200,10 +201,7 @@ class BaselineCheck:
 
 def _skip_unless_there(gate: AnyGate, result: CellResult) -> None:
     """Skip the test of a metric that tiers may have none of, where neither the boots nor the baseline have it."""
-    known = [boot.figures for boot in result.boots] + [
-        boot.figures for boot in (result.stored.boots if result.stored else ())
-    ]
-    if isinstance(gate, Metric) and not judged_of([gate], known):
+    if isinstance(gate, Metric) and not judged([gate], result.boots, result.stored):
         pytest.skip(f"{result.label} has no {gate.label}")
 
 

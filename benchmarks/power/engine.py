@@ -35,7 +35,7 @@ from pytest_kvcache.baselines import files
 from pytest_kvcache.engine import setup
 from pytest_kvcache.home import home
 from pytest_kvcache.verdict.cells import StoredCell
-from pytest_kvcache.verdict.metrics import DEFAULT_METRICS
+from pytest_kvcache.verdict.metrics import DEFAULT_METRICS, Metric
 
 HERE = Path(__file__).parents[2]
 CONTEXT_TOKENS = 3500
@@ -141,10 +141,13 @@ class Lab:
         found = [c for c in cells if c.cell.profile == profile and tier in {"", c.cell.tier}]
         return min(found, key=lambda stored: stored.cell.context_tokens)
 
+    def mean(self, metric: Metric, profile: str, tier: str = "") -> float:
+        """Return the geometric mean of a metric over the boots of `baseline`, in its natural unit."""
+        return metric.natural(float(np.mean([metric.of(boot.figures) for boot in self.baseline(profile, tier).boots])))
+
     def slowed(self, share: float) -> Path:
         """Return an environment whose requests wait for a share of the baseline's TTFT before they reach a server."""
-        ttft_s = float(np.exp(np.mean([DEFAULT_METRICS[0].of(boot.figures) for boot in self.baseline("power").boots])))
-        return make(self.folder / f"slow-{share}", self.engine, delay_s=share * ttft_s)
+        return make(self.folder / f"slow-{share}", self.engine, delay_s=share * self.mean(DEFAULT_METRICS[0], "power"))
 
     def named(self, against: str) -> Path:
         """Return the environment that a word of --against means."""

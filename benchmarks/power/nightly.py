@@ -23,7 +23,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from benchmarks.power import changes, metrics, redraw
@@ -126,7 +125,6 @@ def gain_session(
         {CONTEXT_TOKENS: pairs},
         family=len(GAINS),
         policy=policy,
-        another_block=True,
         known=known(taken, gain, rounds),
     )[CONTEXT_TOKENS]
     return {
@@ -196,8 +194,7 @@ def take(lab: Lab, number: int, kind: str) -> dict[str, object]:
         if kind != SLOWED:
             return lab.engine
         # Each load takes what vLLM alone needs for the whole prompt.
-        gpu = [BY_NAME["ttft"].of(boot.figures) for boot in lab.baseline(PROFILE, GPU).boots]
-        return changes.slow_loads(lab.folder / "no-gain", lab.engine, float(np.exp(np.mean(gpu))))
+        return changes.slow_loads(lab.folder / "no-gain", lab.engine, lab.mean(BY_NAME["ttft"], PROFILE, GPU))
 
     options = (
         "--tier",
@@ -210,10 +207,10 @@ def take(lab: Lab, number: int, kind: str) -> dict[str, object]:
         "speed and not over",
     )
     rows = lab.run(Job(kind, profile, options, engine))
-    boot = lab.baseline(profile, tier).boots[-1]
     first = rows.iloc[0]
     if str(first.get("kv_verdict")) != "recorded":
         raise SystemExit(f"{kind}: {first.get('kv_verdict')}; {lab.folder / 'logs'} has what it said")
+    boot = lab.baseline(profile, tier).boots[-1]
     return {"round": number, "kind": kind, "began": first["began"], "minutes": first["minutes"], **boot.figures}
 
 

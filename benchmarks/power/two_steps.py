@@ -15,21 +15,15 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 from benchmarks.power import changes
 from benchmarks.power.engine import CONTEXT_TOKENS, Job, Lab
 from pytest_kvcache.engine import setup
 from pytest_kvcache.home import home
+from pytest_kvcache.verdict.metrics import BY_NAME
 
 DEFAULT = "cpu-tiny"
 #: Share of the TTFT of a request with hits by which its load is made slower.
 SLOWER = 0.5
-
-
-def mean_of(lab: Lab, key: str) -> float:
-    """Return the geometric mean of a figure over the boots of the baseline."""
-    return float(np.exp(np.mean([np.log(boot.figures[key]) for boot in lab.baseline(DEFAULT).boots])))
 
 
 def plan(lab: Lab, args: argparse.Namespace) -> Iterator[Job]:
@@ -39,7 +33,7 @@ def plan(lab: Lab, args: argparse.Namespace) -> Iterator[Job]:
     yield Job("default: baseline", DEFAULT, (*options, "--update-baselines"), real)
 
     def slowed() -> Path:
-        hit_s = mean_of(lab, "ttft_hit_over_cold") * mean_of(lab, "ttft_cold_geomean_s")
+        hit_s = lab.mean(BY_NAME["tier"], DEFAULT) * lab.mean(BY_NAME["compute"], DEFAULT)
         return changes.slow_loads(lab.folder / "slow", lab.engine, SLOWER * hit_s)
 
     for at in range(max(args.unchanged, args.changed)):

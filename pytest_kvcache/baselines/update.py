@@ -17,8 +17,8 @@ from pytest_kvcache.verdict.cells import Cell, StoredBoot, StoredCell, name_of
 from pytest_kvcache.verdict.comparability import differences
 from pytest_kvcache.verdict.interim import Policy, t_quantile
 from pytest_kvcache.verdict.interval import judge
-from pytest_kvcache.verdict.metrics import DEFAULT_METRICS, Metric, judged_of
-from pytest_kvcache.verdict.procedure import Boot, unusable
+from pytest_kvcache.verdict.metrics import DEFAULT_METRICS, Metric
+from pytest_kvcache.verdict.procedure import Boot, judged, unusable
 
 _CONFIDENCE = 0.95
 
@@ -35,7 +35,7 @@ def refusals(
         least_boots: Smallest number of boots: 6 for a profile that gates. A profile that only records may ask for
             fewer; verdicts then say that its baseline is too small.
     """
-    wanted = judged_of(metrics, [boot.figures for boot in boots])
+    wanted = judged(metrics, boots, None)
     lines = [f"boot {n}: {line}" for n, boot in enumerate(boots, start=1) for line in unusable(boot, wanted)]
     if dirty:
         lines.append(f"uncommitted changes: {dirty}")

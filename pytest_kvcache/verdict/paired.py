@@ -18,8 +18,8 @@ import numpy.typing as npt
 
 from pytest_kvcache.verdict.interim import Policy, t_quantile
 from pytest_kvcache.verdict.interval import Bounds, Outcome, classify, pooled
-from pytest_kvcache.verdict.metrics import Metric, judged_of
-from pytest_kvcache.verdict.procedure import Boot, Gate, Status, nothing_judged, unusable
+from pytest_kvcache.verdict.metrics import Metric
+from pytest_kvcache.verdict.procedure import Boot, Gate, Status, judged, nothing_judged, unusable
 
 #: How many pairs there are at each look: one, two and three blocks ABBA.
 PAIRS_AT_LOOK = (2, 4, 6)
@@ -97,21 +97,24 @@ def decide_pairs(
     for pairs in by_context.values():
         if len(pairs) not in allowed:
             raise ValueError(f"{len(pairs)} pairs; looks are at {', '.join(map(str, allowed))}")
-    judged = {context: _judged(pairs, policy) for context, pairs in by_context.items()}
+    metrics = {
+        context: judged(policy.metrics, [boot for pair in pairs for boot in (pair.a, pair.b)], None)
+        for context, pairs in by_context.items()
+    }
     verdicts: dict[int, PairedVerdict] = {}
     sound: dict[int, Sequence[BootPair]] = {}
     for context, pairs in by_context.items():
-        if not judged[context]:
+        if not metrics[context]:
             verdicts[context] = PairedVerdict("inconclusive", reasons=(nothing_judged(policy),), pairs=len(pairs))
-        elif faults := _faults(pairs, judged[context]):
+        elif faults := _faults(pairs, metrics[context]):
             verdicts[context] = PairedVerdict("invalid", reasons=faults, pairs=len(pairs))
         else:
             sound[context] = pairs
     for context, pairs in sound.items():
         gates = []
-        for metric in judged[context]:
+        for metric in metrics[context]:
             # Contexts that have none of an optional metric lend nothing to its spread.
-            lenders = [other for other in sound if metric in judged[other]]
+            lenders = [other for other in sound if metric in metrics[other]]
             groups = [sound[other] for other in lenders]
             gates.append(_gate(metric, groups, lenders.index(context), family, policy))
         more = another_block and len(pairs) < allowed[-1]
@@ -144,10 +147,6 @@ def judge_pairs(
         policy,
         widest=declared,
     )
-
-
-def _judged(pairs: Sequence[BootPair], policy: Policy) -> tuple[Metric, ...]:
-    return judged_of(policy.metrics, [boot.figures for pair in pairs for boot in (pair.a, pair.b)])
 
 
 def _gate(metric: Metric, groups: Sequence[Sequence[BootPair]], position: int, family: int, policy: Policy) -> Gate:

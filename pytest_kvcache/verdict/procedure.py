@@ -59,8 +59,7 @@ def decide(
     count = len(evidence.boots)
     if not 1 <= count <= policy.looks:
         raise ValueError(f"{count} boots for at most {policy.looks} looks")
-    known = [boot.figures for boot in evidence.boots] + [boot.figures for boot in (stored.boots if stored else ())]
-    metrics = judged_of(policy.metrics, known)
+    metrics = judged(policy.metrics, evidence.boots, stored)
     if not metrics:
         return CellVerdict("inconclusive", reasons=(nothing_judged(policy),), boots=count, fixed_boots=policy.looks)
     policy = replace(policy, metrics=metrics)
@@ -96,12 +95,16 @@ def incomparable(evidence: Evidence, stored: StoredCell, policy: Policy) -> tupl
     lines += canary.differences(
         [b.canary for b in stored.boots], [b.canary for b in evidence.boots], tolerance=policy.canary_tolerance
     )
-    known = [boot.figures for boot in evidence.boots] + [boot.figures for boot in stored.boots]
     lines += [
         f"{metric.label}: the baseline has no {metric.key}; record it anew with --update-baselines"
-        for metric in stored.unmeasured(judged_of(policy.metrics, known))
+        for metric in stored.unmeasured(judged(policy.metrics, evidence.boots, stored))
     ]
     return tuple(lines)
+
+
+def judged(metrics: Sequence[Metric], boots: Sequence[Boot], stored: StoredCell | None) -> tuple[Metric, ...]:
+    """Return the metrics without those optional ones that neither the boots nor the baseline have."""
+    return judged_of(metrics, [b.figures for b in boots] + [b.figures for b in (stored.boots if stored else ())])
 
 
 def tier_of(stored: StoredCell, siblings: Sequence[StoredCell]) -> tuple[StoredCell, ...]:

@@ -11,7 +11,7 @@ from pytest_kvcache.campaign.comparability import workload_hash
 from pytest_kvcache.load.records import OK, RequestRecord
 from pytest_kvcache.load.table import to_frame
 from pytest_kvcache.verdict.cells import Cell, StoredBoot, StoredCell, name_of
-from pytest_kvcache.verdict.metrics import DEFAULT_METRICS
+from pytest_kvcache.verdict.metrics import DEFAULT_METRICS, METRICS
 from pytest_kvcache.verdict.procedure import Boot, Evidence
 
 HASH = workload_hash({"seed": 1})
@@ -19,6 +19,8 @@ KEYS = {"hardware.cpu": "x"}
 CELL = Cell("p", "m", "pnfs", 1000)
 #: Twelve gates: two tiers, two contexts, three metrics.
 FAMILY = 12
+#: Metrics that a tier may have none of.
+OPTIONAL = [metric for metric in METRICS if metric.optional]
 LEVELS = {"ttft_geomean_s": 0.5, "tokens_per_s": 3000.0, "decode_tokens_per_s": 60.0}
 #: Six deviations with mean 0 and sd 1.
 UNIT = np.array([-1.25, -0.75, -0.25, 0.25, 0.75, 1.25]) / np.std([-1.25, -0.75, -0.25, 0.25, 0.75, 1.25], ddof=1)
@@ -62,6 +64,15 @@ def stored(
         workload=HASH,
         boots=boots,
     )
+
+
+def with_figures(base: StoredCell, added: Mapping[str, list[float]]) -> StoredCell:
+    """Return a baseline whose boots have more figures: a list over boots for each key."""
+    boots: tuple[StoredBoot, ...] = tuple(
+        each.model_copy(update={"figures": {**each.figures, **{key: values[n] for key, values in added.items()}}})
+        for n, each in enumerate(base.boots)
+    )
+    return base.model_copy(update={"boots": boots})
 
 
 def sibling(deviations: Sequence[float] | None = None, *, sd: float = 0.03, context: int = 3500) -> StoredCell:

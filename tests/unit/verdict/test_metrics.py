@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_kvcache.verdict.cells import StoredBoot, StoredCell
 from pytest_kvcache.verdict.interim import Policy
 from pytest_kvcache.verdict.metrics import BY_NAME, DEFAULT_METRICS, METRICS, Metric
 from pytest_kvcache.verdict.paired import BootPair, decide_pairs
 from pytest_kvcache.verdict.procedure import Boot, decide, incomparable
-from tests.unit.verdict.make import FAMILY, UNIT, boot, evidence, stored
+from tests.unit.verdict.make import FAMILY, OPTIONAL, UNIT, boot, evidence, stored, with_figures
 
 STORAGE = BY_NAME["l2_load_bytes_per_s"]
-
-
-def with_figures(base: StoredCell, added: Mapping[str, list[float]]) -> StoredCell:
-    """Return a baseline whose boots have more figures: a list over boots for each key."""
-    boots: tuple[StoredBoot, ...] = tuple(
-        each.model_copy(update={"figures": {**each.figures, **{key: values[n] for key, values in added.items()}}})
-        for n, each in enumerate(base.boots)
-    )
-    return base.model_copy(update={"boots": boots})
 
 
 def at(metric: Metric, worse: float, level: float = 0.4) -> dict[str, float]:
@@ -88,7 +77,7 @@ def test_what_no_side_has_of_an_optional_metric_is_not_judged() -> None:
     assert decide(evidence(gained), stored(), family=FAMILY, policy=policy).status == "incomparable"
 
 
-@pytest.mark.parametrize("metric", [m for m in METRICS if m.optional], ids=lambda metric: metric.short)
+@pytest.mark.parametrize("metric", OPTIONAL, ids=lambda metric: metric.short)
 def test_what_neither_has_keeps_nothing_from_being_compared(metric: Metric) -> None:
     """A boot may be added to a baseline that lacks an optional figure as it does; one that has it may not."""
     policy = Policy(metrics=(*DEFAULT_METRICS, metric))

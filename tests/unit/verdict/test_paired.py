@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from benchmarks.power.sessions import INCONCLUSIVE, PASSED, REGRESSED, play_pairs
 from pytest_kvcache.verdict.interim import Policy
 from pytest_kvcache.verdict.interval import Outcome
-from pytest_kvcache.verdict.metrics import DEFAULT_METRICS, METRICS, Metric
+from pytest_kvcache.verdict.metrics import DEFAULT_METRICS, Metric
 from pytest_kvcache.verdict.paired import PAIRS_AT_LOOK, BootPair, PairedVerdict, decide_pairs, order
 from pytest_kvcache.verdict.procedure import Boot
-from tests.unit.verdict.make import FAMILY, boot
+from tests.unit.verdict.make import FAMILY, OPTIONAL, boot
 
 NOISE = np.array([0.01, -0.01, 0.005, -0.005, 0.008, -0.008])
 differences = st.sampled_from(PAIRS_AT_LOOK).flatmap(lambda n: st.lists(st.floats(-0.5, 0.5), min_size=n, max_size=n))
@@ -69,7 +69,7 @@ def test_other_numbers_of_pairs_are_refused() -> None:
         say([0.0] * 6, policy=Policy(looks=2))
 
 
-@pytest.mark.parametrize("metric", [m for m in METRICS if m.optional], ids=lambda metric: metric.short)
+@pytest.mark.parametrize("metric", OPTIONAL, ids=lambda metric: metric.short)
 def test_contexts_that_lack_an_optional_metric_are_judged_without_it(metric: Metric) -> None:
     """A context without hits is no fault, and lends nothing to the spread of one that has them."""
     policy = Policy(metrics=(*DEFAULT_METRICS, metric))

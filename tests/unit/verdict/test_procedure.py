@@ -15,9 +15,9 @@ from pytest_kvcache.verdict.headline import deciding_gate
 from pytest_kvcache.verdict.in_the_making import too_wide
 from pytest_kvcache.verdict.interim import Policy
 from pytest_kvcache.verdict.interval import Outcome
-from pytest_kvcache.verdict.metrics import DEFAULT_METRICS, METRICS, Metric
+from pytest_kvcache.verdict.metrics import DEFAULT_METRICS, Metric
 from pytest_kvcache.verdict.procedure import Boot, CellVerdict, Evidence, decide, share
-from tests.unit.verdict.make import FAMILY, UNIT, boot, evidence, figures, sibling, stored
+from tests.unit.verdict.make import FAMILY, OPTIONAL, UNIT, boot, evidence, figures, sibling, stored, with_figures
 
 TEN = math.log(1.10)
 effects = st.floats(-0.6, 0.6)
@@ -171,23 +171,16 @@ def test_contexts_of_the_same_tier_are_pooled() -> None:
     assert say(0.0).gates[0].margin < lone.gates[0].margin
 
 
-OPTIONAL = [metric for metric in METRICS if metric.optional]
-
-
-def _with(base: StoredCell, metric: Metric, sd: float = 0.03) -> StoredCell:
+def _with(metric: Metric, sd: float = 0.03) -> StoredCell:
     """Return a baseline whose boots have one figure more, about 1."""
-    boots = [
-        b.model_copy(update={"figures": b.figures | {metric.key: metric.natural(u * sd)}})
-        for b, u in zip(base.boots, UNIT, strict=True)
-    ]
-    return base.model_copy(update={"boots": tuple(boots)})
+    return with_figures(stored(), {metric.key: [metric.natural(float(unit) * sd) for unit in UNIT]})
 
 
 @pytest.mark.parametrize("metric", OPTIONAL, ids=lambda metric: metric.short)
 def test_a_context_that_lacks_an_optional_metric_lends_it_nothing(metric: Metric) -> None:
     """Where vLLM alone has hits at a short context and none at a long one, each is judged by what it has."""
     policy = Policy(metrics=(*DEFAULT_METRICS, metric))
-    short, long = _with(stored(), metric), sibling()
+    short, long = _with(metric), sibling()
     new = Boot({**boot().figures, metric.key: 1.0})
     verdict = decide(evidence(new), short, family=FAMILY, siblings=[short, long], policy=policy)
     assert (verdict.status, [gate.df for gate in verdict.gates]) == ("pass", [10, 10, 10, 5])
@@ -196,7 +189,7 @@ def test_a_context_that_lacks_an_optional_metric_lends_it_nothing(metric: Metric
     assert (other.status, [gate.df for gate in other.gates]) == ("pass", [10, 10, 10])
     assert [each.metric for each in levels([short, long], family=FAMILY, policy=policy)] == list(policy.metrics)
     assert [each.metric for each in levels([long, short], family=FAMILY, policy=policy)] == list(DEFAULT_METRICS)
-    loose = [_with(stored(), metric, sd=3.0), long]
+    loose = [_with(metric, sd=3.0), long]
     assert set(too_wide(loose, needed=6, family=FAMILY, policy=policy)) == {metric.key}
     assert too_wide(loose[::-1], needed=6, family=FAMILY, policy=policy) == {}
 
