@@ -26,6 +26,7 @@ context_tokens = [3500]
 duration_s = {duration_s}
 request_timeout_s = 25
 token_timeout_s = 25
+yardsticks = 0
 # A fault is to be told whatever else the machine does.
 send_late_budget_s = 2
 """

@@ -134,3 +134,11 @@ def test_a_tier_that_lacks_an_optional_figure_adds_boot_to_boot(project: Project
         run(project, "--tier", "gpu", "--record-baselines", "--kv-boots", "1").assert_outcomes(passed=1, skipped=1)
         stored = json.loads(next((project.path / "baselines").rglob("context-50.json")).read_text())
         assert len(stored["boots"]) == count
+
+
+def test_a_broken_boot_skips_no_gate(project: Project) -> None:
+    """A figure that is missing since the boot is broken is no figure that the tier may lack: its test fails too."""
+    metrics = 'metrics = ["ttft", "l2_load_bytes_per_s"]'
+    more = f"\n[profiles.stub.gates]\n{metrics}\n"
+    configure(project, toml(vllm_args='"--stub-fail", "500"', duration_s=0.5, more=more))
+    run(project, "--tier", "gpu").assert_outcomes(failed=2)
