@@ -130,21 +130,25 @@ def _wait(
     now: list[Handle], all_handles: list[Handle], *, deadline: float, told: Callable[[Sequence[str]], None]
 ) -> None:
     waiting = list(now)
-    while waiting:
-        for handle in all_handles:
-            code = handle.exit_code()
-            if code is not None:
-                raise component_failed(handle, code, "ended while starting")
-        waiting = [handle for handle in waiting if not _is_ready(handle)]
-        if waiting and time.monotonic() > deadline:
-            handle = waiting[0]
-            raise component_failed(handle, None, "was not ready in time (boot_timeout_s)")
-        if waiting:
-            told([handle.component.name for handle in waiting])
-            time.sleep(_POLL_S)
+    # One session for all looks: each that is closed has finalizers run, where Python swallows what a signal's handler
+    # raises, as pytest-timeout's does. The URLs are always loopback, so no proxy of the environment is used.
+    with requests.Session() as session:
+        session.trust_env = False
+        while waiting:
+            for handle in all_handles:
+                code = handle.exit_code()
+                if code is not None:
+                    raise component_failed(handle, code, "ended while starting")
+            waiting = [handle for handle in waiting if not _is_ready(handle, session)]
+            if waiting and time.monotonic() > deadline:
+                handle = waiting[0]
+                raise component_failed(handle, None, "was not ready in time (boot_timeout_s)")
+            if waiting:
+                told([handle.component.name for handle in waiting])
+                time.sleep(_POLL_S)
 
 
-def _is_ready(handle: Handle) -> bool:
+def _is_ready(handle: Handle, session: requests.Session) -> bool:
     component = handle.component
     if component.ready_line:
         lines = handle.log.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -152,10 +156,7 @@ def _is_ready(handle: Handle) -> bool:
     if component.ready_url is None:
         return True
     try:
-        # The URL is always loopback, so no proxy of the environment is used.
-        with requests.Session() as session:
-            session.trust_env = False
-            status = session.get(component.ready_url, timeout=1.0).status_code
+        status = session.get(component.ready_url, timeout=1.0).status_code
     except requests.RequestException:
         return False
     return component.ready_any_status or status == 200

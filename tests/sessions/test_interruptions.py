@@ -88,7 +88,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, where: str, path: Path, error: Ba
             now()
 
     if where == "boot":
-        monkeypatch.setattr(pairs, "_is_ready", lambda _: now())
+        monkeypatch.setattr(pairs, "_is_ready", lambda *_: now())
     else:
         monkeypatch.setattr(ServingPair, "check_alive", under_load)
     return came
