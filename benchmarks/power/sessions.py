@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
-from pytest_kvcache.verdict.interim import Policy
+from pytest_kvcache.verdict.interim import Policy, effective_days
 from pytest_kvcache.verdict.interval import Bounds, Outcome, judge, pooled
 from pytest_kvcache.verdict.paired import PAIRS_AT_LOOK, judge_pairs
 
@@ -35,6 +35,7 @@ class Scenario:
         shift: By how much the first metric of the first cell is worse, log scale.
         day_sd: sd of what all boots of one session (day) have in common, drawn for each gate.
         days: Over how many sessions the baseline's boots were taken.
+        days_alike: Whether a day moves all contexts of a tier alike.
         context_factors: Factors of the spread by context; () for 1.
         tails: Degrees of freedom of the boots' own t distribution, scaled to its sd; 0 for the normal.
         policy: The rules.
@@ -48,6 +49,7 @@ class Scenario:
     shift: float = 0.0
     day_sd: float = 0.0
     days: int = 1
+    days_alike: bool = False
     context_factors: tuple[float, ...] = ()
     tails: int = 0
     policy: Policy = field(default_factory=Policy)
@@ -72,9 +74,10 @@ def draw(scenario: Scenario, sessions: int, rng: np.random.Generator) -> tuple[F
 
     base, new = boots(s.baseline_boots), boots(s.policy.looks)
     if s.day_sd:
-        days = rng.standard_normal((*shape, s.days)) * s.day_sd
+        which = (*shape[:2], 1, *shape[3:]) if s.days_alike else shape
+        days = rng.standard_normal((*which, s.days)) * s.day_sd
         base = base + days[..., np.arange(s.baseline_boots) % s.days]
-        new = new + rng.standard_normal((*shape, 1)) * s.day_sd
+        new = new + rng.standard_normal((*which, 1)) * s.day_sd
     new[:, 0, 0, 0, :] += s.shift
     return base, new
 
@@ -94,7 +97,7 @@ def bounds(scenario: Scenario, base: Floats, new: Floats) -> Bounds:
         new_boots=new.shape[-1],
         family=s.gates,
         policy=s.policy,
-        days=s.days,
+        days=effective_days(np.bincount(np.arange(base.shape[-1]) % s.days).tolist()),
     )
 
 

@@ -108,6 +108,12 @@ def broken_assumptions(sessions: int) -> Iterator[dict[str, str]]:
         "days differ by sd 3 %, baseline of 1 day": Scenario(tiers=4, day_sd=0.03),
         "days differ by sd 3 %, baseline of 3 days": Scenario(tiers=4, day_sd=0.03, days=3),
         "days differ by sd 3 %, baseline of 6 days": Scenario(tiers=4, day_sd=0.03, days=6),
+        "days differ by sd 3 %, baseline of 6 days, and the policy says so": Scenario(
+            tiers=4, day_sd=0.03, days=6, policy=Policy(day_sd=0.03)
+        ),
+        "the same, days move both contexts of a tier alike": Scenario(
+            tiers=4, day_sd=0.03, days=6, days_alike=True, policy=Policy(day_sd=0.03)
+        ),
     }
     for name, scenario in kinds.items():
         yield {"what does not hold": name, "margin": _percent(usual_margin(scenario, SEED))} | _quiet(

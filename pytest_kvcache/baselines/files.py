@@ -6,14 +6,14 @@ Nothing here prints. Tables are data frames of text, ready for `to_string(index=
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from pytest_kvcache.baselines.store import read_bytes
-from pytest_kvcache.baselines.update import levels
+from pytest_kvcache.baselines.update import MetricLevel, levels
 from pytest_kvcache.errors import BaselineError
 from pytest_kvcache.verdict.cells import (
     MAX_JSON_BYTES,
@@ -29,6 +29,8 @@ from pytest_kvcache.verdict.interim import Policy
 from pytest_kvcache.verdict.metrics import DEFAULT_METRICS
 from pytest_kvcache.verdict.procedure import tier_of
 
+#: A wider margin, as a share, is no number worth a look.
+_NOTHING_TOLD = 10.0
 _PREFIX, _SUFFIX = "context-", ".json"
 _NO_FOLDER = "record baselines with `pytest -m perf --record-baselines`, or name their folder with --kv-baselines"
 
@@ -73,21 +75,17 @@ def readable(found: Sequence[Found]) -> tuple[StoredCell, ...]:
 
 def list_table(
     found: Sequence[Found],
+    rules: Callable[[StoredCell], tuple[Policy, int]],
     *,
     tables: Mapping[Path, str] | None = None,
-    family: int | None = None,
-    policy: Policy | None = None,
 ) -> pd.DataFrame:
-    """Return one line for each file: cell, boots, sessions, dates, margin of TTFT, and what is wrong with the file.
+    """Return one line for each file: cell, boots, sessions, dates, the widest margin, and what is wrong with the file.
 
     Args:
         found: The files, from `scan`.
+        rules: Returns the rules of a cell's verdicts, and the number of declared gates, on which margins depend.
         tables: Problems of the tables of requests, from `tables.problems`.
-        family: Number of declared gates, on which the margin depends; None counts the gates of the file's profile and
-            machine.
-        policy: The rules of verdicts; None takes the default rules.
     """
-    policy = policy or Policy()
     cells = readable(found)
     lines = []
     for item in found:
@@ -98,24 +96,36 @@ def list_table(
         if stored is None:
             lines.append(line | {"boots": "-", "sessions": "-", "recorded": "-", "margin": "-", "state": item.problem})
             continue
-        gates = family or sum(_same_run(c, stored) for c in cells) * len(policy.metrics)
-        known = levels(tier_of(stored, cells), family=gates, policy=policy)
-        margin = known[0].margin if known else math.nan
+        policy, family = rules(stored)
+        known = levels(tier_of(stored, cells), family=family, policy=policy)
         dates = sorted(boot.recorded for boot in stored.boots)
-        few = len(stored.boots) < policy.least_boots
         lines.append(
             line
             | {
                 "boots": str(len(stored.boots)),
                 "sessions": str(len({boot.run_id for boot in stored.boots})),
                 "recorded": dates[0] if dates[0] == dates[-1] else f"{dates[0]} … {dates[-1]}",
-                "margin": "-" if math.isnan(margin) or margin > 10 else f"{margin:+.0%}",
-                "state": (tables or {}).get(item.path)
-                or (f"too small: gates need {policy.least_boots} boots" if few else "ok"),
+                "margin": ", ".join(f"{level.metric.short} {_margin(level)}" for level in known) or "-",
+                "state": (tables or {}).get(item.path) or _state(stored, known, policy),
             }
         )
     columns = ["profile", "machine", "tier", "context", "boots", "sessions", "recorded", "margin", "state"]
     return pd.DataFrame(lines, columns=columns)
+
+
+def _margin(level: MetricLevel) -> str:
+    return "-" if math.isnan(level.margin) or level.margin > _NOTHING_TOLD else f"{level.margin:+.0%}"
+
+
+def _state(stored: StoredCell, known: Sequence[MetricLevel], policy: Policy) -> str:
+    if len(stored.boots) < policy.least_boots:
+        return f"too small: gates need {policy.least_boots} boots"
+    wide = [
+        f"{level.metric.short} may pass at {most:+.0%} at most"
+        for level in known
+        if level.margin > (most := max(policy.widest_margin, policy.margin_of(level.metric.key))) * (1 + 1e-9)
+    ]
+    return f"spreads too far: {', '.join(wide)}" if wide else "ok"
 
 
 @dataclass(frozen=True)
@@ -154,7 +164,7 @@ def show(
             "mean": f"{level.mean:.4g}",
             "95 % interval": "-" if math.isnan(level.low) else f"{level.low:.4g} … {level.high:.4g}",
             "boot sd": "-" if math.isnan(level.sd) else f"{math.expm1(level.sd):.1%}",
-            "margin": "-" if math.isnan(level.margin) or level.margin > 10 else f"{level.margin:+.0%}",
+            "margin": _margin(level),
         }
         for level in levels(tier_of(stored, siblings), family=family, policy=policy)
     ]
@@ -270,10 +280,6 @@ def _cell_at(path: Path) -> Cell | None:
 
 def _json_of(path: Path) -> Path:
     return path.with_name(path.name.removesuffix(".requests.parquet") + _SUFFIX)
-
-
-def _same_run(one: StoredCell, other: StoredCell) -> bool:
-    return (one.cell.profile, one.cell.machine) == (other.cell.profile, other.cell.machine)
 
 
 def _order(found: Found) -> tuple[tuple[str, ...], int]:

@@ -187,7 +187,7 @@ def levels(tier: Sequence[StoredCell], *, family: int, policy: Policy | None = N
                 family=family,
                 policy=policy,
                 metric=metric.key,
-                days=len({boot.run_id for boot in tier[0].boots}),
+                days=tier[0].days(),
                 usual_leverage=known.usual_leverage,
             ).margin
             # The exponent is capped, since a cell that resolves next to nothing would overflow.

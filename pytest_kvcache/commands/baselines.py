@@ -67,7 +67,9 @@ def run(args: argparse.Namespace, say: Say) -> int:
 def _list(args: argparse.Namespace, say: Say) -> int:
     found = files.scan(args.kv_baselines)
     problems = tables.problems(found)
-    say(_text(files.list_table(found, tables=problems)) if found else "no baselines")
+    known = catalogue.load(args.located.config)
+    table = files.list_table(found, lambda stored: _rules(known, stored), tables=problems)
+    say(_text(table) if found else "no baselines")
     return 1 if problems or any(f.problem for f in found) else 0
 
 
@@ -82,7 +84,7 @@ def _show(args: argparse.Namespace, say: Say) -> int:
     item = named[chosen[0]]
     if item.stored is None:
         raise BaselineError(item.problem, where=str(item.path), todo=item.todo)
-    rules, family = _rules(args, item.stored)
+    rules, family = _rules(catalogue.load(args.located.config), item.stored)
     shown = files.show(item.stored, files.readable(found), family=family, policy=rules)
     say(f"{_long(chosen[0])}: {shown.label}")
     for table in (shown.levels, shown.boots, shown.keys):
@@ -188,9 +190,8 @@ def _migrate(args: argparse.Namespace, say: Say) -> int:
     return 1 if left or (writes and not args.yes) else 0
 
 
-def _rules(args: argparse.Namespace, stored: StoredCell) -> tuple[Policy, int]:
+def _rules(known: catalogue.Catalogue, stored: StoredCell) -> tuple[Policy, int]:
     """Return rules and number of gates of the cell's profile, or the defaults where the profile is gone."""
-    known = catalogue.load(args.located.config)
     try:
         profile = known.profile(stored.cell.profile)
     except ConfigError:

@@ -52,15 +52,16 @@ def _cost_of_metrics(profile: Profile) -> list[str]:
     count, usual, boots = len(profile.judged), len(DEFAULT_METRICS), profile.rules.baseline_boots
     cells = len(profile.workload.context_tokens) * _USUAL_TIERS
     if count > usual and boots > 1:
-        # As many boots of each context lend their spread; boots - 1 degrees of freedom each.
+        # As many boots of each context lend their spread; boots - 1 degrees of freedom each. Declared drift costs less,
+        # as its quantiles are those of a normal distribution, and how much of the spread it is nobody knows yet.
         df = len(profile.workload.context_tokens) * (boots - 1)
         more, less = (
             resolution(profile.policy, baseline_boots=boots, df=df, family=cells * metrics)
             for metrics in (count, usual)
         )
         found.append(
-            f"gates.metrics names {count} metrics: a change must be {more / less - 1:.0%} larger to be told than with "
-            f"{usual}, since each gate is one more that may raise a false alarm"
+            f"gates.metrics names {count} metrics: a change must be up to {more / less - 1:.0%} larger to be told than "
+            f"with {usual}, since each gate is one more that may raise a false alarm"
         )
     if profile.rules.early_stop and not can_stop_early(profile.judged):
         whole = [metric.key for metric in profile.judged if not can_stop_early([metric])]

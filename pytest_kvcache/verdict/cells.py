@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Annotated, Any, Literal, NoReturn
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
 
 from pytest_kvcache.errors import BaselineError
+from pytest_kvcache.verdict.interim import effective_days
 from pytest_kvcache.verdict.metrics import DEFAULT_METRICS, Metric
 from pytest_kvcache.verdict.token_account import TokenAccount
 
@@ -185,6 +187,10 @@ class StoredCell(BaselineModel):
     def unmeasured(self, metrics: Sequence[Metric]) -> tuple[Metric, ...]:
         """Return those of these metrics that not every boot of the baseline has."""
         return tuple(m for m in metrics if not all(m.measured(boot.figures) for boot in self.boots))
+
+    def days(self, more: int = 0) -> float:
+        """Return over how many sessions the boots were taken (`effective_days`), and `more`, each of its own."""
+        return effective_days([*Counter(boot.run_id for boot in self.boots).values(), *[1] * more])
 
     @property
     def address(self) -> Cell:

@@ -195,7 +195,6 @@ def too_wide(tier: Sequence[StoredCell], *, needed: int, family: int, policy: Po
         counts = [max(len(cell.boots), needed) for cell in own]
         df = sum(counts) - len(counts)
         adjusted = bool(spread.usable(own, policy.adjust_for))
-        days = len({boot.run_id for boot in tier[0].boots}) + counts[0] - len(tier[0].boots)
         known = spread.level(tier, metric, adjust_for=policy.adjust_for)
         least_sd = known.sd * math.sqrt(known.df / float(special.chdtri(known.df, 1 - _SURE)))
         bounds = judge(
@@ -207,7 +206,7 @@ def too_wide(tier: Sequence[StoredCell], *, needed: int, family: int, policy: Po
             family=family,
             policy=policy,
             metric=metric.key,
-            days=days,
+            days=tier[0].days(more=counts[0] - len(tier[0].boots)),
             usual_leverage=spread.usual_leverage(counts[0], df) if adjusted else 0.0,
         )
         if int(bounds.outcome) == Outcome.TOO_WIDE:

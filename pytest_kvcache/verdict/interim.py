@@ -21,6 +21,7 @@ make it sharper.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -140,6 +141,32 @@ def standard_errors(baseline_boots: int, new_boots: int, leverage: npt.ArrayLike
     That of the two-sample t, and of the analysis of covariance where there is a leverage; of its shape.
     """
     return np.asarray(np.sqrt(1 / baseline_boots + 1 / new_boots + np.asarray(leverage, dtype=np.float64)))
+
+
+def effective_days(boots: Collection[int]) -> float:
+    """Return over how many sessions boots were taken, from the boots of each: sum² / sum of squares.
+
+    It is the number of equally large sessions whose mean is known as well (Kish, "Survey Sampling", 1965).
+    """
+    return sum(boots) ** 2 / sum(count**2 for count in boots)
+
+
+def drift_errors(baseline_boots: int, new_boots: int, days: float) -> float:
+    """Return what drift adds to the standard error of a difference of two means, in sd of a day: root of its variance.
+
+    The new boots are of one day, the baseline's of `days`, so that days move their difference by the root of
+    1 + 1/days. But boots of several days spread by these days too, and `standard_errors` times that spread has counted
+    them there: boots that are each of a day of its own have the whole variance of a day in their own, boots of one day
+    nothing of it (expected mean squares of a random effect: Searle, "Variance Components", 1992).
+
+    Args:
+        baseline_boots: K.
+        new_boots: m.
+        days: Of the baseline (`effective_days`), from 1 to K.
+    """
+    within = (1 - 1 / days) / (1 - 1 / baseline_boots) if baseline_boots > 1 else 0.0
+    counted = within * (1 / baseline_boots + 1 / new_boots)
+    return math.sqrt(max(0.0, 1 + 1 / days - counted))
 
 
 @lru_cache(maxsize=4096)

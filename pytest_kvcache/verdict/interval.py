@@ -17,7 +17,14 @@ from enum import IntEnum
 import numpy as np
 import numpy.typing as npt
 
-from pytest_kvcache.verdict.interim import Policy, pass_quantile, resolved_errors, standard_errors, t_quantile
+from pytest_kvcache.verdict.interim import (
+    Policy,
+    drift_errors,
+    pass_quantile,
+    resolved_errors,
+    standard_errors,
+    t_quantile,
+)
 
 Floats = npt.NDArray[np.float64]
 Real = Floats | np.float64
@@ -109,7 +116,7 @@ def judge(
     family: int,
     policy: Policy,
     metric: str = "",
-    days: int = 1,
+    days: float = 1.0,
     leverage: npt.ArrayLike = 0.0,
     usual_leverage: float = 0.0,
 ) -> Bounds:
@@ -133,7 +140,7 @@ def judge(
         family: How many gates are declared.
         policy: The rules.
         metric: Key, where it has a margin or a `day_sd` of its own.
-        days: Over how many sessions the baseline's boots were taken; used with `policy.day_sd_of`.
+        days: Over how many sessions the baseline's boots were taken (`effective_days`), for `policy.day_sd_of`.
         leverage: What an adjustment adds to the variance of the difference (`spread.Level.leverage`).
         usual_leverage: What it usually adds: the margin is what the baseline can resolve then, and a machine that has
             gone further away makes intervals wider and no margin.
@@ -153,14 +160,16 @@ def judge(
         told = pass_quantile(policy, new_boots, df=df, noncentrality=errors * (last / now))
         return np.asarray(t_quantile(level, df) * now), np.asarray(told * now), np.asarray(errors * last)
 
-    # The new boots are of one day, the baseline's of `days`: variances of random effects add (Searle, "Variance
-    # Components", 1992). What days differ by is declared and not estimated from few boots, so that it has the quantiles
-    # of a normal distribution; squares of half-widths are added, which is close to what Cochran (Biometrics 1964) does
-    # for variances of unlike degrees of freedom.
-    drift, one = policy.day_sd_of(metric) * standard_errors(days, 1), np.asarray(1.0)
+    # Variances of random effects add. What days differ by is declared and not estimated from few boots, so that it has
+    # the quantiles of a normal distribution; squares of half-widths are added, which is close to what Cochran
+    # (Biometrics 1964) does for variances of unlike degrees of freedom.
+    day_sd, one = policy.day_sd_of(metric), np.asarray(1.0)
+    drift = [day_sd * drift_errors(baseline_boots, boots, days) for boots in (new_boots, new_boots, policy.looks)]
     strict, ample, resolved = (
-        np.hypot(spread * of_boots, drift * of_days)
-        for of_boots, of_days in zip(half_widths(df, now, last), half_widths(_DECLARED, one, one), strict=True)
+        np.hypot(spread * of_boots, drifted * of_days)
+        for of_boots, drifted, of_days in zip(
+            half_widths(df, now, last), drift, half_widths(_DECLARED, one, one), strict=True
+        )
     )
     margin = np.maximum(np.log1p(policy.margin_of(metric)), resolved)
     return classify(

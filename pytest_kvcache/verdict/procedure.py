@@ -162,7 +162,7 @@ def _gates(
             family=family,
             policy=policy,
             metric=metric.key,
-            days=len({boot.run_id for boot in stored.boots}),
+            days=stored.days(),
             leverage=old.leverage(speed),
             usual_leverage=old.usual_leverage,
         )

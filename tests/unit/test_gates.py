@@ -167,7 +167,7 @@ def test_what_more_metrics_cost_is_said() -> None:
     )
     assert few == []
     assert re.fullmatch(
-        r"gates.metrics names 6 metrics: a change must be [1-9]\d?% larger to be told than with 3.*", many[0]
+        r"gates.metrics names 6 metrics: a change must be up to [1-9]\d?% larger to be told than with 3.*", many[0]
     )
     assert (
         many[1]

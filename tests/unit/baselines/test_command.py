@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_kvcache.baselines import files, tables
+from pytest_kvcache.baselines import files, store, tables
+from pytest_kvcache.baselines.store import Write
 from pytest_kvcache.cli import main
 from pytest_kvcache.verdict.cells import Cell, requests_path
 from tests.projects import git
@@ -194,3 +195,15 @@ def test_a_diff_without_git_says_so(
     monkeypatch.setenv("PATH", str(root))
     assert command(root, "diff") == 1
     assert "git is not installed" in capsys.readouterr().err
+
+
+def test_margins_are_those_that_a_session_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`list` and `show` tell the same margins: of the profile's metrics, over all gates that it declares."""
+    store.write_all(tmp_path, [Write(stored(cell=Cell("cpu-nightly", "m", "pnfs", 3500)))])
+    assert command(tmp_path, "list") == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if " pnfs " in line]
+    assert command(tmp_path, "show", "cpu-nightly/pnfs/3500") == 0
+    shown = capsys.readouterr().out
+    (speed,) = [each.split()[-1] for each in shown.splitlines() if each.lstrip().startswith("processing speed")]
+    assert f"speed {speed}" in line
+    assert "ttft" not in line

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from pytest_kvcache.baselines import files, older, store
 from pytest_kvcache.baselines.store import Write
 from pytest_kvcache.errors import BaselineError
-from pytest_kvcache.verdict.cells import Cell, requests_path
+from pytest_kvcache.verdict.cells import Cell, StoredCell, requests_path
+from pytest_kvcache.verdict.interim import Policy
+from pytest_kvcache.verdict.metrics import DEFAULT_METRICS
 from tests.unit.baselines.test_store import recorded
 from tests.unit.verdict.make import CELL, sibling, stored
 
@@ -31,9 +34,14 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def rules(_: StoredCell) -> tuple[Policy, int]:
+    """Return the default rules, for twelve gates."""
+    return Policy(), 12
+
+
 def test_everything_is_found_in_order(root: Path) -> None:
     """Damaged, old and foreign files are listed with what is wrong; contexts come in the order of numbers."""
-    table = files.list_table(files.scan(root), family=12)
+    table = files.list_table(files.scan(root), rules)
     assert table["tier"].tolist() == ["cpu"] * 4 + ["pnfs", "pnfs", "s3", "pnfs"]
     assert table["context"].tolist()[4:6] == ["1000", "3500"]
     states = table["state"].tolist()
@@ -42,13 +50,31 @@ def test_everything_is_found_in_order(root: Path) -> None:
     assert sum("has schema 99" in s for s in states) == 1
     assert table["boots"].tolist()[4:] == ["6", "6", "3", "6"]
     assert table["sessions"].tolist()[4:] == ["2", "2", "1", "1"]
-    assert table["margin"].tolist()[4] == "+12%"
-    assert len(files.list_table(files.scan(root))) == 8
+    assert table["margin"].tolist()[4] == "ttft +12%, speed +12%, decode +12%"
+
+
+def test_each_file_is_listed_by_the_rules_of_its_profile(tmp_path: Path) -> None:
+    """Margins are those of the gates that the profile declares, and what spreads too far for one is no gate."""
+    store.write_all(tmp_path, [Write(stored()), Write(stored(cell=OTHER, sd=0.12))])
+    found = files.scan(tmp_path)
+
+    def table_of(declared: int) -> pd.DataFrame:
+        return files.list_table(found, lambda _: (Policy(metrics=DEFAULT_METRICS[:1]), declared))
+
+    few, many = table_of(3), table_of(96)
+    for table in (few, many):
+        assert all(margin.startswith("ttft +") for margin in table["margin"])
+        assert table["state"].tolist() == ["ok", "spreads too far: ttft may pass at +50% at most"]
+
+    def margins(table: pd.DataFrame) -> list[int]:
+        return [int(margin.removeprefix("ttft +").removesuffix("%")) for margin in table["margin"]]
+
+    assert all(less < more for less, more in zip(margins(few), margins(many), strict=True))
 
 
 def test_an_empty_shelf_is_a_table_without_lines(tmp_path: Path) -> None:
     """No baselines are no error; no folder is one."""
-    assert files.list_table(files.scan(tmp_path)).empty
+    assert files.list_table(files.scan(tmp_path), rules).empty
     with pytest.raises(BaselineError, match="not a folder"):
         files.scan(tmp_path / "none")
 

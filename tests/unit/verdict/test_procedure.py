@@ -212,10 +212,22 @@ def test_drift_between_days_widens_what_it_must() -> None:
     """A declared drift from day to day widens interval and margin, less so for a baseline of many days."""
     plain, drift = Policy(), Policy(day_sd=0.02)
     widths = []
-    for policy, sessions in ((plain, 1), (drift, 6), (drift, 1)):
+    for policy, sessions in ((plain, 1), (drift, 3), (drift, 2), (drift, 1)):
         gate = decide(evidence(boot()), stored(sessions=sessions), family=FAMILY, policy=policy).gates[0]
         widths.append((gate.effect - gate.lower, gate.upper - gate.effect, gate.margin))
-    assert widths[0] < widths[1] < widths[2]
+    for column in zip(*widths, strict=True):
+        assert list(column) == sorted(column)
+        assert len(set(column)) == len(column)
+
+
+def test_drift_that_boots_show_already_is_not_counted_twice() -> None:
+    """Against boots that are each of a day of its own, one new boot needs no allowance for days beside their spread."""
+    plain, drift = (
+        decide(evidence(boot()), stored(sessions=6), family=FAMILY, policy=policy).gates[0]
+        for policy in (Policy(), Policy(day_sd=0.02))
+    )
+    assert (drift.lower, drift.upper) == pytest.approx((plain.lower, plain.upper))
+    assert drift.margin > plain.margin  # which is that of three boots of one day
 
 
 def test_drift_of_one_metric_widens_that_one_alone() -> None:
