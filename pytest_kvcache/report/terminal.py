@@ -17,6 +17,7 @@ from pytest_kvcache.verdict.estimate import Estimates
 from pytest_kvcache.verdict.gains import Gain
 from pytest_kvcache.verdict.gates import AnyGate, GateVerdict
 from pytest_kvcache.verdict.interim import Policy
+from pytest_kvcache.verdict.interval import Outcome
 from pytest_kvcache.verdict.limits import Limit
 from pytest_kvcache.verdict.paired import PairedVerdict
 
@@ -259,13 +260,16 @@ def failure(result: CellResult, gate: AnyGate | None, *, refresh: str, others: S
         undecided = about is not None and about.outcome in headline.UNDECIDED
         reason = verdict.reasons[0] if verdict and verdict.reasons else ""
         head = headline.gate_line(about) if about is not None and (undecided or not reason) else reason
+        count, unit = len(result.runs), "pair" if paired else "boot"
+        wide = not paired and about is not None and about.outcome == Outcome.TOO_WIDE
         parts = [
-            f"{where} is inconclusive after {len(result.runs)} {'pairs' if paired else 'boots'}: {head}",
+            f"{where} is inconclusive after {count} {unit if count == 1 else f'{unit}s'}: {head}",
             *reasons,
             gates_table(result),
             *notes,
+            data,
+            in_the_making.SPREADS_TOO_FAR if wide else "",
         ]
-        parts += [data]
     elif found == "refused":
         parts = [f"{where} was not made a baseline:", *reasons, data]
     else:

@@ -24,7 +24,8 @@ from pytest_kvcache.verdict.procedure import share
 _TENFOLD = 9.0
 #: How sure a forecast is.
 _SURE = 0.9
-_TODO = (
+#: What to do where boots of a baseline spread so far that it is no gate.
+SPREADS_TOO_FAR = (
     "see which boot is off (pytest-kvcache baselines show), take the baseline anew on a quieter machine "
     "(--update-baselines), or take more boots (rules.baseline_boots)"
 )
@@ -215,7 +216,8 @@ def too_wide(tier: Sequence[StoredCell], *, needed: int, family: int, policy: Po
             most = max(policy.widest_margin, policy.margin_of(metric.key))
             lines[metric.key] = (
                 f"{metric.label}: with this session's, boots spread by {share(known.sd):.1%}, {share(least_sd):.1%} at "
-                f"the least: even so {counts[0]} of them tell only {least}, and at most {most:+.0%} may pass: {_TODO}"
+                f"the least: even so {counts[0]} of them tell only {least}, and at most {most:+.0%} may pass: "
+                f"{SPREADS_TOO_FAR}"
             )
     return lines
 
