@@ -131,7 +131,8 @@ def _wait(
 ) -> None:
     waiting = list(now)
     # One session for all looks: each that is closed has finalizers run, where Python swallows what a signal's handler
-    # raises, as pytest-timeout's does. The URLs are always loopback, so no proxy of the environment is used.
+    # raises. `signals` has Ctrl-C come again then; pytest-timeout's alarm is not ours, and would be lost. The URLs are
+    # always loopback, so no proxy of the environment is used.
     with requests.Session() as session:
         session.trust_env = False
         while waiting:
