@@ -79,7 +79,7 @@ def list_table(
     *,
     tables: Mapping[Path, str] | None = None,
 ) -> pd.DataFrame:
-    """Return one line for each file: cell, boots, sessions, dates, the widest margin, and what is wrong with the file.
+    """Return one line for each file: cell, boots, sessions, dates, margin of each metric, what is wrong with it.
 
     Args:
         found: The files, from `scan`.
