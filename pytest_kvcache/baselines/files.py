@@ -5,7 +5,6 @@ Nothing here prints. Tables are data frames of text, ready for `to_string(index=
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +28,6 @@ from pytest_kvcache.verdict.interim import Policy
 from pytest_kvcache.verdict.metrics import DEFAULT_METRICS
 from pytest_kvcache.verdict.procedure import tier_of
 
-#: A wider margin, as a share, is no number worth a look.
-_NOTHING_TOLD = 10.0
 _PREFIX, _SUFFIX = "context-", ".json"
 _NO_FOLDER = "record baselines with `pytest -m perf --record-baselines`, or name their folder with --kv-baselines"
 
@@ -105,7 +102,7 @@ def list_table(
                 "boots": str(len(stored.boots)),
                 "sessions": str(len({boot.run_id for boot in stored.boots})),
                 "recorded": dates[0] if dates[0] == dates[-1] else f"{dates[0]} … {dates[-1]}",
-                "margin": ", ".join(f"{level.metric.short} {_margin(level)}" for level in known) or "-",
+                "margin": ", ".join(f"{level.metric.short} {level.words()['margin']}" for level in known) or "-",
                 "state": (tables or {}).get(item.path) or _state(stored, known, policy),
             }
         )
@@ -113,17 +110,13 @@ def list_table(
     return pd.DataFrame(lines, columns=columns)
 
 
-def _margin(level: MetricLevel) -> str:
-    return "-" if math.isnan(level.margin) or level.margin > _NOTHING_TOLD else f"{level.margin:+.0%}"
-
-
 def _state(stored: StoredCell, known: Sequence[MetricLevel], policy: Policy) -> str:
     if len(stored.boots) < policy.least_boots:
         return f"too small: gates need {policy.least_boots} boots"
     wide = [
-        f"{level.metric.short} may pass at {most:+.0%} at most"
+        f"{level.metric.short} may pass at {policy.widest_margin_of(level.metric.key):+.0%} at most"
         for level in known
-        if level.margin > (most := max(policy.widest_margin, policy.margin_of(level.metric.key))) * (1 + 1e-9)
+        if level.too_wide
     ]
     return f"spreads too far: {', '.join(wide)}" if wide else "ok"
 
@@ -162,9 +155,7 @@ def show(
         {
             "metric": level.metric.label,
             "mean": f"{level.mean:.4g}",
-            "95 % interval": "-" if math.isnan(level.low) else f"{level.low:.4g} … {level.high:.4g}",
-            "boot sd": "-" if math.isnan(level.sd) else f"{math.expm1(level.sd):.1%}",
-            "margin": _margin(level),
+            **level.words(),
         }
         for level in levels(tier_of(stored, siblings), family=family, policy=policy)
     ]

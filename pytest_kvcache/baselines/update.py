@@ -16,11 +16,13 @@ from pytest_kvcache.verdict import spread
 from pytest_kvcache.verdict.cells import Cell, StoredBoot, StoredCell, name_of
 from pytest_kvcache.verdict.comparability import differences
 from pytest_kvcache.verdict.interim import Policy, t_quantile
-from pytest_kvcache.verdict.interval import judge
+from pytest_kvcache.verdict.interval import Outcome, judge
 from pytest_kvcache.verdict.metrics import DEFAULT_METRICS, Metric
 from pytest_kvcache.verdict.procedure import Boot, judged, unusable
 
 _CONFIDENCE = 0.95
+#: A wider margin, as a share, is no number worth a look.
+_NOTHING_TOLD = 10.0
 
 
 def refusals(
@@ -148,6 +150,7 @@ class MetricLevel:
         sd: Standard deviation of a boot on the log scale, pooled over the tier; NaN without a degree of freedom.
         margin: Smallest change that the cell can resolve, as a share, or the declared margin where that is larger; NaN
             without `sd`.
+        too_wide: Whether that is more than the rules let pass.
     """
 
     metric: Metric
@@ -157,6 +160,15 @@ class MetricLevel:
     high: float
     sd: float
     margin: float
+    too_wide: bool
+
+    def words(self) -> dict[str, str]:
+        """Return interval, spread and margin as tables have them, by column; `-` where there is none to tell."""
+        return {
+            "95 % interval": "-" if math.isnan(self.low) else f"{self.low:.4g} … {self.high:.4g}",
+            "boot sd": "-" if math.isnan(self.sd) else f"{math.expm1(self.sd):.1%}",
+            "margin": "-" if math.isnan(self.margin) or self.margin > _NOTHING_TOLD else f"{self.margin:+.0%}",
+        }
 
 
 def levels(tier: Sequence[StoredCell], *, family: int, policy: Policy | None = None) -> tuple[MetricLevel, ...]:
@@ -174,7 +186,7 @@ def levels(tier: Sequence[StoredCell], *, family: int, policy: Policy | None = N
         if tier[0].unmeasured([metric]):
             continue
         own = np.array([metric.of(boot.figures) for boot in tier[0].boots])
-        sd, margin, half = math.nan, math.nan, math.nan
+        sd, margin, half, too_wide = math.nan, math.nan, math.nan, False
         if spread.degrees(tier, metric, adjust_for=policy.adjust_for) > 0:
             known = spread.level(tier, metric, adjust_for=policy.adjust_for)
             sd = known.sd
@@ -189,14 +201,15 @@ def levels(tier: Sequence[StoredCell], *, family: int, policy: Policy | None = N
                 metric=metric.key,
                 days=tier[0].days(),
                 usual_leverage=known.usual_leverage,
-            ).margin
+            )
+            too_wide = int(resolved.outcome) == Outcome.TOO_WIDE
             # The exponent is capped, since a cell that resolves next to nothing would overflow.
-            margin = float(np.expm1(min(float(resolved), 100.0)))
+            margin = float(np.expm1(min(float(resolved.margin), 100.0)))
         if count > 1:
             half = t_quantile((1 - _CONFIDENCE) / 2, count - 1) * float(own.std(ddof=1)) / math.sqrt(count)
         middle = metric.natural(float(own.mean()))
         ends = (middle * math.exp(-half), middle * math.exp(half))
-        result.append(MetricLevel(metric, count, middle, *ends, sd, margin))
+        result.append(MetricLevel(metric, count, middle, *ends, sd, margin, too_wide))
     return tuple(result)
 
 

@@ -14,6 +14,7 @@ from pytest_kvcache.report.rows import compared_status, declared_gate, gate_of, 
 from pytest_kvcache.report.series import FIGURES
 from pytest_kvcache.verdict import headline, in_the_making, procedure
 from pytest_kvcache.verdict.estimate import Estimates
+from pytest_kvcache.verdict.evidence import counted
 from pytest_kvcache.verdict.gains import Gain
 from pytest_kvcache.verdict.gates import AnyGate, GateVerdict
 from pytest_kvcache.verdict.interim import Policy
@@ -194,9 +195,7 @@ def updates(results: Sequence[CellResult], *, family: int, policy: Policy, basel
                     "new": _format(new, "{:.4g}"),
                     "worse by": _format(worse, "{:+z.1%}"),
                     "baseline": f"{level.mean:.4g}",
-                    "95 % interval": "-" if math.isnan(level.low) else f"{level.low:.4g} … {level.high:.4g}",
-                    "boot sd": "-" if math.isnan(level.sd) else f"{math.expm1(level.sd):.1%}",
-                    "margin": "-" if math.isnan(level.margin) or level.margin > 10 else f"{level.margin:+.0%}",
+                    **level.words(),
                     "gate": in_the_making.progress(level.boots, policy=policy, baseline_boots=baseline_boots)[1],
                 }
             )
@@ -260,10 +259,10 @@ def failure(result: CellResult, gate: AnyGate | None, *, refresh: str, others: S
         undecided = about is not None and about.outcome in headline.UNDECIDED
         reason = verdict.reasons[0] if verdict and verdict.reasons else ""
         head = headline.gate_line(about) if about is not None and (undecided or not reason) else reason
-        count, unit = len(result.runs), "pair" if paired else "boot"
+        took = counted(len(result.runs), "pair" if paired else "boot")
         wide = not paired and about is not None and about.outcome == Outcome.TOO_WIDE
         parts = [
-            f"{where} is inconclusive after {count} {unit if count == 1 else f'{unit}s'}: {head}",
+            f"{where} is inconclusive after {took}: {head}",
             *reasons,
             gates_table(result),
             *notes,

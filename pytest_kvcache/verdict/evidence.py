@@ -112,6 +112,11 @@ class CellVerdict:
         return self.status != "needs-boot"
 
 
+def counted(count: int, unit: str) -> str:
+    """Return a number of boots or pairs in words: `1 boot`, `2 boots`."""
+    return f"{count} {unit}" if count == 1 else f"{count} {unit}s"
+
+
 def share(log_ratio: float) -> float:
     """Return a log ratio as a share: +0.0953 is 0.10, ten percent more time (or throughput down to 1/1.10)."""
     return math.expm1(log_ratio)

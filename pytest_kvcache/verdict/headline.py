@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pytest_kvcache.verdict.evidence import counted
 from pytest_kvcache.verdict.interval import Outcome
 from pytest_kvcache.verdict.paired import PairedVerdict
 from pytest_kvcache.verdict.procedure import CellVerdict, Gate, share
@@ -66,7 +67,7 @@ def after_look(verdict: CellVerdict, *, minutes_a_boot: float) -> str:
         verdict: After the last boot.
         minutes_a_boot: Engine minutes that a boot with its workload took.
     """
-    took = f"after {'1 boot' if verdict.boots == 1 else f'{verdict.boots} boots'}: {headline(verdict)}"
+    took = f"after {counted(verdict.boots, 'boot')}: {headline(verdict)}"
     if not verdict.final:
         return f"{took}; one more boot costs {minutes_a_boot:.1f} engine minutes"
     saved = verdict.fixed_boots - verdict.boots

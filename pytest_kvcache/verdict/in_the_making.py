@@ -213,10 +213,10 @@ def too_wide(tier: Sequence[StoredCell], *, needed: int, family: int, policy: Po
         if int(bounds.outcome) == Outcome.TOO_WIDE:
             told = share(min(float(bounds.margin), 100.0))
             least = f"a change of {told:+.0%}" if told < _TENFOLD else "a tenfold change or more"
-            most = max(policy.widest_margin, policy.margin_of(metric.key))
             lines[metric.key] = (
                 f"{metric.label}: with this session's, boots spread by {share(known.sd):.1%}, {share(least_sd):.1%} at "
-                f"the least: even so {counts[0]} of them tell only {least}, and at most {most:+.0%} may pass: "
+                f"the least: even so {counts[0]} of them tell only {least}, and at most "
+                f"{policy.widest_margin_of(metric.key):+.0%} may pass: "
                 f"{SPREADS_TOO_FAR}"
             )
     return lines

@@ -106,6 +106,10 @@ class Policy:
         """Return the declared margin of a metric, by key, as a share."""
         return self.margins.get(metric, self.margin)
 
+    def widest_margin_of(self, metric: str) -> float:
+        """Return the widest margin with which a metric, by key, can pass, as a share: the declared one always can."""
+        return max(self.widest_margin, self.margin_of(metric))
+
     def day_sd_of(self, metric: str) -> float:
         """Return the sd, on the log scale, of what all boots of one session have in common in a metric, by key."""
         return self.day_sds.get(metric, self.day_sd)

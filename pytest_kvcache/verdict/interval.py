@@ -172,9 +172,7 @@ def judge(
         )
     )
     margin = np.maximum(np.log1p(policy.margin_of(metric)), resolved)
-    return classify(
-        difference, strict, ample, margin, policy, widest=max(policy.widest_margin, policy.margin_of(metric))
-    )
+    return classify(difference, strict, ample, margin, policy, widest=policy.widest_margin_of(metric))
 
 
 def classify(difference: Real, strict: Real, ample: Real, margin: Real, policy: Policy, *, widest: float) -> Bounds:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pytest_kvcache.verdict import canary
 from pytest_kvcache.verdict.cells import StoredCell
 from pytest_kvcache.verdict.comparability import differences
-from pytest_kvcache.verdict.evidence import Boot, CellVerdict, Evidence, Gate, Status, share
+from pytest_kvcache.verdict.evidence import Boot, CellVerdict, Evidence, Gate, Status, counted, share
 from pytest_kvcache.verdict.interim import Policy
 from pytest_kvcache.verdict.interval import Outcome, judge
 from pytest_kvcache.verdict.metrics import Metric, judged_of
@@ -207,7 +207,9 @@ def _combine(
     if Outcome.REGRESSED in outcomes:
         return "regressed", ()
     if len(stored.boots) < policy.least_boots:
-        return "inconclusive", (f"the baseline has {_boots(len(stored.boots))}, gates need {policy.least_boots}",)
+        return "inconclusive", (
+            f"the baseline has {counted(len(stored.boots), 'boot')}, gates need {policy.least_boots}",
+        )
     if not gates:
         adjusted = ", of which the slope on the machine's speed takes one" if policy.adjust_for else ""
         return "inconclusive", (f"the tier's baselines have fewer than {policy.least_df} degrees of freedom{adjusted}",)
@@ -218,7 +220,7 @@ def _by_gates(gates: tuple[Gate, ...], policy: Policy, *, more: bool) -> tuple[S
     outcomes = {gate.outcome for gate in gates}
     wide = tuple(
         f"{g.metric.label}: boots spread by {share(g.sd):.1%}, so that only a change of {share(g.margin):+.0%} could be"
-        f" told, and at most {max(policy.widest_margin, policy.margin_of(g.metric.key)):+.0%} may pass"
+        f" told, and at most {policy.widest_margin_of(g.metric.key):+.0%} may pass"
         for g in gates
         if g.outcome == Outcome.TOO_WIDE
     )
@@ -252,7 +254,3 @@ def _notes(stored: StoredCell, boots: Sequence[Boot], policy: Policy, *, wanted:
     ):
         notes.append("all boots of the baseline are of one session: what differs from day to day is not in its spread")
     return tuple(notes)
-
-
-def _boots(count: int) -> str:
-    return "1 boot" if count == 1 else f"{count} boots"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.server
 import threading
 import weakref
 from collections.abc import Iterator
@@ -16,43 +15,33 @@ from pytest_kvcache.serving.component import Component
 from pytest_kvcache.serving.offload import TierPlan
 from pytest_kvcache.serving.pair import boot
 from pytest_kvcache.serving.plan import ServingPlan
+from tests.stubs.web import Server
 
 LOOKS = 12
 
 
-class Server(http.server.ThreadingHTTPServer):
-    """Hangs up, says that it is not ready, and is ready at its last look."""
+class Starting:
+    """A server that hangs up, says that it is not ready, and is ready at its last look."""
 
-    looks = 0
+    def __init__(self) -> None:
+        self.looks = 0
 
-
-class Answer(http.server.BaseHTTPRequestHandler):
-    """One answer of `Server`."""
-
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self) -> None:
-        """Count, and answer."""
-        assert isinstance(self.server, Server)
-        self.server.looks += 1
-        if self.server.looks < LOOKS and self.server.looks % 3 == 0:
-            self.close_connection = True
-            return
-        self.send_response(200 if self.server.looks >= LOOKS else 503)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
+    def refused(self, _: object) -> tuple[int, str] | None:
+        """Count, and say that it is not ready."""
+        self.looks += 1
+        if self.looks < LOOKS and self.looks % 3 == 0:
+            raise ConnectionResetError
+        return (503, "starting") if self.looks < LOOKS else None
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
-    """A server that starts slowly."""
-    with Server(("127.0.0.1", 0), Answer) as here:
+def starting() -> Iterator[tuple[Starting, str]]:
+    """A server that starts slowly, and its page that says so."""
+    state = Starting()
+    with Server(0, {"/health": lambda: "ready"}, {}, refused=state.refused) as here:
         thread = threading.Thread(target=here.serve_forever)
         thread.start()
-        yield here
+        yield state, f"http://127.0.0.1:{here.server_address[1]}/health"
         here.shutdown()
         thread.join()
 
@@ -79,8 +68,11 @@ class Starter:
         """End nothing."""
 
 
-def test_no_finalizer_runs_between_two_looks(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_finalizer_runs_between_two_looks(
+    starting: tuple[Starting, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What a signal's handler raises while servers start is not lost, as it is inside a finalizer."""
+    server, url = starting
     ran: list[int] = []
     finalizer = weakref.finalize.__call__
 
@@ -89,7 +81,7 @@ def test_no_finalizer_runs_between_two_looks(server: Server, tmp_path: Path, mon
         return finalizer(self)
 
     monkeypatch.setattr(weakref.finalize, "__call__", noted)
-    component = Component("vllm-0", ("x",), "servers", ready_url=f"http://127.0.0.1:{server.server_port}/health")
+    component = Component("vllm-0", ("x",), "servers", ready_url=url)
     pair = boot(ServingPlan(TierPlan("gpu"), (component,), "", "", {}, {}), Starter(), tmp_path, timeout_s=20)
     assert [handle.component.name for handle in pair.handles] == ["vllm-0"]
     assert server.looks == LOOKS
