@@ -229,16 +229,19 @@ class Wire:
             sent = exchange is not None and exchange.sent_s is not None
             self._drop(connection, CLOSED if sent else NO_CONNECTION, str(error))
             return
-        if connection.waits_to_send or not connection.ready or data is None:
-            self._flush(connection)
-        if data is None or self._connections.get(connection.fd) is not connection:
+        if data:
+            # Taken before anything is written: the server may have broken the connection since, and a write that fails
+            # would end the exchange without what it had answered.
+            if exchange is None:
+                self._drop(connection)  # no request is open here: mostly, the server tells of its timeout
+            else:
+                self._take(connection, exchange, time.monotonic() if at is None else at, data)
+            if connection.waits_to_send and self._connections.get(connection.fd) is connection:
+                self._flush(connection)
             return
-        if not data:
+        self._flush(connection)
+        if data is not None and self._connections.get(connection.fd) is connection:
             self._end_of(connection)
-        elif exchange is None:
-            self._drop(connection)  # no request is open here: mostly, the server tells of its timeout
-        else:
-            self._take(connection, exchange, time.monotonic() if at is None else at, data)
 
     def _end_of(self, connection: Connection) -> None:
         exchange = connection.exchange

@@ -195,12 +195,54 @@ def test_how_a_connection_fails(serve: Callable[..., Server], script: list[float
     assert all(e.failed.startswith(failed) for e in done)
 
 
-def test_a_refusal_before_the_request_was_read(serve: Callable[..., Server]) -> None:
-    """A server that answers a long request early, and closes with the rest of it unread, has its answer in the row."""
-    refusal = b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 3\r\n\r\nbig"
-    server = serve([refusal, -1.0])
+REFUSAL = b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 3\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("script", "failed"),
+    [
+        ([REFUSAL + b"big", -1.0], ""),
+        ([0.1, REFUSAL + b"big", 0.1, -1.0], ""),
+        ([0.1, REFUSAL, 0.1, b"big", -1.0], ""),
+        ([0.1, b"HTTP/1.1 413 Content Too Large\r\n\r\nbig", 0.1, -1.0], wire.NO_CONNECTION),
+    ],
+    ids=["at once", "later", "in pieces", "of no length"],
+)
+@pytest.mark.parametrize(
+    "slow_s",
+    [{}, {"receive": 0.3}, {"flush": 0.3}],
+    ids=["quick", "slow to read", "slow to write"],
+)
+def test_a_refusal_before_the_request_was_read(
+    serve: Callable[..., Server],
+    monkeypatch: pytest.MonkeyPatch,
+    script: list[float | bytes],
+    failed: str,
+    slow_s: dict[str, float],
+) -> None:
+    """A server that answers a long request early, and closes with the rest of it unread, has its answer in the row.
+
+    A busy machine keeps the client from going on after it read, or before it writes, so that the server's close comes
+    in between. Where the answer does not say how long it is, a broken connection may have cut it.
+    """
+    receive, flush = connection.Connection.receive, connection.Connection.flush
+
+    def receive_and_pause(each: connection.Connection) -> tuple[float | None, bytes | None]:
+        at, data = receive(each)
+        time.sleep(slow_s.get("receive", 0) if data else 0)
+        return at, data
+
+    def pause_and_flush(each: connection.Connection) -> None:
+        time.sleep(slow_s.get("flush", 0))
+        flush(each)
+
+    monkeypatch.setattr(connection.Connection, "receive", receive_and_pause)
+    monkeypatch.setattr(connection.Connection, "flush", pause_and_flush)
+    server = serve(script)
     (found,) = ask(server.port, body=b"x" * (24 << 20))
     assert (status(found.pieces), found.resent, server.accepted) == (413, False, 1)
+    assert b"".join(data for _, data in framing.body_pieces(found.pieces)) == b"big"
+    assert found.failed.partition(":")[0] == failed
 
 
 def test_nobody_listens() -> None:
