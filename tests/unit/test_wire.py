@@ -46,6 +46,7 @@ class Server:
         self.socket = socket.create_server(("127.0.0.1", 0))
         self.port = self.socket.getsockname()[1]
         self.accepted = 0
+        self.written = threading.Event()
         self._script, self._tls, self._answers = script, tls, answers
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -69,6 +70,7 @@ class Server:
                     for step in self._script:
                         if isinstance(step, bytes):
                             peer.sendall(step)
+                            self.written.set()
                         elif step < 0:
                             return
                         else:
@@ -116,14 +118,14 @@ def ask(
 
 
 def test_an_answer_carries_its_arrivals(serve: Callable[..., Server]) -> None:
-    """Events come back in order, each with a stamp after the send and near its pause."""
+    """Events come back in order, each with a stamp after the send, and the server's pause between them."""
     server = serve([HEAD + chunk(b"data: a\n\n"), 0.2, chunk(b"data: b\n\n"), 0.05, b"0\r\n\r\n"])
     (exchange,) = ask(server.port)
     (at_a, a), (at_b, b) = event_stream.events(exchange.pieces)
     assert (a, b, exchange.failed, status(exchange.pieces)) == (b"a", b"b", "", 200)
     assert exchange.sent_s is not None
     assert exchange.due_s <= exchange.sent_s <= at_a < at_b
-    assert at_b - at_a == pytest.approx(0.2, abs=0.1)
+    assert at_b - at_a > 0.19
 
 
 def test_a_request_is_fetched_when_it_is_due(serve: Callable[..., Server]) -> None:
@@ -148,19 +150,22 @@ def test_a_request_is_fetched_when_it_is_due(serve: Callable[..., Server]) -> No
 def test_a_busy_loop_delays_no_stamp(serve: Callable[..., Server]) -> None:
     """While something else keeps the loop, the kernel stamps what arrives."""
     server = serve([0.1, HEAD + chunk(b"data: a\n\n") + b"0\r\n\r\n"])
-    done: list[tuple[float, Exchange]] = []
+    done: list[Exchange] = []
+    written_s: list[float] = []
+
+    def keep_the_loop() -> None:
+        assert server.written.wait(5)
+        written_s.append(time.monotonic())
+        time.sleep(0.1)
+
     line = Wire("127.0.0.1", server.port)
     due = time.monotonic() + 0.1
-    line.submit(
-        Exchange(framing.request("h", "/", b""), due, due + 5, lambda each: done.append((time.monotonic(), each)))
-    )
-    line.call_at(due + 0.05, lambda: time.sleep(0.5))
+    line.submit(Exchange(framing.request("h", "/", b""), due, due + 9, done.append))
+    line.call_at(due + 0.05, keep_the_loop)
     line.run()
     line.close()
-    ((ended_s, exchange),) = done
-    ((at, _),) = event_stream.events(exchange.pieces)
-    assert ended_s - due > 0.5
-    assert at - due < 0.4
+    ((at, _),) = event_stream.events(done[0].pieces)
+    assert due < at < written_s[0] + 0.05
 
 
 def test_a_connection_is_used_again(serve: Callable[..., Server]) -> None:
@@ -301,19 +306,19 @@ def test_a_slow_stream_does_not_stall(serve: Callable[..., Server]) -> None:
     """Silence is counted from the last arrival, however long the whole takes."""
     steps: list[float | bytes] = [HEAD]
     for _ in range(6):
-        steps += [0.1, chunk(b"data: a\n\n")]
-    (exchange,) = ask(serve([*steps, b"0\r\n\r\n"]).port, stall_s=0.3)
+        steps += [0.3, chunk(b"data: a\n\n")]
+    (exchange,) = ask(serve([*steps, b"0\r\n\r\n"]).port, stall_s=1)
     assert exchange.failed == ""
 
 
 def test_what_arrived_unread_is_no_stall(serve: Callable[..., Server]) -> None:
     """A client that was kept from reading does not blame the server."""
-    server = serve([0.1, HEAD + chunk(b"data: a\n\n"), 0.2, b"0\r\n\r\n"])
+    server = serve([0.1, HEAD + chunk(b"data: a\n\n"), 0.4, b"0\r\n\r\n"])
     done: list[Exchange] = []
     line = Wire("127.0.0.1", server.port)
     due = time.monotonic() + 0.1
-    line.submit(Exchange(framing.request("h", "/", b""), due, due + 5, done.append, stall_s=0.25))
-    line.call_at(due + 0.05, lambda: time.sleep(0.3))
+    line.submit(Exchange(framing.request("h", "/", b""), due, due + 5, done.append, stall_s=1))
+    line.call_at(due + 0.05, lambda: time.sleep(1.5))
     line.run()
     line.close()
     assert done[0].failed == ""
