@@ -69,7 +69,11 @@ def _list(args: argparse.Namespace, say: Say) -> int:
     problems = tables.problems(found)
     known = catalogue.load(args.located.config)
     table = files.list_table(found, lambda stored: _rules(known, stored), tables=problems)
-    say(_text(table) if found else "no baselines")
+    # Profiles and machines have long names, which in each line would leave no room for the rest.
+    for (profile, machine), own in table.groupby(["profile", "machine"], sort=False):
+        say(f"{profile} on {machine}:\n{_text(own.drop(columns=['profile', 'machine']))}\n")
+    if not found:
+        say("no baselines")
     return 1 if problems or any(f.problem for f in found) else 0
 
 
@@ -204,4 +208,9 @@ def _long(cell: Cell) -> str:
 
 
 def _text(table: pd.DataFrame) -> str:
-    return table.to_string(index=False)
+    """Return a table for the terminal, whose last column, the longest, begins at the left."""
+    last = table.columns[-1]
+    width = max((len(text) for text in (last, *table[last].astype(str))), default=0)
+    left = table.astype({last: str}).assign(**{last: lambda each: each[last].str.ljust(width)})
+    text = left.rename(columns={last: last.ljust(width)}).to_string(index=False)
+    return "\n".join(line.rstrip() for line in text.splitlines())

@@ -54,6 +54,17 @@ def test_a_table_of_requests_that_cannot_be_read_is_listed(
     assert f"its table of requests {said}" in line
 
 
+def test_profile_and_machine_are_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`list` has a table for each profile on each machine, whose lines name neither."""
+    cells = [Cell(p, m, "s3", tokens) for p, m in (("p", "m"), ("p", "n"), ("q", "m")) for tokens in (1000, 3500)]
+    store.write_all(tmp_path, [Write(stored(cell=cell)) for cell in cells])
+    assert command(tmp_path, "list") == 0
+    blocks = [block.splitlines() for block in capsys.readouterr().out.strip().split("\n\n")]
+    assert [block[0] for block in blocks] == ["p on m:", "p on n:", "q on m:"]
+    assert [[line.split()[:2] for line in block[2:]] for block in blocks] == [[["s3", "1000"], ["s3", "3500"]]] * 3
+    assert all(line.endswith(" ok") for block in blocks for line in block[2:])
+
+
 def commit(root: Path) -> None:
     """Make what is in a folder the revision that `diff` compares with."""
     if not (root / ".git").exists():
@@ -201,7 +212,7 @@ def test_margins_are_those_that_a_session_has(tmp_path: Path, capsys: pytest.Cap
     """`list` and `show` tell the same margins: of the profile's metrics, over all gates that it declares."""
     store.write_all(tmp_path, [Write(stored(cell=Cell("cpu-nightly", "m", "pnfs", 3500)))])
     assert command(tmp_path, "list") == 0
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if " pnfs " in line]
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("pnfs ")]
     assert command(tmp_path, "show", "cpu-nightly/pnfs/3500") == 0
     shown = capsys.readouterr().out
     (speed,) = [each.split()[-1] for each in shown.splitlines() if each.lstrip().startswith("processing speed")]
