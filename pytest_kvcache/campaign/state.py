@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +23,7 @@ from pytest_kvcache.engine import setup
 from pytest_kvcache.engine.attached import AttachedEngine
 from pytest_kvcache.engine.base import BaseEngine
 from pytest_kvcache.engine.named import engine_named
-from pytest_kvcache.errors import ConfigError, SetupError
+from pytest_kvcache.errors import ConfigError, RunError, SetupError
 from pytest_kvcache.home import home
 from pytest_kvcache.probes.balancer_latency import BalancerLatency
 from pytest_kvcache.runs import processes
@@ -83,6 +84,9 @@ class PerfState:
         self.engine_minutes = 0.0
         self.fixed_minutes = 0.0
         self.peak_memory_bytes = 0
+        self._run: RunSession | None = None
+        self._ending = threading.RLock()
+        self._ended = False
         self._memory: MemoryWatch | None = None
         self._claim: MachineLock | None = None
         self._attached: dict[str, AttachedEngine] = {}
@@ -112,14 +116,23 @@ class PerfState:
             )
         return found
 
-    @cached_property
+    @property
     def run(self) -> RunSession:
-        """The run: made, and earlier ones that were killed cleaned up after, at the first use."""
-        run = RunSession(home(), self.settings.options.runs, self.say)
-        if line := environment.inheritance_line(os.environ):
-            self.say(line)
-        self._memory = MemoryWatch(lambda: processes.members(run.leaders))
-        return run
+        """The run: made, and earlier ones that were killed cleaned up after, at the first use.
+
+        Raises:
+            ConfigError: Its folders cannot be written.
+            RunError: The session ended before there was any.
+        """
+        with self._ending:
+            if self._run is None:
+                if self._ended:
+                    raise RunError("nothing is started any more: the session has ended")
+                self._run = run = RunSession(home(), self.settings.options.runs, self.say)
+                if line := environment.inheritance_line(os.environ):
+                    self.say(line)
+                self._memory = MemoryWatch(lambda: processes.members(run.leaders))
+            return self._run
 
     def engine_of(self, tier: Tier) -> BaseEngine:
         """Return what serves a tier: the session's engine, or the deployment that stands for the tier.
@@ -216,15 +229,17 @@ class PerfState:
     @property
     def has_run(self) -> bool:
         """Whether anything was started."""
-        return "run" in self.__dict__
+        return self._run is not None
 
     def close(self) -> None:
-        """End the run and leave nothing; a second call does nothing."""
-        if self._memory is not None:
-            self._memory.stop()
-            self.peak_memory_bytes = self._memory.peak_bytes
-            self._memory = None
-        if self.has_run:
-            self.run.close()
+        """End the run and leave nothing; a second call does nothing. Whoever leaves by force calls it in a thread."""
+        with self._ending:
+            self._ended = True
+            memory, self._memory = self._memory, None
+        if memory is not None:
+            memory.stop()
+            self.peak_memory_bytes = memory.peak_bytes
+        if self._run is not None:
+            self._run.close()
         if self._claim is not None:
             self._claim.release()

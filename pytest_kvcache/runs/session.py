@@ -6,11 +6,12 @@ import contextlib
 import secrets
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pytest_kvcache.errors import ConfigError
+from pytest_kvcache.errors import ConfigError, RunError
 from pytest_kvcache.runs import containers, processes, signals
 from pytest_kvcache.runs.files import remove_tree
 from pytest_kvcache.runs.journal import Journal, clean_up_after_the_dead
@@ -59,6 +60,8 @@ class RunSession:
         self.scratch = Path(tempfile.gettempdir()) / f"kvc-{self.id}"
         self.ports = PortLeases(home / "ports")
         self._closed = False
+        #: Whoever leaves by `os._exit` closes the run in one thread while the main thread boots in another.
+        self._closing = threading.RLock()
         self._borrowed: list[Leader] = []
         self._say = say
         # Folders that may lie in a read-only place come first, so that nothing needs removing if one cannot be made.
@@ -68,6 +71,18 @@ class RunSession:
             self.journal = Journal(journals, self.id)
             self.own_folder(self.scratch)
             self.scratch.mkdir(mode=0o700)
+
+    @contextlib.contextmanager
+    def making(self) -> Iterator[None]:
+        """Make something in the body and own it: neither an interruption nor the end of the run comes in between.
+
+        Raises:
+            RunError: The run has ended, so that nobody would end or remove what is made now.
+        """
+        with signals.deferred(), self._closing:
+            if self._closed:
+                raise RunError("nothing is started any more: the run has ended", where=f"run {self.id}")
+            yield
 
     def own_folder(self, folder: Path) -> None:
         """Have `folder` removed at the end; to be called before it is made."""
@@ -106,7 +121,9 @@ class RunSession:
     def note_shared_memory(self) -> None:
         """Record the shared memory of all components, in case this run is killed."""
         segments = processes.shared_memory(processes.members(self.journal.record.leaders))
-        self.journal.add_shared_memory(segments)
+        with self._closing:
+            if not self._closed:
+                self.journal.add_shared_memory(segments)
 
     @contextlib.contextmanager
     def leaving_nothing(self) -> Iterator[None]:
@@ -115,7 +132,7 @@ class RunSession:
         try:
             yield
         finally:
-            with signals.deferred():
+            with signals.deferred(), self._closing:
                 left = [leader for leader in self.journal.record.leaders if leader not in before]
                 if left and not self._closed:
                     self.end_processes(left)
@@ -123,16 +140,16 @@ class RunSession:
 
     def end_processes(self, leaders: list[Leader]) -> None:
         """End these components and all that they started, which takes at most about 7 s."""
-        with signals.deferred():
+        with signals.deferred(), self._closing:
             processes.end(leaders, grace_s=GRACE_S)
-            if not processes.members(leaders):  # else the record keeps them until they are gone
+            if not self._closed and not processes.members(leaders):  # else the record keeps them until they are gone
                 self.journal.drop_leaders(leaders)
 
     def close(self) -> None:
-        """End what still runs, and remove what is temporary. A second call does nothing."""
-        if self._closed:
-            return
-        with signals.deferred():
+        """End what still runs, and remove what is temporary. A second call waits for the first, and does nothing."""
+        with signals.deferred(), self._closing:
+            if self._closed:
+                return
             self._closed = True
             processes.end(self.journal.record.leaders, grace_s=GRACE_S)
             processes.remove_shared_memory(self.journal.record.shared_memory)

@@ -233,6 +233,41 @@ def test_a_program_that_leaves_by_force(project: Project, kvcache_home: Path, th
     rows_are_kept(project, load_told=thread == "other")
 
 
+@pytest.mark.parametrize(
+    ("makes", "slow"),
+    [("state.run", "processes.end"), ("None", "MachineLock.release")],
+    ids=["while processes are ended", "before there is a run"],
+)
+def test_a_program_that_leaves_by_force_before_a_boot(
+    project: Project, kvcache_home: Path, makes: str, slow: str
+) -> None:
+    """Where another thread ends the run first, the main thread, which nobody interrupts there, boots nothing more."""
+    configure(project, toml(duration_s=60))
+    project.makeconftest(
+        f"""
+        import os, threading, time
+        from pytest_kvcache import tier_check
+        from pytest_kvcache.runs import processes
+        from pytest_kvcache.runs.machine import MachineLock
+        ends, slowed, usable = threading.Event(), {slow}, tier_check.usable
+        def end_slowly(*args, **named):
+            slowed(*args, **named)
+            ends.set()
+            time.sleep(5)
+        def leave(name, state):
+            if not ends.is_set():
+                {makes}
+                threading.Thread(target=os._exit, args=(7,)).start()
+                assert ends.wait(30)
+            return usable(name, state)
+        {slow}, tier_check.usable = end_slowly, leave
+        """
+    )
+    result = run_apart(project, "--tier", "gpu")
+    assert result.ret == 7
+    assert traces(project.path, kvcache_home) == NOTHING
+
+
 @pytest.mark.parametrize(("lost", "kept"), [(1, True), (2, False)], ids=["one", "all"])
 def test_a_load_process_that_is_killed(
     project: Project, monkeypatch: pytest.MonkeyPatch, lost: int, *, kept: bool

@@ -9,11 +9,13 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import psutil
 import pytest
 
+from pytest_kvcache.errors import RunError
 from pytest_kvcache.runs import files, journal, processes
 from pytest_kvcache.runs.journal import Journal
 from pytest_kvcache.runs.session import RunSession
@@ -236,6 +238,37 @@ def test_a_run_that_cannot_end_its_processes_leaves_its_journal(
     journal.clean_up_after_the_dead(tmp_path / "home" / "journal", said.append)
     assert left.wait(60) == -signal.SIGTERM
     assert list((tmp_path / "home" / "journal").iterdir()) == []
+
+
+def test_nothing_is_made_once_the_run_has_ended(tmp_path: Path) -> None:
+    """What another thread would make then is refused, and no part of the record comes back."""
+    session = RunSession(tmp_path / "home", tmp_path / "runs", print)
+    session.close()
+    with pytest.raises(RunError, match="the run has ended"), session.making():
+        (tmp_path / "made").mkdir()
+    session.note_shared_memory()
+    session.end_processes([])
+    assert not (tmp_path / "made").exists()
+    assert list((tmp_path / "home" / "journal").iterdir()) == []
+
+
+def test_the_end_waits_for_what_is_being_made(tmp_path: Path) -> None:
+    """What is being started and made while other threads end the run is recorded first, and gone after either end."""
+    session = RunSession(tmp_path / "home", tmp_path / "runs", print)
+    log, mine = tmp_path / "x.log", tmp_path / "mine"
+    ends = [threading.Thread(target=session.close) for _ in range(2)]
+    with session.making(), log.open("wb") as out:
+        for each in ends:
+            each.start()
+        time.sleep(0.2)
+        left = subprocess.Popen(["sleep", "60"], stdout=out, start_new_session=True)
+        session.own_process(processes.leader_of(left.pid, log))
+        session.own_folder(mine)
+        mine.mkdir()
+    ends[0].join()
+    first = (left.poll(), mine.exists(), list((tmp_path / "home" / "journal").iterdir()))
+    ends[1].join()
+    assert first == (-signal.SIGTERM, False, [])
 
 
 def test_a_kernel_that_names_no_boot_is_lived_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,6 @@ from typing import Protocol
 
 from pytest_kvcache.config.profile import Profile
 from pytest_kvcache.engine.base import BaseEngine
-from pytest_kvcache.runs import signals
 from pytest_kvcache.runs.files import remove_tree
 from pytest_kvcache.runs.session import RunSession
 from pytest_kvcache.serving.component import Component
@@ -148,7 +147,7 @@ class Launch:
 def make_folders(launch: Launch) -> None:
     """Make the tier's folders on this machine; each is recorded before it is there."""
     for folder in launch.tier.folders:
-        with signals.deferred():
+        with launch.run.making():
             launch.run.own_folder(folder)
             folder.mkdir(parents=True, exist_ok=True)
 

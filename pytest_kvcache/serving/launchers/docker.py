@@ -19,7 +19,7 @@ from pytest_kvcache.config import environment
 from pytest_kvcache.engine.container import ALL_GPUS, BindMount, Container, same_path
 from pytest_kvcache.engine.image import ImageEngine
 from pytest_kvcache.errors import BootError, ConfigError
-from pytest_kvcache.runs import containers, processes, signals
+from pytest_kvcache.runs import containers, processes
 from pytest_kvcache.runs.processes import Leader, leader_of
 from pytest_kvcache.serving.component import Component
 from pytest_kvcache.serving.launchers.base import (
@@ -205,9 +205,10 @@ class DockerLauncher:
             gpus=self._launch.profile.gpus_per_server > 0,
             allotted=self._launch.gpus is not None,
         )
-        host = self._session.own_containers()
+        with self._session.making():
+            host = self._session.own_containers()
         try:
-            with signals.deferred(), containers.daemon(host) as client:
+            with self._session.making(), containers.daemon(host) as client:
                 started = client.containers.create(**container.sdk())
                 started.start()
                 started.reload()

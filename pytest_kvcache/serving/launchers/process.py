@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_kvcache.config import environment
-from pytest_kvcache.runs import signals
 from pytest_kvcache.runs.processes import Leader, leader_of
 from pytest_kvcache.runs.session import RunSession
 from pytest_kvcache.serving.component import Component
@@ -61,7 +60,7 @@ class ProcessStarter:
     def start(self, component: Component, logs: Path) -> Handle:
         """Start `component`; its output, and that of all processes it starts, goes to `logs`/NAME.log."""
         log = prepared_log(component, logs)
-        with signals.deferred(), log.open("ab") as out:
+        with self._session.making(), log.open("ab") as out:
             popen = subprocess.Popen(
                 component.argv,
                 stdin=subprocess.DEVNULL,

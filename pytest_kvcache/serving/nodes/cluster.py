@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from pytest_kvcache.errors import BootError, SetupError
-from pytest_kvcache.runs import signals
 from pytest_kvcache.runs.processes import leader_of
 from pytest_kvcache.runs.session import RunSession
 from pytest_kvcache.serving.nodes.facts import Failure, Node
@@ -58,7 +57,7 @@ class Cluster:
         self.log = (logs / _LOG).resolve()
         self._run = run
         ours, theirs = socket.socketpair()
-        with signals.deferred(), self.log.open("ab") as out, theirs:
+        with run.making(), self.log.open("ab") as out, theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "pytest_kvcache.serving.nodes", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
