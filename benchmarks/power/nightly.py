@@ -1,9 +1,9 @@
 """How often are the gates and gains of `cpu-nightly` wrong? Boots of its tiers in turn, and sessions drawn from them.
 
-    python -m benchmarks.power.nightly [--dir DIR] [--rounds 12]
+    python -m benchmarks.power.nightly [--dir DIR] [--rounds 12] [--whole 0]
 
-Whole sessions of two tiers take eight boots of two minutes, and twenty of them five hours. So boots are taken in turn,
-and what sessions of them would have said is told by the functions that decide:
+Whole sessions of the gains of two tiers take eight boots of two minutes, and twenty of them five hours. So boots are
+taken in turn, and what sessions of them would have said is told by the functions that decide:
 
 - A round is a boot of gpu, two of pnfs and one of cpu, and every second one has a boot of pnfs with loads from LMCache
   so slow that it brings nothing over gpu. The next round goes backwards, so that neighbours are booted A B B A.
@@ -12,7 +12,11 @@ and what sessions of them would have said is told by the functions that decide:
 - A/B: the two boots of pnfs in a round are a pair; of the pairs six are drawn, one boot of each made worse by a share.
 - Gates against a baseline of twelve boots: as in `redraw.py`.
 
-Leave the machine alone meanwhile. A boot that was taken is not taken again: DIR/boots.csv has a line for each.
+With --whole N, N whole sessions of the gains of pnfs over gpu, unchanged and without gain in turn, show whether those
+that were drawn say the same: the boots of all rounds are their baselines.
+
+Leave the machine alone meanwhile. A boot that was taken is not taken again: DIR/boots.csv has a line for each, and
+DIR/sessions.csv one for each gate of a session.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ import argparse
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -38,16 +43,6 @@ from pytest_kvcache.verdict.procedure import Boot
 
 PROFILE, NO_GAIN = "nightly", "nightly-no-gain"
 GATED = "cpu-nightly"
-#: Sessions add their boot however many there are.
-TOML = f"""
-[profiles.{PROFILE}]
-extends = "{GATED}"
-[profiles.{PROFILE}.rules]
-baseline_boots = 500
-
-[profiles.{NO_GAIN}]
-extends = "{PROFILE}"
-"""
 #: What boots are of; the last is pnfs with loads that bring nothing.
 GPU, PNFS, CPU, SLOWED = "gpu", "pnfs", "cpu", "pnfs without gain"
 GAINS = (
@@ -55,6 +50,21 @@ GAINS = (
     Gain(PNFS, GPU, BY_NAME["speed"], 0.95),
     Gain(CPU, GPU, BY_NAME["ttft"], 0.8),
 )
+_ASKED = "\n".join(f'"{gain.tier} over {gain.over}".{gain.metric.short} = {gain.bound:g}' for gain in GAINS)
+#: Sessions add their boot however many there are.
+TOML = f"""
+[profiles.{PROFILE}]
+extends = "{GATED}"
+[profiles.{PROFILE}.rules]
+baseline_boots = 500
+[profiles.{PROFILE}.gates.gains]
+{_ASKED}
+
+[profiles.{NO_GAIN}]
+extends = "{PROFILE}"
+"""
+#: What is told of each gate of a whole session.
+_OF_A_GATE = ("kind", "session", "began", "minutes", "kv_verdict", "kv_boots", "kv_engine_minutes", "kv_gate")
 #: What stands in the file beside figures.
 _FACTS = ("round", "kind", "began", "minutes")
 
@@ -182,6 +192,26 @@ def read(path: Path) -> list[Taken]:
     return found
 
 
+def engine(lab: Lab, kind: str) -> Path:
+    """Return the environment that a kind of boot runs in."""
+    if kind != SLOWED:
+        return lab.engine
+    # Each load takes what vLLM alone needs for the whole prompt.
+    return changes.slow_loads(lab.folder / "no-gain", lab.engine, lab.mean(BY_NAME["ttft"], PROFILE, GPU))
+
+
+def whole(lab: Lab, count: int) -> pd.DataFrame:
+    """Play whole sessions of the gains of pnfs that were not played before; return a row a gate of all of them."""
+    names = {f"whole session of {kind}": kind for kind in (PNFS, SLOWED)}
+    for number in range(count):
+        name = list(names)[number % len(names)]
+        before = lab.done()
+        if before.loc[before["kind"] == name, "session"].nunique() <= number // len(names):
+            lab.run(Job(name, PROFILE, ("--tier", PNFS, "-k", "over"), partial(engine, lab, names[name])))
+    done = lab.done()
+    return done.loc[done["kind"].isin(names), [name for name in _OF_A_GATE if name in done]]
+
+
 def take(lab: Lab, number: int, kind: str) -> dict[str, object]:
     """Boot once, and return a line for the file.
 
@@ -189,13 +219,6 @@ def take(lab: Lab, number: int, kind: str) -> dict[str, object]:
         SystemExit: The boot came to no figures.
     """
     tier, profile = (PNFS, NO_GAIN) if kind == SLOWED else (kind, PROFILE)
-
-    def engine() -> Path:
-        if kind != SLOWED:
-            return lab.engine
-        # Each load takes what vLLM alone needs for the whole prompt.
-        return changes.slow_loads(lab.folder / "no-gain", lab.engine, lab.mean(BY_NAME["ttft"], PROFILE, GPU))
-
     options = (
         "--tier",
         tier,
@@ -206,7 +229,7 @@ def take(lab: Lab, number: int, kind: str) -> dict[str, object]:
         "-k",
         "speed and not over",
     )
-    rows = lab.run(Job(kind, profile, options, engine))
+    rows = lab.run(Job(kind, profile, options, lambda: engine(lab, kind)))
     first = rows.iloc[0]
     if str(first.get("kv_verdict")) != "recorded":
         raise SystemExit(f"{kind}: {first.get('kv_verdict')}; {lab.folder / 'logs'} has what it said")
@@ -220,6 +243,7 @@ def main() -> None:
     parser.add_argument("--dir", type=Path, default=Path(".kvcache/nightly"))
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--draws", type=int, default=1000, help="sessions of each row of the last two tables")
+    parser.add_argument("--whole", type=int, default=0, help="whole sessions, unchanged and without gain in turn")
     args = parser.parse_args()
     lab = Lab(args.dir.absolute(), setup.engine_path(home()))
     lab.prepare(boots=12, epoch_s=24.0)
@@ -232,6 +256,8 @@ def main() -> None:
         pd.concat([before, pd.DataFrame([line])]).to_csv(path, index=False)
         print(number, kind, line["began"], line["minutes"], flush=True)
     tables(lab, read(path), draws=args.draws)
+    if args.whole:
+        print(whole(lab, args.whole).to_csv(index=False))
 
 
 def tables(lab: Lab, taken: Sequence[Taken], *, draws: int) -> None:
