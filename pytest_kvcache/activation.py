@@ -77,7 +77,8 @@ def activate(config: pytest.Config, items: Sequence[pytest.Item]) -> PerfState:
     state = PerfState(chosen, say)
     expected = None
     if not config.getoption("collectonly"):
-        expected = header.expected(state)
+        asked = asked_of(items, chosen)
+        expected = header.expected(state, asked)
         shown = state.progress = progress.chosen(
             _stream(config), say, verbosity=config.get_verbosity(), total_s=expected.total_s
         )
@@ -86,8 +87,7 @@ def activate(config: pytest.Config, items: Sequence[pytest.Item]) -> PerfState:
             raise pytest.UsageError(f"--kv-allow-suspect: nothing is stored in this session: add {stores}")
         try:
             if chosen.options.update == "none" and chosen.options.against is None:
-                wanted = {gain: gain_contexts(items, gain) for gain in chosen.profile.gates.declared_gains()}
-                gains.check_baselines(state, wanted)
+                gains.check_baselines(state, asked.gains)
             if chosen.options.update != "none":
                 store.check_writable(chosen.options.baselines)
             pulling.pull_images(chosen, _stream(config), say, verbosity=config.get_verbosity())
@@ -253,6 +253,18 @@ def gain_contexts(items: Sequence[pytest.Item], gain: Gain) -> list[int]:
     named = [_params(item) for item in items if _tier_of(item) == gain.tier]
     params = [each for each in named if str(each.get("kv_gate")).endswith(end)]
     return sorted({n for each in params if isinstance(n := each.get("kv_context"), int)})
+
+
+def asked_of(items: Sequence[pytest.Item], chosen: Settings) -> header.Asked:
+    """Return what tests ask for; one that names no tier or context may ask for each of the profile's."""
+    contexts: dict[str, list[int]] = {}
+    for tier in chosen.tiers:
+        own = [_params(item).get("kv_context") for item in items if _tier_of(item) in {tier.name, ""}]
+        named = sorted({n for n in own if isinstance(n, int)})
+        if own:
+            contexts[tier.name] = named or list(chosen.profile.workload.context_tokens)
+    by_gain = {gain: gain_contexts(items, gain) for gain in chosen.profile.gates.declared_gains()}
+    return header.Asked(contexts, {gain: lengths for gain, lengths in by_gain.items() if lengths})
 
 
 def _tier_of(item: pytest.Item) -> str:

@@ -64,7 +64,7 @@ baseline_boots = 500
 extends = "{PROFILE}"
 """
 #: What is told of each gate of a whole session.
-_OF_A_GATE = ("kind", "session", "began", "minutes", "kv_verdict", "kv_boots", "kv_engine_minutes", "kv_gate")
+_OF_A_GATE = ("kind", "session", "began", "minutes", "kv_verdict", "kv_gate")
 #: What stands in the file beside figures.
 _FACTS = ("round", "kind", "began", "minutes")
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_kvcache.baselines import files
+from pytest_kvcache.campaign.comparability import machine_name
 from pytest_kvcache.campaign.runner import RUN
 from pytest_kvcache.campaign.state import PerfState
 from pytest_kvcache.config.balancer import Balancer
 from pytest_kvcache.errors import KvCacheError
 from pytest_kvcache.preflight.balancer import ROUTER
+from pytest_kvcache.serving.tier import Tier
+from pytest_kvcache.verdict.evidence import counted
+from pytest_kvcache.verdict.gains import Gain
 from pytest_kvcache.verdict.paired import PAIRS_AT_LOOK
 
 #: How long a pair took to boot is taken from so many runs of the past, the latest first.
@@ -45,8 +50,11 @@ def lines(state: PerfState, expected: Expected | None) -> Iterator[str]:
     else:
         yield f"engine {_engine(state)}; machine: {_machine(state)}"
     gates = [gate.short for gate in chosen.profile.judged] + [gate.short for gate in chosen.profile.declared_gates]
-    names = ", ".join(dict.fromkeys(gates))
-    yield f"gates {names} at contexts {_contexts(state)}; baselines: {_baselines(state)}; {expected}"
+    gains = [gain.short for gain in chosen.profile.gates.declared_gains() if gain in expected.asked.gains]
+    names = ", ".join(dict.fromkeys([*gates, *gains]))
+    contexts = sorted({length for each in expected.asked.contexts.values() for length in each})
+    at = ", ".join(map(str, contexts))
+    yield f"gates {names} at contexts {at}; baselines: {_baselines(state)}; {expected}"
 
 
 def _deployments(state: PerfState) -> Iterator[str]:
@@ -77,10 +85,6 @@ def _machine(state: PerfState) -> str:
     return f"{here['cpu']}, {here['cores']} cores, {here['memory_gib']} GiB, {gpus}"
 
 
-def _contexts(state: PerfState) -> str:
-    return ", ".join(str(length) for length in state.profile.workload.context_tokens)
-
-
 def _baselines(state: PerfState) -> str:
     if state.settings.options.against is not None:
         return f"none, A/B against {state.settings.options.against}"
@@ -92,32 +96,76 @@ def _baselines(state: PerfState) -> str:
 
 
 @dataclass(frozen=True)
-class Expected:
-    """What a session takes that boots every tier once, or as often as an A/B first looks at.
+class Asked:
+    """What the tests of a session ask for.
 
     Args:
-        boots: How many.
+        contexts: By the tier's name, the lengths (tokens) at which it is measured; not there where no test is of it.
+        gains: The lengths at which each gain is checked; not there where no test is of it.
+    """
+
+    contexts: Mapping[str, Sequence[int]]
+    gains: Mapping[Gain, Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a session takes that is decided at the first look.
+
+    Args:
+        asked: What its tests ask for.
+        boots: How many: those that a baseline lacks, or one of each tier, and those of an A/B or a gain.
         total_s: All of them with their loads (s).
         is_known: Whether boots of this profile have left how long one takes here.
     """
 
+    asked: Asked
     boots: int
     total_s: float
     is_known: bool
 
     def __str__(self) -> str:
-        minutes = max(1, round(self.total_s / 60))
+        minutes = counted(max(1, round(self.total_s / 60)), "minute")
         guessed = "" if self.is_known else " (no boot is known here yet)"
-        return f"about {minutes} minutes for {self.boots} boots{guessed}"
+        return f"about {minutes} for {counted(self.boots, 'boot')}{guessed}"
 
 
-def expected(state: PerfState) -> Expected:
+def expected(state: PerfState, asked: Asked) -> Expected:
     """Return what a session takes, after what boots of its profile took before."""
-    workload = state.profile.workload
-    known = _boot_s(state.settings.options.runs, state.profile.name)
-    a_boot_s = (known or _BOOT_S) + len(workload.context_tokens) * (workload.duration_s + _BETWEEN_S)
-    boots = len(state.settings.tiers) * (2 * PAIRS_AT_LOOK[0] if state.settings.options.against else 1)
-    return Expected(boots, boots * a_boot_s, is_known=known is not None)
+    workload, options = state.profile.workload, state.settings.options
+    known = _boot_s(options.runs, state.profile.name)
+    loads_of = {tier.name: asked.contexts.get(tier.name, ()) for tier in state.settings.tiers}
+    # Boots, and the loads of each.
+    each = [(_boots_of(state, tier, loads_of[tier.name]), len(loads_of[tier.name])) for tier in state.settings.tiers]
+    if options.against is None:  # all gains of two tiers are decided on the same boots
+        pairs = {(gain.tier, gain.over): len(contexts) for gain, contexts in asked.gains.items()}
+        each += [(2 * PAIRS_AT_LOOK[0], loads) for loads in pairs.values()]
+    load_s = workload.duration_s + _BETWEEN_S
+    total_s = sum(boots * ((known or _BOOT_S) + loads * load_s) for boots, loads in each)
+    return Expected(asked, sum(boots for boots, _ in each), total_s, is_known=known is not None)
+
+
+def _boots_of(state: PerfState, tier: Tier, contexts: Sequence[int]) -> int:
+    """Return how many boots a tier needs at least."""
+    options, rules = state.settings.options, state.profile.rules
+    if not contexts:
+        return 0
+    if options.against is not None:
+        return 2 * PAIRS_AT_LOOK[0]
+    if options.update == "none":
+        return 1
+    had: dict[int, int] = {}
+    if options.update == "missing" and options.baselines.is_dir():
+        with contextlib.suppress(KvCacheError):  # what is wrong with the machine or a baseline is told by its test
+            place = (state.profile.name, machine_name(state.hardware_of(tier)), tier.name)
+            stored = files.readable(files.scan(options.baselines))
+            had = {
+                each.cell.context_tokens: len(each.boots)
+                for each in stored
+                if (each.cell.profile, each.cell.machine, each.cell.tier) == place
+            }
+    lacks = max(1, *(rules.baseline_boots - had.get(length, 0) for length in contexts))
+    return min(lacks, options.boots or lacks)
 
 
 def _boot_s(runs: Path, profile: str) -> float | None:

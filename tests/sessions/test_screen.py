@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from pytest_kvcache.baselines import store
+from pytest_kvcache.campaign.comparability import machine_name
+from pytest_kvcache.telemetry.hardware import hardware
+from pytest_kvcache.verdict.cells import Cell
 from tests.projects import Project, configure, run, run_folder
 from tests.stubs.engine import make_engine, toml
+from tests.unit.verdict.make import stored
 
 
 def test_a_session_ends_with_one_screen(project: Project) -> None:
@@ -39,6 +44,48 @@ def test_a_session_ends_with_one_screen(project: Project) -> None:
     again = project.runpytest_inprocess("-p", "no:cacheprovider", *args, "-v", "-k", "gpu and 50")
     assert "where prompt tokens came from" in again.stdout.str()
     assert "benchmark 'TTFT'" in again.stdout.str()
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ("--tier gpu", "decode at contexts 50, 60; * about 2 minutes for 1 boot (no boot is known here yet)"),
+        ("--tier gpu -k 60", "decode at contexts 60; * about 1 minute for 1 boot (*"),
+        ("--tier gpu --tier pnfs", "decode at contexts 50, 60; * about 3 minutes for 2 boots (*"),
+        ("--tier gpu --tier pnfs -k gpu", "decode at contexts 50, 60; * for 1 boot (*"),
+        ("--tier gpu --update-baselines", "* about 9 minutes for 6 boots (*"),
+        ("--tier gpu --record-baselines", "* for 6 boots (*"),
+        ("--tier gpu --record-baselines --kv-boots 2", "* for 2 boots (*"),
+        (
+            "--tier cpu",
+            "decode, gain-ttft-over-gpu, gain-speed-over-gpu at contexts 50, 60; * about 8 minutes for 5 boots (*",
+        ),
+        (
+            "--tier cpu -k over-gpu",
+            "decode, gain-ttft-over-gpu, gain-speed-over-gpu at contexts 50, 60; * for 5 boots (*",
+        ),
+        ("--tier cpu -k decode", "decode at contexts 50, 60; * for 1 boot (*"),
+    ],
+)
+def test_what_a_session_takes_is_said_before_it_begins(project: Project, args: str, said: str) -> None:
+    """Boots are those that a baseline lacks, or one, and those of gains; contexts and gates those that tests are of."""
+    more = '\n[profiles.stub.gates.gains]\n"cpu over gpu" = { ttft = 0.5, speed = 1 }\n'
+    configure(project, toml(boots=6, contexts=(50, 60), more=more))
+    project.makeconftest("def pytest_runtestloop(session): return True")
+    result = run(project, *args.split())
+    result.stdout.fnmatch_lines([f"kvcache: gates ttft, speed, {said}"])
+
+
+@pytest.mark.parametrize(("had", "boots"), [({}, "6 boots"), ({50: 2, 60: 4}, "4 boots"), ({50: 6, 60: 6}, "1 boot")])
+def test_boots_that_a_baseline_has_are_not_expected_again(project: Project, had: dict[int, int], boots: str) -> None:
+    """`--record-baselines` takes what the cell lacks that has the fewest, and one to compare where none lacks any."""
+    configure(project, toml(boots=6, contexts=(50, 60)))
+    machine = machine_name(hardware([]))
+    cells = [stored([0.01 * n for n in range(k)], cell=Cell("stub", machine, "gpu", at)) for at, k in had.items()]
+    store.write_all(project.path / "baselines", [store.Write(cell) for cell in cells])
+    project.makeconftest("def pytest_runtestloop(session): return True")
+    result = run(project, "--tier", "gpu", "--record-baselines")
+    result.stdout.fnmatch_lines([f"kvcache: gates * for {boots} (*"])
 
 
 def test_what_all_gates_of_a_cell_have_in_common_is_said_once(project: Project) -> None:
