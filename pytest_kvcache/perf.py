@@ -161,7 +161,8 @@ class BaselineCheck:
             return replace(result, gate_verdicts=(*result.gate_verdicts, GateVerdict(gain, "inconclusive", line)))
         usable(gain.over, self.state, named=False)
         found = measuring.gain(self.state, gain, result.context_tokens, selected=self.gain_contexts(gain))
-        told = GateVerdict(gain, found.verdict.status, found.line, (f"boots of the gain: {found.folder}",))
+        reasons = (f"boots of the gain: {found.folder}",)
+        told = GateVerdict(gain, found.verdict.status, found.line, reasons, found.figures)
         return replace(result, gate_verdicts=(*result.gate_verdicts, told))
 
     def _check(self, result: CellResult, gate: AnyGate | None) -> None:

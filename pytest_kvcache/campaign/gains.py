@@ -30,12 +30,22 @@ class GainResult:
         context_tokens: Length of the user context.
         verdict: The decision.
         folder: Where rows, facts and logs of the tier's last boot are.
+        engine_minutes: For which pairs of both tiers ran, including their time for other contexts.
     """
 
     gain: Gain
     context_tokens: int
     verdict: GainVerdict
     folder: Path
+    engine_minutes: float
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """What the gate rests on, for programs: boots of both tiers, their minutes, the ratio and its interval."""
+        told = self.verdict
+        ratios = {"ratio": told.ratio, "ratio_low": told.interval[0], "ratio_high": told.interval[1]}
+        known = {name: float(f"{value:.4g}") for name, value in ratios.items() if not math.isnan(value)}
+        return {"boots": 2 * told.pairs, "engine_minutes": round(self.engine_minutes, 2), **known}
 
     @property
     def line(self) -> str:
@@ -106,9 +116,10 @@ class GainCampaign:
 
     def _results(self, context: int, verdicts: Mapping[tuple[int, str], GainVerdict]) -> list[GainResult]:
         folder = self._boots["b"][-1].runs[context].folder
+        minutes = math.fsum(each.minutes for boots in self._boots.values() for each in boots)
         results = []
         for gain in self._gains[context]:
-            result = GainResult(gain, context, verdicts[context, gain.short], folder)
+            result = GainResult(gain, context, verdicts[context, gain.short], folder, minutes)
             self._state.say(f"context {context}: {result.verdict.status}: {result.line}")
             results.append(result)
         return results

@@ -137,9 +137,11 @@ def expected(state: PerfState, asked: Asked) -> Expected:
     loads_of = {tier.name: asked.contexts.get(tier.name, ()) for tier in state.settings.tiers}
     # Boots, and the loads of each.
     each = [(_boots_of(state, tier, loads_of[tier.name]), len(loads_of[tier.name])) for tier in state.settings.tiers]
-    if options.against is None:  # all gains of two tiers are decided on the same boots
+    for_a_gain = 2 * PAIRS_AT_LOOK[0]
+    if options.against is None and (options.boots is None or options.boots >= for_a_gain):
+        # All gains of two tiers are decided on the same boots.
         pairs = {(gain.tier, gain.over): len(contexts) for gain, contexts in asked.gains.items()}
-        each += [(2 * PAIRS_AT_LOOK[0], loads) for loads in pairs.values()]
+        each += [(for_a_gain, loads) for loads in pairs.values()]
     load_s = workload.duration_s + _BETWEEN_S
     total_s = sum(boots * ((known or _BOOT_S) + loads * load_s) for boots, loads in each)
     return Expected(asked, sum(boots for boots, _ in each), total_s, is_known=known is not None)

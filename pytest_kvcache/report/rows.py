@@ -106,7 +106,7 @@ def properties(result: CellResult, metric: AnyGate | None) -> dict[str, Any]:
         "engine_minutes": round(sum(result.minutes), 2),
     }
     if (declared := declared_gate(result, metric)) is not None and metric is not None:
-        found["gate"] = declared.line
+        found |= {"gate": declared.line, **declared.figures}
     gate = gate_of(result, metric)
     if gate is not None:
         found |= {

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from pytest_kvcache.verdict.gains import Gain
 from pytest_kvcache.verdict.limits import Limit, LimitVerdict
@@ -38,12 +38,14 @@ class GateVerdict:
         status: `pass`, `improved`, `regressed`, `inconclusive`, `no-baseline`, `incomparable` or `invalid`.
         line: In one line, for people: figures with their units.
         reasons: What a reader should know besides, a line each.
+        figures: What it rests on, for programs, in place of what its cell has under the same name.
     """
 
     gate: DeclaredGate
     status: str
     line: str
     reasons: tuple[str, ...] = ()
+    figures: Mapping[str, float] = field(default_factory=dict, hash=False)
 
 
 def told_tokens(gate: TokenGate, found: TokenVerdict) -> GateVerdict:

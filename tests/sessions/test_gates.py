@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import xml.etree.ElementTree as ET
 
 import pytest
 
@@ -57,7 +58,9 @@ def test_a_tier_is_held_against_another_in_the_same_session(project: Project) ->
     table = '"cpu over gpu" = { speed = 0.000001, ttft = 0.000001 }\n"s3 over gpu" = { ttft = 1 }'
     gains = f"\n[profiles.stub.gates.gains]\n{table}\n"
     configure(project, toml(duration_s=0.3, more=gains))
-    result = run(project, "--tier", "cpu", "-k", "gain", "--kv-boots", "4", "--kv-strict", "-v")
+    report = project.path / "junit.xml"
+    options = ("--kv-boots", "4", "--kv-strict", "-v", f"--junitxml={report}")
+    result = run(project, "--tier", "cpu", "-k", "gain", *options)
     result.assert_outcomes(passed=1, failed=1, deselected=3)
     result.stdout.fnmatch_lines(
         [
@@ -70,6 +73,11 @@ def test_a_tier_is_held_against_another_in_the_same_session(project: Project) ->
     )
     boots = [p.relative_to(run_folder(project)) for p in run_folder(project).glob("*/gainboot-*")]
     assert sorted(map(str, boots)) == ["cpu/gainboot-1", "cpu/gainboot-2", "gpu/gainboot-1", "gpu/gainboot-2"]
+    cases = ET.parse(report).getroot().iter("testcase")  # noqa: S314 - written by our own pytest
+    for case in cases:
+        told = {each.get("name"): each.get("value", "") for each in case.iter("property")}
+        assert (told["kv_boots"], float(told["kv_engine_minutes"]) > 0) == ("4", True)
+        assert 0 < float(told["kv_ratio_low"]) < float(told["kv_ratio"]) < float(told["kv_ratio_high"])
 
 
 def test_too_few_boots_for_a_gain_are_said(project: Project) -> None:

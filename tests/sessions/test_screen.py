@@ -64,6 +64,8 @@ def test_a_session_ends_with_one_screen(project: Project) -> None:
             "--tier cpu -k over-gpu",
             "decode, gain-ttft-over-gpu, gain-speed-over-gpu at contexts 50, 60; * for 5 boots (*",
         ),
+        ("--tier cpu --kv-boots 3", "* for 1 boot (*"),
+        ("--tier cpu --kv-boots 4", "* for 5 boots (*"),
         ("--tier cpu -k decode", "decode at contexts 50, 60; * for 1 boot (*"),
     ],
 )
