@@ -259,10 +259,8 @@ def asked_of(items: Sequence[pytest.Item], chosen: Settings) -> header.Asked:
     """Return what tests ask for; one that names no tier or context may ask for each of the profile's."""
     contexts: dict[str, list[int]] = {}
     for tier in chosen.tiers:
-        own = [_params(item).get("kv_context") for item in items if _tier_of(item) in {tier.name, ""}]
-        named = sorted({n for n in own if isinstance(n, int)})
-        if own:
-            contexts[tier.name] = named or list(chosen.profile.workload.context_tokens)
+        if any(_tier_of(item) in {tier.name, ""} for item in items):
+            contexts[tier.name] = selected_contexts(items, tier) or list(chosen.profile.workload.context_tokens)
     by_gain = {gain: gain_contexts(items, gain) for gain in chosen.profile.gates.declared_gains()}
     return header.Asked(contexts, {gain: lengths for gain, lengths in by_gain.items() if lengths})
 

@@ -229,7 +229,7 @@ def take(lab: Lab, number: int, kind: str) -> dict[str, object]:
         "-k",
         "speed and not over",
     )
-    rows = lab.run(Job(kind, profile, options, lambda: engine(lab, kind)))
+    rows = lab.run(Job(kind, profile, options, partial(engine, lab, kind)))
     first = rows.iloc[0]
     if str(first.get("kv_verdict")) != "recorded":
         raise SystemExit(f"{kind}: {first.get('kv_verdict')}; {lab.folder / 'logs'} has what it said")

@@ -17,6 +17,7 @@ from pytest_kvcache.campaign.comparability import machine_name, workload_hash
 from pytest_kvcache.campaign.result import CellResult
 from pytest_kvcache.campaign.runner import RunResult
 from pytest_kvcache.campaign.state import PerfState
+from pytest_kvcache.config.options import UpdateMode
 from pytest_kvcache.errors import BaselineError
 from pytest_kvcache.load.stopping import StopRule
 from pytest_kvcache.telemetry.revision import uncommitted
@@ -39,6 +40,19 @@ class _Open:
     minutes: list[float] = field(default_factory=list)
     verdict: CellVerdict | None = None
     done: bool = False
+
+
+def to_record(update: UpdateMode, baseline_boots: int, had: int) -> int:
+    """Return how many boots of a cell a session is to record: none where it is only compared.
+
+    Args:
+        update: What the session stores.
+        baseline_boots: Of a whole baseline.
+        had: Boots that the cell's baseline has.
+    """
+    if update == "none":
+        return 0
+    return baseline_boots if update == "all" else max(0, baseline_boots - had)
 
 
 class BaselineCampaign:
@@ -65,10 +79,9 @@ class BaselineCampaign:
         self._cells: dict[int, _Open] = {}
         for length in contexts:
             old = stored[length]
-            lacks = rules.baseline_boots - (len(old.boots) if old and options.update == "missing" else 0)
-            records = options.update == "all" or (options.update == "missing" and lacks > 0)
-            allowed = lacks if records else rules.looks
-            self._cells[length] = _Open(self._cell(length), old, records, min(allowed, options.boots or allowed))
+            lacks = to_record(options.update, rules.baseline_boots, len(old.boots) if old else 0)
+            allowed = lacks or rules.looks
+            self._cells[length] = _Open(self._cell(length), old, lacks > 0, min(allowed, options.boots or allowed))
 
     def run(self) -> dict[int, CellResult]:
         """Boot until every cell is decided or recorded; return them by context length.

@@ -10,6 +10,8 @@ from pytest_kvcache.client.framing import Pieces, body_pieces
 
 #: The last event of a stream of the OpenAI API.
 DONE = b"[DONE]"
+#: The last event has not more bytes than this, also where each of them is a chunk of its own.
+_GLANCED = 64
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 _BOM = b"\xef\xbb\xbf"
 
@@ -21,6 +23,19 @@ def events(pieces: Pieces) -> Iterator[tuple[float, bytes]]:
         ValueError: The framing is broken.
     """
     return ((event.arrived_s, event.data) for event in typed_events(pieces))
+
+
+def may_be_done(pieces: Pieces, data: bytes) -> bool:
+    """Return whether the last event may have come with `data`, the newest of `pieces`; mostly told at a glance."""
+    if DONE in data:
+        return True
+    last = data[-_GLANCED:]
+    if DONE[-1:] not in last:
+        return False
+    if len(data) < _GLANCED:
+        # It may have come in many small pieces, with the framing of chunks between its bytes.
+        last = b"".join(piece for _, piece in pieces[-_GLANCED:])[-_GLANCED:]
+    return all(byte in last for byte in DONE)
 
 
 class Event(NamedTuple):

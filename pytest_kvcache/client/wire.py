@@ -37,8 +37,6 @@ _BATCH = 8
 _AT_ONCE_S = 0.25
 #: How long a stream that came to its last event may keep its connection open (s).
 _DONE_S = 1.0
-#: The last event has not more bytes than this, also where each of them is a chunk of its own.
-_GLANCED = 64
 _READABLE = select.EPOLLIN | select.EPOLLRDHUP
 
 
@@ -214,7 +212,7 @@ class Wire:
                 at, data = connection.receive()
                 if not data:
                     return
-                self._take(connection, exchange, time.monotonic() if at is None else at, data)
+                self._take(connection, exchange, at, data)
 
     def _wait_to_send(self, connection: Connection, waits: bool) -> None:
         if connection.waits_to_send != waits:
@@ -235,7 +233,7 @@ class Wire:
             if exchange is None:
                 self._drop(connection)  # no request is open here: mostly, the server tells of its timeout
             else:
-                self._take(connection, exchange, time.monotonic() if at is None else at, data)
+                self._take(connection, exchange, at, data)
             if connection.waits_to_send and self._connections.get(connection.fd) is connection:
                 self._flush(connection)
             return
@@ -254,13 +252,13 @@ class Wire:
             return
         self._drop(connection, CLOSED, "before the end of the answer")
 
-    def _take(self, connection: Connection, exchange: Exchange, at: float, data: bytes) -> None:
+    def _take(self, connection: Connection, exchange: Exchange, at: float | None, data: bytes) -> None:
         try:
-            over = connection.answer.take(at, data)
+            over = connection.answer.take(time.monotonic() if at is None else at, data)
         except ValueError as error:
             self._drop(connection, MALFORMED, str(error))
             return
-        if not over and _may_be_done(exchange, data):
+        if not over and event_stream.may_be_done(exchange.pieces, data):
             self.call_at(time.monotonic() + _DONE_S, lambda: self._end_if_done(exchange))
         if over:
             head = connection.answer.head
@@ -337,16 +335,3 @@ class Wire:
         exchange.failed = failed
         exchange.payload = b""  # the timer of its deadline keeps the exchange for minutes yet
         exchange.done(exchange)
-
-
-def _may_be_done(exchange: Exchange, data: bytes) -> bool:
-    """Return whether the last event may have come with `data`; most pieces can be told at a glance."""
-    if DONE in data:
-        return True
-    last = data[-_GLANCED:]
-    if DONE[-1:] not in last:
-        return False
-    if len(data) < _GLANCED:
-        # It may have come in many small pieces, with the framing of chunks between its bytes.
-        last = b"".join(piece for _, piece in exchange.pieces[-_GLANCED:])[-_GLANCED:]
-    return all(byte in last for byte in DONE)

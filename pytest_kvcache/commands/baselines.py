@@ -209,8 +209,7 @@ def _long(cell: Cell) -> str:
 
 def _text(table: pd.DataFrame) -> str:
     """Return a table for the terminal, whose last column, the longest, begins at the left."""
-    last = table.columns[-1]
-    width = max((len(text) for text in (last, *table[last].astype(str))), default=0)
-    left = table.astype({last: str}).assign(**{last: lambda each: each[last].str.ljust(width)})
-    text = left.rename(columns={last: last.ljust(width)}).to_string(index=False)
-    return "\n".join(line.rstrip() for line in text.splitlines())
+    if table.empty:
+        return table.to_string(index=False)
+    others, last = table.iloc[:, :-1].to_string(index=False).splitlines(), table.iloc[:, -1].astype(str)
+    return "\n".join(f"{line} {text}" for line, text in zip(others, (last.name, *last), strict=True))

@@ -50,9 +50,7 @@ def bench_plan(plan: TierPlan, adapter: Mapping[str, Any], python: str, session:
         session: Session that owns the folders and processes.
     """
     for folder in plan.folders:
-        with session.making():
-            session.own_folder(folder)
-            folder.mkdir(parents=True, exist_ok=True)
+        session.make_folder(folder)
     launcher, logs = ProcessStarter(session), session.scratch
     storage = ServingPlan(plan, plan.storage, base_url="", model="", server_urls={}, metrics_urls={})
     try:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_kvcache.baselines import files
+from pytest_kvcache.campaign.baseline import to_record
 from pytest_kvcache.campaign.comparability import machine_name
 from pytest_kvcache.campaign.runner import RUN
 from pytest_kvcache.campaign.state import PerfState
@@ -16,9 +16,10 @@ from pytest_kvcache.config.balancer import Balancer
 from pytest_kvcache.errors import KvCacheError
 from pytest_kvcache.preflight.balancer import ROUTER
 from pytest_kvcache.serving.tier import Tier
+from pytest_kvcache.verdict.cells import StoredCell
 from pytest_kvcache.verdict.evidence import counted
 from pytest_kvcache.verdict.gains import Gain
-from pytest_kvcache.verdict.paired import PAIRS_AT_LOOK
+from pytest_kvcache.verdict.paired import PAIRS_AT_LOOK, looks_within
 
 #: How long a pair took to boot is taken from so many runs of the past, the latest first.
 _RUNS = 5
@@ -54,7 +55,7 @@ def lines(state: PerfState, expected: Expected | None) -> Iterator[str]:
     names = ", ".join(dict.fromkeys([*gates, *gains]))
     contexts = sorted({length for each in expected.asked.contexts.values() for length in each})
     at = ", ".join(map(str, contexts))
-    yield f"gates {names} at contexts {at}; baselines: {_baselines(state)}; {expected}"
+    yield f"gates {names} at contexts {at}; baselines: {_baselines(state, expected.stored)}; {expected}"
 
 
 def _deployments(state: PerfState) -> Iterator[str]:
@@ -85,14 +86,17 @@ def _machine(state: PerfState) -> str:
     return f"{here['cpu']}, {here['cores']} cores, {here['memory_gib']} GiB, {gpus}"
 
 
-def _baselines(state: PerfState) -> str:
+def _stored(state: PerfState) -> tuple[StoredCell, ...]:
+    root = state.settings.options.baselines
+    found = files.readable(files.scan(root)) if root.is_dir() and state.settings.options.against is None else ()
+    return tuple(stored for stored in found if stored.cell.profile == state.profile.name)
+
+
+def _baselines(state: PerfState, stored: Sequence[StoredCell]) -> str:
     if state.settings.options.against is not None:
         return f"none, A/B against {state.settings.options.against}"
-    root, profile = state.settings.options.baselines, state.profile
-    found = files.readable(files.scan(root)) if root.is_dir() else []
-    ours = [stored for stored in found if stored.cell.profile == profile.name]
-    gating = sum(len(stored.boots) >= profile.policy.least_boots for stored in ours)
-    return f"{len(ours)} in {root}, {gating} with boots enough to gate"
+    gating = sum(len(each.boots) >= state.profile.policy.least_boots for each in stored)
+    return f"{len(stored)} in {state.settings.options.baselines}, {gating} with boots enough to gate"
 
 
 @dataclass(frozen=True)
@@ -114,12 +118,14 @@ class Expected:
 
     Args:
         asked: What its tests ask for.
+        stored: The profile's baselines that are there and can be read.
         boots: How many: those that a baseline lacks, or one of each tier, and those of an A/B or a gain.
         total_s: All of them with their loads (s).
         is_known: Whether boots of this profile have left how long one takes here.
     """
 
     asked: Asked
+    stored: tuple[StoredCell, ...]
     boots: int
     total_s: float
     is_known: bool
@@ -134,20 +140,22 @@ def expected(state: PerfState, asked: Asked) -> Expected:
     """Return what a session takes, after what boots of its profile took before."""
     workload, options = state.profile.workload, state.settings.options
     known = _boot_s(options.runs, state.profile.name)
+    stored = _stored(state)
     loads_of = {tier.name: asked.contexts.get(tier.name, ()) for tier in state.settings.tiers}
     # Boots, and the loads of each.
-    each = [(_boots_of(state, tier, loads_of[tier.name]), len(loads_of[tier.name])) for tier in state.settings.tiers]
-    for_a_gain = 2 * PAIRS_AT_LOOK[0]
-    if options.against is None and (options.boots is None or options.boots >= for_a_gain):
-        # All gains of two tiers are decided on the same boots.
+    each = [
+        (_boots_of(state, tier, loads_of[tier.name], stored), len(loads_of[tier.name])) for tier in state.settings.tiers
+    ]
+    looks = looks_within(state.profile.policy.looks, options.boots)
+    if options.against is None and looks:  # all gains of two tiers are decided on the same boots
         pairs = {(gain.tier, gain.over): len(contexts) for gain, contexts in asked.gains.items()}
-        each += [(for_a_gain, loads) for loads in pairs.values()]
+        each += [(2 * looks[0], loads) for loads in pairs.values()]
     load_s = workload.duration_s + _BETWEEN_S
     total_s = sum(boots * ((known or _BOOT_S) + loads * load_s) for boots, loads in each)
-    return Expected(asked, sum(boots for boots, _ in each), total_s, is_known=known is not None)
+    return Expected(asked, stored, sum(boots for boots, _ in each), total_s, is_known=known is not None)
 
 
-def _boots_of(state: PerfState, tier: Tier, contexts: Sequence[int]) -> int:
+def _boots_of(state: PerfState, tier: Tier, contexts: Sequence[int], stored: Sequence[StoredCell]) -> int:
     """Return how many boots a tier needs at least."""
     options, rules = state.settings.options, state.profile.rules
     if not contexts:
@@ -156,17 +164,16 @@ def _boots_of(state: PerfState, tier: Tier, contexts: Sequence[int]) -> int:
         return 2 * PAIRS_AT_LOOK[0]
     if options.update == "none":
         return 1
-    had: dict[int, int] = {}
-    if options.update == "missing" and options.baselines.is_dir():
-        with contextlib.suppress(KvCacheError):  # what is wrong with the machine or a baseline is told by its test
-            place = (state.profile.name, machine_name(state.hardware_of(tier)), tier.name)
-            stored = files.readable(files.scan(options.baselines))
-            had = {
-                each.cell.context_tokens: len(each.boots)
-                for each in stored
-                if (each.cell.profile, each.cell.machine, each.cell.tier) == place
-            }
-    lacks = max(1, *(rules.baseline_boots - had.get(length, 0) for length in contexts))
+    try:
+        machine = machine_name(state.hardware_of(tier))
+    except KvCacheError:  # its test says what is wrong
+        machine = ""
+    had = {
+        each.cell.context_tokens: len(each.boots)
+        for each in stored
+        if (each.cell.machine, each.cell.tier) == (machine, tier.name)
+    }
+    lacks = max(1, *(to_record(options.update, rules.baseline_boots, had.get(length, 0)) for length in contexts))
     return min(lacks, options.boots or lacks)
 
 

@@ -88,6 +88,16 @@ class RunSession:
         """Have `folder` removed at the end; to be called before it is made."""
         self.journal.add_folder(folder)
 
+    def make_folder(self, folder: Path) -> None:
+        """Make a folder that is removed at the end, recorded before it is there; an existing one is removed too.
+
+        Raises:
+            RunError: The run has ended.
+        """
+        with self.making():
+            self.own_folder(folder)
+            folder.mkdir(parents=True, exist_ok=True)
+
     def own_process(self, leader: Leader) -> None:
         """Have a component ended at the latest at the end of the run."""
         self.journal.add_leader(leader)
@@ -113,10 +123,12 @@ class RunSession:
 
         Raises:
             ConfigError: DOCKER_HOST or the docker context cannot be used.
+            RunError: The run has ended.
         """
-        if not self.journal.record.docker:
-            self.journal.note_docker(containers.address())
-        return self.journal.record.docker
+        with self.making():
+            if not self.journal.record.docker:
+                self.journal.note_docker(containers.address())
+            return self.journal.record.docker
 
     def note_shared_memory(self) -> None:
         """Record the shared memory of all components, in case this run is killed."""

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from pytest_kvcache.client import event_stream
 from pytest_kvcache.client.exchange import Exchange
 from pytest_kvcache.client.framing import Pieces, StreamedAnswer
-from pytest_kvcache.client.wire import _may_be_done
 from pytest_kvcache.load import records
 from pytest_kvcache.load.answers import settle
 from pytest_kvcache.load.records import RequestRecord
@@ -112,11 +112,11 @@ def test_an_answer_that_ends_with_its_connection(name: str) -> None:
 def test_the_last_event_is_seen_however_it_is_cut(size: int, form: str) -> None:
     """A server may keep its connection open behind [DONE]: that it came is noticed with its last byte at the latest."""
     whole = UNTIL_IT_CLOSES["close"] if form == "plain" else CHUNKED + chunks(STREAM, 1, end=b"")
-    exchange = Exchange(b"", 0.0, 9.0, lambda _: None)
+    pieces: Pieces = []
     noticed = []
     for at in range(0, len(whole), size):
-        exchange.pieces.append((float(at), whole[at : at + size]))
-        if _may_be_done(exchange, whole[at : at + size]):
+        pieces.append((float(at), whole[at : at + size]))
+        if event_stream.may_be_done(pieces, whole[at : at + size]):
             noticed.append(at)
     assert noticed
     assert len(noticed) <= 3  # each costs a look through the whole answer

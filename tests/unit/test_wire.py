@@ -47,6 +47,7 @@ class Server:
         self.port = self.socket.getsockname()[1]
         self.accepted = 0
         self.written = threading.Event()
+        self.written_s: list[float] = []
         self._script, self._tls, self._answers = script, tls, answers
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -70,6 +71,7 @@ class Server:
                     for step in self._script:
                         if isinstance(step, bytes):
                             peer.sendall(step)
+                            self.written_s.append(time.monotonic())
                             self.written.set()
                         elif step < 0:
                             return
@@ -126,6 +128,8 @@ def test_an_answer_carries_its_arrivals(serve: Callable[..., Server]) -> None:
     assert exchange.sent_s is not None
     assert exchange.due_s <= exchange.sent_s <= at_a < at_b
     assert at_b - at_a > 0.19
+    assert at_a <= server.written_s[0] + 0.05
+    assert at_b <= server.written_s[1] + 0.05
 
 
 def test_a_request_is_fetched_when_it_is_due(serve: Callable[..., Server]) -> None:
@@ -149,23 +153,25 @@ def test_a_request_is_fetched_when_it_is_due(serve: Callable[..., Server]) -> No
 
 def late_s(server: Server) -> float:
     """Return the stamp of an answer, in seconds since it was written, where the loop is kept for 0.1 s after that."""
-    done: list[Exchange] = []
-    written_s: list[float] = []
+    done: list[tuple[float, Exchange]] = []
 
     def keep_the_loop() -> None:
         assert server.written.wait(5)
-        written_s.append(time.monotonic())
         time.sleep(0.1)
 
     line = Wire("127.0.0.1", server.port)
     due = time.monotonic() + 0.1
-    line.submit(Exchange(framing.request("h", "/", b""), due, due + 9, done.append))
+    line.submit(
+        Exchange(framing.request("h", "/", b""), due, due + 9, lambda each: done.append((time.monotonic(), each)))
+    )
     line.call_at(due + 0.05, keep_the_loop)
     line.run()
     line.close()
-    at = done[0].pieces[0][0]
+    ((ended_s, exchange),) = done
+    assert ended_s - server.written_s[0] >= 0.1
+    at = exchange.pieces[0][0]
     assert due < at
-    return at - written_s[0]
+    return at - server.written_s[0]
 
 
 def test_a_busy_loop_delays_no_stamp(serve: Callable[..., Server]) -> None:

@@ -147,9 +147,7 @@ class Launch:
 def make_folders(launch: Launch) -> None:
     """Make the tier's folders on this machine; each is recorded before it is there."""
     for folder in launch.tier.folders:
-        with launch.run.making():
-            launch.run.own_folder(folder)
-            folder.mkdir(parents=True, exist_ok=True)
+        launch.run.make_folder(folder)
 
 
 def remove_tier_folders(launch: Launch) -> None:

@@ -205,8 +205,7 @@ class DockerLauncher:
             gpus=self._launch.profile.gpus_per_server > 0,
             allotted=self._launch.gpus is not None,
         )
-        with self._session.making():
-            host = self._session.own_containers()
+        host = self._session.own_containers()
         try:
             with self._session.making(), containers.daemon(host) as client:
                 started = client.containers.create(**container.sdk())
